@@ -1,0 +1,44 @@
+"""The one place that knows which ArviZ is installed.
+
+ArviZ 0.23 (Python 3.11) keeps groups in an `InferenceData`, ArviZ 1.x (Python 3.12 and later) in an
+`xarray.DataTree`. Files are the same: one netCDF group each.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+ENGINE = "h5netcdf"
+IS_LEGACY = int(version("arviz").split(".")[0]) < 1
+
+
+def from_groups(groups: Mapping[str, xr.Dataset]) -> Any:
+    """ArviZ's container of `groups`: `InferenceData` in 0.x, `DataTree` in 1.x."""
+    if IS_LEGACY:
+        import arviz
+
+        return arviz.InferenceData(**groups)
+    return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
+
+
+def save(groups: Mapping[str, xr.Dataset], path: Path) -> None:
+    """Write `groups` to a netCDF file under a temporary name, then rename it to `path`."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    container = from_groups(groups)
+    container.to_netcdf(str(partial), engine=ENGINE)
+    partial.replace(path)
+
+
+def load(path: Path) -> dict[str, xr.Dataset]:
+    """The groups of a file that `save`, or either ArviZ, has written."""
+    if IS_LEGACY:
+        import arviz
+
+        data = arviz.from_netcdf(str(path), engine=ENGINE)
+        return {name: data[name] for name in data.groups()}
+    tree = xr.open_datatree(str(path), engine=ENGINE)
+    return {name: child.to_dataset() for name, child in tree.children.items()}

@@ -1,0 +1,106 @@
+"""What every guide is: one posterior, walked through the network layer by layer.
+
+    q(alpha | x) = prod_l q(alpha_l | x, alpha_{<l})
+
+A guide sees the prefix x of each token and never its target y, so that the router that is trained
+is the one that is deployed. The price is a conditioning gap: the best it can do is not the
+posterior given y, but its average over what may follow (Bayer et al. 2021, arXiv 2101.07046).
+"""
+
+from collections.abc import Iterable
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_meta.errors import UsageError, require_defined
+from pyro_meta.models.language_model import LanguageModel
+from pyro_meta.models.module import StandaloneModule
+from pyro_meta.simplex import Hardened, harden, one_hot, uncertainty
+from pyro_meta.transformer import Features, Route
+
+
+class Guide(StandaloneModule):
+    """An amortised posterior over routes; subclass it and define `posterior`.
+
+    Parameters
+    ----------
+    model
+        The language model whose routes are inferred. It stays outside the guide's own parameters.
+
+    Attributes
+    ----------
+    threshold
+        A token whose posterior has uncertainty below it is executed hard; 0 keeps every route
+        soft, 1 makes every route hard. A buffer: it is saved with the guide.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        require_defined(self, Guide, "posterior")
+        self._model = (model,)  # in a tuple: known, but no submodule of the guide
+        self.register_buffer("threshold", torch.zeros(()))
+
+    @property
+    def model(self) -> LanguageModel:
+        return self._model[0]
+
+    def posterior(self, layer: int, features: Features) -> Distribution:
+        """q(alpha_l | x, alpha_{<l}): batch [B, T], event [K], reparameterised.
+
+        Training, evaluation, read-out and generation all ask here and nowhere else.
+        """
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> None:
+        """Sample the sites route_{l} for tokens [B, T]; `targets` are taken and not looked at."""
+        model = self.model
+
+        def draw(layer: int, features: Features) -> Tensor:
+            law = Hardened(self.posterior(layer, features), self.threshold)
+            return pyro.sample(f"route_{layer}", law)
+
+        with model.plates(tokens), pyro.poutine.scale(scale=model.kl_weight):
+            model.walk(tokens, draw)
+
+    def mean_route(self, hard: bool | None = None) -> Route:
+        """The route through posterior means: what evaluation and generation follow.
+
+        Parameters
+        ----------
+        hard
+            True: the likeliest mechanism of every token. False: the mean itself. None: hard where
+            the posterior's uncertainty is below `threshold`, as in training.
+        """
+
+        def route(layer: int, features: Features) -> Tensor:
+            law = self.posterior(layer, features)
+            if hard is None:
+                return harden(law.mean, uncertainty(law), self.threshold)
+            return one_hot(law.mean) if hard else law.mean
+
+        return route
+
+
+def heads(inputs: int, hidden: int, outputs: int, layers: int) -> nn.ModuleList:
+    """One network of a single hidden layer per transformer layer, starting near its bias."""
+    if hidden < 1:
+        raise UsageError(f"guide.hidden: {hidden} given; at least 1 is allowed")
+
+    def head() -> nn.Sequential:
+        last = nn.Linear(width, outputs)
+        nn.init.normal_(last.weight, std=0.02)
+        nn.init.zeros_(last.bias)
+        return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), last)
+
+    return nn.ModuleList(head() for _ in range(layers))
+
+
+def favour(layers: Iterable[nn.Module], index: int, logit: float) -> None:
+    """Start each head with `logit` more for output `index` than for the others."""
+    for head in layers:
+        with torch.no_grad():
+            head[-1].bias[index] += logit  # type: ignore[index]

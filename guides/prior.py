@@ -1,0 +1,14 @@
+"""The guide that learns nothing: the floor that every router has to beat."""
+
+from torch.distributions import Distribution
+
+from pyro_meta.guides.base import Guide
+from pyro_meta.transformer import Features
+
+
+class PriorGuide(Guide):
+    """q(alpha_l | x) = p(alpha_l): routes are drawn from the prior, and the KL is 0."""
+
+    def posterior(self, layer: int, features: Features) -> Distribution:
+        prior = self.model.prior(layer, features.positions)
+        return prior.expand(features.tokens.shape)

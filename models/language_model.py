@@ -1,0 +1,119 @@
+"""The generative model of text with latent routes.
+
+    alpha[l, t] ~ prior(l, t)                        site route_{l}     batch [B, T], event [K]
+    y[t] ~ Categorical(network(x, alpha)[t])         site next_token    batch [B, T], observed
+
+in the plates `sequence` (dim -2) and `position` (dim -1). Only reparameterised latents may stand in
+the position plate: y[t] depends on the routes of earlier tokens, and a score-function estimator
+would drop those costs without a word.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_meta.models.module import StandaloneModule
+from pyro_meta.models.priors import Prior
+from pyro_meta.transformer import Features, Route, Transformer
+
+
+@dataclass
+class _Walk:
+    """One pass through the network, as drawn by a guide: what went in, and what came out."""
+
+    tokens: Tensor
+    routes: list[Tensor]
+    logits: Tensor
+    state: tuple[object, ...]
+
+
+class LanguageModel(StandaloneModule):
+    """p(y, alpha | x) = prod_l p(alpha_l) prod_t p(y_t | x_{<=t}, alpha_{<=t}).
+
+    Parameters
+    ----------
+    network
+        The transformer.
+    prior
+        The law of its routes.
+
+    Attributes
+    ----------
+    kl_weight
+        Scale of the route sites in model and guide; 1 is the ELBO, below 1 a tempered objective.
+        Must be above 0.
+    """
+
+    def __init__(self, network: Transformer, prior: Prior) -> None:
+        super().__init__()
+        self.network = network
+        self.prior = prior
+        self.kl_weight = 1.0
+        self._walk: _Walk | None = None
+
+    @contextmanager
+    def plates(self, tokens: Tensor) -> Iterator[None]:
+        """The plates `sequence` and `position` of tokens [B, T]."""
+        B, T = tokens.shape
+        with pyro.plate("sequence", B, dim=-2), pyro.plate("position", T, dim=-1):
+            yield
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Sample routes and next tokens, [B, T]; `targets` [B, T] observes the latter."""
+        network, prior = self.network, self.prior  # read here: registers their parameters
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        with self.plates(tokens):
+            with pyro.poutine.scale(scale=self.kl_weight):
+                routes = [
+                    pyro.sample(f"route_{layer}", prior(layer, positions))
+                    for layer in range(network.shape.layers)
+                ]
+            logits = self._already_walked(tokens, routes)
+            if logits is None:
+                logits = network(tokens, lambda layer, features: routes[layer])
+            law = dist.Categorical(logits=_at_least_32(logits))
+            return pyro.sample("next_token", law, obs=targets)
+
+    def walk(self, tokens: Tensor, route: Route) -> Tensor:
+        """Logits [B, T, V] along `route`, kept for a replay of this model with the same draws.
+
+        A guide walks the network to draw its routes, and the model replayed against it needs the
+        very same activations. So an SVI step costs one forward and one backward pass.
+        """
+        self._walk = None  # frees the activations of a walk that was never replayed
+        routes: list[Tensor] = []
+
+        def remembering(layer: int, features: Features) -> Tensor:
+            routes.append(route(layer, features))
+            return routes[-1]
+
+        logits = self.network(tokens, remembering)
+        self._walk = _Walk(tokens, routes, logits, self._network_state(tokens))
+        return logits
+
+    def _already_walked(self, tokens: Tensor, routes: Sequence[Tensor]) -> Tensor | None:
+        """The logits of the last walk, if it went exactly this way; they are given out once."""
+        walk, self._walk = self._walk, None
+        if walk is None or walk.tokens is not tokens or len(walk.routes) != len(routes):
+            return None
+        is_same_way = all(a is b for a, b in zip(walk.routes, routes, strict=True))
+        return walk.logits if is_same_way and walk.state == self._network_state(tokens) else None
+
+    def _network_state(self, tokens: Tensor) -> tuple[object, ...]:
+        """Changes whenever the network would answer otherwise to the same tokens and routes."""
+        return (
+            self.network.training,
+            torch.is_grad_enabled(),
+            torch.is_autocast_enabled(tokens.device.type),
+            tokens._version,
+            *(parameter._version for parameter in self.network.parameters()),
+        )
+
+
+def _at_least_32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,157 @@
+"""Priors p(alpha) over routes: one law on the simplex for each layer and position.
+
+A prior knows the network's mechanisms and what they cost; it never sees the text. Shapes: T
+positions, K mechanisms.
+"""
+
+from typing import cast
+
+import torch
+from pyro.distributions import Dirichlet
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_meta.costs import CostSpec, check_cost, costs_at
+from pyro_meta.errors import UsageError, require_defined
+from pyro_meta.transformer import Transformer
+
+
+class Prior(nn.Module):
+    """A law of the route of each token, p(alpha_{l,t}).
+
+    Subclass it and define `forward`; name it by import path (`--prior my_file.MyPrior`).
+
+    Parameters
+    ----------
+    network
+        The transformer whose routes are drawn: gives layers, mechanisms and costs.
+    """
+
+    def __init__(self, network: Transformer) -> None:
+        super().__init__()
+        require_defined(self, Prior, "forward")
+        self._network = (network,)  # in a tuple: known, but no submodule of the prior
+
+    @property
+    def network(self) -> Transformer:
+        return self._network[0]
+
+    def forward(self, layer: int, positions: Tensor) -> Distribution:
+        """The law for `positions` [T] of `layer`: batch [T] or [], event [K], reparameterised."""
+        raise NotImplementedError
+
+
+class CostDirichlet(Prior):
+    """alpha ~ Dirichlet(s softmax(-lambda c) + floor): cheap mechanisms are likelier.
+
+    Under the mean of this prior (at floor 0) a categorical choice q pays
+
+        KL(q || p) = lambda E_q[c] - H(q) + log sum_k exp(-lambda c_k),
+
+    which is exactly the cost penalty with entropy bonus that others add to the loss by hand.
+
+    Parameters
+    ----------
+    network
+        The transformer whose routes are drawn.
+    rate
+        lambda, nats paid per unit of cost; full attention averages 1 unit.
+    strength
+        s, how many pseudo-draws the prior is worth.
+    floor
+        Least concentration of any mechanism.
+    cost
+        `macs` (by position), `nominal`, or a list with one cost per mechanism.
+    """
+
+    def __init__(
+        self,
+        network: Transformer,
+        rate: float = 3.0,
+        strength: float = 10.0,
+        floor: float = 0.05,
+        cost: str | list[float] = "macs",
+    ) -> None:
+        super().__init__(network)
+        _require_positive(strength=strength, floor=floor)
+        if rate < 0:
+            raise UsageError(f"prior.rate: {rate} given; at least 0 is allowed")
+        check_cost(network, cost)
+        self.rate, self.strength, self.floor = rate, strength, floor
+        self.cost: CostSpec = cost
+
+    def forward(self, layer: int, positions: Tensor) -> Dirichlet:
+        costs = costs_at(self.network, self.cost, positions)
+        mean = torch.softmax(-self.rate * costs, -1)
+        return Dirichlet(self.strength * mean + self.floor)
+
+
+class PaperDirichlet(Prior):
+    """alpha ~ Dirichlet(eps + beta0 (1 - c)), the prior of Meta-Attention (arXiv 2605.28384).
+
+    Parameters
+    ----------
+    network
+        The transformer whose routes are drawn.
+    scale
+        beta0.
+    floor
+        eps. A cost of 1 + eps / beta0 or more would make a concentration negative and is refused.
+    cost
+        `nominal` or a list with one cost per mechanism.
+    """
+
+    def __init__(
+        self,
+        network: Transformer,
+        scale: float = 1.0,
+        floor: float = 0.01,
+        cost: str | list[float] = "nominal",
+    ) -> None:
+        super().__init__(network)
+        _require_positive(scale=scale, floor=floor)
+        check_cost(network, cost)
+        self.scale, self.floor = scale, floor
+        self.cost: CostSpec = cost
+        lowest = float(self._concentration(torch.arange(network.shape.context)).min())
+        if lowest <= 0:
+            raise UsageError(
+                f"prior.cost: {cost!r} gives a concentration of {lowest:.3g}; "
+                f"costs below 1 + floor / scale = {1 + floor / scale:.3g} are allowed"
+            )
+
+    def _concentration(self, positions: Tensor) -> Tensor:
+        return self.floor + self.scale * (1 - costs_at(self.network, self.cost, positions))
+
+    def forward(self, layer: int, positions: Tensor) -> Dirichlet:
+        return Dirichlet(self._concentration(positions))
+
+
+class SymmetricDirichlet(Prior):
+    """alpha ~ Dirichlet(a, ..., a): no mechanism is preferred, and cost plays no part.
+
+    Parameters
+    ----------
+    network
+        The transformer whose routes are drawn.
+    concentration
+        a; below 1 single mechanisms are favoured, above 1 mixtures.
+    """
+
+    def __init__(self, network: Transformer, concentration: float = 1.0) -> None:
+        super().__init__(network)
+        _require_positive(concentration=concentration)
+        self.concentration = concentration
+
+    def forward(self, layer: int, positions: Tensor) -> Dirichlet:
+        K = len(self.network.mechanisms)
+        dtype = cast(torch.dtype, torch.get_default_dtype())
+        return Dirichlet(
+            torch.full((len(positions), K), self.concentration, device=positions.device, dtype=dtype)
+        )
+
+
+def _require_positive(**concentrations: float) -> None:
+    for name, value in concentrations.items():
+        if not value > 0:
+            raise UsageError(f"prior.{name}: {value} given; a concentration must be above 0")

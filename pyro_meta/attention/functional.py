@@ -1,0 +1,94 @@
+"""Causal attention as pure tensor functions.
+
+Shapes: B sequences, H heads, T tokens, d head width, W window, C chunk, n chunks.
+All functions take q, k, v of shape [B, H, T, d] and return [B, H, T, d]; row t depends on
+rows 0..t alone.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WINDOW_CHUNK = 64
+LINEAR_CHUNK = 64
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal softmax attention (Vaswani et al. 2017, eq. 1); O(T^2) time, O(T) memory."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Causal softmax attention over the last `window` keys, the token itself included.
+
+    Queries are cut into chunks of C = max(W, 64); each chunk meets its own C + W - 1 keys and no
+    others, so that time and memory are O(T (W + 64)). A dense T x T mask would cost more than
+    full attention.
+
+    Parameters
+    ----------
+    q, k, v
+        [B, H, T, d].
+    window
+        W >= 1: how many keys a query sees, itself included.
+    """
+    B, H, T, d = q.shape
+    W = min(window, T)
+    C = min(max(W, WINDOW_CHUNK), T)
+    n = -(-T // C)
+    tail = n * C - T
+    past = W - 1
+    chunks_q = F.pad(q, (0, 0, 0, tail)).reshape(B * H, n, C, d)
+
+    def keys_of_chunks(x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, 0, past, tail))  # [B, H, past + n C, d]
+        chunks = padded.unfold(2, C + past, C)  # [B, H, n, d, C + past]
+        return chunks.transpose(-1, -2).reshape(B * H, n, C + past, d)
+
+    # Query i of a chunk sits at padded position i + past and sees padded keys i .. i + past.
+    i = torch.arange(C, device=q.device)[:, None]
+    j = torch.arange(C + past, device=q.device)
+    band = (j >= i) & (j <= i + past)  # [C, C + past]
+    starts = torch.arange(n, device=q.device)[:, None, None] * C
+    is_real_key = j + starts >= past  # the padding before the first token
+    out = F.scaled_dot_product_attention(
+        chunks_q, keys_of_chunks(k), keys_of_chunks(v), attn_mask=(band & is_real_key)[None]
+    )
+    return out.reshape(B, H, n * C, d)[:, :, :T]
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal kernel attention with phi(x) = elu(x) + 1 and a running normaliser.
+
+    y_t = sum_{s<=t} phi(q_t).phi(k_s) v_s / sum_{s<=t} phi(q_t).phi(k_s)
+    (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9 to 12), as a chunked scan: inside a chunk
+    the scores are formed, across chunks the d x d state is carried. O(T (C + d) d) time, O(T d)
+    memory. Sums run in float32 at least, whatever the autocast dtype.
+    """
+    B, H, T, d = q.shape
+    dtype = q.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        if dtype in (torch.float16, torch.bfloat16):
+            q, k, v = q.float(), k.float(), v.float()
+        C = min(LINEAR_CHUNK, T)
+        n = -(-T // C)
+        tail = n * C - T
+
+        def chunks(x: Tensor) -> Tensor:
+            return F.pad(x, (0, 0, 0, tail)).reshape(B, H, n, C, d)
+
+        # Padding comes after phi: phi(0) = 1 would count as keys. It lies in the future of every
+        # real query, so that zero rows suffice.
+        phi_q, phi_k, value = chunks(F.elu(q) + 1), chunks(F.elu(k) + 1), chunks(v)
+        state = phi_k.transpose(-1, -2) @ value  # [B, H, n, d, d]
+        normaliser = phi_k.sum(-2)  # [B, H, n, d]
+        state_before = state.cumsum(2) - state
+        normaliser_before = normaliser.cumsum(2) - normaliser
+        scores = (phi_q @ phi_k.transpose(-1, -2)).tril()  # [B, H, n, C, C]
+        numerator = scores @ value + phi_q @ state_before
+        denominator = scores.sum(-1, keepdim=True) + phi_q @ normaliser_before[..., None]
+        if tail:  # rows of padding have phi_q = 0; they are cut off, and must not divide 0 by 0
+            is_padding = torch.arange(n * C, device=q.device).reshape(n, C, 1) >= T
+            denominator = denominator.masked_fill(is_padding, 1.0)
+        out = (numerator / denominator).reshape(B, H, n * C, d)[:, :, :T]
+    return out.to(dtype)

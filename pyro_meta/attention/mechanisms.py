@@ -1,0 +1,140 @@
+"""Mechanisms: the ways in which a token may attend, and what each costs.
+
+A mechanism is a class; `full`, `window` and `linear` are built in, and a user's own is named by its
+import path (`my_file.MyMechanism`).
+"""
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pyro_meta.attention.functional import full_attention, linear_attention, window_attention
+from pyro_meta.errors import UsageError, require_defined
+
+
+class Mechanism(nn.Module):
+    """Causal attention over queries, keys and values that all mechanisms of a layer share.
+
+    Subclass it, set `nominal_cost`, and define `forward` and `macs`.
+
+    Attributes
+    ----------
+    nominal_cost
+        Cost in the unit of the Meta-Attention paper, where full attention is 1.
+    rotary
+        Whether q and k arrive rotated by position.
+    """
+
+    nominal_cost: ClassVar[float]
+    rotary: ClassVar[bool] = True
+
+    def __init__(self, head_width: int, window: int) -> None:
+        super().__init__()
+        require_defined(self, Mechanism, "forward", "macs")
+        self.head_width = head_width
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v [B, H, T, d] -> [B, H, T, d]; row t must depend on rows 0..t alone."""
+        raise NotImplementedError
+
+    def macs(self, position: Tensor) -> Tensor:
+        """Multiply-accumulates per head of one query at `position` (same shape, float)."""
+        raise NotImplementedError
+
+
+class Full(Mechanism):
+    """Causal softmax attention over all earlier tokens: 2 d (t + 1) MACs per head."""
+
+    nominal_cost = 1.0
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return full_attention(q, k, v)
+
+    def macs(self, position: Tensor) -> Tensor:
+        return 2.0 * self.head_width * (position + 1)
+
+
+class Window(Mechanism):
+    """Softmax over the last W keys, self included: 2 d min(t + 1, W) MACs per head."""
+
+    nominal_cost = 0.30
+
+    def __init__(self, head_width: int, window: int) -> None:
+        super().__init__(head_width, window)
+        if window < 1:
+            raise UsageError(
+                f"window: {window} given; it counts the token itself, so at least 1 is allowed"
+            )
+        self.window = window
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return window_attention(q, k, v, self.window)
+
+    def macs(self, position: Tensor) -> Tensor:
+        return 2.0 * self.head_width * (position + 1).clamp(max=self.window)
+
+
+class Linear(Mechanism):
+    """Kernel attention with a d x d state (elu + 1): 2 d^2 MACs per head, at any position."""
+
+    nominal_cost = 0.15
+    rotary = False
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return linear_attention(q, k, v)
+
+    def macs(self, position: Tensor) -> Tensor:
+        return torch.full_like(position, 2.0 * self.head_width**2, dtype=torch.get_default_dtype())
+
+
+BUILT_IN: dict[str, type[Mechanism]] = {"full": Full, "window": Window, "linear": Linear}
+
+
+def find_mechanism(name: str) -> type[Mechanism]:
+    """The class that `name` stands for: a built-in's name, or an import path `module.Class`.
+
+    Raises
+    ------
+    UsageError
+        No such name (near matches are given), or the class is not a `Mechanism`.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module_name, _, class_name = name.rpartition(".")
+    if not module_name:
+        near = difflib.get_close_matches(name, BUILT_IN, n=2, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(
+            f"mechanisms: no mechanism {name!r}; allowed are {', '.join(BUILT_IN)} "
+            f"and import paths such as my_file.MyMechanism{hint}"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"mechanisms: cannot import {name!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Mechanism)):
+        raise UsageError(
+            f"mechanisms: {name!r} is not a mechanism; a subclass of "
+            "pyro_meta.attention.Mechanism is allowed"
+        )
+    return found
+
+
+def build_mechanisms(names: Sequence[str], head_width: int, window: int) -> nn.ModuleList:
+    """One instance of each named mechanism, in order; names must be distinct and not empty."""
+    if not names:
+        raise UsageError("mechanisms: none given; at least one is needed")
+    built = [find_mechanism(name)(head_width=head_width, window=window) for name in names]
+    labels = [mechanism.name for mechanism in built]
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise UsageError(f"mechanisms: {', '.join(repeated)} given twice; each is allowed once")
+    return nn.ModuleList(built)

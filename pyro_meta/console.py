@@ -1,0 +1,117 @@
+"""What a person at the terminal meets: one error line, near matches, exit codes."""
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pyro_meta.errors import UsageError
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def run_command(command: Callable[[list[str]], int | None]) -> None:
+    """Run an entry point and exit; a `UsageError` becomes one line and code 2."""
+    try:
+        code = command(sys.argv[1:]) or 0
+    except UsageError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = USAGE_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)
+
+
+def parse(
+    parser: ArgumentParser, argv: Sequence[str], classes: dict[str, type] | None = None
+) -> Namespace:
+    """Parse `argv`; whatever is wrong with it becomes a `UsageError` that names the option.
+
+    `classes` gives the base class of each option whose value is a class.
+    """
+    try:
+        return parser.parse_args(list(argv))
+    except UsageError:
+        raise
+    except Exception as error:  # jsonargparse raises many kinds for bad input
+        raise UsageError(explain(error, parser, classes or {})) from error
+
+
+def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, type]) -> str:
+    """One line for a parsing error: the option, what is wrong with it, and near matches."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UsageError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())
+    if unknown := re.search(r"unrecognized arguments: ([^\s=]+)", text):
+        return f"unknown option {unknown[1]}{_near(unknown[1], _option_strings(parser))}"
+    keys = re.findall(r'Parser key "([^"]+)":', text)
+    if not keys:
+        return text
+    key, rest = ".".join(keys), text.rpartition(f'Parser key "{keys[-1]}":')[2].strip()
+    if inner := re.search(r"Option '([^']+)' is not accepted", rest):
+        return f"unknown option --{key}.{inner[1]}{_near(inner[1], _init_options(rest))}"
+    if key in classes:
+        base = classes[key]
+        names = _subclass_names(base)
+        allowed = f"allowed are {', '.join(names)} and import paths such as my_file.My{base.__name__}"
+        if "to be a subclass" in rest and (wrong := re.search(r"class_path='([^']+)'", rest)):
+            return f"option --{key}: {wrong[1]} is not a {base.__name__}; {allowed}"
+        if given := re.search(r"(?:Got value:|path string:) (.*)$", rest):
+            value = given[1].strip(" '\"")
+            return f"option --{key}: no class {value!r}; {allowed}{_near(value, names)}"
+    return f"option --{key}: {_plain(rest)}"
+
+
+def _plain(message: str) -> str:
+    """jsonargparse's message without Python's names of types."""
+    message = re.sub(r"(\. Got value: Namespace\(.*)$", "", message)
+    message = message.replace("Expected a <class 'list'>", "expected a list such as [a,b]")
+    message = re.sub(r"Expected a <class '([^']+)'>", r"expected \1", message)
+    message = re.sub(r"Expected a typing\.Literal\[([^\]]+)\]", r"expected one of \1", message)
+    return re.sub(r"\. Got value: ", "; given: ", message)
+
+
+def _near(word: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(names), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _option_strings(parser: ArgumentParser) -> list[str]:
+    return [name for action in parser._actions for name in action.option_strings]
+
+
+def _init_options(message: str) -> list[str]:
+    """Names of the arguments of the class that a message is about."""
+    path = re.search(r"class_path='([^']+)'", message)
+    if not path:
+        return []
+    module, _, name = path[1].rpartition(".")
+    chosen = getattr(importlib.import_module(module), name)
+    return list(inspect.signature(chosen).parameters)
+
+
+def _subclass_names(base: type) -> list[str]:
+    names = {
+        found.__name__
+        for found in _subclasses(base)
+        if found.__module__.startswith("pyro_meta.")
+    }
+    return sorted(names)
+
+
+def _subclasses(base: type) -> Iterable[type]:
+    for child in base.__subclasses__():
+        yield child
+        yield from _subclasses(child)

@@ -1,0 +1,79 @@
+"""What training shows on a terminal: a progress bar, a closing table, a sample."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pyro_meta.trainer import Watcher
+
+
+@contextmanager
+def progress_bar(steps: int, done: int, console: Console) -> Iterator[Watcher]:
+    """A bar with loss, KL, cost, hard share, tokens per second and time left; on a stderr console.
+
+    Where there is no terminal to draw on, one line is printed every tenth of the way.
+    """
+    columns = (
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("train", total=steps, completed=done, figures="")
+
+        def watch(record: dict[str, Any]) -> None:
+            figures = (
+                f"loss {record['loss']:.3f}  kl {record['kl']:.3f}  "
+                f"cost {record['cost_macs']:.2f}  hard {record['hard_share']:.0%}  "
+                f"{record['tokens_per_second']:,.0f} tok/s"
+            )
+            progress.update(task, completed=record["step"], figures=figures)
+            if "val_nll_hard" in record:
+                console.print(
+                    f"step {record['step']}: validation {record['val_nll_soft']:.4f} soft, "
+                    f"{record['val_nll_hard']:.4f} hard, macs {record['cost_macs_hard']:.1%}"
+                )
+            elif not console.is_terminal and record["step"] % max(1, steps // 10) == 0:
+                console.print(f"step {record['step']}/{steps}  {figures}")
+
+        yield watch
+
+
+def closing_table(
+    summary: dict[str, Any], ngrams: tuple[float, float], gap: float, console: Console
+) -> None:
+    """What the router learned, beside what a unigram and a bigram model know."""
+    table = Table(title="validation", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    unigram, bigram = ngrams
+    rows = [
+        ("loss, soft routes (nats per token)", f"{summary['val_nll_soft']:.4f}"),
+        ("loss, hard routes", f"{summary['val_nll_hard']:.4f}"),
+        ("unigram model, bigram model", f"{unigram:.4f}, {bigram:.4f}"),
+        ("cost, nominal, soft routes (full attention = 1)", f"{summary['cost_nominal_soft']:.3f}"),
+        ("cost, nominal, hard routes", f"{summary['cost_nominal_hard']:.3f}"),
+        ("cost, MACs of attention, hard routes", f"{summary['cost_macs_hard']:.3f}"),
+        ("KL (nats per token)", f"{summary['kl_per_token']:.3f}"),
+        ("routing entropy (share of log K)", f"{summary['routing_entropy']:.3f}"),
+        ("routing information (nats)", f"{summary['routing_information']:.3f}"),
+        ("hard tokens", f"{summary['hard_fraction']:.1%}"),
+        ("read as prefixes, log-probabilities move by", f"{gap:.1e}"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+    loads = Table(title="load: share of hard choices", title_justify="left")
+    loads.add_column("layer")
+    for name in summary["load"]:
+        loads.add_column(escape(name), justify="right")
+    for layer, row in enumerate(summary["load_by_layer"]):
+        loads.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
+    loads.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")
+    console.print(loads)

@@ -1,0 +1,214 @@
+"""How good a router is: losses soft and hard, costs, and what its routes look like.
+
+Losses and KL in nats per token. Shapes: B sequences, T tokens, L layers, K mechanisms.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+
+from pyro_meta.costs import costs_at
+from pyro_meta.errors import UsageError
+from pyro_meta.guides import Guide
+from pyro_meta.models import LanguageModel
+from pyro_meta.simplex import entropy, one_hot, uncertainty
+from pyro_meta.transformer import Features, Transformer, pinned
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the modes of the modules are restored afterwards."""
+    were_training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, was_training in zip(modules, were_training, strict=True):
+            module.train(was_training)
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log p(y_t | x_{<=t}) of logits [B, T, V] and targets [B, T]: [B, T]."""
+    return F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+
+
+@dataclass
+class _Totals:
+    """Sums over tokens by layer, from which every figure of a pass follows."""
+
+    tokens: int
+    nll: float
+    mean: Tensor  # [L, K] posterior mean
+    hard: Tensor  # [L, K] likeliest mechanism
+    cost_nominal: float
+    cost_nominal_hard: float
+    cost_macs_hard: float
+    entropy: float
+    kl: float
+    hard_tokens: float
+
+
+def evaluate(
+    model: LanguageModel, guide: Guide, windows: tuple[Tensor, Tensor], batch: int
+) -> dict[str, Any]:
+    """Validation figures on tokens and targets [N, T] under the stable names of summary.json.
+
+    The network is walked twice, along posterior means (soft) and along the likeliest mechanism of
+    every token (hard). Figures of the posterior come from the walk that is deployed: the hard one
+    once every route is hard, else the soft one.
+    """
+    with evaluating(model, guide):
+        soft = _pass(model, guide, windows, batch, hard=False)
+        hard = _pass(model, guide, windows, batch, hard=True)
+    deployed = hard if float(guide.threshold) >= 1 else soft
+    names = model.network.mechanism_names
+    layers = model.network.shape.layers
+    K = len(names)
+    mean = deployed.mean / deployed.tokens  # [L, K]
+    load = hard.hard / hard.tokens
+    mean_entropy = deployed.entropy / (layers * deployed.tokens)
+    return {
+        "val_nll_soft": soft.nll / soft.tokens,
+        "val_nll_hard": hard.nll / hard.tokens,
+        "cost_nominal_soft": soft.cost_nominal / (layers * soft.tokens),
+        "cost_nominal_hard": hard.cost_nominal_hard / (layers * hard.tokens),
+        "cost_macs_hard": hard.cost_macs_hard / (layers * hard.tokens),
+        "routing_entropy": mean_entropy / math.log(K) if K > 1 else 0.0,
+        "routing_information": float(entropy(mean).mean()) - mean_entropy,
+        "kl_per_token": deployed.kl / deployed.tokens,
+        "load": dict(zip(names, load.mean(0).tolist(), strict=True)),
+        "load_by_layer": [dict(zip(names, row.tolist(), strict=True)) for row in load],
+        "hard_fraction": deployed.hard_tokens / (layers * deployed.tokens),
+    }
+
+
+def _pass(
+    model: LanguageModel, guide: Guide, windows: tuple[Tensor, Tensor], batch: int, hard: bool
+) -> _Totals:
+    network = model.network
+    L, K = network.shape.layers, len(network.mechanisms)
+    device = network.embedding.weight.device
+    totals = _Totals(
+        0, 0.0, torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    )
+    follow = guide.mean_route(hard)
+    threshold = float(guide.threshold)
+
+    def route(layer: int, features: Features) -> Tensor:
+        law = guide.posterior(layer, features)
+        mean, choice = law.mean, one_hot(law.mean)
+        nominal = costs_at(network, "nominal", features.positions)
+        macs = costs_at(network, "macs", features.positions)
+        totals.mean[layer] += mean.sum((0, 1)).cpu()
+        totals.hard[layer] += choice.sum((0, 1)).cpu()
+        totals.cost_nominal += float((mean * nominal).sum())
+        totals.cost_nominal_hard += float((choice * nominal).sum())
+        totals.cost_macs_hard += float((choice * macs).sum())
+        totals.entropy += float(entropy(mean).sum())
+        totals.kl += float(posterior_kl(law, model.prior(layer, features.positions)).sum())
+        is_hard = (uncertainty(law) < threshold) | (threshold >= 1)
+        totals.hard_tokens += float(is_hard.sum())
+        return follow(layer, features)
+
+    for tokens, targets in batches(windows, batch):
+        logits = network(tokens.to(device), route)
+        totals.nll += float(token_nll(logits, targets.to(device)).sum())
+        totals.tokens += targets.numel()
+    return totals
+
+
+def batches(windows: tuple[Tensor, Tensor], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of tokens and targets [N, T], `batch` at a time."""
+    yield from zip(windows[0].split(batch), windows[1].split(batch), strict=True)
+
+
+def posterior_kl(q: Distribution, p: Distribution) -> Tensor:
+    """KL(q || p) by batch element of q; one draw's log ratio where no closed form exists."""
+    p = p.expand(q.batch_shape)
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        draw = q.sample()
+        return q.log_prob(draw) - p.log_prob(draw)
+
+
+def prefix_gap(model: LanguageModel, guide: Guide, tokens: Tensor, ends: Iterable[int]) -> float:
+    """Largest change of a log-probability when the text after a token is cut off, in nats.
+
+    Compares the predictions for tokens [B, T], read as a whole, with those read as prefixes that
+    end at each of `ends`. Anything but rounding means that the future leaks.
+    """
+    with evaluating(model, guide):
+        route = guide.mean_route()
+        whole = model.network(tokens, route).float().log_softmax(-1)
+        gap = 0.0
+        for end in ends:
+            cut = model.network(tokens[:, :end], route).float().log_softmax(-1)
+            gap = max(gap, float((cut - whole[:, :end]).abs().max()))
+    return gap
+
+
+def require_causal(network: Transformer, tolerance: float = 1e-3) -> None:
+    """Raise `UsageError` if a mechanism of `network` lets a token see later ones.
+
+    Random tokens are read whole and cut, with every route pinned to one mechanism at a time.
+    """
+    generator = torch.Generator().manual_seed(0)
+    T = min(48, network.shape.context)
+    tokens = torch.randint(network.shape.vocabulary, (2, T), generator=generator)
+    tokens = tokens.to(network.embedding.weight.device)
+    with evaluating(network):
+        for name in network.mechanism_names:
+            route = pinned(network, name)
+            whole = network(tokens, route)
+            for end in {1, T // 3, 2 * T // 3} - {0}:
+                gap = float((network(tokens[:, :end], route) - whole[:, :end]).abs().max())
+                if not gap <= tolerance:
+                    raise UsageError(
+                        f"mechanisms: {name} sees the future: cutting the text after token {end} "
+                        f"moves earlier logits by {gap:.2g}"
+                    )
+
+
+def ngram_nll(
+    train: NDArray[np.integer], windows: tuple[Tensor, Tensor], vocabulary: int
+) -> tuple[float, float]:
+    """Losses of a unigram and a bigram model on the same targets, in nats per token.
+
+    Counts from the training part; the unigram adds one to every count, the bigram backs off to
+    the unigram with the weight of one observation.
+    """
+    counts = np.ones(vocabulary)
+    pairs = sparse.csr_array((vocabulary, vocabulary))
+    piece = 1 << 22
+    for start in range(0, len(train), piece):
+        part = np.asarray(train[start : start + piece + 1], dtype=np.int64)
+        fresh = part[:-1] if start + piece < len(train) else part
+        counts += np.bincount(fresh, minlength=vocabulary)
+        ones = np.ones(len(part) - 1)
+        pairs = pairs + sparse.csr_array(
+            (ones, (part[:-1], part[1:])), shape=(vocabulary, vocabulary)
+        )
+    unigram = counts / counts.sum()
+    seen = pairs.sum(1)
+    x, y = windows[0].numpy().ravel(), windows[1].numpy().ravel()
+    together = np.concatenate(
+        [
+            np.asarray(pairs[x[i : i + piece], y[i : i + piece]]).ravel()
+            for i in range(0, len(x), piece)
+        ]
+    )
+    bigram = (together + unigram[y]) / (seen[x] + 1)
+    return float(-np.log(unigram[y]).mean()), float(-np.log(bigram).mean())

@@ -1,0 +1,270 @@
+"""A run's folder: configuration, metrics, checkpoints and summary, whole at every moment.
+
+    config.yaml           everything needed to repeat the run
+    vocabulary.json       how its text becomes tokens
+    metrics.jsonl         one line per step
+    checkpoint/step-N/    model.safetensors, optimiser.safetensors, state.json
+    posterior.nc          draws of the routes, in ArviZ's groups
+    summary.json          the results, under stable names
+
+A file is written under a temporary name and renamed, a checkpoint likewise as a folder: a kill at
+any moment leaves the last whole one. Nothing in a run is ever unpickled.
+"""
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pyro_meta.config import Config, read_options
+from pyro_meta.corpus import Corpus
+from pyro_meta.errors import UsageError
+from pyro_meta.guides import Guide
+from pyro_meta.models import LanguageModel
+from pyro_meta.vocabulary import Vocabulary
+
+SUMMARY_KEYS = (
+    "val_nll_soft", "val_nll_hard", "cost_nominal_soft", "cost_nominal_hard", "cost_macs_hard",
+    "routing_entropy", "routing_information", "kl_per_token", "load", "load_by_layer",
+    "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
+    "router_parameters", "device", "seed", "versions",
+)  # fmt: skip
+
+
+class Run:
+    """The folder of one training run.
+
+    Use `Run.create` for a new one and `Run.open` for one that exists.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics_path = folder / "metrics.jsonl"
+        self.posterior_path = folder / "posterior.nc"
+        self.summary_path = folder / "summary.json"
+        self._checkpoints = folder / "checkpoint"
+
+    @classmethod
+    def create(cls, folder: Path | None, config_yaml: str, corpus: Corpus) -> "Run":
+        """Make the folder of a new run, by default runs/DATE-TIME.
+
+        Raises
+        ------
+        UsageError
+            The folder exists, or cannot be made.
+        """
+        folder = folder or _fresh(Path("runs"))
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            raise UsageError(
+                f"option --out: {folder} exists; name a new folder, or --resume {folder}"
+            ) from error
+        except OSError as error:
+            raise UsageError(f"option --out: cannot make {folder}: {error.strerror}") from error
+        run = cls(folder)
+        corpus.vocabulary.save(folder / "vocabulary.json")
+        _write(folder / "config.yaml", config_yaml)
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """A run that exists; raises `UsageError` if `folder` holds none."""
+        run = cls(Path(folder))
+        if not (run.folder / "config.yaml").is_file():
+            raise UsageError(f"{folder} is not a run: it has no config.yaml")
+        return run
+
+    def config(self) -> Config:
+        """The options of the run."""
+        return read_options(["--config", str(self.folder / "config.yaml")])[0]
+
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary.load(self.folder / "vocabulary.json")
+
+    # -- metrics -----------------------------------------------------------------------------
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        with open(self.metrics_path, "a", encoding="utf-8") as out:
+            out.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Every whole record; a last line that a kill cut short is passed over."""
+        if not self.metrics_path.exists():
+            return
+        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop what was logged after `step`: a resumed run logs it again."""
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        _write(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def save_checkpoint(
+        self,
+        model: LanguageModel,
+        guide: Guide,
+        optimiser: torch.optim.Optimizer | None,
+        state: dict[str, Any],
+    ) -> None:
+        """Write a checkpoint of `state["step"]`, then drop the older ones."""
+        final = self._checkpoints / f"step-{state['step']:08d}"
+        partial = self._checkpoints / f".partial-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_weights(model, guide), partial / "model.safetensors")
+        if optimiser is not None:
+            moments = _optimiser_tensors(model, guide, optimiser)
+            save_file(moments, partial / "optimiser.safetensors")
+        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        for file in [*partial.iterdir(), partial]:
+            _flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _flush(self._checkpoints)
+        for older in self._checkpoints.iterdir():
+            if older != final:
+                shutil.rmtree(older, ignore_errors=True)
+
+    def latest_checkpoint(self) -> Path | None:
+        """Folder of the newest whole checkpoint."""
+        return max(self._checkpoints.glob("step-*"), default=None)
+
+    def load_checkpoint(
+        self,
+        model: LanguageModel,
+        guide: Guide,
+        optimiser: torch.optim.Optimizer | None = None,
+    ) -> dict[str, Any]:
+        """Load the newest checkpoint in place and return its state.
+
+        Raises
+        ------
+        UsageError
+            There is none, it is damaged, or it is of another model.
+        """
+        folder = self.latest_checkpoint()
+        if folder is None:
+            raise UsageError(f"{self.folder} has no checkpoint")
+        try:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            weights = load_file(folder / "model.safetensors")
+            moments = load_file(folder / "optimiser.safetensors") if optimiser else {}
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UsageError(f"checkpoint {folder} is damaged: {error}") from error
+        for name, expected in _weights(model, guide).items():
+            if name not in weights or weights[name].shape != expected.shape:
+                found = list(weights[name].shape) if name in weights else "nothing"
+                raise UsageError(
+                    f"checkpoint {folder} is of another model: {name} is {found}, "
+                    f"and {list(expected.shape)} is needed"
+                )
+        if unknown := sorted(weights.keys() - _weights(model, guide).keys()):
+            raise UsageError(f"checkpoint {folder} is of another model: it has {unknown[0]}")
+        for prefix, module in (("model.", model), ("guide.", guide)):
+            own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            module.load_state_dict(own)
+        if optimiser is not None:
+            _load_optimiser(model, guide, optimiser, moments)
+        return state
+
+    # -- results -----------------------------------------------------------------------------
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json; its keys are part of the interface and checked."""
+        if tuple(summary) != SUMMARY_KEYS:
+            raise ValueError(f"summary has keys {list(summary)}, not {list(SUMMARY_KEYS)}")
+        _write(self.summary_path, json.dumps(summary, indent=2) + "\n")
+
+    def load(self) -> tuple[LanguageModel, Guide, Vocabulary, Config]:
+        """The trained model and guide in evaluation mode, with vocabulary and configuration."""
+        config, vocabulary = self.config(), self.vocabulary()
+        model, guide = config.build(vocabulary.size)
+        self.load_checkpoint(model, guide)
+        return model.eval(), guide.eval(), vocabulary, config
+
+
+def _fresh(parent: Path) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    names = (parent / f"{stamp}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 100))))
+    return next(name for name in names if not name.exists())
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    _flush(partial)
+    partial.replace(path)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written, so that a rename never outruns its content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _weights(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
+    named = {f"model.{name}": value for name, value in model.state_dict().items()}
+    named |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
+    return {name: value.detach().contiguous() for name, value in named.items()}
+
+
+def _named_parameters(model: nn.Module, guide: nn.Module) -> dict[nn.Parameter, str]:
+    named = {parameter: f"model.{name}" for name, parameter in model.named_parameters()}
+    return named | {parameter: f"guide.{name}" for name, parameter in guide.named_parameters()}
+
+
+def _optimiser_tensors(
+    model: nn.Module, guide: nn.Module, optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """The optimiser's state as NAME/KEY -> tensor."""
+    names = _named_parameters(model, guide)
+    return {
+        f"{names[parameter]}/{key}": value.detach().contiguous()
+        for parameter, state in optimiser.state.items()
+        for key, value in state.items()
+    }
+
+
+def _load_optimiser(
+    model: nn.Module,
+    guide: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+) -> None:
+    for parameter, name in _named_parameters(model, guide).items():
+        own = {
+            key.rpartition("/")[2]: value
+            for key, value in tensors.items()
+            if key.rpartition("/")[0] == name
+        }
+        if own:
+            optimiser.state[parameter] = {
+                key: value.to(parameter.device) for key, value in own.items()
+            }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what results depend on."""
+    names = ("pyro-meta", "torch", "pyro-ppl", "arviz", "lightning-fabric", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+

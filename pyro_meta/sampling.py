@@ -1,0 +1,92 @@
+"""Sampling text from a trained model, token by token."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_meta.errors import UsageError
+from pyro_meta.evaluation import evaluating
+from pyro_meta.guides import Guide
+from pyro_meta.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from its distribution.
+
+    Raises
+    ------
+    UsageError
+        A setting is out of range.
+    """
+
+    temperature: float = 0.8
+    """Divides the logits; below 1 is bolder than the model, above 1 wilder."""
+    top_k: int | None = None
+    """Keep the k likeliest tokens."""
+    top_p: float | None = None
+    """Keep the fewest tokens whose probabilities sum to p (nucleus sampling)."""
+    greedy: bool = False
+    """Take the likeliest token; temperature, top_k and top_p then play no part."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UsageError(
+                f"option --temperature: {self.temperature} given; above 0 is allowed "
+                "(for the likeliest token use --greedy true)"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"option --top_k: {self.top_k} given; at least 1 is allowed")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"option --top_p: {self.top_p} given; 0 < p <= 1 is allowed")
+
+    def choose(self, logits: Tensor, generator: torch.Generator) -> int:
+        """A token id from logits [V]."""
+        if self.greedy:
+            return int(logits.argmax())
+        return int(torch.multinomial(self.probabilities(logits), 1, generator=generator))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution [V] that a token is drawn from."""
+        logits = logits.float() / self.temperature
+        if self.top_k is not None and self.top_k < len(logits):
+            least = logits.topk(self.top_k).values[-1]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p is not None:
+            ordered, index = logits.softmax(-1).sort(descending=True)
+            before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
+            logits = logits.masked_fill(
+                torch.zeros_like(logits, dtype=torch.bool).scatter(0, index, before >= self.top_p),
+                -torch.inf,
+            )
+        return logits.softmax(-1)
+
+
+def continue_tokens(
+    model: LanguageModel,
+    guide: Guide,
+    prompt: list[int],
+    count: int,
+    sampling: Sampling,
+    seed: int,
+) -> Iterator[int]:
+    """Yield `count` tokens that continue `prompt` (not empty).
+
+    Always in evaluation mode, along the mean route, hard where training left it hard. The model
+    reads the last `context` tokens.
+    """
+    if not prompt:
+        raise UsageError("option --prompt: it is empty; at least one token is needed")
+    network = model.network
+    device = network.embedding.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
+    route = guide.mean_route()
+    tokens = list(prompt)
+    for _ in range(count):
+        with evaluating(model, guide):
+            seen = torch.tensor([tokens[-network.shape.context :]], device=device)
+            logits = network(seen, route)[0, -1]
+        tokens.append(sampling.choose(logits, generator))
+        yield tokens[-1]

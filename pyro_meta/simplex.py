@@ -1,0 +1,143 @@
+"""Laws on the simplex of routes: points, hardened laws, and how certain each is.
+
+A route alpha is a point of the simplex over K mechanisms; batch shapes are usually [B, T].
+"""
+
+import math
+from functools import singledispatch
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Dirichlet, Distribution, constraints, kl_divergence
+from torch.distributions.kl import register_kl
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """H(alpha) = -sum_k alpha_k log alpha_k in nats, over the last dimension."""
+    return torch.special.entr(weights).sum(-1)
+
+
+@singledispatch
+def expected_entropy(law: Distribution) -> Tensor:
+    """E[H(alpha)] in nats, by batch element: how undecided a draw is on average.
+
+    In closed form where there is one; otherwise the mean over 64 draws.
+    """
+    return entropy(law.sample(torch.Size([64]))).mean(0)
+
+
+@expected_entropy.register
+def _(law: Dirichlet) -> Tensor:
+    """psi(a_0 + 1) - sum_k m_k psi(a_k + 1) (Malinin & Gales 2018, arXiv 1802.10501)."""
+    a = law.concentration
+    total = a.sum(-1)
+    mean = a / total[..., None]
+    return torch.digamma(total + 1) - (mean * torch.digamma(a + 1)).sum(-1)
+
+
+def uncertainty(law: Distribution) -> Tensor:
+    """u = E[H(alpha)] / log K, in [0, 1]; 0 where there is a single mechanism."""
+    K = law.event_shape[-1]
+    undecided = expected_entropy(law)
+    return undecided / math.log(K) if K > 1 else undecided * 0.0
+
+
+def one_hot(weights: Tensor) -> Tensor:
+    """The vertex nearest to each point, in the dtype of `weights`."""
+    return F.one_hot(weights.argmax(-1), weights.shape[-1]).to(weights.dtype)
+
+
+def straight_through(weights: Tensor) -> Tensor:
+    """One-hot in value, identity in gradient (Bengio et al. 2013, arXiv 1308.3432)."""
+    return one_hot(weights) + (weights - weights.detach())
+
+
+def harden(weights: Tensor, undecided: Tensor, threshold: Tensor | float) -> Tensor:
+    """Make weights [.., K] one-hot, straight through, where `undecided` [..] < threshold.
+
+    A threshold of 1 or more hardens every token, whatever rounding does to its uncertainty.
+    """
+    threshold = torch.as_tensor(threshold, device=weights.device)
+    is_hard = (undecided < threshold) | (threshold >= 1)
+    return torch.where(is_hard[..., None], straight_through(weights), weights)
+
+
+class Point(TorchDistribution):
+    """All mass on one point of the simplex: a deterministic route.
+
+    It has no density to compare with a prior's, so that its KL from any law is taken as 0 and the
+    prior plays no part: the prior-free router.
+    """
+
+    arg_constraints = {"weights": constraints.simplex}
+    support = constraints.simplex
+    has_rsample = True
+
+    def __init__(self, weights: Tensor, validate_args: bool | None = None) -> None:
+        self.weights = weights
+        super().__init__(weights.shape[:-1], weights.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Point":
+        return Point(self.weights.expand(*batch_shape, -1), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.weights
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return self.weights.expand(torch.Size(sample_shape) + self.weights.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.new_zeros(value.shape[:-1])
+
+
+class Hardened(TorchDistribution):
+    """A posterior as it is executed: certain draws are rounded to one mechanism.
+
+    Draws alpha from `base`; where uncertainty(base) < threshold the draw is replaced by its
+    straight-through one-hot. The KL is that of `base`, whose law of alpha is what is inferred;
+    rounding is part of how the network executes it.
+    """
+
+    arg_constraints = {}
+    support = constraints.simplex
+    has_rsample = True
+
+    def __init__(self, base: Distribution, threshold: Tensor | float) -> None:
+        self.base, self.threshold = base, threshold
+        self.draw: Tensor | None = None
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Hardened":
+        return Hardened(self.base.expand(batch_shape), self.threshold)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        self.draw = self.base.rsample(torch.Size(sample_shape))
+        return harden(self.draw, uncertainty(self.base), self.threshold)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Density of `base`, at the soft draw behind `value` if `value` was drawn here."""
+        behind = self.draw is not None and self.draw.shape == value.shape
+        return self.base.log_prob(self.draw if behind else value)
+
+
+@register_kl(Point, Distribution)
+def _kl_point(q: Point, p: Distribution) -> Tensor:
+    return q.weights.new_zeros(q.batch_shape)
+
+
+@register_kl(Hardened, Distribution)
+def _kl_hardened(q: Hardened, p: Distribution) -> Tensor:
+    """Analytic KL of the base where there is one, else one draw's log ratio."""
+    try:
+        return kl_divergence(q.base, p)
+    except NotImplementedError:
+        draw = q.base.rsample() if q.draw is None else q.draw
+        return q.base.log_prob(draw) - p.log_prob(draw)

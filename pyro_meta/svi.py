@@ -1,0 +1,223 @@
+"""Stochastic variational inference: the objective, its schedules and the optimiser.
+
+    loss = E_q[-log p(y | alpha)] + w(step) sum_l KL(q_l || p_l)        nats per token
+
+Schedules are pure functions of the share of training that is done, so that a resumed run needs no
+state but its step.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from pyro_meta.errors import UsageError
+from pyro_meta.guides import Guide
+from pyro_meta.models import LanguageModel
+
+
+class ELBOTerms(NamedTuple):
+    """An estimate of the objective and its parts, in nats per token."""
+
+    loss: Tensor
+    """nll + kl_weight * sum of kl, a scalar."""
+    nll: Tensor
+    """E_q[-log p(y | alpha)], a scalar."""
+    kl: Tensor
+    """KL(q_l || p_l) by layer, untempered, [L]; nll + kl.sum() is the negative ELBO."""
+    routes: Tensor
+    """The routes as they were executed, [L, B, T, K], detached (of the last particle)."""
+    means: Tensor
+    """Posterior means of the routes, [L, B, T, K], detached (of the last particle)."""
+
+
+class RouteELBO(TraceMeanField_ELBO):
+    """`TraceMeanField_ELBO` per token, with its parts told apart.
+
+    The same estimator from the same traces (a test compares both, with gradients). It leaves out
+    what Pyro computes besides and training does not need: log densities of the routes, and a
+    host-device synchronisation per evaluation.
+    """
+
+    def __init__(self, num_particles: int = 1) -> None:
+        super().__init__(num_particles=num_particles, max_plate_nesting=2)
+
+    def terms(
+        self, model: LanguageModel, guide: Guide, tokens: Tensor, targets: Tensor
+    ) -> ELBOTerms:
+        """Parts of the objective for tokens and targets [B, T], averaged over the particles."""
+        per_token = 1.0 / (targets.numel() * self.num_particles)
+        nll: Tensor | float = 0.0
+        kl: Tensor | float = 0.0
+        for model_trace, guide_trace in self._get_traces(model, guide, (tokens, targets), {}):
+            observed = model_trace.nodes["next_token"]
+            nll = nll - observed["fn"].log_prob(observed["value"]).sum() * per_token
+            sites = _route_sites(guide_trace)
+            kls = [_route_kl(site, model_trace.nodes[site["name"]]) for site in sites]
+            kl = kl + torch.stack(kls) * per_token
+            routes = torch.stack([site["value"].detach() for site in sites])
+            means = torch.stack([site["fn"].mean.detach() for site in sites])
+        assert isinstance(nll, Tensor) and isinstance(kl, Tensor)
+        return ELBOTerms(nll + model.kl_weight * kl.sum(), nll, kl, routes, means)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
+            *args, **kwargs
+        )
+        return model_trace, guide_trace
+
+
+def _route_sites(trace: Trace) -> list[dict[str, Any]]:
+    return [
+        site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and name.startswith("route_")
+    ]
+
+
+def _route_kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
+    """KL(q_l || p_l) summed over plates: analytic, or from the draw where it is not."""
+    q, p, value = guide_site["fn"], model_site["fn"], guide_site["value"]
+    try:
+        return kl_divergence(q, p).sum()
+    except NotImplementedError:
+        return (q.log_prob(value) - p.log_prob(value)).sum()
+
+
+class Objective(nn.Module):
+    """The loss as one module of model and guide, to be set up by Fabric like any network."""
+
+    def __init__(self, model: LanguageModel, guide: Guide, elbo: RouteELBO | None = None) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+        self.elbo = elbo or RouteELBO()
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> ELBOTerms:
+        with pyro.settings.context(module_local_params=True):
+            return self.elbo.terms(self.model, self.guide, tokens, targets)
+
+
+@dataclass(frozen=True)
+class KLSchedule:
+    """Weight of the KL term: 1e-6 at first, rising to its final value on a half cosine.
+
+    A weight below 1 is a tempered objective. It comes late, because a cost that bites before full
+    attention has learned anything kills it.
+    """
+
+    weight: float = 0.02
+    """Final weight; 1 is the ELBO, below 1 a tempered objective."""
+    begin: float = 0.5
+    """Share of training done when the weight begins to rise."""
+    end: float = 0.8
+    """Share of training done when the weight is final."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise UsageError(f"kl.weight: {self.weight} given; above 0 is allowed")
+        _check_span("kl", self.begin, self.end)
+
+    def __call__(self, progress: float) -> float:
+        """The weight after a share `progress` in [0, 1] of training."""
+        least = min(1e-6, self.weight)
+        return least + (self.weight - least) * _rise(progress, self.begin, self.end)
+
+
+@dataclass(frozen=True)
+class HardeningSchedule:
+    """Threshold on the uncertainty below which a token is executed hard, from 0 to 1.
+
+    Uncertainty is E_q[H(alpha)] / log K. At the end every token is hard, unless `final` says less.
+    """
+
+    begin: float = 0.6
+    """Share of training done when the first tokens may turn hard."""
+    end: float = 0.9
+    """Share of training done when the threshold is final."""
+    final: float = 1.0
+    """Final threshold: 1 makes every route hard, 0 keeps every route soft."""
+
+    def __post_init__(self) -> None:
+        _check_span("harden", self.begin, self.end)
+        if not 0 <= self.final <= 1:
+            raise UsageError(f"harden.final: {self.final} given; between 0 and 1 is allowed")
+
+    def __call__(self, progress: float) -> float:
+        """The threshold after a share `progress` in [0, 1] of training."""
+        span = self.end - self.begin
+        share = (progress - self.begin) / span if span else float(progress >= self.end)
+        return self.final * min(1.0, max(0.0, share))
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW with a warmed-up cosine schedule, and gradients clipped by their global norm."""
+
+    lr: float = 2e-3
+    """Peak learning rate."""
+    final_lr: float = 1e-4
+    """Learning rate at the end."""
+    warmup: float = 0.02
+    """Share of training over which the learning rate rises from 0."""
+    weight_decay: float = 0.1
+    """Decay of weight matrices; gains, biases, norms and embeddings are not decayed."""
+    beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: float = 0.95
+    """Decay of AdamW's second moment."""
+    clip: float = 1.0
+    """Greatest global norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"optim.{name}: {getattr(self, name)} given; above 0 is allowed")
+        for name in ("final_lr", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"optim.{name}: {getattr(self, name)} given; at least 0 is allowed")
+        for name in ("warmup", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(
+                    f"optim.{name}: {getattr(self, name)} given; at least 0 and below 1 is allowed"
+                )
+
+    def lr_at(self, progress: float) -> float:
+        """Learning rate after a share `progress` in [0, 1] of training."""
+        if progress < self.warmup:
+            return self.lr * progress / self.warmup
+        return self.lr + (self.final_lr - self.lr) * _rise(progress, self.warmup, 1.0)
+
+    def optimiser(self, module: nn.Module) -> torch.optim.AdamW:
+        """AdamW over the parameters of `module`, in a decayed and an undecayed group."""
+        linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
+        is_decayed = {id(part.weight) for part in linear}
+        parameters = list(module.parameters())
+        groups = [
+            {
+                "params": [p for p in parameters if id(p) in is_decayed],
+                "weight_decay": self.weight_decay,
+            },
+            {"params": [p for p in parameters if id(p) not in is_decayed], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
+
+
+def _rise(progress: float, begin: float, end: float) -> float:
+    """Half a cosine from 0 at `begin` to 1 at `end`."""
+    share = (progress - begin) / (end - begin) if end > begin else float(progress >= end)
+    return 0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, share)))
+
+
+def _check_span(option: str, begin: float, end: float) -> None:
+    if not 0 <= begin <= end <= 1:
+        raise UsageError(
+            f"{option}.begin, {option}.end: {begin}, {end} given; 0 <= begin <= end <= 1 is allowed"
+        )

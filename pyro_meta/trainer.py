@@ -1,0 +1,287 @@
+"""The training loop: SVI steps on one device or many, checkpoints, validation, interruption.
+
+Randomness is a function of (seed, step, micro-batch) and of nothing else. So a resumed run repeats
+the killed one bit for bit, and two processes draw what one process with two micro-batches draws.
+"""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import pyro
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from pyro_meta.config import Config
+from pyro_meta.corpus import Corpus
+from pyro_meta.costs import costs_at
+from pyro_meta.errors import UsageError
+from pyro_meta.evaluation import evaluate
+from pyro_meta.guides import Guide
+from pyro_meta.models import LanguageModel
+from pyro_meta.run import Run
+from pyro_meta.simplex import entropy
+from pyro_meta.svi import ELBOTerms, Objective
+
+
+class Watcher(Protocol):
+    """Whoever is told of each step: the progress bar, or nobody."""
+
+    def __call__(self, record: dict[str, Any]) -> None: ...
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; everything up to `step` is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"interrupted after step {step}")
+        self.step = step
+
+
+@dataclass
+class Outcome:
+    """What training leaves in memory."""
+
+    tokens_seen: int
+    seconds: float
+
+
+def make_fabric(config: Config) -> Fabric:
+    """The devices that `config` asks for; under torchrun, those that it was given.
+
+    Raises
+    ------
+    UsageError
+        There is no such device here.
+    """
+    devices, nodes = config.devices, 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    is_cuda = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if is_cuda else "32-true"
+    strategy = "ddp" if devices * nodes > 1 else "auto"
+    try:
+        return Fabric(
+            accelerator=config.accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            precision=precision,
+            strategy=strategy,
+        )
+    except Exception as error:  # Fabric raises several kinds, by accelerator
+        raise UsageError(
+            f"option --accelerator, --devices: {config.accelerator}, {devices} given; {error}"
+        ) from error
+
+
+def train(
+    config: Config,
+    corpus: Corpus,
+    run: Run,
+    fabric: Fabric,
+    model: LanguageModel,
+    guide: Guide,
+    watch: Watcher,
+    is_resumed: bool = False,
+) -> Outcome:
+    """Train `model` and `guide` in place, from the run's newest checkpoint if it is resumed.
+
+    Raises
+    ------
+    Interrupted
+        By SIGINT or SIGTERM, after a checkpoint was written.
+    UsageError
+        The loss or the gradient is not finite; the last checkpoint stands.
+    """
+    objective = Objective(model, guide).to(fabric.device)
+    optimiser = config.optim.optimiser(objective)
+    if config.compile:
+        model.network.compile_blocks()
+    first, seconds = 0, 0.0
+    if is_resumed:
+        state = run.load_checkpoint(model, guide, optimiser)
+        _require_same_text(state["corpus"], corpus)
+        first, seconds = state["step"], state["seconds"]
+        if fabric.is_global_zero:
+            run.cut_metrics(first)
+    module, fabric_optimiser = fabric.setup(objective, optimiser)
+    per_step = _Sharding(config, fabric)
+    windows = corpus.windows(config.context, config.validation_tokens)
+    costs = {
+        unit: costs_at(model.network, unit, torch.arange(config.context, device=fabric.device))
+        for unit in ("nominal", "macs")
+    }
+
+    def save(step: int) -> None:
+        if fabric.is_global_zero:
+            state = {"step": step, "seconds": seconds, "corpus": corpus.sha256}
+            run.save_checkpoint(model, guide, optimiser, state)
+
+    module.train()
+    with pyro.validation_enabled(config.debug), _stop_signals() as is_asked_to_stop:
+        if not is_resumed:
+            save(0)
+        for step in range(first, config.steps):
+            started = time.perf_counter()
+            progress = step / config.steps
+            model.kl_weight = config.kl(progress)
+            guide.threshold.fill_(config.harden((step + 1) / config.steps))
+            for group in optimiser.param_groups:
+                group["lr"] = config.optim.lr_at((step + 1) / config.steps)
+            terms = _accumulate(config, corpus, fabric, module, per_step, step)
+            norm = fabric.clip_gradients(module, fabric_optimiser, max_norm=config.optim.clip)
+            figures = _figures(terms, costs)
+            figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
+            figures = _average(fabric, figures)
+            _require_finite(figures, step + 1, run)
+            fabric_optimiser.step()
+            fabric_optimiser.zero_grad()
+            must_stop = figures.pop("stop") > 0
+            elapsed = time.perf_counter() - started
+            seconds += elapsed
+            record = {
+                "step": step + 1,
+                **figures,
+                "entropy_by_layer": _entropy_by_layer(terms),
+                "kl_weight": model.kl_weight,
+                "threshold": float(guide.threshold),
+                "lr": optimiser.param_groups[0]["lr"],
+                "tokens": (step + 1) * config.batch * config.context,
+                "tokens_per_second": config.batch * config.context / elapsed,
+            }
+            is_last = step + 1 == config.steps
+            is_due = config.validate_every and (step + 1) % config.validate_every == 0
+            if fabric.is_global_zero:
+                if is_due and not is_last:
+                    record |= evaluate(model, guide, windows, config.batch)
+                run.append_metrics(record)
+                watch(record)
+            if is_last or must_stop or (step + 1) % config.checkpoint_every == 0:
+                save(step + 1)
+            if must_stop and not is_last:
+                raise Interrupted(step + 1)
+    fabric.barrier()
+    return Outcome(config.steps * config.batch * config.context, seconds)
+
+
+class _Sharding:
+    """Which rows of a global batch each micro-batch of this process reads."""
+
+    def __init__(self, config: Config, fabric: Fabric) -> None:
+        parts = fabric.world_size * config.accumulate
+        if config.batch % parts:
+            raise UsageError(
+                f"batch: {config.batch} given; it must be divisible by devices x accumulate = "
+                f"{parts}"
+            )
+        self.rows = config.batch // parts
+        first = fabric.global_rank * config.accumulate
+        self.indices = range(first, first + config.accumulate)
+
+
+def _accumulate(
+    config: Config,
+    corpus: Corpus,
+    fabric: Fabric,
+    module: Any,
+    sharding: _Sharding,
+    step: int,
+) -> list[ELBOTerms]:
+    """Backward through every micro-batch of this process; gradients average over all of them."""
+    tokens, targets = corpus.batch(config.seed, step, config.batch, config.context)
+    collected = []
+    for index in sharding.indices:
+        rows = slice(index * sharding.rows, (index + 1) * sharding.rows)
+        x, y = fabric.to_device((tokens[rows], targets[rows]))
+        torch.manual_seed(micro_batch_seed(config.seed, step, index))
+        is_last = index == sharding.indices[-1]
+        with fabric.no_backward_sync(module, enabled=not is_last):
+            terms = module(x, y)
+            fabric.backward(terms.loss / config.accumulate)
+        collected.append(terms)
+    return collected
+
+
+def micro_batch_seed(seed: int, step: int, index: int) -> int:
+    """Seed of the draws and the dropout of one micro-batch."""
+    return int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0])
+
+
+def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, float]:
+    """Figures of a step on this process: means over its micro-batches."""
+    routes = torch.cat([terms.routes for terms in collected], 1)  # [L, B, T, K]
+    nll = float(torch.stack([terms.nll.detach() for terms in collected]).mean())
+    kl = float(torch.stack([terms.kl.detach().sum() for terms in collected]).mean())
+    return {
+        "loss": float(torch.stack([terms.loss.detach() for terms in collected]).mean()),
+        "nll": nll,
+        "kl": kl,
+        "elbo": -(nll + kl),
+        "cost_nominal": float((routes * costs["nominal"]).sum(-1).mean()),
+        "cost_macs": float((routes * costs["macs"]).sum(-1).mean()),
+        "hard_share": float((routes.amax(-1) == 1).float().mean()),
+    }
+
+
+def _entropy_by_layer(collected: list[ELBOTerms]) -> list[float]:
+    """Mean H(m) / log K of each layer's posterior means."""
+    means = torch.cat([terms.means for terms in collected], 1)
+    K = means.shape[-1]
+    normalised = entropy(means).mean((1, 2)) / (math.log(K) if K > 1 else 1.0)
+    return [round(value, 6) for value in normalised.tolist()]
+
+
+def _average(fabric: Fabric, figures: dict[str, float]) -> dict[str, float]:
+    """Means of the figures over all processes."""
+    if fabric.world_size == 1:
+        return figures
+    packed = torch.tensor(list(figures.values()), dtype=torch.float64, device=fabric.device)
+    reduced = fabric.all_reduce(packed, reduce_op="mean")
+    return dict(zip(figures, reduced.tolist(), strict=True))
+
+
+def _require_finite(figures: dict[str, float], step: int, run: Run) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(figures[name]):
+            raise UsageError(
+                f"{name} is {figures[name]} at step {step}; the checkpoint "
+                f"{run.latest_checkpoint()} stands; a lower --optim.lr may help"
+            )
+
+
+def _require_same_text(sha256: str, corpus: Corpus) -> None:
+    if sha256 != corpus.sha256:
+        raise UsageError(
+            f"data: the run began on a text of sha256 {sha256[:12]}; now it is {corpus.description}"
+        )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a question that the loop asks after each step."""
+    asked: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        asked.append(signum)
+        for kept, handler in previous.items():  # a second one stops at once
+            signal.signal(kept, handler)
+
+    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    for kind in previous:
+        signal.signal(kind, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)

@@ -1,0 +1,241 @@
+"""The backbone: a pre-norm transformer in which every token mixes attention mechanisms.
+
+    h'  = h  + W_o sum_k alpha_k g_k A_k(q, k, v)        q, k, v from norm(h), shared by all k
+    h'' = h' + MLP(norm(h'))
+
+Where the weights alpha come from is not its business: `forward(tokens, route)` asks
+`route(layer, features)` for them. With every route pinned to `full` it is an ordinary transformer.
+
+Shapes: B sequences, T tokens, L layers, K mechanisms, D width, H heads, G key-value heads,
+d = D / H head width, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_meta.attention import Mechanism, build_mechanisms
+from pyro_meta.attention.rotary import rotate, rotation
+from pyro_meta.errors import UsageError
+
+
+class Features(NamedTuple):
+    """What a router may look at before a layer: the prefix of each token, and no more."""
+
+    tokens: Tensor
+    """Token ids, [B, T]."""
+    state: Tensor
+    """The residual stream h entering the layer, [B, T, D]."""
+    normed: Tensor
+    """norm(h), which the layer projects to q, k, v, [B, T, D]."""
+    positions: Tensor
+    """Positions 0, 1, ..., [T]: absolute, never divided by the length of the sequence."""
+
+
+Route = Callable[[int, Features], Tensor]
+"""`route(layer, features)` gives the weights of the mechanisms, [B, T, K] or broadcastable."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a transformer.
+
+    Raises
+    ------
+    UsageError
+        A size is out of range, or the width is not divisible by the heads.
+    """
+
+    vocabulary: int
+    """Number of distinct tokens, V."""
+    context: int = 256
+    """Tokens seen in training; costs are normalised by it, and nothing else depends on it."""
+    width: int = 128
+    """Width D of the residual stream."""
+    layers: int = 4
+    """Number of layers L."""
+    heads: int = 4
+    """Query heads H."""
+    kv_heads: int | None = None
+    """Key-value heads G, a divisor of `heads` (grouped queries); default: as many as `heads`."""
+    window: int = 64
+    """Keys that `window` attention sees, the token itself included."""
+    dropout: float = 0.0
+    """Dropout probability after embedding, attention and MLP."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "context", "width", "layers", "heads", "window"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: {getattr(self, name)} given; at least 1 is allowed")
+        if self.width % (2 * self.heads):
+            raise UsageError(
+                f"width: {self.width} given; it must be divisible by 2 x heads = {2 * self.heads} "
+                "(rotary positions turn pairs)"
+            )
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise UsageError(
+                f"kv_heads: {self.kv_heads} given; a divisor of heads = {self.heads} is allowed"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout: {self.dropout} given; 0 <= dropout < 1 is allowed")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+class RoutedAttention(nn.Module):
+    """W_o sum_k alpha_k g_k A_k(q, k, v), with one q, k, v for all mechanisms."""
+
+    def __init__(self, shape: Shape, mechanisms: Sequence[str]) -> None:
+        super().__init__()
+        self.heads, self.head_width = shape.heads, shape.head_width
+        self.kv_heads = shape.kv_heads or shape.heads
+        self.mechanisms = build_mechanisms(mechanisms, shape.head_width, shape.window)
+        self.project_qkv = nn.Linear(
+            shape.width, (shape.heads + 2 * self.kv_heads) * shape.head_width, bias=False
+        )
+        self.gain = nn.Parameter(torch.ones(len(mechanisms), shape.width))  # g_k, one per channel
+        self.project_out = nn.Linear(shape.width, shape.width, bias=False)
+
+    def forward(self, normed: Tensor, weights: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """normed [B, T, D], weights [B, T, K] -> [B, T, D]."""
+        B, T, D = normed.shape
+        split = [self.heads, self.kv_heads, self.kv_heads]
+        qkv = self.project_qkv(normed).view(B, T, sum(split), self.head_width).transpose(1, 2)
+        q, k, v = qkv.split(split, dim=1)  # [B, H or G, T, d]
+        group = self.heads // self.kv_heads
+        if group > 1:
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        q_rotated, k_rotated = rotate(q, cos, sin), rotate(k, cos, sin)
+        mixed: Tensor | None = None
+        for index, mechanism in enumerate(self.mechanisms):
+            if cast(Mechanism, mechanism).rotary:
+                attended = mechanism(q_rotated, k_rotated, v)
+            else:
+                attended = mechanism(q, k, v)
+            attended = attended.transpose(1, 2).reshape(B, T, D)
+            part = weights[..., index, None] * (self.gain[index] * attended)
+            mixed = part if mixed is None else mixed + part
+        return self.project_out(mixed)
+
+
+class MLP(nn.Module):
+    """GELU network of one hidden layer, four times as wide."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 4 * width, bias=False)
+        self.project_out = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project_out(F.gelu(self.expand(x)))
+
+
+class Block(nn.Module):
+    """One pre-norm layer. Its first norm is called apart, since the router reads its result."""
+
+    def __init__(self, shape: Shape, mechanisms: Sequence[str]) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(shape.width)
+        self.attention = RoutedAttention(shape, mechanisms)
+        self.mlp_norm = nn.LayerNorm(shape.width)
+        self.mlp = MLP(shape.width)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(
+        self, state: Tensor, normed: Tensor, weights: Tensor, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        state = state + self.dropout(self.attention(normed, weights, cos, sin))
+        return state + self.dropout(self.mlp(self.mlp_norm(state)))
+
+
+class Transformer(nn.Module):
+    """A causal language model whose layers ask a route how each token attends.
+
+    Parameters
+    ----------
+    shape
+        Sizes.
+    mechanisms
+        Names of built-in mechanisms, or import paths of a user's own.
+
+    Raises
+    ------
+    UsageError
+        An unknown mechanism, or sizes that do not fit.
+    """
+
+    def __init__(
+        self, shape: Shape, mechanisms: Sequence[str] = ("full", "window", "linear")
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.Embedding(shape.vocabulary, shape.width)  # tied with the read-out
+        self.dropout = nn.Dropout(shape.dropout)
+        self.blocks = nn.ModuleList(Block(shape, mechanisms) for _ in range(shape.layers))
+        self.final_norm = nn.LayerNorm(shape.width)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """GPT-2's scheme: N(0, .02^2), and residual outputs smaller by sqrt(2 L)."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                is_residual = name.endswith("project_out")
+                scale = (2 * self.shape.layers) ** -0.5 if is_residual else 1.0
+                nn.init.normal_(module.weight, std=0.02 * scale)
+
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        """The mechanisms in the order of the weights (those of the first layer)."""
+        attention = cast(Block, self.blocks[0]).attention
+        return [cast(Mechanism, mechanism) for mechanism in attention.mechanisms]
+
+    @property
+    def mechanism_names(self) -> list[str]:
+        return [mechanism.name for mechanism in self.mechanisms]
+
+    def compile_blocks(self) -> None:
+        """Compile every block in place; the routes, and so all of Pyro, stay outside."""
+        for block in self.blocks:
+            block.compile()
+
+    def forward(self, tokens: Tensor, route: Route) -> Tensor:
+        """Logits of the next token, [B, T, V], for tokens [B, T].
+
+        `route` is called once per layer, outside autocast and with features in at least float32, so
+        that distributions over routes never meet half precision.
+        """
+        if tokens.dim() != 2 or tokens.shape[1] < 1:
+            raise ValueError(f"tokens must be [B, T] with T >= 1, not {list(tokens.shape)}")
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        cos, sin = rotation(positions, self.shape.head_width)
+        state = self.dropout(self.embedding(tokens))  # [B, T, D]
+        for layer, block in enumerate(self.blocks):
+            block = cast(Block, block)
+            normed = block.attention_norm(state)
+            with torch.autocast(tokens.device.type, enabled=False):
+                features = Features(tokens, _at_least_32(state), _at_least_32(normed), positions)
+                weights = route(layer, features)
+            state = block(state, normed, weights, cos, sin)
+        return F.linear(self.final_norm(state), self.embedding.weight)
+
+
+def pinned(network: Transformer, name: str) -> Route:
+    """A route that sends every token to the mechanism called `name`."""
+    index = network.mechanism_names.index(name)
+    one_hot = F.one_hot(torch.tensor(index), len(network.mechanisms))
+
+    def route(layer: int, features: Features) -> Tensor:
+        weights = one_hot.to(features.state)
+        return weights.expand(*features.tokens.shape, -1)
+
+    return route
+
+
+def _at_least_32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
