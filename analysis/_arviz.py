@@ -4,6 +4,8 @@ ArviZ 0.23 (Python 3.11) keeps groups in an `InferenceData`, ArviZ 1.x (Python 3
 `xarray.DataTree`. Files are the same: one netCDF group each.
 """
 
+import importlib
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +17,17 @@ ENGINE = "h5netcdf"
 IS_LEGACY = int(version("arviz").split(".")[0]) < 1
 
 
+def _arviz() -> Any:
+    """The arviz module, without the notice of its rewrite that importing 0.23 gives."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
+        return importlib.import_module("arviz")
+
+
 def from_groups(groups: Mapping[str, xr.Dataset]) -> Any:
     """ArviZ's container of `groups`: `InferenceData` in 0.x, `DataTree` in 1.x."""
     if IS_LEGACY:
-        import arviz
-
-        return arviz.InferenceData(**groups)
+        return _arviz().InferenceData(**groups)
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
 
@@ -36,9 +43,7 @@ def save(groups: Mapping[str, xr.Dataset], path: Path) -> None:
 def load(path: Path) -> dict[str, xr.Dataset]:
     """The groups of a file that `save`, or either ArviZ, has written."""
     if IS_LEGACY:
-        import arviz
-
-        data = arviz.from_netcdf(str(path), engine=ENGINE)
+        data = _arviz().from_netcdf(str(path), engine=ENGINE)
         return {name: data[name] for name in data.groups()}
     tree = xr.open_datatree(str(path), engine=ENGINE)
     return {name: child.to_dataset() for name, child in tree.children.items()}

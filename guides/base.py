@@ -85,9 +85,10 @@ class Guide(StandaloneModule):
         return route
 
 
-def heads(inputs: int, hidden: int, outputs: int, layers: int) -> nn.ModuleList:
+def heads(inputs: int, hidden: int | None, outputs: int, layers: int) -> nn.ModuleList:
     """One network of a single hidden layer per transformer layer, starting near its bias."""
-    if hidden < 1:
+    width = max(1, inputs // 8) if hidden is None else hidden
+    if width < 1:
         raise UsageError(f"guide.hidden: {hidden} given; at least 1 is allowed")
 
     def head() -> nn.Sequential:

@@ -1,0 +1,74 @@
+"""Shared fixtures: small models, validation on, and no trace outside temporary folders."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+from pyro_meta import (
+    CostDirichlet,
+    DirichletGuide,
+    Guide,
+    LanguageModel,
+    PaperDirichlet,
+    PaperGuide,
+    PointGuide,
+    Prior,
+    PriorGuide,
+    Shape,
+    SymmetricDirichlet,
+    Transformer,
+)
+
+PRIORS = [CostDirichlet, PaperDirichlet, SymmetricDirichlet]
+GUIDES = [DirichletGuide, PaperGuide, PointGuide, PriorGuide]
+SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
+
+
+@pytest.fixture(autouse=True)
+def _clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One thread, Pyro's validation on, an empty parameter store, a cache of our own."""
+    monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    with pyro.validation_enabled(True):
+        yield
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Float64 by default, for exact comparisons."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+Build = Callable[..., tuple[LanguageModel, Guide]]
+
+
+def build(
+    prior: type[Prior] = CostDirichlet,
+    guide: type[Guide] = DirichletGuide,
+    mechanisms: tuple[str, ...] = ("full", "window", "linear"),
+    dropout: float = 0.0,
+    layers: int = 2,
+    context: int = 24,
+) -> tuple[LanguageModel, Guide]:
+    """A small language model and its guide."""
+    shape = Shape(
+        vocabulary=13, context=context, width=16, layers=layers, heads=2, window=5, dropout=dropout
+    )
+    network = Transformer(shape, mechanisms)
+    model = LanguageModel(network, prior(network))
+    return model, guide(model)
+
+
+def text(batch: int = 3, length: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens and targets."""
+    generator = torch.Generator().manual_seed(7)
+    both = torch.randint(13, (batch, length + 1), generator=generator)
+    return both[:, :-1].contiguous(), both[:, 1:].contiguous()

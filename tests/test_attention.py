@@ -1,0 +1,192 @@
+"""Mechanisms are exact, causal and, but for full attention, linear in T."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import linear_attention as slow_linear
+from reference import softmax_attention as slow_softmax
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_meta.attention import (
+    Mechanism,
+    build_mechanisms,
+    find_mechanism,
+    full_attention,
+    linear_attention,
+    window_attention,
+)
+from pyro_meta.attention.rotary import rotate, rotation
+from pyro_meta.errors import UsageError
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+PAIRS: dict[str, tuple[Attention, Attention]] = {
+    "full": (full_attention, slow_softmax),
+    "window-1": (lambda *x: window_attention(*x, 1), lambda *x: slow_softmax(*x, 1)),
+    "window-7": (lambda *x: window_attention(*x, 7), lambda *x: slow_softmax(*x, 7)),
+    "window-100": (lambda *x: window_attention(*x, 100), lambda *x: slow_softmax(*x, 100)),
+    "linear": (linear_attention, slow_linear),
+}
+LENGTHS = [1, 63, 100, 1000]
+
+
+def qkv(length: int, dtype: torch.dtype = torch.float64, batch: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    shape = (batch, 2, length, 8)
+    return [
+        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for _ in range(3)
+    ]
+
+
+def gradients(attention: Attention, inputs: list[Tensor]) -> list[Tensor]:
+    """Output and gradients of a random projection of it."""
+    out = attention(*inputs)
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out.dtype)
+    return [out, *torch.autograd.grad((out * weight).sum(), inputs)]
+
+
+def rms_ratio(a: Tensor, b: Tensor) -> float:
+    difference = (a - b).detach().pow(2).mean().sqrt()
+    scale = b.detach().pow(2).mean().sqrt()
+    return float(difference / scale.clamp(min=0.1))  # some gradients are exactly zero
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", PAIRS)
+def test_equals_the_slow_reference_in_value_and_gradient(name: str, length: int) -> None:
+    fast, slow = PAIRS[name]
+    for ours, truth in zip(gradients(fast, qkv(length)), gradients(slow, qkv(length)), strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_float32_stays_close_to_float64(name: str) -> None:
+    fast, slow = PAIRS[name]
+    exact = gradients(slow, qkv(100))
+    single = gradients(fast, [x.detach().float().requires_grad_() for x in qkv(100)])
+    for ours, truth in zip(single, exact, strict=True):
+        assert rms_ratio(ours.double(), truth) < 1e-5
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_half_precision_keeps_dtype_and_value(name: str) -> None:
+    fast, slow = PAIRS[name]
+    inputs = [x.detach() for x in qkv(100)]
+    out = fast(*(x.bfloat16() for x in inputs))
+    assert out.dtype == torch.bfloat16
+    assert rms_ratio(out.double(), slow(*(x.bfloat16().double() for x in inputs))) < 6e-3
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(2, 150), data=st.data())
+def test_the_past_does_not_depend_on_the_future(name: str, length: int, data: Any) -> None:
+    fast, _ = PAIRS[name]
+    end = data.draw(st.integers(1, length - 1))
+    inputs = [x.detach() for x in qkv(length, batch=1)]
+    whole = fast(*inputs)
+    cut = fast(*(x[:, :, :end] for x in inputs))
+    torch.testing.assert_close(cut, whole[:, :, :end], rtol=1e-10, atol=1e-10)
+    changed = [torch.cat([x[:, :, :end], 5 * torch.randn_like(x[:, :, end:])], 2) for x in inputs]
+    torch.testing.assert_close(
+        fast(*changed)[:, :, :end], whole[:, :, :end], rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_gradients_reach_no_future_input(name: str) -> None:
+    fast, _ = PAIRS[name]
+    inputs = qkv(90)
+    grads = torch.autograd.grad(fast(*inputs)[:, :, :40].sum(), inputs)
+    for grad in grads:
+        assert (grad[:, :, 40:] == 0).all()
+
+
+class _Elements(TorchDispatchMode):
+    """Counts the elements of every tensor that is produced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.produced = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        parts = out if isinstance(out, tuple | list) else [out]
+        self.produced += sum(part.numel() for part in parts if isinstance(part, Tensor))
+        return out
+
+
+@pytest.mark.parametrize("name", ["window-7", "window-100", "linear"])
+def test_work_and_memory_grow_linearly(name: str) -> None:
+    """All tensors of a forward and backward pass together: four times the tokens, four times."""
+    fast, _ = PAIRS[name]
+
+    def produced(length: int) -> int:
+        inputs = qkv(length)
+        with _Elements() as elements:
+            fast(*inputs).sum().backward()
+        return elements.produced
+
+    assert produced(4096) < 4.2 * produced(1024)
+
+
+def test_rotary_scores_depend_on_distances_alone() -> None:
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
+
+    def score(position_q: int, position_k: int) -> Tensor:
+        at = [rotation(torch.tensor([position]), 8) for position in (position_q, position_k)]
+        return (rotate(q, *at[0]) * rotate(k, *at[1])).sum()
+
+    torch.testing.assert_close(score(9, 4), score(100_009, 100_004), rtol=1e-9, atol=1e-9)
+    assert abs(score(9, 4) - score(9, 5)) > 1e-4
+
+
+class Mean(Mechanism):
+    """A user's own mechanism: the mean of all values so far."""
+
+    nominal_cost = 0.01
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return v.cumsum(2) / torch.arange(1, v.shape[2] + 1, device=v.device)[:, None]
+
+    def macs(self, position: Tensor) -> Tensor:
+        return torch.zeros_like(position)
+
+
+def test_a_users_own_mechanism_is_found_by_import_path() -> None:
+    built = build_mechanisms(["full", f"{__name__}.Mean"], head_width=8, window=4)
+    assert [mechanism.name for mechanism in built] == ["full", "mean"]
+
+
+def test_macs_are_those_of_the_design() -> None:
+    full, window, linear = build_mechanisms(["full", "window", "linear"], head_width=8, window=4)
+    positions = torch.tensor([0.0, 3.0, 10.0])
+    assert full.macs(positions).tolist() == [16, 64, 176]
+    assert window.macs(positions).tolist() == [16, 64, 64]
+    assert linear.macs(positions).tolist() == [128, 128, 128]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["ful"], "did you mean full"),
+        (["nowhere.Mean"], "cannot import"),
+        ([f"{__name__}.Nobody"], "cannot import"),
+        ([f"{__name__}._Elements"], "not a mechanism"),
+        (["full", "full"], "given twice"),
+        ([], "none given"),
+    ],
+)
+def test_bad_mechanisms_are_refused_by_name(names: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_mechanisms(names, head_width=8, window=4)
+
+
+def test_a_window_below_one_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        find_mechanism("window")(head_width=8, window=0)

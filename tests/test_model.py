@@ -1,0 +1,193 @@
+"""The Pyro model and guide, in our objective and in plain Pyro."""
+
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from conftest import GUIDES, PRIORS, build, text
+from pyro import poutine
+from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.distributions import Dirichlet, kl_divergence
+
+from pyro_meta import Guide, LanguageModel, Prior, RouteELBO
+from pyro_meta.svi import Objective
+
+
+class Forwards:
+    """Counts the passes through a network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.count = 0
+        network.register_forward_hook(self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.count += 1
+
+
+def svi_gradients(
+    model: LanguageModel, guide: Guide, data: tuple[Tensor, Tensor]
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of `pyro.infer.SVI`, caught in place of its optimiser."""
+    caught: dict[str, Tensor] = {}
+    named = {f"model.{name}": p for name, p in model.named_parameters()}
+    named |= {f"guide.{name}": p for name, p in guide.named_parameters()}
+
+    def catch(parameters: Any) -> None:
+        given = {id(p) for p in parameters}
+        caught.update(
+            {name: p.grad.clone() for name, p in named.items() if id(p) in given and p.grad is not None}
+        )
+
+    svi = SVI(model, guide, pyro.optim.PyroOptim(torch.optim.SGD, {"lr": 0.0}), TraceMeanField_ELBO())
+    svi.optim = catch
+    return svi.step(*data), caught
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize(("weight", "threshold"), [(1.0, 0.0), (0.05, 0.0), (0.3, 1.0)])
+def test_our_objective_equals_plain_svi(
+    guide: type[Guide], prior: type[Prior], weight: float, threshold: float
+) -> None:
+    model, built = build(guide=guide, prior=prior)
+    model.kl_weight = weight
+    built.threshold.fill_(threshold)
+    data = text()
+    pyro.set_rng_seed(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro.util.warn_if_inf", lambda *a, **k: None)
+        loss, theirs = svi_gradients(model, built, data)
+    objective = Objective(model, built)
+    pyro.set_rng_seed(1)
+    terms = objective(*data)
+    terms.loss.backward()
+    tokens = data[0].numel()
+    assert float(terms.loss.detach()) * tokens == pytest.approx(loss, rel=1e-10)
+    ours = {name: p.grad * tokens for name, p in objective.named_parameters() if p.grad is not None}
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.usefixtures("double")
+def test_the_objective_equals_the_equations_written_out() -> None:
+    """E_q[-log p(y | alpha)] + w KL, from torch.distributions and no Pyro."""
+    model, guide = build()
+    model.kl_weight = 0.3
+    tokens, targets = text()
+    torch.manual_seed(2)
+    terms = Objective(model, guide)(tokens, targets)
+    torch.manual_seed(2)
+    kls = []
+
+    def route(layer: int, features: Any) -> Tensor:
+        q = Dirichlet(guide.posterior(layer, features).concentration)
+        kls.append(kl_divergence(q, Dirichlet(model.prior(layer, features.positions).concentration)))
+        return q.rsample()
+
+    logits = model.network(tokens, route)
+    nll = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(terms.nll, nll, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(terms.kl, torch.stack([kl.mean() for kl in kls]))
+    torch.testing.assert_close(terms.loss, nll + 0.3 * sum(kl.mean() for kl in kls))
+
+
+def test_a_step_walks_the_network_once() -> None:
+    model, guide = build(dropout=0.3)
+    forwards = Forwards(model.network)
+    Objective(model, guide)(*text()).loss.backward()
+    assert forwards.count == 1
+    SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO()).step(*text())
+    assert forwards.count == 2
+
+
+def test_activations_are_not_reused_where_they_would_be_stale() -> None:
+    model, guide = build()
+    forwards = Forwards(model.network)
+    data = text()
+
+    def traced() -> poutine.Trace:
+        return poutine.trace(guide).get_trace(*data)
+
+    def replayed(trace: poutine.Trace, *args: Tensor) -> Tensor:
+        nodes = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args).nodes
+        return nodes["next_token"]["fn"].logits
+
+    trace = traced()
+    fresh = replayed(trace, *data)
+    assert forwards.count == 1
+    torch.testing.assert_close(replayed(trace, *data), fresh)
+    assert forwards.count == 2, "given out once, then computed again"
+    trace = traced()
+    replayed(trace, data[0].clone(), data[1])
+    assert forwards.count == 4, "other tokens"
+    trace = traced()
+    with torch.no_grad():
+        model.network.embedding.weight.mul_(2.0)
+    replayed(trace, *data)
+    assert forwards.count == 6, "changed parameters"
+    trace = traced()
+    model.eval()
+    replayed(trace, *data)
+    assert forwards.count == 8, "another mode"
+
+
+def test_sites_and_plates_are_those_of_the_design() -> None:
+    model, guide = build()
+    trace = poutine.trace(model).get_trace(text()[0])
+    trace.compute_log_prob()
+    for layer in range(2):
+        site = trace.nodes[f"route_{layer}"]
+        assert site["fn"].batch_shape == (3, 20) and site["fn"].event_shape == (3,)
+        plates = {frame.name: frame.dim for frame in site["cond_indep_stack"]}
+        assert plates == {"sequence": -2, "position": -1}
+    assert trace.nodes["next_token"]["value"].shape == (3, 20)
+    guided = poutine.trace(guide).get_trace(text()[0])
+    assert [name for name in guided.nodes if name.startswith("route")] == ["route_0", "route_1"]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_predictive_draws_routes_and_text(guide: type[Guide]) -> None:
+    model, built = build(guide=guide)
+    tokens, _ = text()
+    posterior = Predictive(model, guide=built, num_samples=4)(tokens)
+    prior = Predictive(model, num_samples=4)(tokens)
+    for draws in (posterior, prior):
+        assert draws["route_1"].shape == (4, 3, 20, 3)
+        assert draws["next_token"].shape == (4, 3, 20)
+
+
+def test_plain_svi_learns() -> None:
+    """On a text that repeats, thirty steps of Pyro's own SVI halve the loss."""
+    model, guide = build()
+    tokens = torch.arange(24).repeat(4, 1) % 4
+    data = (tokens[:, :-1], tokens[:, 1:])
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 3e-3}), TraceMeanField_ELBO())
+    model.kl_weight = 1e-3
+    losses = [svi.step(*data) for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_two_models_in_one_process_stay_apart() -> None:
+    first, second = build(), build()
+    for model, guide in (first, second):
+        Objective(model, guide)(*text()).loss.backward()
+    assert len(pyro.get_param_store()) == 0
+    weights = [model.network.embedding.weight for model, _ in (first, second)]
+    assert not torch.equal(*weights)
+
+
+def test_more_particles_average_to_the_same_loss() -> None:
+    model, guide = build()
+    with torch.no_grad():
+        one = [float(RouteELBO().terms(model, guide, *text()).nll) for _ in range(200)]
+        many = [float(RouteELBO(8).terms(model, guide, *text()).nll) for _ in range(25)]
+    mean, error = torch.tensor(one).mean(), torch.tensor(one).std() / math.sqrt(len(one))
+    other = torch.tensor(many)
+    z = (other.mean() - mean) / math.hypot(error, other.std() / math.sqrt(len(many)))
+    assert abs(z) < 4
+    assert other.std() < torch.tensor(one).std()

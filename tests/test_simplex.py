@@ -1,0 +1,84 @@
+"""Laws on the simplex: entropies, straight-through gradients, KL."""
+
+import math
+
+import pytest
+import torch
+from pyro.distributions import Dirichlet, LogNormal
+from torch.distributions import Distribution, kl_divergence
+
+from pyro_meta.simplex import (
+    Hardened,
+    Point,
+    entropy,
+    expected_entropy,
+    harden,
+    one_hot,
+    straight_through,
+    uncertainty,
+)
+
+CONCENTRATIONS = torch.tensor([[0.3, 0.4, 0.5], [5.0, 1.0, 1.0], [200.0, 300.0, 400.0]])
+
+
+def test_expected_entropy_agrees_with_draws() -> None:
+    law = Dirichlet(CONCENTRATIONS.double())
+    draws = entropy(law.sample(torch.Size([40_000])))
+    z = (draws.mean(0) - expected_entropy(law)) / (draws.std(0) / math.sqrt(len(draws)))
+    assert (z.abs() < 4).all()
+
+
+def test_uncertainty_lies_between_a_vertex_and_the_centre() -> None:
+    assert uncertainty(Dirichlet(torch.full((3,), 1e3))) > 0.99
+    assert uncertainty(Dirichlet(torch.tensor([900.0, 0.05, 0.05]))) < 0.01
+    assert uncertainty(Point(torch.tensor([0.5, 0.5]))) == pytest.approx(1.0)
+    assert uncertainty(Dirichlet(torch.ones(4, 1))).tolist() == [0.0] * 4
+
+
+def test_straight_through_is_hard_in_value_and_soft_in_gradient() -> None:
+    weights = torch.tensor([[0.2, 0.7, 0.1]], requires_grad=True)
+    hard = straight_through(weights)
+    assert hard.tolist() == [[0.0, 1.0, 0.0]]
+    (hard * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert weights.grad is not None and weights.grad.tolist() == [[1.0, 2.0, 3.0]]
+
+
+def test_only_certain_tokens_are_hardened() -> None:
+    weights = torch.tensor([[0.6, 0.4], [0.6, 0.4]])
+    hardened = harden(weights, torch.tensor([0.3, 0.7]), 0.5)
+    assert hardened.tolist() == [[1.0, 0.0], weights[1].tolist()]
+    everything = harden(weights, torch.tensor([0.3, 1.0 + 1e-6]), 1.0)
+    assert torch.equal(everything, one_hot(weights))
+    assert torch.equal(harden(weights, torch.tensor([0.0, 0.0]), 0.0), weights)
+
+
+def test_a_hardened_law_keeps_the_divergence_of_its_base() -> None:
+    q, p = Dirichlet(CONCENTRATIONS), Dirichlet(torch.ones(3, 3))
+    hardened = Hardened(q, 1.0)
+    draw = hardened.rsample()
+    assert torch.equal(draw, one_hot(draw))
+    torch.testing.assert_close(kl_divergence(hardened, p), kl_divergence(q, p))
+    assert torch.isfinite(hardened.log_prob(draw)).all()
+
+
+def test_without_a_closed_form_the_divergence_comes_from_the_soft_draw() -> None:
+    class Other(Dirichlet):
+        """A law that nobody has registered a divergence from."""
+
+    class Unknown(Distribution):
+        arg_constraints = {}
+
+        def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+            return LogNormal(0.0, 1.0).log_prob(value).sum(-1)
+
+    q = Hardened(Other(CONCENTRATIONS), 1.0)
+    q.rsample()
+    assert q.draw is not None
+    expected = q.base.log_prob(q.draw) - Unknown(validate_args=False).log_prob(q.draw)
+    torch.testing.assert_close(kl_divergence(q, Unknown(validate_args=False)), expected)
+
+
+def test_a_point_has_no_divergence() -> None:
+    point = Point(torch.tensor([[0.2, 0.8]]))
+    assert kl_divergence(point, Dirichlet(torch.ones(2))).tolist() == [0.0]
+    assert torch.equal(point.expand([3, 1]).rsample(), point.weights.expand(3, 1, 2))

@@ -1,0 +1,66 @@
+"""Schedules are pure functions with the promised ends; the optimiser decays what it should."""
+
+import pytest
+import torch
+from conftest import build
+
+from pyro_meta.errors import UsageError
+from pyro_meta.svi import HardeningSchedule, KLSchedule, Objective, Optimisation
+
+
+def test_the_kl_weight_rises_from_next_to_nothing_to_its_final_value() -> None:
+    schedule = KLSchedule(weight=0.5, begin=0.2, end=0.6)
+    assert schedule(0.0) == schedule(0.2) == pytest.approx(1e-6)
+    assert schedule(0.4) == pytest.approx(0.25, rel=1e-3)
+    assert schedule(0.6) == schedule(1.0) == pytest.approx(0.5)
+    values = [schedule(step / 100) for step in range(101)]
+    assert values == sorted(values)
+
+
+def test_a_schedule_may_be_a_jump() -> None:
+    assert KLSchedule(weight=1.0, begin=0.0, end=0.0)(0.0) == 1.0
+    assert HardeningSchedule(begin=0.5, end=0.5)(0.49) == 0.0
+    assert HardeningSchedule(begin=0.5, end=0.5)(0.5) == 1.0
+
+
+def test_the_threshold_rises_to_one() -> None:
+    schedule = HardeningSchedule(begin=0.4, end=0.8)
+    assert [schedule(p) for p in (0.0, 0.4, 0.6, 0.8, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert HardeningSchedule(final=0.0)(1.0) == 0.0
+
+
+def test_the_learning_rate_warms_up_and_falls_on_a_cosine() -> None:
+    optim = Optimisation(lr=1.0, final_lr=0.1, warmup=0.1)
+    assert optim.lr_at(0.05) == pytest.approx(0.5)
+    assert optim.lr_at(0.1) == pytest.approx(1.0)
+    assert optim.lr_at(0.55) == pytest.approx(0.55)
+    assert optim.lr_at(1.0) == pytest.approx(0.1)
+
+
+def test_only_weights_of_linear_maps_decay() -> None:
+    objective = Objective(*build())
+    decayed, kept = Optimisation(weight_decay=0.3).optimiser(objective).param_groups
+    names = {id(p): name for name, p in objective.named_parameters()}
+    assert decayed["weight_decay"] == 0.3 and kept["weight_decay"] == 0.0
+    assert all(names[id(p)].endswith("weight") and p.dim() == 2 for p in decayed["params"])
+    kept_names = " ".join(names[id(p)] for p in kept["params"])
+    assert "embedding" in kept_names and "gain" in kept_names and "bias" in kept_names
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+    assert isinstance(decayed["params"][0], torch.nn.Parameter)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: KLSchedule(weight=0.0), "kl.weight: 0.0"),
+        (lambda: KLSchedule(begin=0.9, end=0.1), "kl.begin"),
+        (lambda: HardeningSchedule(begin=-0.1), "harden.begin"),
+        (lambda: HardeningSchedule(final=1.5), "harden.final"),
+        (lambda: Optimisation(lr=0.0), "optim.lr"),
+        (lambda: Optimisation(beta1=1.0), "optim.beta1"),
+        (lambda: Optimisation(weight_decay=-1.0), "optim.weight_decay"),
+    ],
+)
+def test_schedules_refuse_what_is_out_of_range(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UsageError, match=message):
+        make()
