@@ -65,7 +65,9 @@ def entropy_over_training(reading: Reading) -> Figure:
         np.array([record["hard_share"] for record in reading.metrics]), max(1, len(steps) // 100)
     )
     weight = np.array([record["kl_weight"] for record in reading.metrics])
-    axes.fill_between(steps, 0, hard, color="#e69f00", alpha=0.18, lw=0, label="share of hard tokens")
+    axes.fill_between(
+        steps, 0, hard, color="#e69f00", alpha=0.18, lw=0, label="share of hard tokens"
+    )
     axes.plot(
         steps, weight / max(weight.max(), 1e-12), color="#555555", ls=":", lw=1.2,
         label=f"KL weight (final {weight[-1]:.3g})",

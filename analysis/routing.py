@@ -72,10 +72,20 @@ class Verdict:
 
     name: str
     question: str
-    is_collapsed: bool
+    measure: str
     value: float
     threshold: float
-    meaning: str
+    collapses_above: bool
+
+    @property
+    def is_collapsed(self) -> bool:
+        if self.collapses_above:
+            return self.value > self.threshold
+        return self.value < self.threshold
+
+    def __str__(self) -> str:
+        side = "above" if self.collapses_above else "below"
+        return f"{self.measure} is {self.value:.3g} (collapsed {side} {self.threshold:g})"
 
 
 def collapse_verdicts(means: Array, kl: Array) -> list[Verdict]:
@@ -91,36 +101,33 @@ def collapse_verdicts(means: Array, kl: Array) -> list[Verdict]:
     Returns
     -------
     list of Verdict
-        `prior`: mean KL below .01 nats per layer (Lucas et al. 2019, arXiv 1911.02469, in the mean).
+        `prior`: mean KL below .01 nats per layer (after Lucas et al. 2019, arXiv 1911.02469).
         `token-blind`: spread of the means over tokens below .001 in every layer.
         `one mechanism`: one mechanism is the choice of over 95% of tokens in every layer.
     """
-    kl_per_layer = float(kl.mean())
-    widest = float(spread(means).max())
-    least_dominant = float(load(means).max(-1).min())
     return [
         Verdict(
-            "prior",
-            "is q = p?",
-            kl_per_layer < PRIOR_KL,
-            kl_per_layer,
-            PRIOR_KL,
-            "mean KL(q||p) per layer and token, nats; collapsed below the threshold",
+            name="prior",
+            question="Is q = p?",
+            measure="mean KL(q||p) per layer and token, in nats,",
+            value=float(kl.mean()),
+            threshold=PRIOR_KL,
+            collapses_above=False,
         ),
         Verdict(
-            "token-blind",
-            "is q the same for every token?",
-            widest < BLIND_SPREAD,
-            widest,
-            BLIND_SPREAD,
-            "widest variance of posterior means over tokens; collapsed below the threshold",
+            name="token-blind",
+            question="Is q the same for every token?",
+            measure="variance of posterior means over tokens, in the layer where it is widest,",
+            value=float(spread(means).max()),
+            threshold=BLIND_SPREAD,
+            collapses_above=False,
         ),
         Verdict(
-            "one mechanism",
-            "does one mechanism take everything?",
-            least_dominant > DOMINANT_LOAD,
-            least_dominant,
-            DOMINANT_LOAD,
-            "share of the leading mechanism where it leads least; collapsed above the threshold",
+            name="one mechanism",
+            question="Does one mechanism take everything?",
+            measure="load of the leading mechanism, in the layer where it leads least,",
+            value=float(load(means).max(-1).min()),
+            threshold=DOMINANT_LOAD,
+            collapses_above=True,
         ),
     ]

@@ -34,7 +34,11 @@ class DirichletGuide(Guide):
     """
 
     def __init__(
-        self, model: LanguageModel, hidden: int | None = None, total: float = 20.0, start: float = 1.5
+        self,
+        model: LanguageModel,
+        hidden: int | None = None,
+        total: float = 20.0,
+        start: float = 1.5,
     ) -> None:
         super().__init__(model)
         if not LEAST_TOTAL < total < MOST_TOTAL:

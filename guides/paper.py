@@ -35,9 +35,7 @@ class PaperGuide(Guide):
                 f"{type(model.prior).__name__} is not"
             )
         shape = model.network.shape
-        self.heads = heads(
-            shape.width + 2, hidden, len(model.network.mechanisms), shape.layers
-        )
+        self.heads = heads(shape.width + 2, hidden, len(model.network.mechanisms), shape.layers)
 
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         shape = self.model.network.shape

@@ -4,8 +4,6 @@ A prior knows the network's mechanisms and what they cost; it never sees the tex
 positions, K mechanisms.
 """
 
-from typing import cast
-
 import torch
 from pyro.distributions import Dirichlet
 from torch import Tensor, nn
@@ -145,10 +143,8 @@ class SymmetricDirichlet(Prior):
 
     def forward(self, layer: int, positions: Tensor) -> Dirichlet:
         K = len(self.network.mechanisms)
-        dtype = cast(torch.dtype, torch.get_default_dtype())
-        return Dirichlet(
-            torch.full((len(positions), K), self.concentration, device=positions.device, dtype=dtype)
-        )
+        concentration = torch.tensor(self.concentration, device=positions.device)
+        return Dirichlet(concentration.expand(len(positions), K))
 
 
 def _require_positive(**concentrations: float) -> None:

@@ -130,12 +130,12 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     parser = config_parser()
     bases = {name: base for name, (base, _) in CLASS_OPTIONS.items()}
     parsed = parse(parser, _resolve(argv), bases)
-    options: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_none=False))
+    options: dict[str, Any] = yaml.safe_load(parser.dump(parsed))
     chosen = parser.instantiate(parsed)
     for name in ("config", "preset", "resume"):  # said once, and not part of the run
         options.pop(name, None)
         chosen.pop(name, None)
-    options.pop("out")  # whoever repeats the run names another folder
+    options.pop("out", None)  # whoever repeats the run names another folder
     return Config(**vars(chosen)), yaml.safe_dump(options, sort_keys=False)
 
 
@@ -225,5 +225,7 @@ def _preset_names() -> list[str]:
 
 def _preset(name: str) -> Path:
     if name not in _preset_names():
-        raise UsageError(f"option --preset: {name!r} given; {', '.join(_preset_names())} are allowed")
+        raise UsageError(
+            f"option --preset: {name!r} given; {', '.join(_preset_names())} are allowed"
+        )
     return PRESETS / f"{name}.yaml"

@@ -65,7 +65,9 @@ def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, typ
     if key in classes:
         base = classes[key]
         names = _subclass_names(base)
-        allowed = f"allowed are {', '.join(names)} and import paths such as my_file.My{base.__name__}"
+        allowed = (
+            f"allowed are {', '.join(names)} and import paths such as my_file.My{base.__name__}"
+        )
         if "to be a subclass" in rest and (wrong := re.search(r"class_path='([^']+)'", rest)):
             return f"option --{key}: {wrong[1]} is not a {base.__name__}; {allowed}"
         if given := re.search(r"(?:Got value:|path string:) (.*)$", rest):
@@ -104,14 +106,13 @@ def _init_options(message: str) -> list[str]:
 
 def _subclass_names(base: type) -> list[str]:
     names = {
-        found.__name__
-        for found in _subclasses(base)
-        if found.__module__.startswith("pyro_meta.")
+        found.__name__ for found in _subclasses(base) if found.__module__.startswith("pyro_meta.")
     }
     return sorted(names)
 
 
 def _subclasses(base: type) -> Iterable[type]:
-    for child in base.__subclasses__():
+    children: list[type] = base.__subclasses__()
+    for child in children:
         yield child
         yield from _subclasses(child)

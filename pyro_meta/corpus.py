@@ -123,9 +123,7 @@ class Text(Data):
         self, path: str | None = None, tokens: str = "byte", validation: float = 0.1
     ) -> None:
         if not 0 < validation < 1:
-            raise UsageError(
-                f"data.validation: {validation} given; above 0 and below 1 is allowed"
-            )
+            raise UsageError(f"data.validation: {validation} given; above 0 and below 1 is allowed")
         self.path, self.tokens, self.validation = path, tokens, validation
 
     def corpus(self) -> Corpus:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -49,7 +50,7 @@ def closing_table(
     summary: dict[str, Any], ngrams: tuple[float, float], gap: float, console: Console
 ) -> None:
     """What the router learned, beside what a unigram and a bigram model know."""
-    table = Table(title="validation", show_header=False, title_justify="left")
+    table = Table(title="validation", show_header=False, title_justify="left", box=SIMPLE_HEAD)
     table.add_column()
     table.add_column(justify="right")
     unigram, bigram = ngrams
@@ -69,7 +70,7 @@ def closing_table(
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
-    loads = Table(title="load: share of hard choices", title_justify="left")
+    loads = Table(title="load: share of hard choices", title_justify="left", box=SIMPLE_HEAD)
     loads.add_column("layer")
     for name in summary["load"]:
         loads.add_column(escape(name), justify="right")

@@ -10,7 +10,7 @@ class UsageError(ValueError):
 
 
 def require_defined(instance: object, base: type, *methods: str) -> None:
-    """Raise `UsageError` unless the class of `instance` defines `methods` of its abstract `base`."""
+    """Raise `UsageError` unless the class of `instance` overrides `methods` of `base`."""
     missing = [name for name in methods if getattr(type(instance), name) is getattr(base, name)]
     if missing:
         raise UsageError(

@@ -100,9 +100,7 @@ def _pass(
     network = model.network
     L, K = network.shape.layers, len(network.mechanisms)
     device = network.embedding.weight.device
-    totals = _Totals(
-        0, 0.0, torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    )
+    totals = _Totals(0, 0.0, torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     follow = guide.mean_route(hard)
     threshold = float(guide.threshold)
 

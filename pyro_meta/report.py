@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -45,40 +46,34 @@ def _print_summary(reading: Reading, out: Console) -> None:
         f"attention's MACs; {summary['hard_fraction']:.0%} of tokens hard",
         soft_wrap=True,
     )
-    table = Table(title="diversity and entropy", title_justify="left")
-    headings = {
-        "layer": "layer",
-        "effective_by_load": "mechanisms\nby load",
-        "effective_per_token": "per\ntoken",
-        "information": "routing\ninformation",
-        "entropy": "entropy\n/ log K",
-        "total": "total\nuncertainty",
-        "expected": "of which\nexpected",
-        "epistemic": "of which\nepistemic",
-        "kl": "KL from\nprior",
+    table = Table(
+        title="diversity and uncertainty", title_justify="left", box=SIMPLE_HEAD, padding=0
+    )
+    columns = {
+        "effective_by_load": "N load",
+        "effective_per_token": "N token",
+        "information": "inform.",
+        "entropy": "H/log K",
+        "total": "total",
+        "expected": "expected",
+        "epistemic": "epistemic",
+        "kl": "KL",
     }
-    for heading in headings.values():
-        table.add_column(heading, justify="right")
+    for heading in ("layer", *columns.values()):
+        table.add_column(heading, justify="right", min_width=9)
     for layer, figures in enumerate(reading.diversity()):
-        table.add_row(str(layer), *(f"{figures[key]:.3f}" for key in list(headings)[1:]))
+        table.add_row(str(layer), *(f"{figures[key]:.3f}" for key in columns))
     out.print(table)
     out.print(
-        "Mechanisms are effective numbers exp H; information, uncertainty and KL are nats per "
+        "N: effective number of mechanisms, exp H, of the load and of a token's posterior mean. "
+        "Routing information, uncertainty (total = expected + epistemic) and KL(q||p): nats per "
         "token.",
         style="dim",
     )
-    verdicts = Table(title="collapse", title_justify="left")
-    for heading in ("kind", "verdict", "value", "threshold", "what is measured"):
-        verdicts.add_column(heading)
+    out.print("\ncollapse", style="italic")
     for verdict in reading.verdicts():
-        verdicts.add_row(
-            verdict.question,
-            "[bold red]collapsed[/bold red]" if verdict.is_collapsed else "[green]no[/green]",
-            f"{verdict.value:.4g}",
-            f"{verdict.threshold:g}",
-            verdict.meaning,
-        )
-    out.print(verdicts)
+        answer = "[bold red]YES[/bold red]" if verdict.is_collapsed else "[green]no[/green]"
+        out.print(f"  {verdict.question} {answer}: {verdict}", soft_wrap=True, highlight=False)
 
 
 def _draw(reading: Reading) -> list[Path]:

@@ -227,8 +227,10 @@ def _weights(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in named.items()}
 
 
-def _named_parameters(model: nn.Module, guide: nn.Module) -> dict[nn.Parameter, str]:
-    named = {parameter: f"model.{name}" for name, parameter in model.named_parameters()}
+def _named_parameters(model: nn.Module, guide: nn.Module) -> dict[Tensor, str]:
+    named: dict[Tensor, str] = {
+        parameter: f"model.{name}" for name, parameter in model.named_parameters()
+    }
     return named | {parameter: f"guide.{name}" for name, parameter in guide.named_parameters()}
 
 
@@ -266,5 +268,3 @@ def versions() -> dict[str, str]:
     """Versions of what results depend on."""
     names = ("pyro-meta", "torch", "pyro-ppl", "arviz", "lightning-fabric", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-

@@ -124,16 +124,18 @@ class Hardened(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Density of `base`, at the soft draw behind `value` if `value` was drawn here."""
-        behind = self.draw is not None and self.draw.shape == value.shape
-        return self.base.log_prob(self.draw if behind else value)
+        is_drawn_here = self.draw is not None and self.draw.shape == value.shape
+        soft = self.draw if is_drawn_here else value
+        assert soft is not None
+        return self.base.log_prob(soft)
 
 
-@register_kl(Point, Distribution)
+@register_kl(Point, Distribution)  # type: ignore[untyped-decorator]
 def _kl_point(q: Point, p: Distribution) -> Tensor:
     return q.weights.new_zeros(q.batch_shape)
 
 
-@register_kl(Hardened, Distribution)
+@register_kl(Hardened, Distribution)  # type: ignore[untyped-decorator]
 def _kl_hardened(q: Hardened, p: Distribution) -> Tensor:
     """Analytic KL of the base where there is one, else one draw's log ratio."""
     try:

@@ -75,7 +75,7 @@ class RouteELBO(TraceMeanField_ELBO):
         return model_trace, guide_trace
 
 
-def _route_sites(trace: Trace) -> list[dict[str, Any]]:
+def _route_sites(trace: Trace) -> list[Any]:
     return [
         site
         for name, site in trace.nodes.items()
@@ -83,7 +83,7 @@ def _route_sites(trace: Trace) -> list[dict[str, Any]]:
     ]
 
 
-def _route_kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
+def _route_kl(guide_site: Any, model_site: Any) -> Tensor:
     """KL(q_l || p_l) summed over plates: analytic, or from the draw where it is not."""
     q, p, value = guide_site["fn"], model_site["fn"], guide_site["value"]
     try:
@@ -182,7 +182,9 @@ class Optimisation:
                 raise UsageError(f"optim.{name}: {getattr(self, name)} given; above 0 is allowed")
         for name in ("final_lr", "weight_decay"):
             if getattr(self, name) < 0:
-                raise UsageError(f"optim.{name}: {getattr(self, name)} given; at least 0 is allowed")
+                raise UsageError(
+                    f"optim.{name}: {getattr(self, name)} given; at least 0 is allowed"
+                )
         for name in ("warmup", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyro
@@ -60,12 +60,17 @@ def make_fabric(config: Config) -> Fabric:
     Raises
     ------
     UsageError
-        There is no such device here.
+        There is no such device here, or the batch cannot be shared out evenly.
     """
     devices, nodes = config.devices, 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
+    parts = devices * nodes * config.accumulate
+    if config.batch % parts:
+        raise UsageError(
+            f"batch: {config.batch} given; it must be divisible by devices x accumulate = {parts}"
+        )
     is_cuda = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":
@@ -140,7 +145,13 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = config.optim.lr_at((step + 1) / config.steps)
             terms = _accumulate(config, corpus, fabric, module, per_step, step)
-            norm = fabric.clip_gradients(module, fabric_optimiser, max_norm=config.optim.clip)
+            norm = fabric.clip_gradients(
+                module,
+                fabric_optimiser,
+                max_norm=config.optim.clip,
+                error_if_nonfinite=False,
+            )
+            assert norm is not None
             figures = _figures(terms, costs)
             figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
             figures = _average(fabric, figures)
@@ -179,13 +190,7 @@ class _Sharding:
     """Which rows of a global batch each micro-batch of this process reads."""
 
     def __init__(self, config: Config, fabric: Fabric) -> None:
-        parts = fabric.world_size * config.accumulate
-        if config.batch % parts:
-            raise UsageError(
-                f"batch: {config.batch} given; it must be divisible by devices x accumulate = "
-                f"{parts}"
-            )
-        self.rows = config.batch // parts
+        self.rows = config.batch // (fabric.world_size * config.accumulate)
         first = fabric.global_rank * config.accumulate
         self.indices = range(first, first + config.accumulate)
 
@@ -248,7 +253,7 @@ def _average(fabric: Fabric, figures: dict[str, float]) -> dict[str, float]:
         return figures
     packed = torch.tensor(list(figures.values()), dtype=torch.float64, device=fabric.device)
     reduced = fabric.all_reduce(packed, reduce_op="mean")
-    return dict(zip(figures, reduced.tolist(), strict=True))
+    return dict(zip(figures, cast(Tensor, reduced).tolist(), strict=True))
 
 
 def _require_finite(figures: dict[str, float], step: int, run: Run) -> None:

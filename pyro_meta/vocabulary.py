@@ -1,6 +1,7 @@
 """Vocabularies: text to token ids and back, saved as plain JSON."""
 
 import codecs
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -137,9 +138,9 @@ class FileVocabulary(Vocabulary):
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         ids = list(ids)
-        ends = [len(self.decode(ids[: stop])) for stop in range(len(ids) + 1)]
+        ends = [len(self.decode(ids[:stop])) for stop in range(len(ids) + 1)]
         whole = self.decode(ids)
-        return [whole[begin:end] for begin, end in zip(ends[:-1], ends[1:], strict=True)]
+        return [whole[begin:end] for begin, end in itertools.pairwise(ends)]
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "tokenizer", "tokenizer": self._serialised}

@@ -37,9 +37,7 @@ LENGTHS = [1, 63, 100, 1000]
 def qkv(length: int, dtype: torch.dtype = torch.float64, batch: int = 2) -> list[Tensor]:
     generator = torch.Generator().manual_seed(length)
     shape = (batch, 2, length, 8)
-    return [
-        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for _ in range(3)
-    ]
+    return [torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for _ in range(3)]
 
 
 def gradients(attention: Attention, inputs: list[Tensor]) -> list[Tensor]:

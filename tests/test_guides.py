@@ -28,7 +28,7 @@ def posteriors(guide: Guide, tokens: Tensor) -> list[Distribution]:
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_posteriors_have_shape_and_support(guide: type[Guide]) -> None:
-    model, built = build(guide=guide)
+    _model, built = build(guide=guide)
     for law in posteriors(built, text()[0]):
         assert law.batch_shape == (3, 20) and law.event_shape == (3,)
         assert law.has_rsample
@@ -110,7 +110,7 @@ def test_state_round_trip(guide: type[Guide]) -> None:
 
 
 def test_the_default_guide_starts_on_full_attention_and_undecided() -> None:
-    model, guide = build(guide=DirichletGuide)
+    _model, guide = build(guide=DirichletGuide)
     for law in posteriors(guide, text()[0]):
         assert isinstance(law, Dirichlet)
         assert (law.mean.argmax(-1) == 0).float().mean() > 0.95

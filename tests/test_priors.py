@@ -39,9 +39,7 @@ def test_kl_from_the_cost_prior_is_cost_penalty_plus_entropy_bonus(
     p = Categorical(probs=prior(0, POSITIONS).mean)
     q = Categorical(logits=torch.randn(32, 3))
     costs = costs_at(network, cost, POSITIONS)
-    by_hand = (
-        rate * (q.probs * costs).sum(-1) - q.entropy() + torch.logsumexp(-rate * costs, -1)
-    )
+    by_hand = rate * (q.probs * costs).sum(-1) - q.entropy() + torch.logsumexp(-rate * costs, -1)
     torch.testing.assert_close(kl_divergence(q, p), by_hand, rtol=1e-10, atol=1e-10)
 
 

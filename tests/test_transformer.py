@@ -77,9 +77,7 @@ def test_routes_mix_the_mechanisms() -> None:
     block = network.blocks[0]
     x = torch.randn(2, 9, 16)
     cos, sin = rotation(torch.arange(9), SHAPE.head_width)
-    alone = [
-        block.attention(x, torch.eye(3)[k].expand(2, 9, 3), cos, sin) for k in range(3)
-    ]
+    alone = [block.attention(x, torch.eye(3)[k].expand(2, 9, 3), cos, sin) for k in range(3)]
     weights = torch.rand(2, 9, 3)
     mixed = block.attention(x, weights, cos, sin)
     by_hand = sum(weights[..., k, None] * alone[k] for k in range(3))

@@ -1,0 +1,43 @@
+# Two commands: `make train` and `make test`. Each makes the environment that it needs.
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/$(shell date +%Y%m%d-%H%M%S)
+BIN := $(VENV)/bin
+
+.PHONY: train test lint types long bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+train: $(VENV)/.installed  ## Train on the embedded text, then read the posterior.
+	$(BIN)/python -m pyro_meta.train --out $(RUN)
+	$(BIN)/python -m pyro_meta.report $(RUN)
+
+test: lint types  ## Lint, types and the default tests.
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+long: $(VENV)/.installed-dev  ## The tests that are too slow for every day.
+	$(BIN)/python -m pytest -m long
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy reads the package in its installed shape: models/, guides/ and analysis/ inside pyro_meta/
+types: $(VENV)/.installed-dev
+	rm -rf build/types && mkdir -p build/types
+	cp -rs "$(CURDIR)/pyro_meta" build/types/pyro_meta
+	for part in models guides analysis; do cp -rs "$(CURDIR)/$$part" build/types/pyro_meta/$$part; done
+	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p pyro_meta
+
+bench: $(VENV)/.installed  ## Measure this machine; results under benchmarks/results/.
+	$(BIN)/python -m pyro_meta.bench
+
+clean:
+	rm -rf $(VENV) build

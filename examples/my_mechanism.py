@@ -1,0 +1,39 @@
+"""Write your own mechanism: attention to the first token and the current one.
+
+Run it: python examples/my_mechanism.py
+Train with it, from this folder:
+    python -m pyro_meta.train --mechanisms "[full,window,my_mechanism.Ends]"
+"""
+
+import torch
+from torch import Tensor
+
+from pyro_meta import Mechanism, Shape, Transformer, pinned
+from pyro_meta.evaluation import require_causal
+
+
+class Ends(Mechanism):
+    """Softmax over two keys, the first token's and one's own: 4 d MACs per head."""
+
+    nominal_cost = 0.02
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys = torch.stack([k[:, :, :1].expand_as(k), k], -2)  # [B, H, T, 2, d]
+        values = torch.stack([v[:, :, :1].expand_as(v), v], -2)
+        scores = (keys @ q[..., None])[..., 0] / self.head_width**0.5  # [B, H, T, 2]
+        return (scores.softmax(-1)[..., None] * values).sum(-2)
+
+    def macs(self, position: Tensor) -> Tensor:
+        return torch.full_like(position, 4.0 * self.head_width)
+
+
+def main() -> None:
+    shape = Shape(vocabulary=256, context=64, width=32, layers=2, heads=2, window=8)
+    network = Transformer(shape, ["full", "my_mechanism.Ends"])
+    require_causal(network)  # training refuses a mechanism that sees the future
+    logits = network(torch.randint(256, (1, 64)), pinned(network, "ends"))
+    print(f"mechanisms {network.mechanism_names}, logits {list(logits.shape)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Running the project's commands as a person would, on a model of a moment."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Options of a run that takes a second or two.
+MOMENT = [
+    "--context=16", "--window=4", "--width=16", "--layers=2", "--heads=2", "--batch=4",
+    "--steps=12", "--validate_every=5", "--validation_tokens=256", "--checkpoint_every=4",
+    "--accelerator=cpu",
+]  # fmt: skip
+
+
+def command(module: str, *words: str | Path, cwd: Path | None = None) -> list[str]:
+    return [sys.executable, "-m", f"pyro_meta.{module}", *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def run(
+    module: str, *words: str | Path, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m pyro_meta.MODULE WORDS` and return what it printed."""
+    return subprocess.run(
+        command(module, *words),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of an error; fails unless the command exited with code 2 and one line."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]

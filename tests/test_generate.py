@@ -1,0 +1,157 @@
+"""Generation and the report, on a run of a moment."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import MOMENT, error_line, run
+from PIL import Image
+
+from pyro_meta import DirichletGuide
+from pyro_meta.analysis.reading import Reading
+from pyro_meta.errors import UsageError
+from pyro_meta.run import Run
+from pyro_meta.sampling import Sampling, continue_tokens
+
+TEXT = "she sells <b>sea</b> shells & $x_1$ by the sea shore; grüße. " * 50
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(TEXT)
+    os.environ["PYRO_META_CACHE"] = str(folder / "cache")
+    done = run(
+        "train", *MOMENT, f"--data.path={folder / 'text.txt'}", f"--out={folder / 'run'}",
+        "--dropout=0.3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_standard_output_is_the_text_alone(trained: Path) -> None:
+    done = run("generate", trained, "--prompt", "she sells", "--max_tokens=30", "--seed=3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("she sells") and done.stderr == ""
+    again = run("generate", trained, "--prompt", "she sells", "--max_tokens=30", "--seed=3")
+    assert again.stdout == done.stdout
+    other = run("generate", trained, "--prompt", "she sells", "--max_tokens=30", "--seed=4")
+    assert other.stdout != done.stdout
+
+
+def test_generation_is_in_evaluation_mode_whatever_the_mode_was(trained: Path) -> None:
+    """The run has dropout: in training mode greedy text would differ from call to call."""
+    model, guide, vocabulary, _ = Run.open(trained).load()
+    assert isinstance(guide, DirichletGuide)
+    prompt = vocabulary.encode("she ").tolist()
+    model.train()
+    guide.train()
+    greedy = Sampling(greedy=True)
+    first = list(continue_tokens(model, guide, prompt, 24, greedy, seed=0))
+    assert first == list(continue_tokens(model, guide, prompt, 24, greedy, seed=9))
+    assert model.training and guide.training
+
+
+def test_greedy_text_follows_the_hard_route(trained: Path) -> None:
+    model, guide, vocabulary, config = Run.open(trained).load()
+    assert float(guide.threshold) == 1.0
+    prompt = vocabulary.encode("she sells sea").tolist()
+    (token,) = continue_tokens(model, guide, prompt, 1, Sampling(greedy=True), seed=0)
+    with torch.no_grad():
+        logits = model.network(torch.tensor([prompt]), guide.mean_route(hard=True))
+    assert token == int(logits[0, -1].argmax())
+    assert config.context == 16
+
+
+def test_sampling_keeps_what_it_says() -> None:
+    logits = torch.tensor([3.0, 2.0, 1.0, 0.0])
+    p = logits.softmax(-1)
+    torch.testing.assert_close(Sampling(temperature=1.0).probabilities(logits), p)
+    colder = Sampling(temperature=0.5).probabilities(logits)
+    torch.testing.assert_close(colder, (logits * 2).softmax(-1))
+    two = Sampling(temperature=1.0, top_k=2).probabilities(logits)
+    torch.testing.assert_close(two, torch.cat([p[:2] / p[:2].sum(), torch.zeros(2)]))
+    assert p[0] < 0.7 < p[0] + p[1]
+    nucleus = Sampling(temperature=1.0, top_p=0.7).probabilities(logits)
+    torch.testing.assert_close(nucleus, two)
+    tiny = Sampling(top_p=1e-9).probabilities(logits)
+    assert tiny.tolist() == [1, 0, 0, 0], "the likeliest token always stays"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature=0"], "--greedy true"),
+        (["--top_k=0"], "at least 1"),
+        (["--top_p=1.5"], "0 < p <= 1"),
+        (["--max_tokens=-1"], "at least 0"),
+        (["--prompt="], "it is empty"),
+        (["--promt=x"], "did you mean --prompt"),
+        (["--greedy=perhaps"], "option --greedy"),
+    ],
+)
+def test_bad_options_are_refused_by_name(trained: Path, words: list[str], message: str) -> None:
+    from pyro_meta.generate import main
+
+    with pytest.raises(UsageError, match=message):
+        main([str(trained), *words])
+
+
+def test_the_report_prints_verdicts_and_writes_pictures(trained: Path) -> None:
+    done = run("report", trained)
+    assert done.returncode == 0, done.stderr
+    for word in ("diversity", "epistemic", "collapse", "Is q = p?", "one mechanism"):
+        assert word in done.stdout
+    names = {path.name for path in (trained / "report").iterdir()}
+    assert names == {"load_by_layer.png", "entropy_over_training.png", "passage.png"}
+    for name in names:
+        with Image.open(trained / "report" / name) as picture:
+            assert picture.width > 800
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20, "not blank"
+
+
+def test_the_posterior_file_has_the_promised_groups(trained: Path) -> None:
+    import xarray as xr
+
+    path = trained / "posterior.nc"
+    route = xr.open_dataset(path, group="posterior", engine="h5netcdf")["route"]
+    assert route.dims == ("chain", "draw", "layer", "token", "mechanism")
+    assert list(route["mechanism"].values) == ["full", "window", "linear"]
+    np.testing.assert_allclose(route.sum("mechanism"), 1, atol=1e-5)
+    for group in ("prior", "observed_data", "sample_stats"):
+        assert xr.open_dataset(path, group=group, engine="h5netcdf").sizes["token"] > 0
+
+
+def test_draws_agree_with_the_means_that_were_read_out(trained: Path) -> None:
+    """In the first layer features do not depend on draws, so the mean of draws is the mean."""
+    reading = Reading.of(trained)
+    draws, mean = reading.draws[:, 0], reading.means[0]
+    z = (draws.mean(0) - mean) / (draws.std(0) / np.sqrt(len(draws)) + 1e-9)
+    assert np.abs(z).max() < 6 and np.sqrt((z**2).mean()) < 1.3
+    assert "".join(reading.text[:9]) in TEXT
+
+
+def test_the_file_opens_in_arviz(trained: Path) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz as az
+    data = az.from_netcdf(str(trained / "posterior.nc"), engine="h5netcdf")
+    assert set(data.groups()) == {"posterior", "prior", "observed_data", "sample_stats"}
+    summary = az.summary(data, var_names=["route"], coords={"layer": [0], "token": [0, 1]},
+                         kind="stats", hdi_prob=0.9)  # fmt: skip
+    assert len(summary) == 6
+
+
+def test_a_damaged_posterior_is_refused(trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "posterior.nc").write_bytes(b"no netcdf")
+    assert "is damaged" in error_line(run("report", folder))
+    (folder / "summary.json").unlink()
+    assert "has not finished" in error_line(run("report", folder))
