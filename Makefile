@@ -1,7 +1,7 @@
 # Two commands: `make train` and `make test`. Each makes the environment that it needs.
 PYTHON ?= python3
 VENV ?= .venv
-RUN ?= runs/$(shell date +%Y%m%d-%H%M%S)
+RUN := $(or $(RUN),runs/$(shell date +%Y%m%d-%H%M%S))
 BIN := $(VENV)/bin
 
 .PHONY: train test lint types long bench clean
@@ -31,10 +31,9 @@ lint: $(VENV)/.installed-dev
 
 # mypy reads the package in its installed shape: models/, guides/ and analysis/ inside pyro_meta/
 types: $(VENV)/.installed-dev
-	rm -rf build/types && mkdir -p build/types
-	cp -rs "$(CURDIR)/pyro_meta" build/types/pyro_meta
-	for part in models guides analysis; do cp -rs "$(CURDIR)/$$part" build/types/pyro_meta/$$part; done
-	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p pyro_meta
+	rm -rf build/types && mkdir -p build/types/pyro_meta
+	for part in pyro_meta/* models guides analysis; do ln -s "$(CURDIR)/$$part" build/types/pyro_meta/; done
+	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p pyro_meta
 
 bench: $(VENV)/.installed  ## Measure this machine; results under benchmarks/results/.
 	$(BIN)/python -m pyro_meta.bench

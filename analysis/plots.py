@@ -11,8 +11,8 @@ from pyro_meta.analysis.routing import load
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
-LINE_WIDTH, PASSAGE_LINES = 80, 4
-BLANKS = {" ": " ", "\n": "\u23ce", "\t": "\u2192", "\r": "\u240d"}
+LINE_WIDTH, PASSAGE_LINES, MOST_CHARACTERS = 80, 4, 8
+BLANKS = {"\n": "\u23ce", "\t": "\u2192", "\r": "\u240d", "\ufffd": "\u25a1"}
 
 
 def _colour(index: int) -> str:
@@ -88,32 +88,33 @@ def passage(reading: Reading) -> Figure:
 
     One block per layer; the stronger the colour, the higher the posterior mean of the choice.
     """
-    shown = min(len(reading.text), LINE_WIDTH * PASSAGE_LINES)
-    layers = len(reading.means)
-    lines = -(-shown // LINE_WIDTH)
+    cell = min(MOST_CHARACTERS, max(len(piece) for piece in reading.text))
+    columns = LINE_WIDTH // cell
+    shown = min(len(reading.text), columns * PASSAGE_LINES)
+    layers, lines = len(reading.means), -(-shown // columns)
     figure = Figure(figsize=(11, 0.7 + layers * (0.32 + 0.25 * lines)), layout="constrained")
     blocks = np.atleast_1d(figure.subplots(layers, 1))
-    K = len(reading.mechanisms)
+    labels = ["".join(BLANKS.get(c, c) for c in piece)[:cell] for piece in reading.text[:shown]]
     for layer, axes in enumerate(blocks):
-        _colour_block(axes, reading.text[:shown], reading.means[layer, :shown], lines, K)
+        _colour_block(axes, labels, reading.means[layer, :shown], (lines, columns))
         axes.set_title(f"layer {layer}", loc="left", fontsize=9, color="#444444")
     _legend(figure, reading)
     return figure
 
 
-def _colour_block(axes: Axes, text: list[str], means: np.ndarray, lines: int, K: int) -> None:
+def _colour_block(axes: Axes, labels: list[str], means: np.ndarray, size: tuple[int, int]) -> None:
+    """Fill a grid of lines and columns with tokens, each on the colour of its choice."""
+    K = means.shape[-1]
     choice, certainty = means.argmax(-1), means.max(-1)
     strength = np.clip((certainty - 1 / K) / (1 - 1 / K), 0, 1) if K > 1 else np.ones(len(means))
-    grid = np.ones((lines, LINE_WIDTH, 4))
-    for index, (chosen, strong) in enumerate(zip(choice, strength, strict=True)):
-        row, column = divmod(index, LINE_WIDTH)
+    grid = np.ones((*size, 4))
+    for index, (label, chosen, strong) in enumerate(zip(labels, choice, strength, strict=True)):
+        row, column = divmod(index, size[1])
         colour = np.array(to_rgba(_colour(int(chosen))))
         grid[row, column] = 1 - (0.15 + 0.7 * strong) * (1 - colour)
-        piece = text[index].replace("\ufffd", "\u25a1")
-        label = BLANKS.get(piece, piece[:1]) if piece else ""
         axes.text(
             column, row, label, ha="center", va="center", family="monospace", fontsize=8,
-            color="#888888" if piece in BLANKS else "black", parse_math=False,
+            color="#888888" if label in BLANKS.values() else "black", parse_math=False,
         )  # fmt: skip
     grid[..., 3] = 1
     axes.imshow(grid, aspect="auto", interpolation="nearest")

@@ -113,7 +113,7 @@ class KLSchedule:
     attention has learned anything kills it.
     """
 
-    weight: float = 0.02
+    weight: float = 0.005
     """Final weight; 1 is the ELBO, below 1 a tempered objective."""
     begin: float = 0.5
     """Share of training done when the weight begins to rise."""

@@ -104,13 +104,18 @@ def _close(
     closing_table(summary, ngrams, gap, out)
     prompt = windows[0][0, :SAMPLE_PROMPT].tolist()
     new = continue_tokens(model, guide, prompt, SAMPLE_TOKENS, Sampling(), config.seed)
-    decode = corpus.vocabulary.decode
     out.print("sample:", style="bold")
-    out.print(f"[dim]{escape(decode(prompt))}[/dim]{escape(decode(new))}", soft_wrap=True)
+    begun, continued = (_printable(corpus.vocabulary.decode(part)) for part in (prompt, new))
+    out.print(f"[dim]{escape(begun)}[/dim]{escape(continued)}", soft_wrap=True)
     out.print(
         f"\nread the posterior: python -m pyro_meta.report {escape(str(run.folder))}",
         soft_wrap=True,
     )
+
+
+def _printable(text: str) -> str:
+    """Text whose control characters cannot disturb a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _resumed_run(argv: list[str]) -> str | None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -211,16 +212,31 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole(
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
 
 
-@pytest.mark.parametrize("guide", ["PointGuide", "DirichletGuide"])
-def test_two_processes_train_as_one(tmp_path: Path, text: Path, guide: str) -> None:
+@pytest.mark.parametrize(
+    ("guide", "launcher"),
+    [("PointGuide", "fabric"), ("DirichletGuide", "fabric"), ("DirichletGuide", "torchrun")],
+)
+def test_two_processes_train_as_one(tmp_path: Path, text: Path, guide: str, launcher: str) -> None:
     """Same global batch, same losses: within 1e-4 nats, which is rounding.
 
     With a stochastic guide the one process takes two micro-batches, whose draws are those of the
     two processes.
     """
     options = [*MOMENT, f"--guide={guide}", f"--data.path={text}"]
-    two = run("train", *options, "--devices=2", f"--out={tmp_path / 'two'}")
+    options_of_two = [*options, f"--out={tmp_path / 'two'}"]
+    if launcher == "fabric":
+        two = run("train", *options_of_two, "--devices=2")
+    else:
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        two = subprocess.run(
+            [sys.executable, *words, "-m", "pyro_meta.train", *options_of_two],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert two.returncode == 0, two.stderr
+    assert two.stdout.count("model:") == 1, "one process speaks"
     accumulate = 1 if guide == "PointGuide" else 2
     assert train(*options, f"--accumulate={accumulate}", f"--out={tmp_path / 'one'}") == 0
     one_log, two_log = metrics(tmp_path / "one"), metrics(tmp_path / "two")

@@ -108,6 +108,18 @@ def test_dropout_acts_in_training_alone() -> None:
     assert torch.equal(network(tokens(), route), network(tokens(), route))
 
 
+@pytest.mark.long
+def test_compiled_blocks_equal_the_eager_ones() -> None:
+    network = Transformer(SHAPE)
+    expected = network(tokens(), random_route)
+    expected_grad = torch.autograd.grad(expected.square().sum(), network.embedding.weight)[0]
+    network.compile_blocks()
+    compiled = network(tokens(), random_route)
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+    grad = torch.autograd.grad(compiled.square().sum(), network.embedding.weight)[0]
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
