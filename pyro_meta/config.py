@@ -25,11 +25,11 @@ class Config:
     """Train a routed language model with SVI."""
 
     data: Data = field(default_factory=Text)
-    """Where text comes from: `Text`, or the import path of your own `Data`."""
+    """Where text comes from: Text (the default) or the import path of your own Data."""
     prior: Callable[[Transformer], Prior] = CostDirichlet
-    """Prior over routes: CostDirichlet, PaperDirichlet, SymmetricDirichlet or an import path."""
+    """Prior over routes: CostDirichlet (the default), another, or the import path of your own."""
     guide: Callable[[LanguageModel], Guide] = DirichletGuide
-    """Posterior over routes: DirichletGuide, PaperGuide, PointGuide, PriorGuide, an import path."""
+    """Posterior over routes: DirichletGuide (the default), another, or your own's import path."""
     mechanisms: list[str] = field(default_factory=lambda: ["full", "window", "linear"])
     """Ways to attend that each token chooses from: full, window, linear, or import paths."""
     window: int = 64

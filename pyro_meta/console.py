@@ -7,9 +7,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from pyro_meta.errors import UsageError
+
+# The docstring below an option of a dataclass is its help.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
