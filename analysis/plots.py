@@ -55,16 +55,13 @@ def entropy_over_training(reading: Reading) -> Figure:
     """Mean entropy of the posterior means by layer, with the schedules that act on it."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    steps = np.array([record["step"] for record in reading.metrics])
-    curves = np.array([record["entropy_by_layer"] for record in reading.metrics])  # [steps, L]
+    steps, curves, weight = reading.steps, reading.entropy_by_step, reading.kl_weight
+    width = max(1, len(steps) // 100)
     shades = np.linspace(0.35, 1.0, curves.shape[1])
     for layer, shade in enumerate(shades):
-        smooth = _running_mean(curves[:, layer], max(1, len(steps) // 100))
+        smooth = _running_mean(curves[:, layer], width)
         axes.plot(steps, smooth, color=to_rgba("#0072b2", shade), label=f"layer {layer}")
-    hard = _running_mean(
-        np.array([record["hard_share"] for record in reading.metrics]), max(1, len(steps) // 100)
-    )
-    weight = np.array([record["kl_weight"] for record in reading.metrics])
+    hard = _running_mean(reading.hard_share, width)
     axes.fill_between(
         steps, 0, hard, color="#e69f00", alpha=0.18, lw=0, label="share of hard tokens"
     )

@@ -22,6 +22,8 @@ from pyro_meta.analysis.routing import (
 )
 from pyro_meta.errors import UsageError
 
+SHOWN = ("val_nll_soft", "val_nll_hard", "cost_nominal_hard", "cost_macs_hard", "hard_fraction")
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -42,9 +44,16 @@ class Reading:
     mechanisms: list[str]
     text: list[str]
     """What each token adds to the text, [N]."""
-    metrics: list[dict[str, Any]]
-    """One record per training step."""
+    steps: Array
+    """Training steps, [M]."""
+    entropy_by_step: Array
+    """H(m) / log K of the posterior means at each training step, [M, L]."""
+    hard_share: Array
+    """Share of tokens executed hard at each training step, [M]."""
+    kl_weight: Array
+    """Weight of the KL at each training step, [M]."""
     summary: dict[str, Any]
+    """The figures of summary.json that are shown."""
 
     @classmethod
     def of(cls, folder: Path) -> "Reading":
@@ -54,24 +63,34 @@ class Reading:
                 state = "has not finished" if (folder / "config.yaml").is_file() else "is not a run"
                 raise UsageError(f"{folder} {state}: it has no {name}")
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            metrics = [json.loads(line) for line in lines]
-            groups = _arviz.load(folder / "posterior.nc")
-            posterior, prior = groups["posterior"]["route"], groups["prior"]["route"]
-            stats, observed = groups["sample_stats"], groups["observed_data"]
-        except (OSError, ValueError, KeyError) as error:
+            return cls._read(folder)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UsageError(f"{folder} is damaged: {error}") from error
+
+    @classmethod
+    def _read(cls, folder: Path) -> "Reading":
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        metrics = [json.loads(line) for line in lines]
+        groups = _arviz.load(folder / "posterior.nc")
+        posterior, prior = groups["posterior"]["route"], groups["prior"]["route"]
+        stats, observed = groups["sample_stats"], groups["observed_data"]
+        mechanisms = [str(name) for name in posterior["mechanism"].values]
+        if mechanisms != list(summary["load"]) or not metrics:
+            raise ValueError("summary.json, metrics.jsonl and posterior.nc are not of one run")
         return cls(
             folder=folder,
             draws=_by_draw(posterior, "layer", "token", "mechanism"),
             prior_draws=_by_draw(prior, "layer", "token", "mechanism"),
             means=stats["posterior_mean"].transpose("layer", "token", "mechanism").values,
             kl=_by_draw(stats["kl"], "layer", "token").mean(0),
-            mechanisms=[str(name) for name in posterior["mechanism"].values],
+            mechanisms=mechanisms,
             text=[str(piece) for piece in observed["text"].values],
-            metrics=metrics,
-            summary=summary,
+            steps=np.array([record["step"] for record in metrics]),
+            entropy_by_step=np.array([record["entropy_by_layer"] for record in metrics]),
+            hard_share=np.array([record["hard_share"] for record in metrics]),
+            kl_weight=np.array([record["kl_weight"] for record in metrics]),
+            summary={key: summary[key] for key in SHOWN},
         )
 
     def uncertainty(self) -> Uncertainty:

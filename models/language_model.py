@@ -11,6 +11,7 @@ would drop those costs without a word.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from pyro_meta.models.module import StandaloneModule
 from pyro_meta.models.priors import Prior
-from pyro_meta.transformer import Features, Route, Transformer
+from pyro_meta.transformer import Features, Route, Transformer, at_least_float32
 
 
 @dataclass
@@ -68,7 +69,8 @@ class LanguageModel(StandaloneModule):
         network, prior = self.network, self.prior  # read here: registers their parameters
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         with self.plates(tokens):
-            with pyro.poutine.scale(scale=self.kl_weight):
+            outside_autocast = torch.autocast(tokens.device.type, enabled=False)
+            with pyro.poutine.scale(scale=self.kl_weight), outside_autocast:
                 routes = [
                     pyro.sample(f"route_{layer}", prior(layer, positions))
                     for layer in range(network.shape.layers)
@@ -76,7 +78,7 @@ class LanguageModel(StandaloneModule):
             logits = self._already_walked(tokens, routes)
             if logits is None:
                 logits = network(tokens, lambda layer, features: routes[layer])
-            law = dist.Categorical(logits=_at_least_32(logits))
+            law = dist.Categorical(logits=at_least_float32(logits))
             return pyro.sample("next_token", law, obs=targets)
 
     def walk(self, tokens: Tensor, route: Route) -> Tensor:
@@ -93,7 +95,8 @@ class LanguageModel(StandaloneModule):
             return routes[-1]
 
         logits = self.network(tokens, remembering)
-        self._walk = _Walk(tokens, routes, logits, self._network_state(tokens))
+        if torch.is_grad_enabled():  # else there is no backward pass to save
+            self._walk = _Walk(tokens, routes, logits, self._network_state(tokens))
         return logits
 
     def _already_walked(self, tokens: Tensor, routes: Sequence[Tensor]) -> Tensor | None:
@@ -106,14 +109,15 @@ class LanguageModel(StandaloneModule):
 
     def _network_state(self, tokens: Tensor) -> tuple[object, ...]:
         """Changes whenever the network would answer otherwise to the same tokens and routes."""
+        kind = tokens.device.type
+        tensors = (tokens, *self.network.parameters(), *self.network.buffers())
         return (
-            self.network.training,
+            id(self.network),
             torch.is_grad_enabled(),
-            torch.is_autocast_enabled(tokens.device.type),
-            tokens._version,
-            *(parameter._version for parameter in self.network.parameters()),
+            torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
+            *(module.training for module in self.network.modules()),
+            *((tensor._version, tensor.data_ptr()) for tensor in tensors),
         )
 
-
-def _at_least_32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_walk": None}  # activations are neither copied nor pickled

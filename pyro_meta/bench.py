@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
         prog="python -m pyro_meta.bench",
         description="Measure what the parts cost on this machine.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     kinds = Literal["all", "svi", "mechanisms"]
     parser.add_argument("--what", type=kinds, default="all", help="Which benchmark.")
@@ -60,14 +61,7 @@ def main(argv: list[str]) -> None:
         help="Lengths T of the mechanisms' benchmark.",
     )
     parser.add_argument("--layers", type=int, default=4, help="Layers of the SVI benchmark.")
-    parser.add_argument(
-        "--memory_of", type=str, help="NAME:T, for the benchmark's own child processes."
-    )
     options = parse(parser, argv)
-    if options.memory_of:
-        name, _, length = options.memory_of.partition(":")
-        print(json.dumps(_peak_memory_here(name, int(length))))
-        return
     if options.repeats < 1:
         raise UsageError(f"option --repeats: {options.repeats} given; at least 1 is allowed")
     if len(options.lengths) < 2 or min(options.lengths) < 1:
@@ -217,12 +211,13 @@ def _medians(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 def _peak_memory(name: str, length: int) -> int | None:
     """Bytes that a forward and backward pass adds at its peak, in a process of its own."""
-    words = [sys.executable, "-m", "pyro_meta.bench", "--memory_of", f"{name}:{length}"]
+    code = f"from pyro_meta.bench import peak_memory_here as peak; print(peak({name!r}, {length}))"
+    words = [sys.executable, "-c", code.replace("print(", "import json; print(json.dumps(") + ")"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
-def _peak_memory_here(name: str, length: int) -> int | None:
+def peak_memory_here(name: str, length: int) -> int | None:
     """Growth of this process's peak resident memory; None where Linux's /proc is not there."""
     if not Path("/proc/self/clear_refs").exists():
         return None

@@ -3,6 +3,8 @@
 import difflib
 import importlib
 import inspect
+import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,10 +22,14 @@ INTERRUPTED = 130
 
 def run_command(command: Callable[[list[str]], int | None]) -> None:
     """Run an entry point and exit; a `UsageError` becomes one line and code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show must not stop us
+            stream.reconfigure(errors="replace")
     try:
         code = command(sys.argv[1:]) or 0
     except UsageError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if is_first_process():
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = USAGE_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -34,6 +40,12 @@ def run_command(command: Callable[[list[str]], int | None]) -> None:
     sys.exit(code)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes, known before any launch."""
+    is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    return int(os.environ.get("RANK" if is_torchrun else "LOCAL_RANK", "0")) == 0
+
+
 def parse(
     parser: ArgumentParser, argv: Sequence[str], classes: dict[str, type] | None = None
 ) -> Namespace:
@@ -42,11 +54,26 @@ def parse(
     `classes` gives the base class of each option whose value is a class.
     """
     try:
-        return parser.parse_args(list(argv))
+        return parser.parse_args(_with_values(argv, parser))
     except UsageError:
         raise
     except Exception as error:  # jsonargparse raises many kinds for bad input
         raise UsageError(explain(error, parser, classes or {})) from error
+
+
+def _with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """A switch without a value, such as `--debug`, means true."""
+    switches = {
+        name
+        for action in parser._actions
+        if getattr(action, "_typehint", None) is bool
+        for name in action.option_strings
+    }
+    following = [*argv[1:], ""]
+    return [
+        f"{word}=true" if word in switches and after not in ("true", "false") else word
+        for word, after in zip(argv, following, strict=True)
+    ]
 
 
 def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, type]) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -17,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from pyro_meta.errors import UsageError
 from pyro_meta.vocabulary import ByteVocabulary, CharVocabulary, FileVocabulary, Vocabulary
 
 READ_CHARACTERS = 1 << 20
+CACHE_VERSION = 1  # to be raised when prepared text changes
 STDLIB_LEFT_OUT = {
     "site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip",
     "turtledemo", "pydoc_data", "__pycache__",
@@ -124,19 +127,30 @@ class Text(Data):
     ) -> None:
         if not 0 < validation < 1:
             raise UsageError(f"data.validation: {validation} given; above 0 and below 1 is allowed")
+        if path == "":
+            raise UsageError("data.path: it is empty; a file, a folder or a glob is needed")
         self.path, self.tokens, self.validation = path, tokens, validation
 
     def corpus(self) -> Corpus:
         files = _find_files(self.path) if self.path is not None else None
         described = _describe_files(files) if files else _describe_python()
-        identity = json.dumps([described, self.tokens, _stamp(self.tokens)])
+        identity = json.dumps([CACHE_VERSION, described, self.tokens, _stamp(self.tokens)])
         folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:24]
-        if not (folder / "corpus.json").exists():
-            self._prepare(files, folder)
-        facts = json.loads((folder / "corpus.json").read_text())
-        vocabulary = Vocabulary.load(folder / "vocabulary.json")
-        tokens = np.memmap(folder / "tokens.bin", dtype=facts["dtype"], mode="r")
-        source = self.path or "documentation of the Python standard library"
+        try:
+            prepared = _read_prepared(folder)
+            if prepared is None:
+                self._prepare(files, folder)
+                prepared = _read_prepared(folder)
+        except OSError as error:
+            raise UsageError(
+                f"cannot keep prepared text in {folder.parent}: {error.strerror}; "
+                "set PYRO_META_CACHE to a folder that can be written"
+            ) from error
+        if prepared is None:
+            raise UsageError(f"prepared text in {folder} is damaged; remove that folder")
+        tokens, vocabulary, facts = prepared
+        is_own = self.path is not None
+        source = self.path if is_own else "documentation of the Python standard library"
         description = (
             f"{source} ({facts['bytes']:,} bytes, sha256 {facts['sha256'][:12]}, "
             f"{len(tokens):,} {vocabulary.kind} tokens)"
@@ -170,13 +184,17 @@ class Text(Data):
             if not count:
                 raise UsageError(f"data.path: {self.path} holds no text")
             vocabulary.save(partial / "vocabulary.json")
-            facts = {"bytes": size, "sha256": digest.hexdigest(), "dtype": dtype.name}
+            facts = {
+                "bytes": size,
+                "sha256": digest.hexdigest(),
+                "dtype": dtype.name,
+                "tokens": count,
+            }
             (partial / "corpus.json").write_text(json.dumps(facts))
-            try:
+            if folder.exists() and _read_prepared(folder) is None:
+                shutil.rmtree(folder)  # damaged: made anew
+            if not folder.exists():  # else another process was first, with the same result
                 partial.rename(folder)
-            except OSError:  # another process was first, with the same result
-                if not (folder / "corpus.json").exists():
-                    raise
 
     def _vocabulary(self, pieces: Iterator[str]) -> Vocabulary:
         if self.tokens == "byte":
@@ -189,6 +207,20 @@ class Text(Data):
         return FileVocabulary.from_path(Path(self.tokens))
 
 
+Prepared = tuple[NDArray[np.integer], Vocabulary, dict[str, Any]]
+
+
+def _read_prepared(folder: Path) -> Prepared | None:
+    """Tokens, vocabulary and facts of a prepared corpus; None if it is not there, or not whole."""
+    try:
+        facts = json.loads((folder / "corpus.json").read_text())
+        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        tokens = np.memmap(folder / "tokens.bin", dtype=facts["dtype"], mode="r")
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    return (tokens, vocabulary, facts) if len(tokens) == facts.get("tokens") else None
+
+
 def cache_folder() -> Path:
     """Where prepared corpora are kept: $PYRO_META_CACHE, else the user's cache folder."""
     if named := os.environ.get("PYRO_META_CACHE"):
@@ -197,10 +229,14 @@ def cache_folder() -> Path:
 
 
 def _find_files(path: str) -> list[Path]:
-    given = Path(path).expanduser()
-    if given.is_file():
+    try:
+        given = Path(path).expanduser()
+        is_file, is_folder = given.is_file(), given.is_dir()
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"data.path: {path}: {error}") from error
+    if is_file:
         return [given]
-    if given.is_dir():
+    if is_folder:
         inside = sorted(given.rglob("*"))
         files = [file for file in inside if file.is_file() and not _is_hidden(file, given)]
     else:
@@ -237,7 +273,7 @@ def _read_files(files: list[Path]) -> Iterator[str]:
         try:
             with open(file, encoding="utf-8", newline="") as handle:
                 while piece := handle.read(READ_CHARACTERS):
-                    yield piece + handle.readline()
+                    yield piece + handle.readline(READ_CHARACTERS)
         except UnicodeDecodeError as error:
             raise UsageError(
                 f"data.path: {file} is not UTF-8 text (byte {error.object[error.start]:#04x}: "

@@ -15,14 +15,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence
 
 from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.simplex import entropy, one_hot, uncertainty
-from pyro_meta.transformer import Features, Transformer, pinned
+from pyro_meta.simplex import divergence, entropy, is_hard, one_hot, uncertainty
+from pyro_meta.transformer import Features, Transformer
 
 
 @contextmanager
@@ -102,7 +101,6 @@ def _pass(
     device = network.embedding.weight.device
     totals = _Totals(0, 0.0, torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     follow = guide.mean_route(hard)
-    threshold = float(guide.threshold)
 
     def route(layer: int, features: Features) -> Tensor:
         law = guide.posterior(layer, features)
@@ -115,9 +113,9 @@ def _pass(
         totals.cost_nominal_hard += float((choice * nominal).sum())
         totals.cost_macs_hard += float((choice * macs).sum())
         totals.entropy += float(entropy(mean).sum())
-        totals.kl += float(posterior_kl(law, model.prior(layer, features.positions)).sum())
-        is_hard = (uncertainty(law) < threshold) | (threshold >= 1)
-        totals.hard_tokens += float(is_hard.sum())
+        prior = model.prior(layer, features.positions).expand(law.batch_shape)
+        totals.kl += float(divergence(law, prior).sum())
+        totals.hard_tokens += float(is_hard(uncertainty(law), guide.threshold).sum())
         return follow(layer, features)
 
     for tokens, targets in batches(windows, batch):
@@ -132,62 +130,88 @@ def batches(windows: tuple[Tensor, Tensor], batch: int) -> Iterator[tuple[Tensor
     yield from zip(windows[0].split(batch), windows[1].split(batch), strict=True)
 
 
-def posterior_kl(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q || p) by batch element of q; one draw's log ratio where no closed form exists."""
-    p = p.expand(q.batch_shape)
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError:
-        draw = q.sample()
-        return q.log_prob(draw) - p.log_prob(draw)
-
-
 def prefix_gap(model: LanguageModel, guide: Guide, tokens: Tensor, ends: Iterable[int]) -> float:
     """Largest change of a log-probability when the text after a token is cut off, in nats.
 
     Compares the predictions for tokens [B, T], read as a whole, with those read as prefixes that
-    end at each of `ends`. Anything but rounding means that the future leaks.
+    end at each of `ends`, along soft and along hard routes. Anything but rounding means that the
+    future leaks.
     """
+    gap = 0.0
     with evaluating(model, guide):
-        route = guide.mean_route()
-        whole = model.network(tokens, route).float().log_softmax(-1)
-        gap = 0.0
-        for end in ends:
-            cut = model.network(tokens[:, :end], route).float().log_softmax(-1)
-            gap = max(gap, float((cut - whole[:, :end]).abs().max()))
+        for route in (guide.mean_route(hard=False), guide.mean_route(hard=True)):
+            whole = model.network(tokens, route).float().log_softmax(-1)
+            for end in ends:
+                cut = model.network(tokens[:, :end], route).float().log_softmax(-1)
+                gap = max(gap, float((cut - whole[:, :end]).abs().max()))
     return gap
 
 
-def require_causal(network: Transformer, tolerance: float = 1e-3) -> None:
+CHECKED_LENGTH, CHECKED_ENDS, ROUNDING = 200, (1, 63, 64, 130), 1e-4
+
+
+def require_causal(network: Transformer) -> None:
     """Raise `UsageError` if a mechanism of `network` lets a token see later ones.
 
-    Random tokens are read whole and cut, with every route pinned to one mechanism at a time.
+    Random queries, keys and values are read whole and cut; what is left may move by rounding.
     """
     generator = torch.Generator().manual_seed(0)
-    T = min(48, network.shape.context)
-    tokens = torch.randint(network.shape.vocabulary, (2, T), generator=generator)
-    tokens = tokens.to(network.embedding.weight.device)
+    shape = (3, 1, 2, CHECKED_LENGTH, network.shape.head_width)
+    q, k, v = torch.randn(shape, generator=generator).to(network.embedding.weight.device)
     with evaluating(network):
-        for name in network.mechanism_names:
-            route = pinned(network, name)
-            whole = network(tokens, route)
-            for end in {1, T // 3, 2 * T // 3} - {0}:
-                gap = float((network(tokens[:, :end], route) - whole[:, :end]).abs().max())
-                if not gap <= tolerance:
-                    raise UsageError(
-                        f"mechanisms: {name} sees the future: cutting the text after token {end} "
-                        f"moves earlier logits by {gap:.2g}"
-                    )
+        for mechanism in network.mechanisms:
+            whole = mechanism(q, k, v)
+            for end in CHECKED_ENDS:
+                cut = mechanism(q[:, :, :end], k[:, :, :end], v[:, :, :end])
+                _require_close(cut, whole[:, :, :end], end, f"mechanisms: {mechanism.name}")
+
+
+def require_causal_guide(model: LanguageModel, guide: Guide) -> None:
+    """Raise `UsageError` if the posterior of a token depends on later ones; on random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    size = (1, CHECKED_LENGTH)
+    tokens = torch.randint(model.network.shape.vocabulary, size, generator=generator)
+    tokens = tokens.to(model.network.embedding.weight.device)
+    with evaluating(model, guide):
+        whole = _posterior_means(model, guide, tokens)
+        for end in CHECKED_ENDS:
+            cut = _posterior_means(model, guide, tokens[:, :end])
+            _require_close(cut, whole[:, :, :end], end, f"guide: {type(guide).__name__}")
+
+
+def _require_close(cut: Tensor, whole: Tensor, end: int, who: str) -> None:
+    gap = float((cut - whole).abs().max() / whole.abs().max().clamp(min=1.0))
+    if not gap <= ROUNDING:
+        raise UsageError(
+            f"{who} sees the future: cutting the text after token {end} moves earlier values by "
+            f"{gap:.2g}"
+        )
+
+
+def _posterior_means(model: LanguageModel, guide: Guide, tokens: Tensor) -> Tensor:
+    """Posterior means along the soft mean route, [L, B, T, K]."""
+    means: list[Tensor] = []
+
+    def route(layer: int, features: Features) -> Tensor:
+        means.append(guide.posterior(layer, features).mean)
+        return means[-1]
+
+    model.network(tokens, route)
+    return torch.stack(means)
 
 
 def ngram_nll(
-    train: NDArray[np.integer], windows: tuple[Tensor, Tensor], vocabulary: int
+    train: NDArray[np.integer],
+    windows: tuple[Tensor, Tensor],
+    vocabulary: int,
+    most_tokens: int = 1 << 26,
 ) -> tuple[float, float]:
     """Losses of a unigram and a bigram model on the same targets, in nats per token.
 
-    Counts from the training part; the unigram adds one to every count, the bigram backs off to
-    the unigram with the weight of one observation.
+    Counts from the training part, its first `most_tokens` if it is longer; the unigram adds one to
+    every count, the bigram backs off to the unigram with the weight of one observation.
     """
+    train = train[:most_tokens]
     counts = np.ones(vocabulary)
     pairs = sparse.csr_array((vocabulary, vocabulary))
     piece = 1 << 22

@@ -17,15 +17,14 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_meta.analysis import _arviz
-from pyro_meta.evaluation import evaluating, posterior_kl, token_nll
+from pyro_meta.evaluation import evaluating, token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.simplex import harden, uncertainty
+from pyro_meta.simplex import divergence, harden, uncertainty
 from pyro_meta.transformer import Features
 from pyro_meta.vocabulary import Vocabulary
 
 DRAWS = 100
-TOKENS = 512
 
 
 def write_posterior(
@@ -60,6 +59,7 @@ def write_posterior(
     }
     route_dims = ("chain", "draw", "layer", "token", "mechanism")
     pieces = [piece for row in tokens.tolist() for piece in vocabulary.pieces(row)]
+    shown = [piece.replace("\0", "\u2400") for piece in pieces]  # netCDF strings end at a NUL
 
     def group(**variables: tuple[tuple[str, ...], np.ndarray]) -> xr.Dataset:
         used = {dim for dims, _ in variables.values() for dim in dims}
@@ -77,7 +77,7 @@ def write_posterior(
             "observed_data": group(
                 next_token=(("token",), targets.cpu().numpy().ravel()),
                 input_token=(("token",), tokens.cpu().numpy().ravel()),
-                text=(("token",), np.array(pieces, dtype=object)),
+                text=(("token",), np.array(shown, dtype=object)),
             ),
             "sample_stats": group(
                 log_likelihood=(("chain", "draw", "token"), -nll[None]),
@@ -108,8 +108,8 @@ def _draw_posterior(
             law = guide.posterior(layer, features)
             draw = law.rsample()
             routes[span, layer] = draw.cpu().numpy()
-            prior = model.prior(layer, features.positions)
-            kl[span, layer] = posterior_kl(law, prior).cpu().numpy()
+            prior = model.prior(layer, features.positions).expand(law.batch_shape)
+            kl[span, layer] = divergence(law, prior).cpu().numpy()
             return harden(draw, uncertainty(law), guide.threshold)
 
         chosen = row_of[span]

@@ -25,6 +25,7 @@ def main(argv: list[str]) -> None:
         prog="python -m pyro_meta.report",
         description="Read a run's posterior over routes.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=str, help="Folders of runs.")
     out = Console()

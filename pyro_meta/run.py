@@ -11,12 +11,15 @@ A file is written under a temporary name and renamed, a checkpoint likewise as a
 any moment leaves the last whole one. Nothing in a run is ever unpickled.
 """
 
+import dataclasses
+import hashlib
 import json
 import os
 import platform
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,11 @@ from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 from pyro_meta.vocabulary import Vocabulary
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 SUMMARY_KEYS = (
     "val_nll_soft", "val_nll_hard", "cost_nominal_soft", "cost_nominal_hard", "cost_macs_hard",
@@ -85,6 +93,19 @@ class Run:
             raise UsageError(f"{folder} is not a run: it has no config.yaml")
         return run
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for writing; raises `UsageError` while another process does."""
+        with open(self.folder / "config.yaml", encoding="utf-8") as file:
+            if fcntl is not None:  # Windows has none; two writers are then not told apart
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise UsageError(
+                        f"{self.folder} is being trained by another process"
+                    ) from error
+            yield
+
     def config(self) -> Config:
         """The options of the run."""
         return read_options(["--config", str(self.folder / "config.yaml")])[0]
@@ -99,14 +120,24 @@ class Run:
             out.write(json.dumps(record) + "\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Every whole record; a last line that a kill cut short is passed over."""
+        """Every whole record; a last line that a kill cut short is passed over.
+
+        Raises
+        ------
+        UsageError
+            A line before the last is damaged.
+        """
         if not self.metrics_path.exists():
             return
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+        lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
             try:
                 yield json.loads(line)
-            except ValueError:
-                return
+            except ValueError as error:
+                if number < len(lines):
+                    raise UsageError(
+                        f"{self.metrics_path} is damaged at line {number}: {error}"
+                    ) from error
 
     def cut_metrics(self, step: int) -> None:
         """Drop what was logged after `step`: a resumed run logs it again."""
@@ -131,10 +162,11 @@ class Run:
         if optimiser is not None:
             moments = _optimiser_tensors(model, guide, optimiser)
             save_file(moments, partial / "optimiser.safetensors")
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        files = {file.name: _sha256(file) for file in partial.iterdir()}
+        whole = state | {"model": _identity(model, guide), "files": files}
+        (partial / "state.json").write_text(json.dumps(whole), encoding="utf-8")
         for file in [*partial.iterdir(), partial]:
             _flush(file)
-        shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _flush(self._checkpoints)
         for older in self._checkpoints.iterdir():
@@ -160,26 +192,32 @@ class Run:
         """
         folder = self.latest_checkpoint()
         if folder is None:
-            raise UsageError(f"{self.folder} has no checkpoint")
+            raise UsageError(f"{self.folder} has no checkpoint yet; --resume begins it anew")
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            for name, sha256 in state["files"].items():
+                if _sha256(folder / name) != sha256:
+                    raise ValueError(f"{name} is not what was written")
+            then, now = state["model"], _identity(model, guide)
             weights = load_file(folder / "model.safetensors")
             moments = load_file(folder / "optimiser.safetensors") if optimiser else {}
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UsageError(f"checkpoint {folder} is damaged: {error}") from error
-        for name, expected in _weights(model, guide).items():
-            if name not in weights or weights[name].shape != expected.shape:
-                found = list(weights[name].shape) if name in weights else "nothing"
-                raise UsageError(
-                    f"checkpoint {folder} is of another model: {name} is {found}, "
-                    f"and {list(expected.shape)} is needed"
-                )
-        if unknown := sorted(weights.keys() - _weights(model, guide).keys()):
-            raise UsageError(f"checkpoint {folder} is of another model: it has {unknown[0]}")
-        for prefix, module in (("model.", model), ("guide.", guide)):
-            own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-            module.load_state_dict(own)
-        if optimiser is not None:
+        if then != now:
+            differing = next(key for key in now if now[key] != then.get(key))
+            raise UsageError(
+                f"checkpoint {folder} is of another model: its {differing} is "
+                f"{then.get(differing)}, and that of config.yaml is {now[differing]}"
+            )
+        try:
+            for prefix, module in (("model.", model), ("guide.", guide)):
+                own = {
+                    k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)
+                }
+                module.load_state_dict(own)
+        except RuntimeError as error:
+            raise UsageError(f"checkpoint {folder} is of another model: {error}") from error
+        if optimiser is not None and state["step"] > 0:
             _load_optimiser(model, guide, optimiser, moments)
         return state
 
@@ -252,16 +290,32 @@ def _load_optimiser(
     optimiser: torch.optim.Optimizer,
     tensors: dict[str, Tensor],
 ) -> None:
+    """Give every parameter its moments; raises `UsageError` unless they are its own."""
     for parameter, name in _named_parameters(model, guide).items():
-        own = {
-            key.rpartition("/")[2]: value
-            for key, value in tensors.items()
-            if key.rpartition("/")[0] == name
+        own = {key: tensors.get(f"{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        for key, value in own.items():
+            if value is None or (key != "step" and value.shape != parameter.shape):
+                raise UsageError(f"optimiser state of another model: {name}/{key} does not fit")
+        optimiser.state[parameter] = {
+            key: value.to(parameter.device) for key, value in own.items() if value is not None
         }
-        if own:
-            optimiser.state[parameter] = {
-                key: value.to(parameter.device) for key, value in own.items()
-            }
+
+
+def _identity(model: LanguageModel, guide: Guide) -> dict[str, Any]:
+    """What has to agree for weights to mean the same."""
+    network = model.network
+    return {
+        "prior": type(model.prior).__name__,
+        "guide": type(guide).__name__,
+        "mechanisms": network.mechanism_names,
+        "shape": dataclasses.asdict(network.shape),
+        "weights": {name: list(value.shape) for name, value in _weights(model, guide).items()},
+    }
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -50,7 +50,7 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution [V] that a token is drawn from."""
-        logits = logits.float() / self.temperature
+        logits = (logits.float() - logits.max()) / self.temperature  # 0 at the likeliest
         if self.top_k is not None and self.top_k < len(logits):
             least = logits.topk(self.top_k).values[-1]
             logits = logits.masked_fill(logits < least, -torch.inf)

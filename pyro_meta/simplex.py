@@ -55,14 +55,27 @@ def straight_through(weights: Tensor) -> Tensor:
     return one_hot(weights) + (weights - weights.detach())
 
 
-def harden(weights: Tensor, undecided: Tensor, threshold: Tensor | float) -> Tensor:
-    """Make weights [.., K] one-hot, straight through, where `undecided` [..] < threshold.
+def is_hard(undecided: Tensor, threshold: Tensor | float) -> Tensor:
+    """Which tokens are executed hard: those whose uncertainty is below the threshold.
 
     A threshold of 1 or more hardens every token, whatever rounding does to its uncertainty.
     """
-    threshold = torch.as_tensor(threshold, device=weights.device)
-    is_hard = (undecided < threshold) | (threshold >= 1)
-    return torch.where(is_hard[..., None], straight_through(weights), weights)
+    threshold = torch.as_tensor(threshold, device=undecided.device)
+    return (undecided < threshold) | (threshold >= 1)
+
+
+def harden(weights: Tensor, undecided: Tensor, threshold: Tensor | float) -> Tensor:
+    """Make weights [.., K] one-hot, straight through, where `undecided` [..] < threshold."""
+    return torch.where(is_hard(undecided, threshold)[..., None], straight_through(weights), weights)
+
+
+def divergence(q: Distribution, p: Distribution, draw: Tensor | None = None) -> Tensor:
+    """KL(q || p) by batch element: analytic, or the log ratio of one draw where it is not."""
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        drawn = q.rsample() if draw is None else draw
+        return q.log_prob(drawn) - p.log_prob(drawn)
 
 
 class Point(TorchDistribution):
@@ -109,6 +122,7 @@ class Hardened(TorchDistribution):
     def __init__(self, base: Distribution, threshold: Tensor | float) -> None:
         self.base, self.threshold = base, threshold
         self.draw: Tensor | None = None
+        self._executed: Tensor | None = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Hardened":
@@ -120,13 +134,12 @@ class Hardened(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         self.draw = self.base.rsample(torch.Size(sample_shape))
-        return harden(self.draw, uncertainty(self.base), self.threshold)
+        self._executed = harden(self.draw, uncertainty(self.base), self.threshold)
+        return self._executed
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Density of `base`, at the soft draw behind `value` if `value` was drawn here."""
-        is_drawn_here = self.draw is not None and self.draw.shape == value.shape
-        soft = self.draw if is_drawn_here else value
-        assert soft is not None
+        soft = self.draw if value is self._executed and self.draw is not None else value
         return self.base.log_prob(soft)
 
 
@@ -137,9 +150,4 @@ def _kl_point(q: Point, p: Distribution) -> Tensor:
 
 @register_kl(Hardened, Distribution)  # type: ignore[untyped-decorator]
 def _kl_hardened(q: Hardened, p: Distribution) -> Tensor:
-    """Analytic KL of the base where there is one, else one draw's log ratio."""
-    try:
-        return kl_divergence(q.base, p)
-    except NotImplementedError:
-        draw = q.base.rsample() if q.draw is None else q.draw
-        return q.base.log_prob(draw) - p.log_prob(draw)
+    return divergence(q.base, p, q.draw)

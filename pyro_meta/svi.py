@@ -16,11 +16,11 @@ from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
+from pyro_meta.simplex import divergence
 
 
 class ELBOTerms(NamedTuple):
@@ -39,10 +39,10 @@ class ELBOTerms(NamedTuple):
 
 
 class RouteELBO(TraceMeanField_ELBO):
-    """`TraceMeanField_ELBO` per token, with its parts told apart.
+    """`TraceMeanField_ELBO`, which also gives its parts, per token.
 
-    The same estimator from the same traces (a test compares both, with gradients). It leaves out
-    what Pyro computes besides and training does not need: log densities of the routes, and a
+    Handed to `pyro.infer.SVI` it is Pyro's own. `terms` is the same estimator (a test compares
+    both, with gradients) without what training does not need: log densities of the routes, and a
     host-device synchronisation per evaluation.
     """
 
@@ -54,25 +54,28 @@ class RouteELBO(TraceMeanField_ELBO):
     ) -> ELBOTerms:
         """Parts of the objective for tokens and targets [B, T], averaged over the particles."""
         per_token = 1.0 / (targets.numel() * self.num_particles)
-        nll: Tensor | float = 0.0
-        kl: Tensor | float = 0.0
-        for model_trace, guide_trace in self._get_traces(model, guide, (tokens, targets), {}):
-            observed = model_trace.nodes["next_token"]
-            nll = nll - observed["fn"].log_prob(observed["value"]).sum() * per_token
+        nll, kl = [], []
+        for _ in range(self.num_particles):
+            guide_trace = poutine.trace(guide).get_trace(tokens, targets)
+            replayed = poutine.replay(model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(tokens, targets)
+            observed: Any = model_trace.nodes["next_token"]
+            nll.append(-observed["fn"].log_prob(observed["value"]).sum() * per_token)
             sites = _route_sites(guide_trace)
-            kls = [_route_kl(site, model_trace.nodes[site["name"]]) for site in sites]
-            kl = kl + torch.stack(kls) * per_token
-            routes = torch.stack([site["value"].detach() for site in sites])
-            means = torch.stack([site["fn"].mean.detach() for site in sites])
-        assert isinstance(nll, Tensor) and isinstance(kl, Tensor)
-        return ELBOTerms(nll + model.kl_weight * kl.sum(), nll, kl, routes, means)
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
-            *args, **kwargs
+            priors = _route_sites(model_trace)
+            with torch.autocast(tokens.device.type, enabled=False):
+                kls = [
+                    divergence(q["fn"], p["fn"]).sum() for q, p in zip(sites, priors, strict=True)
+                ]
+            kl.append(torch.stack(kls) * per_token)
+        total_nll, total_kl = torch.stack(nll).sum(), torch.stack(kl).sum(0)
+        return ELBOTerms(
+            loss=total_nll + model.kl_weight * total_kl.sum(),
+            nll=total_nll,
+            kl=total_kl,
+            routes=torch.stack([site["value"].detach() for site in sites]),
+            means=torch.stack([site["fn"].mean.detach() for site in sites]),
         )
-        return model_trace, guide_trace
 
 
 def _route_sites(trace: Trace) -> list[Any]:
@@ -81,15 +84,6 @@ def _route_sites(trace: Trace) -> list[Any]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and name.startswith("route_")
     ]
-
-
-def _route_kl(guide_site: Any, model_site: Any) -> Tensor:
-    """KL(q_l || p_l) summed over plates: analytic, or from the draw where it is not."""
-    q, p, value = guide_site["fn"], model_site["fn"], guide_site["value"]
-    try:
-        return kl_divergence(q, p).sum()
-    except NotImplementedError:
-        return (q.log_prob(value) - p.log_prob(value)).sum()
 
 
 class Objective(nn.Module):

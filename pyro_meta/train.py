@@ -1,6 +1,6 @@
 """`python -m pyro_meta.train`: train a routed language model and leave a run."""
 
-import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,59 +10,77 @@ from rich.console import Console
 from rich.markup import escape
 
 from pyro_meta.config import Config, read_options
-from pyro_meta.console import INTERRUPTED, run_command
+from pyro_meta.console import INTERRUPTED, is_first_process, run_command
 from pyro_meta.corpus import Corpus
 from pyro_meta.display import closing_table, progress_bar
 from pyro_meta.errors import UsageError
-from pyro_meta.evaluation import evaluate, ngram_nll, prefix_gap, require_causal
+from pyro_meta.evaluation import (
+    evaluate,
+    ngram_nll,
+    prefix_gap,
+    require_causal,
+    require_causal_guide,
+)
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.readout import TOKENS, write_posterior
+from pyro_meta.readout import write_posterior
 from pyro_meta.run import Run, versions
 from pyro_meta.sampling import Sampling, continue_tokens
 from pyro_meta.trainer import Interrupted, Outcome, make_fabric, train
 
+READ_TOKENS = 512  # of validation text, whose routes are drawn
 SAMPLE_PROMPT, SAMPLE_TOKENS = 48, 200
 
 
 def main(argv: list[str]) -> int:
     """Train as the options say; 0 when done, 130 when interrupted and saved."""
     resumed = _resumed_run(argv)
-    if resumed:
-        run, config = Run.open(resumed), Run.open(resumed).config()
-    else:
+    if resumed is None:
         config, config_yaml = read_options(argv)
+    else:
+        config = Run.open(resumed).config()
     fabric = make_fabric(config)
-    out = Console(quiet=not _is_first_process())
-    progress_out = Console(stderr=True, quiet=not _is_first_process())
+    out = Console(quiet=not is_first_process())
+    progress_out = Console(stderr=True, quiet=not is_first_process())
     with progress_out.status("preparing the text"):
         corpus = config.data.corpus()
     corpus.require(config.context)
     torch.manual_seed(config.seed)
     model, guide = config.build(corpus.vocabulary.size)
     require_causal(model.network)
-    if _is_first_process() and not resumed:
-        run = Run.create(config.out, config_yaml, corpus)
-    fabric.launch()
-    folder = fabric.broadcast(str(run.folder) if fabric.is_global_zero else "")
-    run = Run(Path(folder))
-    out.print(f"text: {escape(corpus.description)}", soft_wrap=True)
-    out.print(_describe_model(config, model, guide), soft_wrap=True)
-    out.print(f"run: {escape(folder)}", soft_wrap=True)
-    done = sum(1 for _ in run.metrics()) if resumed else 0
-    try:
-        with progress_bar(config.steps, done, progress_out) as watch:
-            outcome = train(config, corpus, run, fabric, model, guide, watch, bool(resumed))
-    except Interrupted as stop:
-        out.print(
-            f"interrupted and saved after step {stop.step}; go on with "
-            f"python -m pyro_meta.train --resume {escape(folder)}",
-            soft_wrap=True,
-        )
-        return INTERRUPTED
-    if fabric.is_global_zero:
-        _close(config, corpus, run, fabric, model, guide, outcome, out)
-    fabric.barrier()
+    require_causal_guide(model, guide)
+    with ExitStack() as held:
+        folder = ""
+        if is_first_process():
+            if resumed is None:
+                run = Run.create(config.out, config_yaml, corpus)
+            else:
+                run = Run.open(resumed)
+            held.enter_context(run.locked())
+            folder = str(run.folder)
+        fabric.launch()
+        run = Run(Path(fabric.broadcast(folder)))
+        out.print(f"text: {escape(corpus.description)}", soft_wrap=True)
+        out.print(_describe_model(config, model, guide), soft_wrap=True)
+        out.print(f"run: {escape(str(run.folder))}", soft_wrap=True)
+        done = 0 if resumed is None else sum(1 for _ in run.metrics())
+        try:
+            with progress_bar(config.steps, done, progress_out) as watch:
+                is_resumed = resumed is not None
+                outcome = train(config, corpus, run, fabric, model, guide, watch, is_resumed)
+        except Interrupted as stop:
+            resume = f"-m pyro_meta.train --resume {run.folder}"
+            launcher = "python" if config.devices == fabric.world_size else "torchrun ..."
+            out.print(
+                f"interrupted and saved after step {stop.step}; go on with "
+                f"{escape(f'{launcher} {resume}')}",
+                soft_wrap=True,
+            )
+            return INTERRUPTED
+        if fabric.is_global_zero:
+            with torch.compiler.set_stance("force_eager"):  # lengths vary from here on
+                _close(config, corpus, run, fabric, model, guide, outcome, out)
+        fabric.barrier()
     return 0
 
 
@@ -85,11 +103,6 @@ def _close(
         T = config.context
         ends = sorted({1, 2, T // 4, T // 2, T - 1} - {0})
         gap = prefix_gap(model, guide, windows[0][:2].to(device), ends)
-        rows = max(1, TOKENS // config.context)
-        some = (windows[0][:rows], windows[1][:rows])
-        write_posterior(
-            run.posterior_path, model, guide, some, corpus.vocabulary, config.batch, config.seed
-        )
     summary: dict[str, Any] = figures | {
         "tokens_seen": outcome.tokens_seen,
         "seconds": outcome.seconds,
@@ -101,6 +114,12 @@ def _close(
         "versions": versions(),
     }
     run.write_summary(summary)
+    with out.status("drawing from the posterior"):
+        rows = max(1, READ_TOKENS // config.context)
+        some = (windows[0][:rows, :READ_TOKENS], windows[1][:rows, :READ_TOKENS])
+        write_posterior(
+            run.posterior_path, model, guide, some, corpus.vocabulary, config.batch, config.seed
+        )
     closing_table(summary, ngrams, gap, out)
     prompt = windows[0][0, :SAMPLE_PROMPT].tolist()
     new = continue_tokens(model, guide, prompt, SAMPLE_TOKENS, Sampling(), config.seed)
@@ -122,17 +141,12 @@ def _resumed_run(argv: list[str]) -> str | None:
     """The run that `--resume` names; it takes every other option from the run itself."""
     if not any(word == "--resume" or word.startswith("--resume=") for word in argv):
         return None
-    words = [part for word in argv for part in word.split("=", 1)]
-    if len(words) != 2 or words[0] != "--resume":
+    words = argv[0].split("=", 1) if len(argv) == 1 else argv
+    if len(words) != 2 or words[0] != "--resume" or not words[1]:
         raise UsageError(
             "option --resume: it takes a run and no other option; the rest is in its config.yaml"
         )
     return words[1]
-
-
-def _is_first_process() -> bool:
-    """Whether this is the process that prints and writes, known before any launch."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 def _describe_model(config: Config, model: LanguageModel, guide: Guide) -> str:

@@ -71,14 +71,16 @@ def make_fabric(config: Config) -> Fabric:
         raise UsageError(
             f"batch: {config.batch} given; it must be divisible by devices x accumulate = {parts}"
         )
-    is_cuda = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    accelerator: str = config.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     precision = config.precision
     if precision == "auto":
-        precision = "bf16-mixed" if is_cuda else "32-true"
+        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
     strategy = "ddp" if devices * nodes > 1 else "auto"
     try:
         return Fabric(
-            accelerator=config.accelerator,
+            accelerator=accelerator,
             devices=devices,
             num_nodes=nodes,
             precision=precision,
@@ -111,12 +113,13 @@ def train(
     """
     objective = Objective(model, guide).to(fabric.device)
     optimiser = config.optim.optimiser(objective)
+    is_resumed = is_resumed and run.latest_checkpoint() is not None
     if config.compile:
         model.network.compile_blocks()
     first, seconds = 0, 0.0
     if is_resumed:
         state = run.load_checkpoint(model, guide, optimiser)
-        _require_same_text(state["corpus"], corpus)
+        _require_same_circumstances(state, corpus, fabric)
         first, seconds = state["step"], state["seconds"]
         if fabric.is_global_zero:
             run.cut_metrics(first)
@@ -130,7 +133,12 @@ def train(
 
     def save(step: int) -> None:
         if fabric.is_global_zero:
-            state = {"step": step, "seconds": seconds, "corpus": corpus.sha256}
+            state = {
+                "step": step,
+                "seconds": seconds,
+                "corpus": corpus.sha256,
+                "processes": fabric.world_size,
+            }
             run.save_checkpoint(model, guide, optimiser, state)
 
     module.train()
@@ -139,11 +147,11 @@ def train(
             save(0)
         for step in range(first, config.steps):
             started = time.perf_counter()
-            progress = step / config.steps
+            progress = (step + 1) / config.steps
             model.kl_weight = config.kl(progress)
-            guide.threshold.fill_(config.harden((step + 1) / config.steps))
+            guide.threshold.fill_(config.harden(progress))
             for group in optimiser.param_groups:
-                group["lr"] = config.optim.lr_at((step + 1) / config.steps)
+                group["lr"] = config.optim.lr_at(progress)
             terms = _accumulate(config, corpus, fabric, module, per_step, step)
             norm = fabric.clip_gradients(
                 module,
@@ -179,6 +187,7 @@ def train(
                 run.append_metrics(record)
                 watch(record)
             if is_last or must_stop or (step + 1) % config.checkpoint_every == 0:
+                _require_finite_after(objective, corpus, config, step, run)
                 save(step + 1)
             if must_stop and not is_last:
                 raise Interrupted(step + 1)
@@ -260,15 +269,33 @@ def _require_finite(figures: dict[str, float], step: int, run: Run) -> None:
     for name in ("loss", "grad_norm"):
         if not math.isfinite(figures[name]):
             raise UsageError(
-                f"{name} is {figures[name]} at step {step}; the checkpoint "
-                f"{run.latest_checkpoint()} stands; a lower --optim.lr may help"
+                f"{name} is {figures[name]} at step {step}; checkpoint {run.latest_checkpoint()} "
+                "stands; begin a new run with a lower --optim.lr"
             )
 
 
-def _require_same_text(sha256: str, corpus: Corpus) -> None:
-    if sha256 != corpus.sha256:
+def _require_finite_after(
+    objective: Objective, corpus: Corpus, config: Config, step: int, run: Run
+) -> None:
+    """Refuse to save weights on which the next step would fail: the last checkpoint stays good."""
+    tokens, targets = corpus.batch(config.seed, step, 1, config.context)
+    device = objective.guide.threshold.device
+    with torch.no_grad():
+        loss = float(objective(tokens.to(device), targets.to(device)).loss)
+    _require_finite({"loss": loss, "grad_norm": 0.0}, step + 1, run)
+
+
+def _require_same_circumstances(state: dict[str, Any], corpus: Corpus, fabric: Fabric) -> None:
+    """Refuse to resume on another text, or on a number of processes with other draws."""
+    if state["corpus"] != corpus.sha256:
         raise UsageError(
-            f"data: the run began on a text of sha256 {sha256[:12]}; now it is {corpus.description}"
+            f"data: the run began on a text of sha256 {state['corpus'][:12]}; "
+            f"now it is {corpus.description}"
+        )
+    if state["processes"] != fabric.world_size:
+        raise UsageError(
+            f"option --resume: the run began on {state['processes']} processes, and here are "
+            f"{fabric.world_size}; use torchrun with as many as it began with"
         )
 
 

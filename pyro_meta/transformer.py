@@ -53,7 +53,7 @@ class Shape:
     vocabulary: int
     """Number of distinct tokens, V."""
     context: int = 256
-    """Tokens seen in training; costs are normalised by it, and nothing else depends on it."""
+    """Tokens seen in training: the unit of costs and positions, and what generation reads."""
     width: int = 128
     """Width D of the residual stream."""
     layers: int = 4
@@ -219,8 +219,15 @@ class Transformer(nn.Module):
             block = cast(Block, block)
             normed = block.attention_norm(state)
             with torch.autocast(tokens.device.type, enabled=False):
-                features = Features(tokens, _at_least_32(state), _at_least_32(normed), positions)
+                features = Features(
+                    tokens, at_least_float32(state), at_least_float32(normed), positions
+                )
                 weights = route(layer, features)
+            if weights.dim() > 3:
+                raise ValueError(
+                    f"route of layer {layer} is {list(weights.shape)}, and [B, T, K] is needed; "
+                    "particles cannot be vectorised, draw them one by one"
+                )
             state = block(state, normed, weights, cos, sin)
         return F.linear(self.final_norm(state), self.embedding.weight)
 
@@ -237,5 +244,6 @@ def pinned(network: Transformer, name: str) -> Route:
     return route
 
 
-def _at_least_32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, raised to float32 if its precision is half."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -58,7 +58,7 @@ class Vocabulary(ABC):
             if kind == "char":
                 return CharVocabulary(facts["characters"])
             return FileVocabulary(facts["tokenizer"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # the tokenizers library raises bare Exception
             raise UsageError(f"{path}: no readable vocabulary ({error})") from error
 
 

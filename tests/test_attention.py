@@ -144,6 +144,15 @@ def test_rotary_scores_depend_on_distances_alone() -> None:
     assert abs(score(9, 4) - score(9, 5)) > 1e-4
 
 
+def test_linear_attention_survives_queries_that_find_nothing() -> None:
+    q, k, v = torch.randn(3, 1, 1, 70, 8)
+    out = linear_attention(torch.full_like(q, -200.0), k, v)
+    assert torch.isfinite(out).all()
+    small = [x.double() for x in (q - 16, k, v)]
+    exact = slow_linear(*small)
+    torch.testing.assert_close(linear_attention(q - 16, k, v).double(), exact, rtol=1e-4, atol=1e-5)
+
+
 class Mean(Mechanism):
     """A user's own mechanism: the mean of all values so far."""
 

@@ -94,6 +94,23 @@ def test_pieces_of_a_large_file_join_without_loss(
     assert corpus.vocabulary.decode(corpus.tokens.tolist()) == SAMPLE
 
 
+def test_a_damaged_cache_is_made_anew(sample: Path) -> None:
+    first = Text(str(sample)).corpus()
+    folder = Path(first.tokens.filename).parent  # type: ignore[attr-defined]
+    for name, content in (("tokens.bin", b"half"), ("corpus.json", b"{"), ("tokens.bin", b"")):
+        (folder / name).write_bytes(content)
+        again = Text(str(sample)).corpus()
+        assert again.vocabulary.decode(again.tokens.tolist()) == SAMPLE
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYRO_META_CACHE", str(sample / "inside-a-file"))
+    with pytest.raises(UsageError, match="set PYRO_META_CACHE"):
+        Text(str(sample)).corpus()
+
+
 def test_the_order_is_a_function_of_seed_and_step(sample: Path) -> None:
     corpus = Text(str(sample)).corpus()
     first, again = corpus.batch(3, 5, 4, 20), corpus.batch(3, 5, 4, 20)

@@ -1,6 +1,7 @@
 """Generation and the report, on a run of a moment."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,8 @@ def test_sampling_keeps_what_it_says() -> None:
     assert p[0] < 0.7 < p[0] + p[1]
     nucleus = Sampling(temperature=1.0, top_p=0.7).probabilities(logits)
     torch.testing.assert_close(nucleus, two)
+    cold = Sampling(temperature=1e-40).probabilities(logits)
+    assert cold.tolist() == [1, 0, 0, 0]
     tiny = Sampling(top_p=1e-9).probabilities(logits)
     assert tiny.tolist() == [1, 0, 0, 0], "the likeliest token always stays"
 
@@ -146,12 +149,36 @@ def test_the_file_opens_in_arviz(trained: Path) -> None:
     assert len(summary) == 6
 
 
-def test_a_damaged_posterior_is_refused(trained: Path, tmp_path: Path) -> None:
-    import shutil
-
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", b"{}"),
+        ("summary.json", b"["),
+        ("metrics.jsonl", b""),
+        ("metrics.jsonl", b'{"step": 1}'),
+        ("posterior.nc", b"no netcdf"),
+    ],
+)
+def test_damaged_results_are_refused(
+    trained: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    (folder / "posterior.nc").write_bytes(b"no netcdf")
-    assert "is damaged" in error_line(run("report", folder))
+    (folder / name).write_bytes(content)
+    with pytest.raises(UsageError, match="is damaged"):
+        Reading.of(folder)
+
+
+def test_without_a_prompt_a_character_model_still_speaks(tmp_path: Path) -> None:
+    (tmp_path / "ab.txt").write_text("ab ba " * 300)
+    options = [*MOMENT, f"--data.path={tmp_path / 'ab.txt'}", "--data.tokens=char"]
+    assert run("train", *options, f"--out={tmp_path / 'run'}").returncode == 0
+    done = run("generate", tmp_path / "run", "--max_tokens=5")
+    assert done.returncode == 0 and len(done.stdout.rstrip("\n")) == 6
+
+
+def test_a_run_that_has_not_finished(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
     (folder / "summary.json").unlink()
     assert "has not finished" in error_line(run("report", folder))

@@ -1,5 +1,6 @@
 """The Pyro model and guide, in our objective and in plain Pyro."""
 
+import copy
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, kl_divergence
 
-from pyro_meta import Guide, LanguageModel, Prior, RouteELBO
+from pyro_meta import CostDirichlet, Guide, LanguageModel, Prior, RouteELBO
 from pyro_meta.svi import Objective
 
 
@@ -134,6 +135,58 @@ def test_activations_are_not_reused_where_they_would_be_stale() -> None:
     model.eval()
     replayed(trace, *data)
     assert forwards.count == 8, "another mode"
+
+
+def test_a_model_with_kept_activations_is_copied_without_them() -> None:
+    model, guide = build()
+    poutine.trace(guide).get_trace(*text())
+    assert model._walk is not None
+    other = copy.deepcopy(model)
+    assert other._walk is None and model._walk is not None
+    with torch.inference_mode():
+        tokens = text()[0].clone()
+        assert Predictive(other, num_samples=1)(tokens)["next_token"].shape == (1, 3, 20)
+
+
+def test_another_network_in_the_model_is_walked_anew() -> None:
+    (model, guide), (other, _) = build(), build()
+    data = text()
+    trace = poutine.trace(guide).get_trace(*data)
+    model.network = other.network
+    forwards = Forwards(other.network)
+    poutine.trace(poutine.replay(model, trace=trace)).get_trace(*data)
+    assert forwards.count == 1
+
+
+def test_vectorised_particles_are_refused_clearly() -> None:
+    model, guide = build()
+    elbo = TraceMeanField_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=2)
+    with pytest.raises(ValueError, match="particles cannot be vectorised"):
+        elbo.differentiable_loss(model, guide, *text())
+
+
+@pytest.mark.usefixtures("double")
+def test_our_elbo_serves_plain_svi() -> None:
+    model, guide = build()
+    pyro.set_rng_seed(3)
+    ours = SVI(model, guide, pyro.optim.SGD({"lr": 0.0}), RouteELBO()).step(*text())
+    pyro.set_rng_seed(3)
+    terms = RouteELBO().terms(model, guide, *text())
+    assert ours == pytest.approx(float(terms.loss.detach()) * text()[0].numel(), rel=1e-10)
+
+
+def test_a_prior_is_never_evaluated_under_autocast() -> None:
+    seen: list[bool] = []
+
+    class Watching(CostDirichlet):
+        def forward(self, layer: int, positions: Tensor) -> Any:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(layer, positions)
+
+    model, guide = build(prior=Watching)
+    with torch.autocast("cpu", torch.bfloat16):
+        Objective(model, guide)(*text())
+    assert seen and not any(seen)
 
 
 def test_sites_and_plates_are_those_of_the_design() -> None:

@@ -78,6 +78,20 @@ def test_without_a_closed_form_the_divergence_comes_from_the_soft_draw() -> None
     torch.testing.assert_close(kl_divergence(q, Unknown(validate_args=False)), expected)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_hardened_law_has_the_density_of_its_base(threshold: float) -> None:
+    """At the soft draw behind what it drew, and elsewhere at the value itself."""
+    base = Dirichlet(torch.tensor([1.0, 2.0, 3.0]))
+    law = Hardened(base, threshold)
+    value = torch.tensor([0.2, 0.3, 0.5])
+    before = law.log_prob(value)
+    drawn = law.rsample()
+    assert law.draw is not None
+    torch.testing.assert_close(law.log_prob(drawn), base.log_prob(law.draw))
+    torch.testing.assert_close(law.log_prob(value), before)
+    torch.testing.assert_close(before, base.log_prob(value))
+
+
 def test_a_point_has_no_divergence() -> None:
     point = Point(torch.tensor([[0.2, 0.8]]))
     assert kl_divergence(point, Dirichlet(torch.ones(2))).tolist() == [0.0]

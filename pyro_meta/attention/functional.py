@@ -79,7 +79,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
         # Padding comes after phi: phi(0) = 1 would count as keys. It lies in the future of every
         # real query, so that zero rows suffice.
-        phi_q, phi_k, value = chunks(F.elu(q) + 1), chunks(F.elu(k) + 1), chunks(v)
+        phi_q, phi_k, value = chunks(_phi(q)), chunks(_phi(k)), chunks(v)
         state = phi_k.transpose(-1, -2) @ value  # [B, H, n, d, d]
         normaliser = phi_k.sum(-2)  # [B, H, n, d]
         state_before = state.cumsum(2) - state
@@ -87,8 +87,12 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (phi_q @ phi_k.transpose(-1, -2)).tril()  # [B, H, n, C, C]
         numerator = scores @ value + phi_q @ state_before
         denominator = scores.sum(-1, keepdim=True) + phi_q @ normaliser_before[..., None]
-        if tail:  # rows of padding have phi_q = 0; they are cut off, and must not divide 0 by 0
-            is_padding = torch.arange(n * C, device=q.device).reshape(n, C, 1) >= T
-            denominator = denominator.masked_fill(is_padding, 1.0)
+        # Padding, and queries that find every key negligible, must not divide 0 by 0.
+        denominator = denominator.clamp(min=torch.finfo(denominator.dtype).tiny)
         out = (numerator / denominator).reshape(B, H, n * C, d)[:, :, :T]
     return out.to(dtype)
+
+
+def _phi(x: Tensor) -> Tensor:
+    """elu(x) + 1, written so that it keeps its digits where it is small."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())

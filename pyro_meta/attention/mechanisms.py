@@ -35,6 +35,8 @@ class Mechanism(nn.Module):
     def __init__(self, head_width: int, window: int) -> None:
         super().__init__()
         require_defined(self, Mechanism, "forward", "macs")
+        if not hasattr(self, "nominal_cost"):
+            raise UsageError(f"{type(self).__name__} does not define nominal_cost, a number")
         self.head_width = head_width
 
     @property
@@ -118,7 +120,7 @@ def find_mechanism(name: str) -> type[Mechanism]:
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a person's module raises
         raise UsageError(f"mechanisms: cannot import {name!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Mechanism)):
         raise UsageError(

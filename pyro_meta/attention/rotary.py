@@ -13,7 +13,12 @@ def rotation(positions: Tensor, head_width: int, base: float = 10_000.0) -> tupl
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + d/2}) of x [..., T, d] by its position's angle."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    """Turn each pair (x_i, x_{i + d/2}) of x [..., T, d] by its position's angle.
+
+    In float32 at least: rounded angles would make scores depend on absolute positions.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = cos.to(wide), sin.to(wide)
+    first, second = x.to(wide).chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return turned.to(x.dtype)
