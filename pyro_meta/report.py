@@ -61,7 +61,7 @@ def _print_summary(reading: Reading, out: Console) -> None:
         "kl": "KL",
     }
     for heading in ("layer", *columns.values()):
-        table.add_column(heading, justify="right", min_width=9)
+        table.add_column(heading, justify="right")
     for layer, figures in enumerate(reading.diversity()):
         table.add_row(str(layer), *(f"{figures[key]:.3f}" for key in columns))
     out.print(table)

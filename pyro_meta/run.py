@@ -41,6 +41,7 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
+STATE_KEYS = {"step", "seconds", "corpus", "processes", "model", "files"}
 SUMMARY_KEYS = (
     "val_nll_soft", "val_nll_hard", "cost_nominal_soft", "cost_nominal_hard", "cost_macs_hard",
     "routing_entropy", "routing_information", "kl_per_token", "load", "load_by_layer",
@@ -195,13 +196,15 @@ class Run:
             raise UsageError(f"{self.folder} has no checkpoint yet; --resume begins it anew")
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            if missing := STATE_KEYS - state.keys():
+                raise ValueError(f"state.json has no {', '.join(sorted(missing))}")
             for name, sha256 in state["files"].items():
                 if _sha256(folder / name) != sha256:
                     raise ValueError(f"{name} is not what was written")
             then, now = state["model"], _identity(model, guide)
             weights = load_file(folder / "model.safetensors")
             moments = load_file(folder / "optimiser.safetensors") if optimiser else {}
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
             raise UsageError(f"checkpoint {folder} is damaged: {error}") from error
         if then != now:
             differing = next(key for key in now if now[key] != then.get(key))
