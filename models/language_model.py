@@ -120,4 +120,4 @@ class LanguageModel(StandaloneModule):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_walk": None}  # activations are neither copied nor pickled
+        return self.__dict__ | {"_walk": None}  # activations are not copied

@@ -134,7 +134,7 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     bases = {name: base for name, (base, _) in CLASS_OPTIONS.items()}
     words = settle(argv, {name: default for name, (_, default) in CLASS_OPTIONS.items()})
     parsed = parse(parser, words, bases)
-    options: dict[str, Any] = yaml.safe_load(parser.dump(parsed))
+    options: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_unset=False))
     try:
         chosen = parser.instantiate(parsed)
         for name in ("config", "preset", "resume"):  # settled, and not part of the run

@@ -69,11 +69,11 @@ def _with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
         if getattr(action, "_typehint", None) is bool
         for name in action.option_strings
     }
-    following = [*argv[1:], ""]
-    return [
-        f"{word}=true" if word in switches and after not in ("true", "false") else word
-        for word, after in zip(argv, following, strict=True)
-    ]
+    words = []
+    for word, after in zip(argv, [*argv, ""][1:], strict=True):
+        is_alone = word in switches and after.lower() not in ("true", "false")
+        words.append(f"{word}=true" if is_alone else word)
+    return words
 
 
 def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, type]) -> str:

@@ -216,9 +216,10 @@ def _read_prepared(folder: Path) -> Prepared | None:
         facts = json.loads((folder / "corpus.json").read_text())
         vocabulary = Vocabulary.load(folder / "vocabulary.json")
         tokens = np.memmap(folder / "tokens.bin", dtype=facts["dtype"], mode="r")
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
         return None
-    return (tokens, vocabulary, facts) if len(tokens) == facts.get("tokens") else None
+    is_whole = {"bytes", "sha256"} <= facts.keys() and len(tokens) == facts.get("tokens")
+    return (tokens, vocabulary, facts) if is_whole else None
 
 
 def cache_folder() -> Path:

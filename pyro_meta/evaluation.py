@@ -147,7 +147,7 @@ def prefix_gap(model: LanguageModel, guide: Guide, tokens: Tensor, ends: Iterabl
     return gap
 
 
-CHECKED_LENGTH, CHECKED_ENDS, ROUNDING = 200, (1, 63, 64, 130), 1e-4
+CHECKED_LENGTH, CHECKED_ENDS, ROUNDING = 200, (1, 7, 63, 64, 130), 1e-4
 
 
 def require_causal(network: Transformer) -> None:
@@ -167,16 +167,26 @@ def require_causal(network: Transformer) -> None:
 
 
 def require_causal_guide(model: LanguageModel, guide: Guide) -> None:
-    """Raise `UsageError` if the posterior of a token depends on later ones; on random tokens."""
+    """Raise `UsageError` if the posterior of a token depends on later ones, or is no posterior.
+
+    Random tokens, no more than the context, are read whole and cut.
+    """
+    shape = model.network.shape
+    length = min(CHECKED_LENGTH, shape.context)
     generator = torch.Generator().manual_seed(0)
-    size = (1, CHECKED_LENGTH)
-    tokens = torch.randint(model.network.shape.vocabulary, size, generator=generator)
+    tokens = torch.randint(shape.vocabulary, (1, length), generator=generator)
     tokens = tokens.to(model.network.embedding.weight.device)
+    name = type(guide).__name__
     with evaluating(model, guide):
         whole = _posterior_means(model, guide, tokens)
+        if not torch.equal(whole, _posterior_means(model, guide, tokens)):
+            raise UsageError(
+                f"guide: {name} is random in evaluation mode; posterior() gives the law, not a draw"
+            )
         for end in CHECKED_ENDS:
-            cut = _posterior_means(model, guide, tokens[:, :end])
-            _require_close(cut, whole[:, :, :end], end, f"guide: {type(guide).__name__}")
+            if end < length:
+                cut = _posterior_means(model, guide, tokens[:, :end])
+                _require_close(cut, whole[:, :, :end], end, f"guide: {name}")
 
 
 def _require_close(cut: Tensor, whole: Tensor, end: int, who: str) -> None:
@@ -193,7 +203,19 @@ def _posterior_means(model: LanguageModel, guide: Guide, tokens: Tensor) -> Tens
     means: list[Tensor] = []
 
     def route(layer: int, features: Features) -> Tensor:
-        means.append(guide.posterior(layer, features).mean)
+        law = guide.posterior(layer, features)
+        name = type(guide).__name__
+        try:
+            means.append(law.mean)
+        except NotImplementedError as error:
+            raise UsageError(
+                f"guide: the law of {name}, {type(law).__name__}, has no mean, which routes follow"
+            ) from error
+        needed = (*tokens.shape, len(model.network.mechanisms))
+        if means[-1].shape != needed:
+            raise UsageError(
+                f"guide: the law of {name} is {list(means[-1].shape)}; {list(needed)} is needed"
+            )
         return means[-1]
 
     model.network(tokens, route)
@@ -204,14 +226,13 @@ def ngram_nll(
     train: NDArray[np.integer],
     windows: tuple[Tensor, Tensor],
     vocabulary: int,
-    most_tokens: int = 1 << 26,
 ) -> tuple[float, float]:
     """Losses of a unigram and a bigram model on the same targets, in nats per token.
 
-    Counts from the training part, its first `most_tokens` if it is longer; the unigram adds one to
-    every count, the bigram backs off to the unigram with the weight of one observation.
+    Counts from the training part, at most its first 2^26 tokens; the unigram adds one to every
+    count, the bigram backs off to the unigram with the weight of one observation.
     """
-    train = train[:most_tokens]
+    train = train[: 1 << 26]
     counts = np.ones(vocabulary)
     pairs = sparse.csr_array((vocabulary, vocabulary))
     piece = 1 << 22

@@ -6,6 +6,7 @@ last class that is named takes only what was meant for it.
 
 import importlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def settle(argv: Sequence[str], defaults: Mapping[str, str]) -> list[str]:
         word = words.pop(0)
         option, has_value, value = word.removeprefix("--").partition("=")
         name, _, argument = option.partition(".")
-        if not word.startswith("--") or name not in (*defaults, "config", "preset"):
+        is_file = option in ("config", "preset")
+        if not word.startswith("--") or not (is_file or name in defaults):
             rest.append(word)
             continue
         if argument == "help":
@@ -50,69 +52,93 @@ def settle(argv: Sequence[str], defaults: Mapping[str, str]) -> list[str]:
             if not words:
                 raise UsageError(f"option --{option}: a value is missing")
             value = words.pop(0)
-        if option in ("config", "preset"):
+        if is_file:
             options = read_file(Path(value) if option == "config" else preset(value))
             for chosen in choices.keys() & options.keys():
                 choices[chosen].read(options.pop(chosen))
             rest.append(f"--config={yaml.safe_dump(options)}")
         elif argument:
-            choices[name].typed[argument] = value
+            choices[name].type_argument(argument, value)
         else:
-            choices[name].name_class(value)
+            choices[name].type_class(value)
     return [word for choice in choices.values() for word in choice.words()] + rest
 
 
 class _Choice:
-    """The class that one option means so far, with arguments from files and from the keyboard."""
+    """The class that one option means so far, and its arguments; what comes later wins."""
 
     def __init__(self, option: str, chosen: str) -> None:
         self.option, self.chosen = option, chosen
-        self.filed: dict[str, str] = {}
-        self.typed: dict[str, str] = {}
+        self.arguments: dict[str, str] = {}
+        self.typed: list[str] = []  # names of arguments from the keyboard
 
-    def name_class(self, chosen: str) -> None:
-        if not chosen:
-            raise UsageError(f"option --{self.option}: it is empty; the name of a class is needed")
-        if reason := _why_not_imported(chosen):
-            raise UsageError(f"option --{self.option}: cannot import {chosen!r}: {reason}")
-        if chosen.rpartition(".")[2] != self.chosen.rpartition(".")[2]:
-            if self.typed:
-                argument = next(iter(self.typed))
-                raise UsageError(
-                    f"option --{self.option}.{argument} is given before --{self.option} {chosen}; "
-                    "name the class first"
-                )
-            self.filed = {}
-        self.chosen = chosen
+    def type_argument(self, argument: str, value: str) -> None:
+        # No shell expands the tilde of --data.path=~/text, and alone it would mean null in YAML.
+        is_home = value == "~" or value.startswith("~/")
+        self.arguments[argument] = os.path.expanduser(value) if is_home else value
+        self.typed.append(argument)
+
+    def type_class(self, chosen: str) -> None:
+        if self.typed and not self._is_same(chosen):
+            raise UsageError(
+                f"option --{self.option}.{self.typed[0]} is given before --{self.option} {chosen}; "
+                "name the class first"
+            )
+        self._name_class(chosen)
 
     def read(self, value: Any) -> None:
         """Take a class option of a file: a name, arguments, or class_path and init_args."""
-        given: Any = {}
+        given: Any = value
         if isinstance(value, str):
-            self.name_class(value)
+            self._name_class(value)
+            given = {}
         elif isinstance(value, dict) and "class_path" in value:
             if unknown := value.keys() - {"class_path", "init_args"}:
                 raise UsageError(
                     f"option --{self.option}: a file has {sorted(unknown)[0]!r} beside class_path; "
                     "arguments belong under init_args"
                 )
-            self.name_class(str(value["class_path"]))
+            self._name_class(str(value["class_path"]))
             given = value.get("init_args") or {}
-        else:
-            given = value
         if not isinstance(given, dict):
             raise UsageError(
                 f"option --{self.option}: a file has {given!r}; a class or a mapping is allowed"
             )
         for key, item in given.items():
-            self.filed[key] = item if isinstance(item, str) else json.dumps(item)
+            self.arguments[key] = item if isinstance(item, str) else json.dumps(item, default=str)
 
     def words(self) -> list[str]:
-        arguments = (self.filed | self.typed).items()
         return [
             f"--{self.option}={self.chosen}",
-            *(f"--{self.option}.{key}={value}" for key, value in arguments),
+            *(f"--{self.option}.{key}={value}" for key, value in self.arguments.items()),
         ]
+
+    def _name_class(self, chosen: str) -> None:
+        if not chosen:
+            raise UsageError(f"option --{self.option}: it is empty; the name of a class is needed")
+        if reason := _why_not_imported(chosen):
+            raise UsageError(f"option --{self.option}: cannot import {chosen!r}: {reason}")
+        if not self._is_same(chosen):
+            self.arguments, self.typed = {}, []
+        self.chosen = chosen
+
+    def _is_same(self, chosen: str) -> bool:
+        """Whether `chosen` is the class meant so far; a plain name is one of this package's."""
+        found, current = (_import(path) or path for path in (chosen, self.chosen))
+        if isinstance(found, type) and isinstance(current, type):
+            return found is current
+        names = {getattr(one, "__name__", one) for one in (found, current)}
+        modules = (getattr(one, "__module__", "pyro_meta.") for one in (found, current))
+        return len(names) == 1 and all(module.startswith("pyro_meta.") for module in modules)
+
+
+def _import(path: str) -> object | None:
+    """What the import path module.Class names; None for a plain name or a failed import."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name) if module else None
+    except Exception:  # reported by `_why_not_imported`
+        return None
 
 
 def _why_not_imported(path: str) -> str | None:
@@ -134,18 +160,10 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"option --config: cannot read {path}: {error}") from error
     if not isinstance(options, dict):
         raise UsageError(f"option --config: {path} holds no mapping of options")
+    options = {name: value for name, value in options.items() if value is not None}  # defaults
     if misplaced := options.keys() & {"preset", "resume", "config"}:
         raise UsageError(f"option --config: {path} has {misplaced.pop()!r}, which no file may set")
-    return _without_nulls(options)
-
-
-def _without_nulls(options: dict[str, Any]) -> dict[str, Any]:
-    """A null in a file means the default."""
-    return {
-        name: _without_nulls(value) if isinstance(value, dict) else value
-        for name, value in options.items()
-        if value is not None
-    }
+    return options
 
 
 def preset_names() -> list[str]:

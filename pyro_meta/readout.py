@@ -109,7 +109,7 @@ def _draw_posterior(
             draw = law.rsample()
             routes[span, layer] = draw.cpu().numpy()
             prior = model.prior(layer, features.positions).expand(law.batch_shape)
-            kl[span, layer] = divergence(law, prior).cpu().numpy()
+            kl[span, layer] = divergence(law, prior, draw).cpu().numpy()
             return harden(draw, uncertainty(law), guide.threshold)
 
         chosen = row_of[span]

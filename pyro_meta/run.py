@@ -12,6 +12,7 @@ any moment leaves the last whole one. Nothing in a run is ever unpickled.
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -36,12 +37,10 @@ from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 from pyro_meta.vocabulary import Vocabulary
 
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
-
-STATE_KEYS = {"step", "seconds", "corpus", "processes", "model", "files"}
+STATE_KINDS: dict[str, type | tuple[type, ...]] = {
+    "step": int, "seconds": (int, float), "corpus": str, "processes": int, "model": dict,
+    "files": dict,
+}  # fmt: skip
 SUMMARY_KEYS = (
     "val_nll_soft", "val_nll_hard", "cost_nominal_soft", "cost_nominal_hard", "cost_macs_hard",
     "routing_entropy", "routing_information", "kl_per_token", "load", "load_by_layer",
@@ -140,8 +139,10 @@ class Run:
                         f"{self.metrics_path} is damaged at line {number}: {error}"
                     ) from error
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run logs it again."""
+    def rewind(self, step: int) -> None:
+        """Drop results, and what was logged after `step`: a resumed run makes them again."""
+        for path in (self.summary_path, self.posterior_path):
+            path.unlink(missing_ok=True)
         kept = [record for record in self.metrics() if record["step"] <= step]
         _write(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
 
@@ -196,8 +197,9 @@ class Run:
             raise UsageError(f"{self.folder} has no checkpoint yet; --resume begins it anew")
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            if missing := STATE_KEYS - state.keys():
-                raise ValueError(f"state.json has no {', '.join(sorted(missing))}")
+            for key, kind in STATE_KINDS.items():
+                if not isinstance(state.get(key), kind):
+                    raise ValueError(f"state.json has no valid {key!r}")
             for name, sha256 in state["files"].items():
                 if _sha256(folder / name) != sha256:
                     raise ValueError(f"{name} is not what was written")
@@ -206,12 +208,12 @@ class Run:
             moments = load_file(folder / "optimiser.safetensors") if optimiser else {}
         except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
             raise UsageError(f"checkpoint {folder} is damaged: {error}") from error
-        if then != now:
-            differing = next(key for key in now if now[key] != then.get(key))
-            raise UsageError(
-                f"checkpoint {folder} is of another model: its {differing} is "
-                f"{then.get(differing)}, and that of config.yaml is {now[differing]}"
-            )
+        for key in now:
+            if then.get(key) != now[key]:
+                raise UsageError(
+                    f"checkpoint {folder} is of another model: its {key} is {then.get(key)}, and "
+                    f"that of config.yaml is {now[key]}"
+                )
         try:
             for prefix, module in (("model.", model), ("guide.", guide)):
                 own = {
@@ -293,27 +295,41 @@ def _load_optimiser(
     optimiser: torch.optim.Optimizer,
     tensors: dict[str, Tensor],
 ) -> None:
-    """Give every parameter its moments; raises `UsageError` unless they are its own."""
+    """Give every parameter its moments; raises `UsageError` unless they are its own.
+
+    A parameter that never had a gradient has none.
+    """
+    left = dict(tensors)
     for parameter, name in _named_parameters(model, guide).items():
-        own = {key: tensors.get(f"{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        for key, value in own.items():
-            if value is None or (key != "step" and value.shape != parameter.shape):
-                raise UsageError(f"optimiser state of another model: {name}/{key} does not fit")
-        optimiser.state[parameter] = {
-            key: value.to(parameter.device) for key, value in own.items() if value is not None
+        own = {
+            key: left.pop(f"{name}/{key}")
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{name}/{key}" in left
         }
+        shapes = {key: value.shape for key, value in own.items() if key != "step"}
+        if own and (len(own) != 3 or set(shapes.values()) != {parameter.shape}):
+            raise UsageError(f"optimiser.safetensors is of another model: {name} does not fit")
+        if own:
+            optimiser.state[parameter] = {
+                key: value.to(parameter.device) for key, value in own.items()
+            }
+    if left:
+        raise UsageError(f"optimiser.safetensors is of another model: it has {sorted(left)[0]}")
 
 
 def _identity(model: LanguageModel, guide: Guide) -> dict[str, Any]:
     """What has to agree for weights to mean the same."""
     network = model.network
     return {
-        "prior": type(model.prior).__name__,
-        "guide": type(guide).__name__,
+        "prior": _class_path(model.prior),
+        "guide": _class_path(guide),
         "mechanisms": network.mechanism_names,
         "shape": dataclasses.asdict(network.shape),
-        "weights": {name: list(value.shape) for name, value in _weights(model, guide).items()},
     }
+
+
+def _class_path(instance: object) -> str:
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
 
 def _sha256(path: Path) -> str:

@@ -121,8 +121,8 @@ def train(
         state = run.load_checkpoint(model, guide, optimiser)
         _require_same_circumstances(state, corpus, fabric)
         first, seconds = state["step"], state["seconds"]
-        if fabric.is_global_zero:
-            run.cut_metrics(first)
+    if fabric.is_global_zero:
+        run.rewind(first)
     module, fabric_optimiser = fabric.setup(objective, optimiser)
     per_step = _Sharding(config, fabric)
     windows = corpus.windows(config.context, config.validation_tokens)
@@ -187,7 +187,7 @@ def train(
                 run.append_metrics(record)
                 watch(record)
             if is_last or must_stop or (step + 1) % config.checkpoint_every == 0:
-                _require_finite_after(objective, corpus, config, step, run)
+                _require_finite_after(objective, corpus, config, fabric, step, run)
                 save(step + 1)
             if must_stop and not is_last:
                 raise Interrupted(step + 1)
@@ -275,13 +275,14 @@ def _require_finite(figures: dict[str, float], step: int, run: Run) -> None:
 
 
 def _require_finite_after(
-    objective: Objective, corpus: Corpus, config: Config, step: int, run: Run
+    objective: Objective, corpus: Corpus, config: Config, fabric: Fabric, step: int, run: Run
 ) -> None:
     """Refuse to save weights on which the next step would fail: the last checkpoint stays good."""
-    tokens, targets = corpus.batch(config.seed, step, 1, config.context)
-    device = objective.guide.threshold.device
-    with torch.no_grad():
-        loss = float(objective(tokens.to(device), targets.to(device)).loss)
+    rows = config.batch // (fabric.world_size * config.accumulate)
+    tokens, targets = fabric.to_device(corpus.batch(config.seed, step, rows, config.context))
+    torch.manual_seed(micro_batch_seed(config.seed, step, 0))  # all processes judge alike
+    with torch.no_grad(), fabric.autocast():
+        loss = float(objective(tokens, targets).loss)
     _require_finite({"loss": loss, "grad_norm": 0.0}, step + 1, run)
 
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 import yaml
 from commands import MOMENT, command, environment, error_line, run
+from pyro.distributions import Dirichlet, LogisticNormal
 
 import pyro_meta.run as run_module
 import pyro_meta.train as train_command
-from pyro_meta import UsageError
+from pyro_meta import DirichletGuide, Features, LanguageModel, UsageError
 from pyro_meta.run import SUMMARY_KEYS, Run
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 40
@@ -272,6 +273,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path, text: Pat
         (["--mechanisms", "[full,broken.Mechanism]"], "cannot import 'broken.Mechanism'"),
         (["--mechanisms", "[full,leaky.Costless]"], "does not define nominal_cost"),
         (["--guide", "leaky.LeakyGuide"], "guide: LeakyGuide sees the future"),
+        (["--guide", "test_run.Random"], "Random is random in evaluation mode"),
+        (["--guide", "test_run.Meanless"], "has no mean"),
+        (["--guide", "test_run.Misshapen"], "is needed"),
+        (["--config.x", "1"], "unknown option --config.x"),
         (["--seed", "99999999999999999999999"], "below 2**63"),
         (["--data.path", ""], "data.path: it is empty"),
         (["--data.path", "~nobody-here/text"], "data.path: ~nobody-here/text"),
@@ -329,6 +334,8 @@ def test_an_error_is_one_line_and_exit_code_two(tmp_path: Path) -> None:
     assert "is not a run" in error_line(run("generate", tmp_path))
     assert "is not a run" in error_line(run("report", tmp_path))
     assert "lengths" in error_line(run("bench", "--lengths=[5]"))
+    for module in ("generate", "report"):
+        assert "run" in error_line(run(module)).lower(), "no words at all"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -433,10 +440,88 @@ def test_a_text_with_nul_characters_trains_to_the_end(tmp_path: Path) -> None:
     assert run("report", tmp_path / "run").returncode == 0
 
 
+class Unused(DirichletGuide):
+    """A guide with a parameter that never gets a gradient, and one that may be null."""
+
+    def __init__(self, model: LanguageModel, size: int | None = 5) -> None:
+        super().__init__(model)
+        self.unused = torch.nn.Parameter(torch.zeros(size or 2))
+
+
+class Random(DirichletGuide):
+    """A guide that draws where it should say its law."""
+
+    def posterior(self, layer: int, features: Features) -> Dirichlet:
+        return Dirichlet(1 + super().posterior(layer, features).sample())
+
+
+class Meanless(DirichletGuide):
+    """A guide whose law has no mean."""
+
+    def posterior(self, layer: int, features: Features) -> LogisticNormal:  # type: ignore[override]
+        zeros = torch.zeros(*features.tokens.shape, 2)
+        return LogisticNormal(zeros, zeros + 1)
+
+
+class Misshapen(DirichletGuide):
+    """A guide that forgets its sequences."""
+
+    def posterior(self, layer: int, features: Features) -> Dirichlet:
+        return Dirichlet(super().posterior(layer, features).concentration[:, 0])
+
+
+def test_parameters_without_gradients_and_nulls_survive_a_resume(
+    tmp_path: Path, text: Path
+) -> None:
+    folder = tmp_path / "run"
+    options = [f"--guide={__name__}.Unused", "--guide.size=null"]
+    assert train(*MOMENT, *options, f"--data.path={text}", f"--out={folder}") == 0
+    (folder / "summary.json").unlink()
+    assert train("--resume", folder) == 0
+    assert Run.open(folder).load()[1].unused.shape == (2,)
+
+
+def test_a_run_that_lost_its_checkpoint_keeps_no_stale_results(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "checkpoint")
+    assert train("--resume", folder) == 0
+    assert metrics(folder) == metrics(finished)
+
+
+def test_what_comes_later_wins(tmp_path: Path) -> None:
+    from pyro_meta.config import read_options
+
+    path = tmp_path / "c.yaml"
+    path.write_text("{steps: 7, prior: {class_path: CostDirichlet, init_args: {rate: 9}}}")
+    words = ["--prior.rate=2", "--steps=5"]
+
+    def rate_and_steps(*words: str) -> tuple[float, int]:
+        config, saved = read_options(words)
+        return yaml.safe_load(saved)["prior"]["init_args"]["rate"], config.steps
+
+    assert rate_and_steps(*words, "--config", str(path)) == (9, 7)
+    assert rate_and_steps("--config", str(path), *words) == (2, 5)
+    switched = ["--prior", "PaperDirichlet", "--prior.scale=2", "--config", str(path)]
+    assert rate_and_steps(*switched) == (9, 7)
+
+
+def test_a_printed_configuration_is_read_back(tmp_path: Path) -> None:
+    from pyro_meta.config import read_options
+
+    printed = run("train", "--steps=7", "--guide.hidden=null", "--print_config")
+    assert printed.returncode == 0
+    (tmp_path / "c.yaml").write_text(printed.stdout)
+    assert read_options(["--config", str(tmp_path / "c.yaml")])[0].steps == 7
+
+
 def test_a_switch_needs_no_value(tmp_path: Path, text: Path) -> None:
     from pyro_meta.config import read_options
 
     assert read_options(["--debug", "--steps", "3"])[0].debug
+    assert read_options(["--debug", "True", "--steps", "3"])[0].debug
     assert read_options(["--steps", "3", "--debug"])[0].debug
     assert not read_options(["--debug", "false"])[0].debug
 
