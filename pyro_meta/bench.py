@@ -211,8 +211,11 @@ def _medians(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 def _peak_memory(name: str, length: int) -> int | None:
     """Bytes that a forward and backward pass adds at its peak, in a process of its own."""
-    code = f"from pyro_meta.bench import peak_memory_here as peak; print(peak({name!r}, {length}))"
-    words = [sys.executable, "-c", code.replace("print(", "import json; print(json.dumps(") + ")"]
+    code = (
+        "import json; from pyro_meta.bench import peak_memory_here; "
+        f"print(json.dumps(peak_memory_here({name!r}, {length})))"
+    )
+    words = [sys.executable, "-c", code]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 

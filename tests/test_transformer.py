@@ -109,6 +109,7 @@ def test_dropout_acts_in_training_alone() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
 def test_compiled_blocks_equal_the_eager_ones() -> None:
     network = Transformer(SHAPE)
     expected = network(tokens(), random_route)
