@@ -147,11 +147,7 @@ def train(
             save(0)
         for step in range(first, config.steps):
             started = time.perf_counter()
-            progress = (step + 1) / config.steps
-            model.kl_weight = config.kl(progress)
-            guide.threshold.fill_(config.harden(progress))
-            for group in optimiser.param_groups:
-                group["lr"] = config.optim.lr_at(progress)
+            _set_schedules(config, step, model, guide, optimiser)
             terms = _accumulate(config, corpus, fabric, module, per_step, step)
             norm = fabric.clip_gradients(
                 module,
@@ -173,9 +169,7 @@ def train(
                 "step": step + 1,
                 **figures,
                 "entropy_by_layer": _entropy_by_layer(terms),
-                "kl_weight": model.kl_weight,
-                "threshold": float(guide.threshold),
-                "lr": optimiser.param_groups[0]["lr"],
+                **_schedules(model, guide, optimiser),
                 "tokens": (step + 1) * config.batch * config.context,
                 "tokens_per_second": config.batch * config.context / elapsed,
             }
@@ -193,6 +187,32 @@ def train(
                 raise Interrupted(step + 1)
     fabric.barrier()
     return Outcome(config.steps * config.batch * config.context, seconds)
+
+
+def _set_schedules(
+    config: Config,
+    step: int,
+    model: LanguageModel,
+    guide: Guide,
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    """Set what changes from step to step; each is a function of the step alone."""
+    progress = (step + 1) / config.steps
+    model.kl_weight = config.kl(progress)
+    guide.threshold.fill_(config.harden(progress))
+    for group in optimiser.param_groups:
+        group["lr"] = config.optim.lr_at(progress)
+
+
+def _schedules(
+    model: LanguageModel, guide: Guide, optimiser: torch.optim.Optimizer
+) -> dict[str, float]:
+    """The values that `_set_schedules` has set, for the log."""
+    return {
+        "kl_weight": model.kl_weight,
+        "threshold": float(guide.threshold),
+        "lr": optimiser.param_groups[0]["lr"],
+    }
 
 
 class _Sharding:
