@@ -3,7 +3,7 @@
     python benchmarks/collect_runs.py benchmarks/results/text.json RUN [RUN ...]
 
 Each run adds its summary.json and the options in which it differs from the defaults, as the
-command line that repeats it.
+command line that repeats it. The first run's text also gives a unigram and a bigram model.
 """
 
 import json
@@ -15,6 +15,8 @@ import yaml
 
 from pyro_meta.bench import hardware
 from pyro_meta.config import read_options
+from pyro_meta.evaluation import ngram_nll
+from pyro_meta.run import Run
 
 
 def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -53,9 +55,16 @@ def main() -> None:
         run.name: {"command": command(run), **json.loads((run / "summary.json").read_text())}
         for run in runs
     }
+    config = Run.open(runs[0]).config()
+    corpus = config.data.corpus()
+    windows = corpus.windows(config.context, config.validation_tokens)
+    unigram, bigram = ngram_nll(corpus.train, windows, corpus.vocabulary.size)
     facts = {
         "command": f"python benchmarks/collect_runs.py {target} RUN...",
         "hardware": hardware(),
+        "text": corpus.description,
+        "unigram_nll": unigram,
+        "bigram_nll": bigram,
         "runs": collected,
     }
     target.write_text(json.dumps(facts, indent=2) + "\n")
