@@ -22,13 +22,12 @@ import numpy as np
 import pyro
 import torch
 import torch.nn.functional as F
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
 from pyro_meta.attention import build_mechanisms
-from pyro_meta.console import parse, run_command
+from pyro_meta.console import command_parser, parse, run_command
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide
 from pyro_meta.models import CostDirichlet, LanguageModel
@@ -42,12 +41,7 @@ HEADS, HEAD_WIDTH, WINDOW = 4, 32, 64
 
 def main(argv: list[str]) -> None:
     """Run the benchmarks and write one JSON file for each."""
-    parser = ArgumentParser(
-        prog="python -m pyro_meta.bench",
-        description="Measure what the parts cost on this machine.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    parser = command_parser("bench", "Measure what the parts cost on this machine.")
     kinds = Literal["all", "svi", "mechanisms"]
     parser.add_argument("--what", type=kinds, default="all", help="Which benchmark.")
     parser.add_argument(

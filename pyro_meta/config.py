@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser
 
-from pyro_meta.console import explain, parse
+from pyro_meta.console import command_parser, explain, parse
 from pyro_meta.corpus import Data, Text
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, Guide
@@ -149,12 +149,10 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
 
 def config_parser() -> ArgumentParser:
     """The command line of `python -m pyro_meta.train`."""
-    parser = ArgumentParser(
-        prog="python -m pyro_meta.train",
+    parser = command_parser(
+        "train",
+        "Train a transformer whose every token chooses how it attends.",
         usage="python -m pyro_meta.train [--data.path TEXT] [--steps N] [--out RUN] [options]",
-        description="Train a transformer whose every token chooses how it attends.",
-        exit_on_error=False,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file of options.")
     parser.add_argument("--preset", help=f"Named set of options: {', '.join(preset_names())}.")

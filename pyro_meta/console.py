@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
@@ -44,6 +45,17 @@ def is_first_process() -> bool:
     """Whether this process is the one that prints and writes, known before any launch."""
     is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     return int(os.environ.get("RANK" if is_torchrun else "LOCAL_RANK", "0")) == 0
+
+
+def command_parser(module: str, description: str, **options: Any) -> ArgumentParser:
+    """The parser of `python -m pyro_meta.MODULE`; options are never abbreviated."""
+    return ArgumentParser(
+        prog=f"python -m pyro_meta.{module}",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        **options,
+    )
 
 
 def parse(

@@ -5,9 +5,8 @@ import sys
 from dataclasses import fields
 
 import torch
-from jsonargparse import ArgumentParser
 
-from pyro_meta.console import parse, run_command
+from pyro_meta.console import command_parser, parse, run_command
 from pyro_meta.errors import UsageError
 from pyro_meta.run import Run
 from pyro_meta.sampling import Sampling, continue_tokens
@@ -16,12 +15,7 @@ from pyro_meta.vocabulary import ByteVocabulary, Vocabulary
 
 def main(argv: list[str]) -> None:
     """Print the prompt and its continuation, and nothing else, on standard output."""
-    parser = ArgumentParser(
-        prog="python -m pyro_meta.generate",
-        description="Continue a text with a trained model.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    parser = command_parser("generate", "Continue a text with a trained model.")
     parser.add_argument("run", metavar="RUN", type=str, help="Folder of a run.")
     parser.add_argument("--prompt", type=str | None, help="Text to continue (default: none).")
     parser.add_argument("--max_tokens", type=int, default=200, help="Tokens to add.")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from pyro_meta.analysis import plots
 from pyro_meta.analysis.reading import Reading
-from pyro_meta.console import parse, run_command
+from pyro_meta.console import command_parser, parse, run_command
 
 PICTURES = {
     "load_by_layer.png": plots.load_by_layer,
@@ -21,12 +20,7 @@ PICTURES = {
 
 def main(argv: list[str]) -> None:
     """Print the routing summary of each run and write its pictures to RUN/report/."""
-    parser = ArgumentParser(
-        prog="python -m pyro_meta.report",
-        description="Read a run's posterior over routes.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    parser = command_parser("report", "Read a run's posterior over routes.")
     parser.add_argument("runs", metavar="RUN", nargs="+", type=str, help="Folders of runs.")
     out = Console()
     for folder in parse(parser, argv).runs:
