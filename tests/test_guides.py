@@ -7,7 +7,7 @@ from pyro.distributions import Dirichlet
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_meta import CostDirichlet, DirichletGuide, Features, Guide, Prior, PriorGuide, UsageError
+from pyro_meta import DirichletGuide, Features, Guide, Prior, PriorGuide, UsageError
 from pyro_meta.evaluation import prefix_gap
 from pyro_meta.simplex import Point
 from pyro_meta.svi import Objective
@@ -153,4 +153,3 @@ def test_bad_arguments_are_refused_by_name() -> None:
         Guide(model)
     with pytest.raises(UsageError, match="NotDirichlet is not"):
         build(prior=NotDirichlet, guide=GUIDES[1])
-    assert issubclass(CostDirichlet, Prior)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import PRIORS
+from pyro.distributions import Dirichlet
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
@@ -16,6 +17,7 @@ from pyro_meta import (
     UsageError,
 )
 from pyro_meta.costs import costs_at
+from pyro_meta.guides.dirichlet import FLOOR
 
 SHAPE = Shape(vocabulary=7, context=32, width=16, layers=2, heads=2, window=4)
 
@@ -76,6 +78,16 @@ def test_a_prior_does_not_see_the_length_of_the_text(
     assert torch.equal(whole[:9], cut)
 
 
+def test_a_strong_prior_makes_deciding_ten_times_as_dear(network: Transformer) -> None:
+    """As docs/design.md says: the default guide at the corner `window`, s = 10 against s = 1."""
+    decided = Dirichlet(FLOOR + 20.0 * torch.tensor([0.0, 0.0, 1.0]))
+    kl = {
+        s: kl_divergence(decided, CostDirichlet(network, strength=s)(0, POSITIONS[-1:])).item()
+        for s in (1.0, 10.0)
+    }
+    assert 8 < kl[10.0] / kl[1.0] < 14
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -98,8 +110,6 @@ def test_bad_arguments_are_refused_by_name(network: Transformer, make, message: 
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_gradients_of_the_concentration_are_finite(
-    network: Transformer, prior: type[Prior]
-) -> None:
+def test_concentrations_are_finite_and_positive(network: Transformer, prior: type[Prior]) -> None:
     concentration: Tensor = prior(network)(0, POSITIONS).concentration  # type: ignore[attr-defined]
     assert torch.isfinite(concentration).all() and (concentration > 0).all()
