@@ -14,7 +14,8 @@ from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, Guide
 from pyro_meta.models import CostDirichlet, LanguageModel, Prior
 from pyro_meta.options import preset_names, settle
-from pyro_meta.svi import HardeningSchedule, KLSchedule, Optimisation
+from pyro_meta.recall import Recall  # noqa: F401 -- named on the command line
+from pyro_meta.svi import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
 from pyro_meta.transformer import Shape, Transformer
 
 
@@ -24,7 +25,8 @@ class Config:
 
     data: Data = field(default_factory=Text)
     """Where text comes from: Text, with --data.path FILE_OR_FOLDER_OR_GLOB (default: Python's own
-    documentation) and --data.tokens byte|char|FILE; or the import path of your own Data."""
+    documentation) and --data.tokens byte|char|FILE; Recall, look-ups with a known truth (see
+    --data.help Recall); or the import path of your own Data."""
     prior: Callable[[Transformer], Prior] = CostDirichlet
     """Prior over routes: CostDirichlet (default, with --prior.rate, --prior.strength, --prior.cost;
     see --prior.help), another, or the import path of your own."""
@@ -53,6 +55,8 @@ class Config:
     """Sequences per step, over all devices."""
     accumulate: int = 1
     """Micro-batches per step and device whose gradients are summed."""
+    short: ShortFirst = ShortFirst()
+    """Shorter sequences at first."""
     optim: Optimisation = Optimisation()
     """AdamW and its schedule."""
     kl: KLSchedule = KLSchedule()
@@ -90,6 +94,12 @@ class Config:
                 raise UsageError(
                     f"{name}: {getattr(self, name)} given; at least {least} is allowed"
                 )
+
+        if self.context % self.short.factor:
+            raise UsageError(
+                f"short.factor: {self.short.factor} given; a divisor of context = {self.context} "
+                "is allowed"
+            )
 
     def build(self, vocabulary: int) -> tuple[LanguageModel, Guide]:
         """The untrained model and guide; draws parameters from torch's global generator.

@@ -36,9 +36,56 @@ STDLIB_LEFT_OUT = {
 }  # fmt: skip
 
 
+Windows = tuple[Tensor, Tensor]
+"""Tokens and targets, [N, T] each."""
+
+
+class Corpus(ABC):
+    """What is trained and validated on: sequences of tokens and the vocabulary that reads them.
+
+    Attributes
+    ----------
+    vocabulary
+        Tokens to text and back.
+    sha256
+        Identity of the text, or of what generates it.
+    description
+        What it is in one line.
+    train
+        Training tokens, or a sample of them, [N].
+    """
+
+    vocabulary: Vocabulary
+    sha256: str
+    description: str
+
+    @property
+    @abstractmethod
+    def train(self) -> NDArray[np.integer]: ...
+
+    @abstractmethod
+    def require(self, context: int) -> None:
+        """Raise `UsageError` unless sequences of `context` and their targets can be had."""
+
+    @abstractmethod
+    def batch(self, seed: int, step: int, size: int, context: int) -> Windows:
+        """Tokens and targets [B, T] of one training step: a function of seed and step alone."""
+
+    @abstractmethod
+    def windows(self, context: int, most_tokens: int) -> Windows:
+        """Tokens and targets [N, T] for validation, at most `most_tokens`: always the same."""
+
+    def truth(self, context: int, most_tokens: int) -> NDArray[np.bool_] | None:
+        """Which targets of `windows` only an exact long-range look-up can tell, [N, T].
+
+        None where nobody knows, as with ordinary text.
+        """
+        return None
+
+
 @dataclass(frozen=True)
-class Corpus:
-    """Tokens on disk with the vocabulary that reads them.
+class TokenCorpus(Corpus):
+    """A stream of tokens, cut into a training and a validation part by position.
 
     Attributes
     ----------
@@ -46,10 +93,6 @@ class Corpus:
         All tokens, memory-mapped, [N].
     boundary
         Tokens before it are for training, the rest for validation.
-    sha256
-        Hash of the text.
-    description
-        What it is, its size and its hash, in one line.
     """
 
     tokens: NDArray[np.integer]
@@ -67,7 +110,6 @@ class Corpus:
         return self.tokens[self.boundary :]
 
     def require(self, context: int) -> None:
-        """Raise `UsageError` unless both parts hold a sequence of `context` and its targets."""
         for part, tokens in (("training", self.train), ("validation", self.validation)):
             if len(tokens) <= context:
                 raise UsageError(
@@ -75,14 +117,13 @@ class Corpus:
                     f"a context of {context} needs at least {context + 1}"
                 )
 
-    def batch(self, seed: int, step: int, size: int, context: int) -> tuple[Tensor, Tensor]:
+    def batch(self, seed: int, step: int, size: int, context: int) -> Windows:
         """Tokens and targets [B, T] of one training step, at random starts."""
-        rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))
-        starts = rng.integers(0, len(self.train) - context, size)
+        starts = step_rng(seed, step).integers(0, len(self.train) - context, size)
         return _cut(self.train, starts, context)
 
-    def windows(self, context: int, most_tokens: int) -> tuple[Tensor, Tensor]:
-        """Tokens and targets [B, T] that cover the validation part evenly, without overlap.
+    def windows(self, context: int, most_tokens: int) -> Windows:
+        """Tokens and targets [N, T] that cover the validation part evenly, without overlap.
 
         All of it if it has at most `most_tokens`, else that many spread over its whole length.
         """
@@ -92,11 +133,18 @@ class Corpus:
         return _cut(self.validation, starts, context)
 
 
-def _cut(
-    tokens: NDArray[np.integer], starts: NDArray[np.integer], context: int
-) -> tuple[Tensor, Tensor]:
-    rows = np.stack([tokens[start : start + context + 1] for start in starts]).astype(np.int64)
-    both = torch.from_numpy(rows)
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """The random numbers of one training step, whatever came before it."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))
+
+
+def _cut(tokens: NDArray[np.integer], starts: NDArray[np.integer], context: int) -> Windows:
+    return as_windows(np.stack([tokens[start : start + context + 1] for start in starts]))
+
+
+def as_windows(rows: NDArray[np.integer]) -> Windows:
+    """Tokens and their targets from rows [N, T + 1]."""
+    both = torch.from_numpy(rows.astype(np.int64))
     return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
@@ -156,7 +204,7 @@ class Text(Data):
             f"{len(tokens):,} {vocabulary.kind} tokens)"
         )
         boundary = int(len(tokens) * (1 - self.validation))
-        return Corpus(tokens, boundary, vocabulary, facts["sha256"], description)
+        return TokenCorpus(tokens, boundary, vocabulary, facts["sha256"], description)
 
     def _prepare(self, files: list[Path] | None, folder: Path) -> None:
         """Write tokens.bin, vocabulary.json and corpus.json under a temporary name; rename."""

@@ -69,6 +69,8 @@ def closing_table(
     ]
     for name, value in rows:
         table.add_row(name, value)
+    for name, value in _truth_rows(summary.get("truth", {})):
+        table.add_row(name, value)
     console.print(table)
     loads = Table(title="load: share of hard choices", title_justify="left", box=SIMPLE_HEAD)
     loads.add_column("layer")
@@ -78,3 +80,15 @@ def closing_table(
         loads.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
     loads.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")
     console.print(loads)
+
+
+def _truth_rows(truth: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The router against the truth, where the data knows it."""
+    if not truth:
+        return
+    soft, hard = truth["answer_accuracy_soft"], truth["answer_accuracy_hard"]
+    yield "queries answered, soft and hard routes", f"{soft:.1%}, {hard:.1%}"
+    yield "loss of all other tokens, hard routes", f"{truth['filler_nll_hard']:.4f}"
+    yield "full attention used per look-up needed", f"{truth['full_used']:.2f}"
+    if truth["auroc"] is not None:
+        yield "AUROC of full attention for look-ups", f"{truth['auroc']:.3f}"

@@ -152,6 +152,30 @@ class HardeningSchedule:
 
 
 @dataclass(frozen=True)
+class ShortFirst:
+    """Short sequences first, and as many times more of them: tokens per step stay the same.
+
+    Look-ups are learned sooner where there is less to confuse them with (sequence-length warm-up:
+    Li et al. 2021, arXiv 2108.06084), and short sequences are cheap.
+    """
+
+    factor: int = 4
+    """How many times shorter; 1: whole sequences from the start."""
+    until: float = 0.3
+    """Share of training done when sequences become whole."""
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise UsageError(f"short.factor: {self.factor} given; at least 1 is allowed")
+        if not 0 <= self.until <= 1:
+            raise UsageError(f"short.until: {self.until} given; between 0 and 1 is allowed")
+
+    def __call__(self, progress: float) -> int:
+        """How many times shorter sequences are after a share `progress` of training."""
+        return self.factor if progress < self.until else 1
+
+
+@dataclass(frozen=True)
 class Optimisation:
     """AdamW with a warmed-up cosine schedule, and gradients clipped by their global norm."""
 

@@ -22,6 +22,7 @@ from pyro_meta.evaluation import (
     require_causal_guide,
 )
 from pyro_meta.guides import Guide
+from pyro_meta.known_truth import score_against_truth
 from pyro_meta.models import LanguageModel
 from pyro_meta.readout import write_posterior
 from pyro_meta.run import Run, versions
@@ -98,6 +99,9 @@ def _close(
     windows = corpus.windows(config.context, config.validation_tokens)
     with out.status("evaluating"):
         figures = evaluate(model, guide, windows, config.batch)
+        is_query = corpus.truth(config.context, config.validation_tokens)
+        if is_query is not None:
+            truth = score_against_truth(model, guide, windows, is_query, config.batch)
         ngrams = ngram_nll(corpus.train, windows, corpus.vocabulary.size)
         device = model.network.embedding.weight.device
         T = config.context
@@ -113,6 +117,8 @@ def _close(
         "seed": config.seed,
         "versions": versions(),
     }
+    if is_query is not None:
+        summary["truth"] = truth
     run.write_summary(summary)
     with out.status("drawing from the posterior"):
         rows = max(1, READ_TOKENS // config.context)

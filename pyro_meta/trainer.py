@@ -216,10 +216,10 @@ def _schedules(
 
 
 class _Sharding:
-    """Which rows of a global batch each micro-batch of this process reads."""
+    """Which part of a global batch each micro-batch of this process reads."""
 
     def __init__(self, config: Config, fabric: Fabric) -> None:
-        self.rows = config.batch // (fabric.world_size * config.accumulate)
+        self.parts = fabric.world_size * config.accumulate
         first = fabric.global_rank * config.accumulate
         self.indices = range(first, first + config.accumulate)
 
@@ -233,10 +233,12 @@ def _accumulate(
     step: int,
 ) -> list[ELBOTerms]:
     """Backward through every micro-batch of this process; gradients average over all of them."""
-    tokens, targets = corpus.batch(config.seed, step, config.batch, config.context)
+    factor = config.short(step / config.steps)
+    size, context = config.batch * factor, config.context // factor
+    tokens, targets = corpus.batch(config.seed, step, size, context)
     collected = []
     for index in sharding.indices:
-        rows = slice(index * sharding.rows, (index + 1) * sharding.rows)
+        rows = slice(index * size // sharding.parts, (index + 1) * size // sharding.parts)
         x, y = fabric.to_device((tokens[rows], targets[rows]))
         torch.manual_seed(micro_batch_seed(config.seed, step, index))
         is_last = index == sharding.indices[-1]
@@ -255,6 +257,7 @@ def micro_batch_seed(seed: int, step: int, index: int) -> int:
 def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, float]:
     """Figures of a step on this process: means over its micro-batches."""
     routes = torch.cat([terms.routes for terms in collected], 1)  # [L, B, T, K]
+    T = routes.shape[2]
     nll = float(torch.stack([terms.nll.detach() for terms in collected]).mean())
     kl = float(torch.stack([terms.kl.detach().sum() for terms in collected]).mean())
     return {
@@ -262,8 +265,8 @@ def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, 
         "nll": nll,
         "kl": kl,
         "elbo": -(nll + kl),
-        "cost_nominal": float((routes * costs["nominal"]).sum(-1).mean()),
-        "cost_macs": float((routes * costs["macs"]).sum(-1).mean()),
+        "cost_nominal": float((routes * costs["nominal"][:T]).sum(-1).mean()),
+        "cost_macs": float((routes * costs["macs"][:T]).sum(-1).mean()),
         "hard_share": float((routes.amax(-1) == 1).float().mean()),
     }
 

@@ -182,12 +182,16 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """GPT-2's scheme: N(0, .02^2), and residual outputs smaller by sqrt(2 L)."""
+        """N(0, 1 / inputs), and residual outputs smaller by sqrt(2 L).
+
+        GPT-2's constant .02 is this at a width of 2500; at small widths it leaves attention near
+        uniform for a long time.
+        """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 is_residual = name.endswith("project_out")
                 scale = (2 * self.shape.layers) ** -0.5 if is_residual else 1.0
-                nn.init.normal_(module.weight, std=0.02 * scale)
+                nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5 * scale)
 
     @property
     def mechanisms(self) -> list[Mechanism]:

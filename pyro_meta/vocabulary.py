@@ -3,6 +3,7 @@
 import codecs
 import itertools
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,7 @@ class Vocabulary(ABC):
     Attributes
     ----------
     kind
-        `byte`, `char` or `tokenizer`.
+        `byte`, `char`, `symbol` or `tokenizer`.
     size
         Number of tokens, V.
     """
@@ -57,6 +58,8 @@ class Vocabulary(ABC):
                 return ByteVocabulary()
             if kind == "char":
                 return CharVocabulary(facts["characters"])
+            if kind == "symbol":
+                return SymbolVocabulary(facts["symbols"])
             return FileVocabulary(facts["tokenizer"])
         except Exception as error:  # the tokenizers library raises bare Exception
             raise UsageError(f"{path}: no readable vocabulary ({error})") from error
@@ -104,6 +107,37 @@ class CharVocabulary(Vocabulary):
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "char", "characters": self.characters}
+
+
+class SymbolVocabulary(Vocabulary):
+    """Symbols of one or more characters each; text is read by the longest that fits."""
+
+    kind = "symbol"
+
+    def __init__(self, symbols: Iterable[str]) -> None:
+        self.symbols = list(symbols)
+        self.size = len(self.symbols)
+        self._ids = {symbol: index for index, symbol in enumerate(self.symbols)}
+        longest_first = sorted(self.symbols, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)), re.DOTALL)
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        ids, at = [], 0
+        while at < len(text):
+            found = self._pattern.match(text, at)
+            if found is None:
+                raise UsageError(
+                    f"{text[at]!r} begins none of the {self.size} symbols of the corpus"
+                )
+            ids.append(self._ids[found[0]])
+            at = found.end()
+        return np.array(ids, np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.symbols[index] for index in ids)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "symbol", "symbols": self.symbols}
 
 
 class FileVocabulary(Vocabulary):

@@ -144,6 +144,15 @@ def test_rotary_scores_depend_on_distances_alone() -> None:
     assert abs(score(9, 4) - score(9, 5)) > 1e-4
 
 
+@pytest.mark.parametrize("d", [2, 4, 6, 8, 16])
+def test_half_of_the_channels_do_not_turn(d: int) -> None:
+    x = torch.randn(5, d)
+    turned = rotate(x, *rotation(torch.arange(5) * 100, d))
+    still = 2 * max(1, d // 4)
+    assert torch.equal(turned[:, still:], x[:, still:])
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+
+
 def test_linear_attention_survives_queries_that_find_nothing() -> None:
     q, k, v = torch.randn(3, 1, 1, 70, 8)
     out = linear_attention(torch.full_like(q, -200.0), k, v)

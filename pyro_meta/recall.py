@@ -1,0 +1,339 @@
+"""`--data Recall`: look-ups planted in filler, with the truth of which tokens need them.
+
+    filler ... <k17=3> ... filler ... <k5=0> ... filler ... <?> <k17> <3> ... filler
+
+Definitions stand in the first third of a sequence, queries at least `distance` tokens after it.
+The answer to a query can only be found by an exact look-up of its definition; all else is locally
+predictable. So the tokens that need long-range attention are known, and a router can be scored
+(`pyro_meta.known_truth`). Associative recall as a test of attention: Arora et al. 2023, Zoology
+(arXiv 2312.04927). Shapes: B sequences, T tokens of context.
+"""
+
+import hashlib
+import json
+import string
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_meta.corpus import Corpus, Data, Windows, as_windows, step_rng
+from pyro_meta.errors import UsageError
+from pyro_meta.vocabulary import SymbolVocabulary
+
+Ints = NDArray[np.int64]
+Filler = Callable[[np.random.Generator, int, int, bool], Ints]
+"""`filler(rng, rows, length, is_validation)` gives tokens [rows, length]."""
+
+VALIDATION_SEED = 1 << 63  # seeds of training are below
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is planted in each sequence."""
+
+    pairs: int
+    queries: int
+    keys: int
+    values: int
+    distance: int
+    hops: int
+    marked: bool
+    strangers: int
+
+    @property
+    def query_length(self) -> int:
+        return 3 if self.marked else 2
+
+    @property
+    def definitions_length(self) -> int:
+        return self.pairs * self.hops
+
+    @property
+    def questions_length(self) -> int:
+        return self.queries * self.query_length + self.strangers
+
+    def sections(self, length: int) -> tuple[int, int]:
+        """Where the definitions end and where the queries begin, in `length` tokens."""
+        ends = length // 3
+        return ends, ends + self.distance
+
+    def fits(self, length: int) -> bool:
+        ends, begins = self.sections(length)
+        is_roomy = self.definitions_length <= ends and self.questions_length <= length - begins
+        return is_roomy and self.definitions_length + self.questions_length < length
+
+    def fitted(self, length: int) -> "Plan":
+        """This plan, or half of everything, or a quarter, ...: what fits into `length`."""
+        plan, share = self, 1
+        while not plan.fits(length):
+            share *= 2
+            counts = ("pairs", "queries", "strangers", "distance")
+            plan = replace(self, **{name: getattr(self, name) // share for name in counts})
+        return plan
+
+
+class Sequences(NamedTuple):
+    """Planted sequences."""
+
+    rows: Ints
+    """Tokens, [B, T + 1]."""
+    is_query: NDArray[np.bool_]
+    """Whether the target of each token is an answer, [B, T]."""
+
+
+class Recall(Data):
+    """Key-value definitions in filler, and queries that only an exact look-up can answer.
+
+    Parameters
+    ----------
+    pairs
+        Definitions in a sequence; at 0 there is nothing but filler.
+    queries
+        Queries in a sequence (default: half the pairs). Beyond `pairs`, keys are asked for again in
+        the same order, so that the last answer is as far away as it can be.
+    keys
+        Keys there are, of which each sequence defines `pairs` (default: pairs + pairs / 2).
+    values
+        Values there are.
+    distance
+        Least distance between the last definition and the first query.
+    hops
+        1: one token defines key and value. 2: the key, then the value: to be found by induction.
+    marked
+        Whether a query token stands before each query. Without it a query is recognisable only
+        because its key has been defined before.
+    strangers
+        Keys that stand among the queries and are none: not defined or, where queries are marked,
+        without the mark (default: a sixth of the queries where they are not marked).
+    filler
+        A text file to plant in (UTF-8, read as characters; its last tenth is kept for validation);
+        by default a Markov chain.
+    letters
+        Symbols of the Markov chain.
+    order
+        Symbols that the next one depends on.
+    chain_seed
+        Seed of the chain's transitions.
+    """
+
+    def __init__(
+        self,
+        pairs: int = 32,
+        queries: int | None = None,
+        keys: int | None = None,
+        values: int = 8,
+        distance: int = 64,
+        hops: Literal[1, 2] = 1,
+        marked: bool = True,
+        strangers: int | None = None,
+        filler: str | None = None,
+        letters: int = 16,
+        order: int = 2,
+        chain_seed: int = 0,
+    ) -> None:
+        queries = pairs // 2 if queries is None else queries
+        keys = pairs + pairs // 2 if keys is None else keys
+        if strangers is None:
+            strangers = 0 if marked else queries // 6
+        least = {"pairs": (pairs, 0), "queries": (queries, 0), "values": (values, 2)}
+        least |= {"distance": (distance, 0), "strangers": (strangers, 0), "order": (order, 1)}
+        least |= {"chain_seed": (chain_seed, 0)}
+        for name, (given, allowed) in least.items():
+            if given < allowed:
+                raise UsageError(f"data.{name}: {given} given; at least {allowed} is allowed")
+        if queries and not pairs:
+            raise UsageError(f"data.queries: {queries} given; without pairs, only 0 is allowed")
+        if keys < pairs + bool(strangers):
+            raise UsageError(
+                f"data.keys: {keys} given; at least {pairs + bool(strangers)} is allowed"
+            )
+        if not 2 <= letters <= len(string.ascii_lowercase):
+            raise UsageError(f"data.letters: {letters} given; 2 to 26 is allowed")
+        if letters**order > 1 << 16:
+            raise UsageError(
+                f"data.order: {order} given; letters ** order = {letters**order:,} must not be "
+                "above 65,536"
+            )
+        self.plan = Plan(pairs, queries, keys, values, distance, hops, marked, strangers)
+        self.filler_path, self.letters, self.order = filler, letters, order
+        self.chain_seed = chain_seed
+
+    def corpus(self) -> "RecallCorpus":
+        if self.filler_path is None:
+            symbols = list(string.ascii_lowercase[: self.letters])
+            filler = _markov_chain(self.letters, self.order, self.chain_seed)
+            source = f"a Markov chain of {self.letters} letters"
+            identity = [self.letters, self.order, self.chain_seed]
+        else:
+            text = _read(self.filler_path)
+            symbols = sorted(set(text))
+            filler = _text(text, symbols)
+            source = self.filler_path
+            identity = [hashlib.sha256(text.encode()).hexdigest()]
+        digest = hashlib.sha256(json.dumps([identity, asdict(self.plan)]).encode()).hexdigest()
+        return RecallCorpus(self.plan, symbols, filler, source, digest)
+
+
+class RecallCorpus(Corpus):
+    """Endless planted sequences; see `Recall`."""
+
+    def __init__(
+        self, plan: Plan, symbols: list[str], filler: Filler, source: str, sha256: str
+    ) -> None:
+        self.plan, self.filler, self.sha256 = plan, filler, sha256
+        keys = [f"⟨k{key}⟩" for key in range(plan.keys)] if plan.pairs else []
+        values = [f"⟨{value}⟩" for value in range(plan.values)] if plan.pairs else []
+        definitions = (
+            [f"⟨k{key}={value}⟩" for key in range(plan.keys) for value in range(plan.values)]
+            if plan.pairs and plan.hops == 1
+            else []
+        )
+        self._mark = len(symbols)
+        self._key = self._mark + 1
+        self._value = self._key + len(keys)
+        self._definition = self._value + len(values)
+        self.vocabulary = SymbolVocabulary([*symbols, "⟨?⟩", *keys, *values, *definitions])
+        kind = "marked" if plan.marked else "unmarked"
+        self.description = (
+            f"recall: {plan.pairs} pairs and {plan.queries} {kind} queries a sequence, "
+            f"{plan.hops} hop{'s' * (plan.hops > 1)}, in {source} (sha256 {sha256[:12]})"
+        )
+
+    @property
+    def train(self) -> NDArray[np.integer]:
+        """A sample of about 100,000 tokens."""
+        context = next(size for size in (1 << n for n in range(9, 40)) if self.plan.fits(size))
+        return self.plant(step_rng(0, 0), max(1, 100_000 // context), context + 1).rows.ravel()
+
+    def require(self, context: int) -> None:
+        if not self.plan.fits(context + 1):
+            ends, begins = self.plan.sections(context + 1)
+            raise UsageError(
+                f"data: {self.plan.definitions_length} tokens of definitions and "
+                f"{self.plan.questions_length} of queries do not fit into a context of {context}: "
+                f"there is room for {ends} and {max(0, context + 1 - begins)}"
+            )
+        try:
+            for is_validation in (False, True):
+                self.filler(step_rng(0, 0), 1, context + 1, is_validation)
+        except ValueError as error:
+            raise UsageError(f"data.filler: {error}") from error
+
+    def batch(self, seed: int, step: int, size: int, context: int) -> Windows:
+        return as_windows(self.plant(step_rng(seed, step), size, context + 1).rows)
+
+    def windows(self, context: int, most_tokens: int) -> Windows:
+        return as_windows(self._validation(context, most_tokens).rows)
+
+    def truth(self, context: int, most_tokens: int) -> NDArray[np.bool_] | None:
+        return self._validation(context, most_tokens).is_query if self.plan.queries else None
+
+    def _validation(self, context: int, most_tokens: int) -> Sequences:
+        rows = max(1, most_tokens // context)
+        return self.plant(step_rng(VALIDATION_SEED, 0), rows, context + 1, is_validation=True)
+
+    def plant(
+        self, rng: np.random.Generator, rows: int, length: int, is_validation: bool = False
+    ) -> Sequences:
+        """`rows` sequences of `length` tokens."""
+        plan = self.plan.fitted(length)
+        out = np.zeros((rows, length), np.int64)
+        is_planted = np.zeros((rows, length), bool)
+        is_query = np.zeros((rows, length), bool)
+        every = np.arange(rows)[:, None]
+
+        def put(columns: Ints, tokens: Ints | int) -> None:
+            out[every, columns] = tokens
+            is_planted[every, columns] = True
+
+        ends, begins = plan.sections(length)
+        shuffled = rng.permuted(np.tile(np.arange(plan.keys), (rows, 1)), axis=1)
+        defined, foreign = shuffled[:, : plan.pairs], shuffled[:, plan.pairs :]
+        values = rng.integers(0, plan.values, (rows, plan.pairs))
+
+        at = _place(rng, np.full((rows, plan.pairs), plan.hops), ends)
+        if plan.hops == 1:
+            put(at, self._definition + defined * plan.values + values)
+        else:
+            put(at, self._key + defined)
+            put(at + 1, self._value + values)
+
+        count = plan.queries + plan.strangers
+        is_stranger = rng.permuted(np.tile(np.arange(count) < plan.strangers, (rows, 1)), axis=1)
+        at = begins + _place(rng, np.where(is_stranger, 1, plan.query_length), length - begins)
+        asked = rng.permuted(np.tile(np.arange(plan.pairs), (rows, 1)), axis=1)
+        asked = np.resize(asked.T, (plan.queries, rows)).T  # around and around
+        query_at = at[~is_stranger].reshape(rows, plan.queries)
+        if plan.marked:
+            put(query_at, self._mark)
+        key_at = query_at + plan.query_length - 2
+        put(key_at, self._key + np.take_along_axis(defined, asked, 1))
+        put(key_at + 1, self._value + np.take_along_axis(values, asked, 1))
+        is_query[every, key_at] = True
+        if plan.strangers:
+            among = shuffled if plan.marked else foreign  # a mark is missed even at a defined key
+            chosen = rng.integers(0, among.shape[1], (rows, plan.strangers))
+            stranger_at = at[is_stranger].reshape(rows, plan.strangers)
+            put(stranger_at, self._key + np.take_along_axis(among, chosen, 1))
+
+        left = length - plan.definitions_length - plan.questions_length
+        out[~is_planted] = self.filler(rng, rows, left, is_validation).ravel()
+        return Sequences(out, is_query[:, :-1])
+
+
+def _place(rng: np.random.Generator, lengths: Ints, room: int) -> Ints:
+    """Starts [B, n] of items of `lengths` [B, n] at random in `room` tokens, without overlap."""
+    free = room - lengths.sum(1, keepdims=True)
+    gaps = np.sort(rng.integers(0, free + 1, lengths.shape), axis=1)
+    return gaps + np.cumsum(lengths, 1) - lengths
+
+
+def _markov_chain(letters: int, order: int, seed: int) -> Filler:
+    """A chain in which a few letters are likely after each context of `order` letters."""
+    rng = np.random.default_rng(seed)
+    cumulative = rng.dirichlet(np.full(letters, 0.2), letters**order).cumsum(1)
+    cumulative[:, -1] = 1.0
+
+    def filler(rng: np.random.Generator, rows: int, length: int, is_validation: bool) -> Ints:
+        state = rng.integers(0, letters**order, rows)
+        out = np.empty((rows, length), np.int64)
+        for position, chance in enumerate(rng.random((length, rows, 1))):
+            out[:, position] = (cumulative[state] < chance).sum(1)
+            state = (state * letters + out[:, position]) % letters**order
+        return out
+
+    return filler
+
+
+def _text(text: str, symbols: list[str]) -> Filler:
+    """Passages of `text`, the last tenth of which is for validation."""
+    ids = {symbol: index for index, symbol in enumerate(symbols)}
+    tokens = np.array([ids[character] for character in text], np.int64)
+    boundary = int(len(tokens) * 0.9)
+    parts = tokens[:boundary], tokens[boundary:]
+
+    def filler(rng: np.random.Generator, rows: int, length: int, is_validation: bool) -> Ints:
+        part = parts[is_validation]
+        if len(part) < length:
+            raise ValueError(
+                f"{len(part)} characters for {'validation' if is_validation else 'training'} are "
+                f"too few for a sequence, which takes {length}"
+            )
+        starts = rng.integers(0, len(part) - length + 1, rows)
+        return part[starts[:, None] + np.arange(length)]
+
+    return filler
+
+
+def _read(path: str) -> str:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"data.filler: cannot read {path}: {error}") from error
+    if not text:
+        raise UsageError(f"data.filler: {path} is empty")
+    return text
