@@ -6,8 +6,11 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -39,6 +42,26 @@ def run_command(command: Callable[[list[str]], int | None]) -> None:
         sys.stderr.close()
         code = 0
     sys.exit(code)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a question that a loop asks when it can stop."""
+    asked: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        asked.append(signum)
+        for kept, handler in previous.items():  # a second one stops at once
+            signal.signal(kept, handler)
+
+    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    for kind in previous:
+        signal.signal(kind, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
 
 
 def is_first_process() -> bool:
