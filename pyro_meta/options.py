@@ -15,6 +15,9 @@ import yaml
 
 from pyro_meta.errors import UsageError
 
+Options = dict[str, Any]
+"""Options of a run by name, nested or dotted, as a file gives them."""
+
 PRESETS = Path(__file__).parent / "presets"
 
 

@@ -84,7 +84,7 @@ class Run:
             raise UsageError(f"option --out: cannot make {folder}: {error.strerror}") from error
         run = cls(folder)
         corpus.vocabulary.save(folder / "vocabulary.json")
-        _write(folder / "config.yaml", config_yaml)
+        write_whole(folder / "config.yaml", config_yaml)
         return run
 
     @classmethod
@@ -146,7 +146,7 @@ class Run:
         for path in (self.summary_path, self.sequences_path, self.posterior_path):
             path.unlink(missing_ok=True)
         kept = [record for record in self.metrics() if record["step"] <= step]
-        _write(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_whole(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
 
     # -- checkpoints -------------------------------------------------------------------------
 
@@ -232,13 +232,13 @@ class Run:
 
     def write_sequences(self, losses: dict[str, Any]) -> None:
         """Write sequences.json: losses by sequence, and on which sequences."""
-        _write(self.sequences_path, json.dumps(losses) + "\n")
+        write_whole(self.sequences_path, json.dumps(losses) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json; its keys are part of the interface and checked."""
         if tuple(summary) != SUMMARY_KEYS:
             raise ValueError(f"summary has keys {list(summary)}, not {list(SUMMARY_KEYS)}")
-        _write(self.summary_path, json.dumps(summary, indent=2) + "\n")
+        write_whole(self.summary_path, json.dumps(summary, indent=2) + "\n")
 
     def load(self) -> tuple[LanguageModel, Guide, Vocabulary, Config]:
         """The trained model and guide in evaluation mode, with vocabulary and configuration."""
@@ -254,7 +254,8 @@ def _fresh(parent: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it: it is never there in part."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     _flush(partial)
