@@ -24,6 +24,8 @@ LOOKS = {
     "also": ("P", "#56b4e9", "other"),
 }
 INK, FAINT = "#222222", "#999999"
+DPI = 150
+EM = DPI / 10  # pixels, about the height of a label
 FAR = 2.0  # settings above a gap of so many times the spread below it are drawn at the edge
 
 
@@ -51,7 +53,7 @@ def tradeoff(settings: Sequence[Setting], cost_name: str) -> Figure:
     Where some settings lie far above the others, they stand in an upper panel with a scale of its
     own.
     """
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 6), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     limit = _limit([setting.loss for setting in settings])
     far = [setting for setting in settings if setting.loss > limit]
@@ -154,15 +156,15 @@ def _label(axes: Axes, settings: Sequence[Setting]) -> None:
     """Write each label where it covers least: near its mark, off other labels, marks and bars."""
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[union-attr]
     points = axes.transData.transform([(setting.cost, setting.loss) for setting in settings])
-    marks = [_square(point, 6) for point in points]
+    marks = [_square(point, 0.6 * EM) for point in points]
     bars = [box for setting in settings for box in _bars(axes, setting)]
     seeds = [
         (cost, loss) for one in settings for cost, loss in zip(one.costs, one.losses, strict=True)
     ]
-    bars += [_square(point, 2) for point in axes.transData.transform(seeds)]
+    bars += [_square(point, 0.2 * EM) for point in axes.transData.transform(seeds)]
     placed: list[Bbox] = []
-    frame = axes.get_window_extent(renderer).padded(4)
-    neighbours = [sum(np.hypot(*(points - point).T) < 80) for point in points]
+    frame = axes.get_window_extent(renderer).padded(-0.3 * EM)
+    neighbours = [sum(np.hypot(*(points - point).T) < 8 * EM) for point in points]
     for index in np.argsort(neighbours, kind="stable"):
         setting = settings[index]
         text = axes.annotate(
@@ -178,7 +180,7 @@ def _label(axes: Axes, settings: Sequence[Setting]) -> None:
         )
         text.set_position(shift)
         placed.append(_moved(size, shift))
-        if _reach(placed[-1], points[index]) > 14:
+        if _reach(placed[-1], points[index]) > 1.4 * EM:
             _leader(axes, points[index], placed[-1])
 
 
@@ -192,13 +194,13 @@ def _bars(axes: Axes, setting: Setting) -> list[Bbox]:
     ends = [(-x, 0), (x, 0)], [(0, -y), (0, y)]
     middle = np.array([setting.cost, setting.loss])
     pixels = [axes.transData.transform(middle + np.array(pair)) for pair in ends]
-    return [Bbox.from_extents(*(low - 1), *(high + 1)) for low, high in pixels]
+    return [Bbox.from_extents(*(low - 2), *(high + 2)) for low, high in pixels]
 
 
 def _candidates(width: float, height: float) -> list[tuple[float, float]]:
     """Shifts of a label's left centre from its mark, nearest first."""
     shifts = []
-    for away in (11, 18, 28, 40, 54, 70, 90, 112):
+    for away in EM * np.array([1.1, 1.8, 2.8, 4, 5.4, 7, 9, 11.2]):
         for rise in (0.0, 0.5, -0.5, 1.0, -1.0):
             dy = rise * (away + height / 2)
             sideways = away * np.sqrt(max(0.0, 1 - rise**2)) if abs(rise) < 1 else 0.0
@@ -218,13 +220,13 @@ def _crowding(
     box: Bbox, shift: tuple[float, float], frame: Bbox, covered: list[Bbox], crossed: list[Bbox]
 ) -> float:
     """How bad a place is: what it covers and crosses, what leaves the frame, how far it is."""
-    grown = box.padded(2)
+    grown = box.padded(0.2 * EM)
     hidden = sum(_overlap(grown, other) for other in covered)
     struck = sum(_overlap(grown, other) for other in crossed)
     outside = box.width * box.height - _overlap(box, frame)
     centre = shift[0] + box.width / 2
     distance = np.hypot(max(0.0, abs(centre) - box.width / 2), shift[1])
-    return 20 * hidden + 2 * struck + 40 * outside + distance
+    return (20 * hidden + 3 * struck + 40 * outside) / EM + distance
 
 
 def _overlap(one: Bbox, other: Bbox) -> float:

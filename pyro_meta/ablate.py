@@ -33,6 +33,7 @@ DESCRIPTION = """Train every combination of a grid of options under several seed
 baselines that each routed setting has to beat, and compare them. Every other option is one of
 python -m pyro_meta.train and holds for all runs. What has finished is never trained again: repeat
 the command, or name only --out, to go on."""
+BRIEF = ("val_nll_hard", "val_nll_soft", "cost_macs_hard", "truth.answer_accuracy_hard")
 OWN = ("out", "workers", "seeds", "baselines", "cost", "report_only", "dry_run", "help")
 
 
@@ -153,9 +154,7 @@ def _yaml(text: str, name: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UsageError(
-            f"option --{name}: {text!r} given; a list such as [a,b] is needed"
-        ) from error
+        raise UsageError(f"option --{name}: {text!r} is no list such as [a,b]") from error
 
 
 def _folder(out: Path | None, study: str | None) -> Path:
@@ -209,10 +208,10 @@ def _list(groups: list[Group], console: Console) -> None:
 
 def _show(results: Results, out: Path, console: Console) -> None:
     if results.results:
-        console.print(_rich(results.table()))
+        console.print(_rich(results.table(BRIEF, digits=3)))
         console.print(
-            "* on the Pareto front; differences are paired, below 0 is better, ! leaves out 0 "
-            "(95%), (1) of one seed",
+            "* no setting beats it in loss and cost; differences of hard losses are paired, below "
+            "0 is better, ! leaves out 0 (95%), (1) is of one seed",
             style="dim",
         )
     for name in ("study.md", "study.csv", "study.json", "pareto.png"):
@@ -223,7 +222,7 @@ def _show(results: Results, out: Path, console: Console) -> None:
 def _rich(table: Table) -> RichTable:
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, heading in enumerate(table.headings):
-        shown.add_column(heading, justify="left" if index == 0 else "right")
+        shown.add_column(heading, justify="right" if index else "left", no_wrap=index > 0)
     for row in table.rows:
         shown.add_row(*map(escape, row))
     return shown

@@ -136,7 +136,7 @@ class Results:
                 for result in self.results
             ]
             partial = out / ".pareto.partial.png"
-            tradeoff(settings, self.cost_name).savefig(partial, dpi=150)
+            tradeoff(settings, self.cost_name).savefig(partial)
             partial.replace(out / "pareto.png")
 
     def table(self, figures: Sequence[str] = tuple(FIGURES), digits: int | None = None) -> Table:
@@ -193,19 +193,19 @@ class Results:
         return "\n\n".join(parts) + "\n"
 
 
-READING = """\\* no other setting has less loss at no more cost. ± is the standard deviation over seeds.
-Losses are in nats per token of the validation text, along hard and along soft routes; costs are
-relative to full attention. *To best single*: paired difference of hard losses to the best single
-mechanism among those that cost no more (none: the setting is cheaper than all of them); *to no
-prior*: to the router without a prior. Below 0 is better. A difference whose 95% interval leaves out
-0 is marked !, one that rests on a single seed (1)."""
+READING = """\\* no other setting has less loss at no more cost. ± is the standard deviation over
+seeds. Losses are in nats per token of the validation text, along hard and along soft routes; costs
+are relative to full attention. *To best single*: paired difference of hard losses to the best
+mechanism alone among those that cost no more (none: the setting is cheaper than all of them); *to
+no prior*: to the router without a prior. Below 0 is better. A difference whose 95% interval leaves
+out 0 is marked !, one that rests on a single seed (1)."""
 
-PAIRED = """Hard losses, ours minus theirs, in nats per token, on the same sequences and paired by seed;
-95% intervals. *Seeds*: t-interval of the seeds' mean differences, for other seeds on this text.
-*Text*: bootstrap over sequences, for other text with these very models. *Seeds and text*: for both at
-once, by the variance of two crossed clusters and a t with as many degrees of freedom as seeds less
-one. One seed says nothing about other seeds. Neighbouring sequences of one text are alike, so that
-intervals over text are, if anything, narrow."""
+PAIRED = """Hard losses, ours minus theirs, in nats per token, on the same sequences and paired by
+seed; 95% intervals. *Seeds*: t-interval of the seeds' mean differences, for other seeds on this
+text. *Text*: bootstrap over sequences, for other text with these very models. *Seeds and text*: for
+both at once, by the variance of two crossed clusters and a t with as many degrees of freedom as
+seeds less one. One seed says nothing about other seeds. Neighbouring sequences of one text are
+alike, so that intervals over text are, if anything, narrow."""
 
 
 def collect(groups: list[Group], jobs: list[Job]) -> list[Result]:
