@@ -8,8 +8,6 @@ Times are medians of interleaved repetitions; only ratios within one file mean a
 
 import gc
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,7 +29,7 @@ from pyro_meta.console import command_parser, parse, run_command
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide
 from pyro_meta.models import CostDirichlet, LanguageModel
-from pyro_meta.run import versions
+from pyro_meta.run import hardware, versions
 from pyro_meta.svi import Objective, Optimisation
 from pyro_meta.transformer import Features, Shape, Transformer
 
@@ -231,16 +229,6 @@ def _status_bytes(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def hardware() -> dict[str, Any]:
-    """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
 def _write(path: Path, command: str, result: dict[str, Any], out: Console) -> None:

@@ -13,7 +13,7 @@ from pyro_meta.corpus import Data, Text
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, Guide
 from pyro_meta.models import CostDirichlet, LanguageModel, Prior
-from pyro_meta.options import preset_names, settle
+from pyro_meta.options import as_word, flatten, preset_names, settle
 from pyro_meta.recall import Recall  # noqa: F401 -- named on the command line
 from pyro_meta.svi import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
 from pyro_meta.transformer import Shape, Transformer
@@ -155,6 +155,29 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
         raise UsageError(explain(error, parser, bases)) from error
     options.pop("out", None)  # whoever repeats the run names another folder
     return config, yaml.safe_dump(options, sort_keys=False)
+
+
+def train_words(config_yaml: str) -> list[str]:
+    """The shortest words from which `read_options` makes this configuration again."""
+    options = yaml.safe_load(config_yaml)
+    defaults = yaml.safe_load(read_options([])[1])
+    for name in CLASS_OPTIONS:
+        defaults[name] = _class_defaults(name, defaults[name], options[name])
+    plain = flatten(defaults)
+    return [
+        f"--{name}={as_word(value)}"
+        for name, value in flatten(options).items()
+        if name not in plain or plain[name] != value
+    ]
+
+
+def _class_defaults(name: str, default: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """The default class, with what the arguments of the chosen one are unless given."""
+    try:
+        own = yaml.safe_load(read_options([f"--{name}={chosen['class_path']}"])[1])[name]
+    except UsageError:  # it has arguments that must be given
+        own = {}
+    return default | {"init_args": own.get("init_args", {})}
 
 
 def config_parser() -> ArgumentParser:

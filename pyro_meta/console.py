@@ -6,8 +6,11 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -41,6 +44,26 @@ def run_command(command: Callable[[list[str]], int | None]) -> None:
     sys.exit(code)
 
 
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a question that a loop asks when it can stop."""
+    asked: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        asked.append(signum)
+        for kept, handler in previous.items():  # a second one stops at once
+            signal.signal(kept, handler)
+
+    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    for kind in previous:
+        signal.signal(kind, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that prints and writes, known before any launch."""
     is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
@@ -66,14 +89,14 @@ def parse(
     `classes` gives the base class of each option whose value is a class.
     """
     try:
-        return parser.parse_args(_with_values(argv, parser))
+        return parser.parse_args(with_values(argv, parser))
     except UsageError:
         raise
     except Exception as error:  # jsonargparse raises many kinds for bad input
         raise UsageError(explain(error, parser, classes or {})) from error
 
 
-def _with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
+def with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
     """A switch without a value, such as `--debug`, means true."""
     switches = {
         name
@@ -97,13 +120,13 @@ def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, typ
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
     if unknown := re.search(r"unrecognized arguments: ([^\s=]+)", text):
-        return f"unknown option {unknown[1]}{_near(unknown[1], _option_strings(parser))}"
+        return f"unknown option {unknown[1]}{near(unknown[1], _option_strings(parser))}"
     keys = re.findall(r'Parser key "([^"]+)":', text)
     if not keys:
         return text
     key, rest = ".".join(keys), text.rpartition(f'Parser key "{keys[-1]}":')[2].strip()
     if inner := re.search(r"Option '([^']+)' is not accepted", rest):
-        return f"unknown option --{key}.{inner[1]}{_near(inner[1], _init_options(rest))}"
+        return f"unknown option --{key}.{inner[1]}{near(inner[1], _init_options(rest))}"
     if key in classes:
         base = classes[key]
         names = _subclass_names(base)
@@ -114,7 +137,7 @@ def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, typ
             return f"option --{key}: {wrong[1]} is not a {base.__name__}; {allowed}"
         if given := re.search(r"(?:Got value:|path string:) (.*)$", rest):
             value = given[1].strip(" '\"")
-            return f"option --{key}: no class {value!r}; {allowed}{_near(value, names)}"
+            return f"option --{key}: no class {value!r}; {allowed}{near(value, names)}"
     return f"option --{key}: {_plain(rest)}"
 
 
@@ -127,7 +150,7 @@ def _plain(message: str) -> str:
     return re.sub(r"\. Got value: ", "; given: ", message)
 
 
-def _near(word: str, names: Iterable[str]) -> str:
+def near(word: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(names), n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 

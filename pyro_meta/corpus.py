@@ -142,6 +142,14 @@ def _cut(tokens: NDArray[np.integer], starts: NDArray[np.integer], context: int)
     return as_windows(np.stack([tokens[start : start + context + 1] for start in starts]))
 
 
+def identity(windows: Windows) -> str:
+    """Hash of tokens and targets [N, T]: losses on windows of one identity can be paired."""
+    digest = hashlib.sha256(repr(list(windows[0].shape)).encode())
+    for part in windows:
+        digest.update(part.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def as_windows(rows: NDArray[np.integer]) -> Windows:
     """Tokens and their targets from rows [N, T + 1]."""
     both = torch.from_numpy(rows.astype(np.int64))

@@ -6,7 +6,7 @@ Losses and KL in nats per token. Shapes: B sequences, T tokens, L layers, K mech
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,20 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @dataclass
+class SequenceLosses:
+    """Mean loss of every validation sequence, nats per token, along soft and along hard routes."""
+
+    soft: list[float] = field(default_factory=list)
+    hard: list[float] = field(default_factory=list)
+
+
+@dataclass
 class _Totals:
     """Sums over tokens by layer, from which every figure of a pass follows."""
 
     tokens: int
     nll: float
+    sequences: list[float]  # mean loss of each
     mean: Tensor  # [L, K] posterior mean
     hard: Tensor  # [L, K] likeliest mechanism
     cost_nominal: float
@@ -60,17 +69,23 @@ class _Totals:
 
 
 def evaluate(
-    model: LanguageModel, guide: Guide, windows: tuple[Tensor, Tensor], batch: int
+    model: LanguageModel,
+    guide: Guide,
+    windows: tuple[Tensor, Tensor],
+    batch: int,
+    losses: SequenceLosses | None = None,
 ) -> dict[str, Any]:
     """Validation figures on tokens and targets [N, T] under the stable names of summary.json.
 
     The network is walked twice, along posterior means (soft) and along the likeliest mechanism of
     every token (hard). Figures of the posterior come from the walk that is deployed: the hard one
-    once every route is hard, else the soft one.
+    once every route is hard, else the soft one. `losses`, if given, is filled sequence by sequence.
     """
     with evaluating(model, guide):
         soft = _pass(model, guide, windows, batch, hard=False)
         hard = _pass(model, guide, windows, batch, hard=True)
+    if losses is not None:
+        losses.soft, losses.hard = soft.sequences, hard.sequences
     deployed = hard if float(guide.threshold) >= 1 else soft
     names = model.network.mechanism_names
     layers = model.network.shape.layers
@@ -99,7 +114,7 @@ def _pass(
     network = model.network
     L, K = network.shape.layers, len(network.mechanisms)
     device = network.embedding.weight.device
-    totals = _Totals(0, 0.0, torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    totals = _Totals(0, 0.0, [], torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     follow = guide.mean_route(hard)
 
     def route(layer: int, features: Features) -> Tensor:
@@ -120,7 +135,9 @@ def _pass(
 
     for tokens, targets in batches(windows, batch):
         logits = network(tokens.to(device), route)
-        totals.nll += float(token_nll(logits, targets.to(device)).sum())
+        nll = token_nll(logits, targets.to(device))
+        totals.nll += float(nll.sum())
+        totals.sequences += nll.mean(1).tolist()
         totals.tokens += targets.numel()
     return totals
 

@@ -7,13 +7,16 @@ last class that is named takes only what was meant for it.
 import importlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pyro_meta.errors import UsageError
+
+Options = dict[str, Any]
+"""Options of a run by name, nested or dotted, as a file gives them."""
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -64,6 +67,52 @@ def settle(argv: Sequence[str], defaults: Mapping[str, str]) -> list[str]:
     return [word for choice in choices.values() for word in choice.words()] + rest
 
 
+def layered(layers: Iterable[Mapping[str, Any]], defaults: Mapping[str, str]) -> list[str]:
+    """Words for layers of options, each as a file would give them; a later layer wins.
+
+    Names may be dotted, and a null means the default. Another class drops the arguments of the
+    one before.
+    """
+    choices = {name: _Choice(name, default) for name, default in defaults.items()}
+    rest: dict[str, Any] = {}
+    for layer in layers:
+        for option, value in layer.items():
+            name, _, argument = option.partition(".")
+            if name not in choices:
+                rest |= flatten({option: value})
+            elif value is None and not argument:
+                choices[name] = _Choice(name, defaults[name])
+            else:
+                choices[name].read({argument: value} if argument else value)
+    return [word for choice in choices.values() for word in choice.words()] + [
+        f"--{name}={as_word(value)}" for name, value in rest.items() if value is not None
+    ]
+
+
+def as_word(value: Any) -> str:
+    """A value of a file as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options under dotted names; a class option is its class, then its arguments.
+
+    A class of this package goes by its plain name.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            path = str(value["class_path"])
+            is_own = path.startswith("pyro_meta.")
+            flat[prefix + name] = path.rpartition(".")[2] if is_own else path
+            flat |= flatten(value.get("init_args") or {}, f"{prefix}{name}.")
+        elif isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 class _Choice:
     """The class that one option means so far, and its arguments; what comes later wins."""
 
@@ -105,7 +154,7 @@ class _Choice:
                 f"option --{self.option}: a file has {given!r}; a class or a mapping is allowed"
             )
         for key, item in given.items():
-            self.arguments[key] = item if isinstance(item, str) else json.dumps(item, default=str)
+            self.arguments[key] = as_word(item)
 
     def words(self) -> list[str]:
         return [

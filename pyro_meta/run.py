@@ -5,6 +5,7 @@
     metrics.jsonl         one line per step
     checkpoint/step-N/    model.safetensors, optimiser.safetensors, state.json
     posterior.nc          draws of the routes, in ArviZ's groups
+    sequences.json        the loss of every validation sequence
     summary.json          the results, under stable names
 
 A file is written under a temporary name and renamed, a checkpoint likewise as a folder: a kill at
@@ -60,6 +61,7 @@ class Run:
         self.folder = folder
         self.metrics_path = folder / "metrics.jsonl"
         self.posterior_path = folder / "posterior.nc"
+        self.sequences_path = folder / "sequences.json"
         self.summary_path = folder / "summary.json"
         self._checkpoints = folder / "checkpoint"
 
@@ -83,7 +85,7 @@ class Run:
             raise UsageError(f"option --out: cannot make {folder}: {error.strerror}") from error
         run = cls(folder)
         corpus.vocabulary.save(folder / "vocabulary.json")
-        _write(folder / "config.yaml", config_yaml)
+        write_whole(folder / "config.yaml", config_yaml)
         return run
 
     @classmethod
@@ -142,10 +144,10 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drop results, and what was logged after `step`: a resumed run makes them again."""
-        for path in (self.summary_path, self.posterior_path):
+        for path in (self.summary_path, self.sequences_path, self.posterior_path):
             path.unlink(missing_ok=True)
         kept = [record for record in self.metrics() if record["step"] <= step]
-        _write(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_whole(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
 
     # -- checkpoints -------------------------------------------------------------------------
 
@@ -229,12 +231,16 @@ class Run:
 
     # -- results -----------------------------------------------------------------------------
 
+    def write_sequences(self, losses: dict[str, Any]) -> None:
+        """Write sequences.json: losses by sequence, and on which sequences."""
+        write_whole(self.sequences_path, json.dumps(losses) + "\n")
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json; its keys are part of the interface and checked."""
         required = tuple(key for key in summary if key not in OPTIONAL_KEYS)
         if required != SUMMARY_KEYS:
             raise ValueError(f"summary has keys {list(summary)}, not {list(SUMMARY_KEYS)}")
-        _write(self.summary_path, json.dumps(summary, indent=2) + "\n")
+        write_whole(self.summary_path, json.dumps(summary, indent=2) + "\n")
 
     def load(self) -> tuple[LanguageModel, Guide, Vocabulary, Config]:
         """The trained model and guide in evaluation mode, with vocabulary and configuration."""
@@ -250,7 +256,8 @@ def _fresh(parent: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it: it is never there in part."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     _flush(partial)
@@ -337,6 +344,16 @@ def _class_path(instance: object) -> str:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hardware() -> dict[str, Any]:
+    """What figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
 def versions() -> dict[str, str]:

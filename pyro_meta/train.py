@@ -11,10 +11,11 @@ from rich.markup import escape
 
 from pyro_meta.config import Config, read_options
 from pyro_meta.console import INTERRUPTED, is_first_process, run_command
-from pyro_meta.corpus import Corpus
+from pyro_meta.corpus import Corpus, identity
 from pyro_meta.display import closing_table, progress_bar
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation import (
+    SequenceLosses,
     evaluate,
     ngram_nll,
     prefix_gap,
@@ -98,7 +99,8 @@ def _close(
     """Evaluate the trained model, write its results and show them."""
     windows = corpus.windows(config.context, config.validation_tokens)
     with out.status("evaluating"):
-        figures = evaluate(model, guide, windows, config.batch)
+        losses = SequenceLosses()
+        figures = evaluate(model, guide, windows, config.batch, losses)
         is_query = corpus.truth(config.context, config.validation_tokens)
         if is_query is not None:
             truth = score_against_truth(model, guide, windows, is_query, config.batch)
@@ -119,6 +121,13 @@ def _close(
     }
     if is_query is not None:
         summary["truth"] = truth
+    circumstances = {
+        "corpus": corpus.sha256,
+        "context": config.context,
+        "count": len(losses.hard),
+        "windows": identity(windows),
+    }
+    run.write_sequences(circumstances | vars(losses))
     run.write_summary(summary)
     with out.status("drawing from the posterior"):
         rows = max(1, READ_TOKENS // config.context)

@@ -6,12 +6,8 @@ the killed one bit for bit, and two processes draw what one process with two mic
 
 import math
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -21,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from pyro_meta.config import Config
+from pyro_meta.console import stop_signals
 from pyro_meta.corpus import Corpus
 from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError
@@ -142,7 +139,7 @@ def train(
             run.save_checkpoint(model, guide, optimiser, state)
 
     module.train()
-    with pyro.validation_enabled(config.debug), _stop_signals() as is_asked_to_stop:
+    with pyro.validation_enabled(config.debug), stop_signals() as is_asked_to_stop:
         if not is_resumed:
             save(0)
         for step in range(first, config.steps):
@@ -321,23 +318,3 @@ def _require_same_circumstances(state: dict[str, Any], corpus: Corpus, fabric: F
             f"option --resume: the run began on {state['processes']} processes, and here are "
             f"{fabric.world_size}; use torchrun with as many as it began with"
         )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a question that the loop asks after each step."""
-    asked: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        asked.append(signum)
-        for kept, handler in previous.items():  # a second one stops at once
-            signal.signal(kept, handler)
-
-    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-    for kind in previous:
-        signal.signal(kind, note)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)

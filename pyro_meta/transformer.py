@@ -175,10 +175,13 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = shape
-        self.embedding = nn.Embedding(shape.vocabulary, shape.width)  # tied with the read-out
+        self.embedding = nn.Embedding(shape.vocabulary, shape.width)
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape, mechanisms) for _ in range(shape.layers))
         self.final_norm = nn.LayerNorm(shape.width)
+        # Not tied with the embedding: what a token is asked for would be learned against the noise
+        # of predicting when it comes.
+        self.readout = nn.Linear(shape.width, shape.vocabulary, bias=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -233,7 +236,7 @@ class Transformer(nn.Module):
                     "particles cannot be vectorised, draw them one by one"
                 )
             state = block(state, normed, weights, cos, sin)
-        return F.linear(self.final_norm(state), self.embedding.weight)
+        return self.readout(self.final_norm(state))
 
 
 def pinned(network: Transformer, name: str) -> Route:

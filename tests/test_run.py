@@ -71,6 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     left = {path.name for path in finished.iterdir()}
     expected = {"config.yaml", "vocabulary.json", "metrics.jsonl", "posterior.nc", "summary.json"}
+    expected |= {"sequences.json"}
     assert expected | {"checkpoint"} == left
     summary = json.loads((finished / "summary.json").read_text())
     assert tuple(summary) == SUMMARY_KEYS

@@ -30,7 +30,7 @@ def ordinary_transformer(network: Transformer, tokens: Tensor) -> Tensor:
         h = h + (block.attention.gain[full] * attended) @ block.attention.project_out.weight.T
         x = block.mlp_norm(h)
         h = h + F.gelu(x @ block.mlp.expand.weight.T) @ block.mlp.project_out.weight.T
-    return network.final_norm(h) @ network.embedding.weight.T
+    return network.final_norm(h) @ network.readout.weight.T
 
 
 def tokens(batch: int = 2, length: int = 12) -> Tensor:

@@ -1,0 +1,247 @@
+"""The picture of a study: loss against cost, what no other setting beats, and how seeds scatter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
+
+from pyro_meta.analysis.comparison import pareto_front
+
+# Marker and colour of each kind; Okabe and Ito's colours, told apart with every colour vision.
+LOOKS = {
+    "variant": ("o", "#0072b2", "routed"),
+    "mechanism": ("s", "#000000", "one mechanism alone"),
+    "fixed": ("D", "#e69f00", "fixed mixture, learned loads"),
+    "random": ("X", "#cc79a7", "random, learned loads"),
+    "prior": ("v", "#009e73", "routes from the prior"),
+    "point": ("^", "#d55e00", "router without a prior"),
+    "also": ("P", "#56b4e9", "other"),
+}
+INK, FAINT = "#222222", "#999999"
+DPI = 150
+EM = DPI / 10  # pixels, about the height of a label
+FAR = 2.0  # settings above a gap of so many times the spread below it are drawn at the edge
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: a cost and a loss for each seed."""
+
+    label: str
+    kind: str
+    costs: list[float]
+    losses: list[float]
+
+    @property
+    def cost(self) -> float:
+        return float(np.mean(self.costs))
+
+    @property
+    def loss(self) -> float:
+        return float(np.mean(self.losses))
+
+
+def tradeoff(settings: Sequence[Setting], cost_name: str) -> Figure:
+    """Validation loss, hard, against cost: means with standard deviations, seeds as faint points.
+
+    Where some settings lie far above the others, they stand in an upper panel with a scale of its
+    own.
+    """
+    figure = Figure(figsize=(9, 6), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    limit = _limit([setting.loss for setting in settings])
+    far = [setting for setting in settings if setting.loss > limit]
+    near = [setting for setting in settings if setting.loss <= limit]
+    if far:
+        panels = list(figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.6]))
+        figure.get_layout_engine().set(h_pad=0.02, hspace=0.0)  # type: ignore[union-attr]
+    else:
+        panels = [figure.subplots()]
+    for axes, shown in zip(panels, [far, near] if far else [near], strict=True):
+        _set_limits(axes, settings, shown)
+        _draw_front(axes, settings)
+        for setting in sorted(shown, key=lambda one: one.kind == "variant"):
+            _draw(axes, setting)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#eeeeee", lw=0.8)
+        axes.set_axisbelow(True)
+    if far:
+        _break(*panels)
+    panels[-1].set_xlabel(f"cost: {cost_name} (full attention = 1)")
+    panels[-1].set_ylabel("validation loss, hard routes (nats per token)")
+    _legend(figure, settings)
+    figure.draw_without_rendering()  # sizes of texts are known from here on
+    figure.set_layout_engine("none")
+    for axes, shown in zip(panels, [far, near] if far else [near], strict=True):
+        _label(axes, shown)
+    return figure
+
+
+def _draw(axes: Axes, setting: Setting) -> None:
+    marker, colour, _ = LOOKS[setting.kind]
+    if len(setting.losses) > 1:
+        axes.scatter(setting.costs, setting.losses, s=16, marker=marker, color=colour, alpha=0.3,
+                     lw=0, zorder=2)  # fmt: skip
+        axes.errorbar(setting.cost, setting.loss, xerr=_deviation(setting.costs),
+                      yerr=_deviation(setting.losses), color=colour, lw=1.1, alpha=0.7,
+                      zorder=3)  # fmt: skip
+    axes.scatter(setting.cost, setting.loss, s=64 if setting.kind == "variant" else 48,
+                 marker=marker, color=colour, edgecolor="white", lw=0.8, zorder=4)  # fmt: skip
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _limit(losses: Sequence[float]) -> float:
+    """Largest loss of the lower panel: below the first wide gap in the upper half."""
+    ordered = np.sort(losses)
+    for index in range(max(2, (len(ordered) + 1) // 2), len(ordered)):
+        below = ordered[index - 1] - ordered[0]
+        if ordered[index] - ordered[index - 1] > FAR * max(below, 1e-3):
+            return float(ordered[index - 1])
+    return float(ordered[-1])
+
+
+def _set_limits(axes: Axes, settings: Sequence[Setting], shown: Sequence[Setting]) -> None:
+    losses = np.concatenate([setting.losses for setting in shown])
+    costs = np.concatenate([setting.costs for setting in settings])
+    height = max(float(np.ptp(losses)), 0.01 * abs(float(losses.mean())))
+    width = max(float(np.ptp(costs)), 1e-2)
+    middle = (losses.max() + losses.min()) / 2
+    axes.set_ylim(middle - 0.64 * height, middle + 0.64 * height)
+    axes.set_xlim(max(0.0, costs.min() - 0.1 * width), costs.max() + 0.1 * width)
+
+
+def _break(upper: Axes, lower: Axes) -> None:
+    """Show that the scale is interrupted between two panels."""
+    upper.spines["bottom"].set_visible(False)
+    upper.tick_params(bottom=False, labelbottom=False)
+    slanted = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 9, "color": "black", "mew": 1.0}
+    for axes, height in ((upper, 0), (lower, 1)):
+        axes.plot([0], [height], ls="", transform=axes.transAxes, clip_on=False, **slanted)
+
+
+def _draw_front(axes: Axes, settings: Sequence[Setting]) -> None:
+    """Steps through the settings that none beats: what a cost can buy."""
+    is_best = pareto_front([one.cost for one in settings], [one.loss for one in settings])
+    best = sorted((one.cost, one.loss) for one, best in zip(settings, is_best, strict=True) if best)
+    costs, losses = zip(*best, strict=True)
+    right, top = axes.get_xlim()[1], axes.get_ylim()[1]
+    axes.step([costs[0], *costs, right], [max(top, losses[0]), *losses, losses[-1]], where="post",
+              color=FAINT, lw=1.3, ls=(0, (4, 2)), zorder=1)  # fmt: skip
+
+
+def _legend(figure: Figure, settings: Sequence[Setting]) -> None:
+    present = [kind for kind in LOOKS if any(setting.kind == kind for setting in settings)]
+    handles = [
+        Line2D([], [], ls="", marker=LOOKS[kind][0], color=LOOKS[kind][1], label=LOOKS[kind][2])
+        for kind in present
+    ]
+    front = Line2D([], [], color=FAINT, lw=1.4, ls=(0, (4, 2)), label="no setting beats it")
+    figure.legend(handles=[*handles, front], loc="outside upper left", ncols=4, frameon=False,
+                  fontsize=9, handletextpad=0.4, columnspacing=1.4)  # fmt: skip
+
+
+# -- labels that keep out of each other's way --------------------------------------------------
+
+
+def _label(axes: Axes, settings: Sequence[Setting]) -> None:
+    """Write each label where it covers least: near its mark, off other labels, marks and bars."""
+    renderer = axes.figure.canvas.get_renderer()  # type: ignore[union-attr]
+    points = axes.transData.transform([(setting.cost, setting.loss) for setting in settings])
+    marks = [_square(point, 0.6 * EM) for point in points]
+    bars = [box for setting in settings for box in _bars(axes, setting)]
+    seeds = [
+        (cost, loss) for one in settings for cost, loss in zip(one.costs, one.losses, strict=True)
+    ]
+    bars += [_square(point, 0.2 * EM) for point in axes.transData.transform(seeds)]
+    placed: list[Bbox] = []
+    frame = axes.get_window_extent(renderer).padded(-0.3 * EM)
+    neighbours = [sum(np.hypot(*(points - point).T) < 8 * EM) for point in points]
+    for index in np.argsort(neighbours, kind="stable"):
+        setting = settings[index]
+        text = axes.annotate(
+            setting.label.replace(" loads of ", ": "), (setting.cost, setting.loss), xytext=(0, 0),
+            textcoords="offset pixels", fontsize=8.5, color=INK, va="center", zorder=5,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )  # fmt: skip
+        size = text.get_window_extent(renderer)
+        covered = [*marks[:index], *marks[index + 1 :], *placed]
+        shift = min(
+            _candidates(size.width, size.height),
+            key=lambda s: _crowding(_moved(size, s), s, frame, covered, bars),
+        )
+        text.set_position(shift)
+        placed.append(_moved(size, shift))
+        if _reach(placed[-1], points[index]) > 1.4 * EM:
+            _leader(axes, points[index], placed[-1])
+
+
+def _square(point: np.ndarray, half: float) -> Bbox:
+    return Bbox.from_extents(*(point - half), *(point + half))
+
+
+def _bars(axes: Axes, setting: Setting) -> list[Bbox]:
+    """Where the error bars of a setting run, in pixels."""
+    x, y = _deviation(setting.costs), _deviation(setting.losses)
+    ends = [(-x, 0), (x, 0)], [(0, -y), (0, y)]
+    middle = np.array([setting.cost, setting.loss])
+    pixels = [axes.transData.transform(middle + np.array(pair)) for pair in ends]
+    return [Bbox.from_extents(*(low - 2), *(high + 2)) for low, high in pixels]
+
+
+def _candidates(width: float, height: float) -> list[tuple[float, float]]:
+    """Shifts of a label's left centre from its mark, nearest first."""
+    shifts = []
+    for away in EM * np.array([1.1, 1.8, 2.8, 4, 5.4, 7, 9, 11.2]):
+        for rise in (0.0, 0.5, -0.5, 1.0, -1.0):
+            dy = rise * (away + height / 2)
+            sideways = away * np.sqrt(max(0.0, 1 - rise**2)) if abs(rise) < 1 else 0.0
+            if abs(rise) == 1.0:
+                shifts += [(-width / 2, dy), (0.0, dy), (-width, dy)]
+            else:
+                shifts += [(sideways, dy), (-sideways - width, dy)]
+    return shifts
+
+
+def _moved(box: Bbox, shift: tuple[float, float]) -> Bbox:
+    dx, dy = shift
+    return Bbox.from_extents(box.x0 + dx, box.y0 + dy, box.x1 + dx, box.y1 + dy)
+
+
+def _crowding(
+    box: Bbox, shift: tuple[float, float], frame: Bbox, covered: list[Bbox], crossed: list[Bbox]
+) -> float:
+    """How bad a place is: what it covers and crosses, what leaves the frame, how far it is."""
+    grown = box.padded(0.2 * EM)
+    hidden = sum(_overlap(grown, other) for other in covered)
+    struck = sum(_overlap(grown, other) for other in crossed)
+    outside = box.width * box.height - _overlap(box, frame)
+    centre = shift[0] + box.width / 2
+    distance = np.hypot(max(0.0, abs(centre) - box.width / 2), shift[1])
+    return (20 * hidden + 3 * struck + 40 * outside) / EM + distance
+
+
+def _overlap(one: Bbox, other: Bbox) -> float:
+    both = Bbox.intersection(one, other)
+    return 0.0 if both is None else both.width * both.height
+
+
+def _reach(box: Bbox, point: np.ndarray) -> float:
+    """Distance in pixels from a point to a box."""
+    nearest = np.clip(point, box.min, box.max)
+    return float(np.hypot(*(point - nearest)))
+
+
+def _leader(axes: Axes, point: np.ndarray, box: Bbox) -> None:
+    """A thin line from a far label to its mark."""
+    nearest = np.clip(point, box.min, box.max)
+    ends = axes.transData.inverted().transform([point, nearest])
+    axes.plot(*ends.T, color=FAINT, lw=0.6, zorder=1.5, clip_on=False, scalex=False, scaley=False)

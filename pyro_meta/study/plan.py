@@ -1,0 +1,409 @@
+"""From a study to its groups of runs: variants x grid, and the baselines that judge them.
+
+A group is one setting under several seeds. Every routed group gets its baselines:
+
+    mechanism   each of its mechanisms alone; whatever steers routes is left out
+    fixed       its own loads, as a fixed mixture in every token
+    random      its own loads, drawn anew for every token
+    prior       routes from its prior: the router that learns nothing
+    point       the router without a prior
+
+What would train the same thing twice is one group.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from pyro_meta.config import CLASS_OPTIONS, Config, read_options
+from pyro_meta.console import near
+from pyro_meta.errors import UsageError
+from pyro_meta.options import Options, as_word, flatten, layered
+
+Kind = Literal["variant", "mechanism", "fixed", "random", "prior", "point", "also"]
+
+LOAD_GUIDES = {"fixed": "FixedGuide", "random": "RandomGuide"}
+"""Guides, with an argument `loads` [layers, mechanisms], of the baselines with learned loads."""
+
+ROUTING = ("prior", "guide", "kl", "harden", "budget")
+"""Options that steer routes: without effect where there is one mechanism."""
+
+NOT_SHARED = {"prior": ("guide", "kl"), "point": ("guide", "prior", "kl", "budget")}
+"""Options of a variant that its baseline does not take over, since they do nothing there."""
+
+Loads = list[list[float]]
+"""Share of each mechanism in each layer."""
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Which baselines a study has."""
+
+    mechanisms: bool = True
+    """Each mechanism alone."""
+    fixed: bool | list[str] = True
+    """The fixed mixture with the learned loads: of every routed group, or of those named."""
+    random: bool | list[str] = True
+    """Random routes with the learned loads: of every routed group, or of those named."""
+    prior: bool = True
+    """Routes from the prior."""
+    point: bool = True
+    """The router without a prior."""
+    seeds: list[int] | None = None
+    """Seeds of the baselines, out of the study's (default: all of them)."""
+    also: dict[str, Options] = field(default_factory=dict)
+    """More baselines: named sets of options over the base."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to compare, before it is taken apart into runs."""
+
+    base: list[Options]
+    """Layers of training options that all runs share."""
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Dotted training options and the values of each: all combinations are run."""
+    variants: dict[str, Options] = field(default_factory=dict)
+    """Named sets of options, each crossed with the grid."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    baselines: Baselines = Baselines()
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], source: str) -> "Study":
+        """The study that a mapping describes; `source` names it in errors.
+
+        Raises
+        ------
+        UsageError
+            An unknown key, or a value of the wrong kind.
+        """
+        _require_keys(given, ("base", "grid", "variants", "seeds", "baselines"), source)
+        given = {key: value for key, value in given.items() if value is not None}
+        base = given.get("base", {})
+        layers = base if isinstance(base, list) else [base]
+        for layer in layers:
+            _require_options(layer, f"{source}: base")
+        grid = dict(_require_mapping(given.get("grid", {}), f"{source}: grid"))
+        variants = _require_mapping(given.get("variants", {}), f"{source}: variants")
+        named = {
+            str(name): _require_options(options or {}, f"{source}: variants: {name}")
+            for name, options in variants.items()
+        }
+        seeds = given.get("seeds")
+        if "seed" in grid:
+            if seeds is not None:
+                raise UsageError(f"{source}: seeds and grid.seed are both given; one is allowed")
+            seeds = grid.pop("seed")
+        if seeds is None:
+            fixed = [layer["seed"] for layer in layers if layer.get("seed") is not None]
+            seeds = [int(fixed[-1])] if fixed else [0, 1, 2]
+        for option, values in grid.items():
+            _require_axis(option, values, source)
+        baselines = _read_baselines(given.get("baselines", True), source)
+        return cls(layers, grid, named, read_seeds(seeds, f"{source}: seeds"), baselines)
+
+    def as_yaml(self) -> str:
+        """A file from which `read` makes this study again."""
+        chosen = {key: value for key, value in vars(self.baselines).items() if value is not None}
+        return yaml.safe_dump(vars(self) | {"baselines": chosen}, sort_keys=False)
+
+
+def read_seeds(given: Any, source: str) -> list[int]:
+    """Seeds from a list, or from how many there are."""
+    seeds = list(range(given)) if _is_count(given) else given
+    if not isinstance(seeds, list) or not all(_is_count(seed) for seed in seeds) or not seeds:
+        raise UsageError(f"{source}: {given!r} given; a number of seeds or a list is allowed")
+    return list(dict.fromkeys(seeds))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _read_baselines(given: Any, source: str) -> Baselines:
+    kinds = ("mechanisms", "fixed", "random", "prior", "point")
+    where = f"{source}: baselines"
+    if isinstance(given, bool):
+        return Baselines(*([given] * len(kinds)))
+    if isinstance(given, list):
+        _require_keys(dict.fromkeys(given), kinds, where)
+        return Baselines(**{kind: kind in given for kind in kinds})
+    chosen = dict(_require_mapping(given, where))
+    _require_keys(chosen, (*kinds, "seeds", "also"), where)
+    for kind in kinds:
+        value = chosen.get(kind, True)
+        may_be_list = kind in LOAD_GUIDES
+        if not isinstance(value, bool) and not (may_be_list and isinstance(value, list)):
+            allowed = "true, false or a list of variants" if may_be_list else "true or false"
+            raise UsageError(f"{where}: {kind}: {value!r} given; {allowed} is allowed")
+    if chosen.get("seeds") is not None:
+        chosen["seeds"] = read_seeds(chosen["seeds"], f"{where}: seeds")
+    also = _require_mapping(chosen.get("also") or {}, f"{where}: also")
+    for name, options in also.items():
+        _require_options(options, f"{where}: also: {name}")
+    return Baselines(**chosen | {"also": dict(also)})
+
+
+def _require_keys(given: Mapping[str, Any], allowed: Sequence[str], source: str) -> None:
+    given = _require_mapping(given, source)
+    for key in given.keys() - set(allowed):
+        raise UsageError(
+            f"{source}: {key!r} given; {', '.join(allowed)} are allowed{near(str(key), allowed)}"
+        )
+
+
+def _require_mapping(given: Any, source: str) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{source}: {given!r} given; a mapping is needed")
+    return given
+
+
+def _require_options(given: Any, source: str) -> Options:
+    options = dict(_require_mapping(given, source))
+    for name in ("out", "resume", "config", "preset"):
+        if name in options:
+            raise UsageError(f"{source}: {name!r} given; options of a run are allowed, without it")
+    if "seed" in options and not source.endswith("base"):
+        raise UsageError(f"{source}: 'seed' given; seeds stand under seeds")
+    return options
+
+
+def _require_axis(option: str, values: Any, source: str) -> None:
+    if option in ("out", "resume", "config", "preset"):
+        raise UsageError(f"{source}: grid.{option} given; options of a run are allowed, without it")
+    if not isinstance(values, list) or not values:
+        raise UsageError(
+            f"{source}: grid.{option}: {values!r} given; a list of values such as [a,b] is needed"
+        )
+
+
+# -- groups ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Group:
+    """One setting under several seeds.
+
+    Attributes
+    ----------
+    label
+        What people read, unique in the study.
+    kind
+        `variant`, or what kind of baseline.
+    layers
+        Its options, without seed; of a baseline with learned loads, without guide.
+    config
+        Its resolved options; of a baseline with learned loads, under equal loads.
+    seeds
+        Seeds to run.
+    is_routed
+        There are several mechanisms, and a guide that learns.
+    loads_of
+        The group whose loads this one takes, seed by seed.
+    baselines
+        The groups that judge this one, and as what. A variant may be another's baseline.
+    """
+
+    label: str
+    kind: Kind
+    layers: list[Options]
+    config: Config
+    config_yaml: str
+    seeds: list[int]
+    is_routed: bool
+    loads_of: "Group | None" = None
+    baselines: "list[tuple[Kind, Group]]" = field(default_factory=list)
+
+    def name(self, seed: int) -> str:
+        """Name of the run's folder."""
+        return f"{re.sub(r'[^A-Za-z0-9._=+-]+', '-', self.label).strip('-')}-s{seed}"
+
+    def run_yaml(self, seed: int, loads: Loads | None = None) -> str:
+        """Configuration of one run; `loads` are those of the run that it takes after."""
+        config_yaml = self.config_yaml
+        if loads is not None:
+            config_yaml = settle_layers([*self.layers, _load_guide(self.kind, loads)])[1]
+        options = yaml.safe_load(config_yaml)
+        options["seed"] = seed
+        return yaml.safe_dump(options, sort_keys=False)
+
+
+def settle_layers(layers: Iterable[Options]) -> tuple[Config, str]:
+    """The configuration that layers of options give; raises `UsageError` as `read_options`."""
+    return read_options(layered(layers, {name: path for name, (_, path) in CLASS_OPTIONS.items()}))
+
+
+def expand(study: Study) -> list[Group]:
+    """All groups of a study, variants first, each with the baselines that judge it.
+
+    Every option is parsed and every model built once, so that mistakes show before the first run.
+
+    Raises
+    ------
+    UsageError
+        Options that are wrong or do not fit each other; the message names the group.
+    """
+    groups = _Groups()
+    settle_layers(study.base)  # mistakes of the base, before another class can hide them
+    own_layers = list(_variants(study))
+    variants = {label: groups.add("variant", label, [*study.base, *own], study.seeds)
+                for label, own in own_layers}  # fmt: skip
+    _require_known(study, variants)
+    for label, own in own_layers:
+        if variants[label].is_routed:
+            _add_baselines(groups, study, variants[label], own)
+    seeds = _baseline_seeds(study)
+    for name, options in study.baselines.also.items():
+        also = groups.add("also", name, [*study.base, options], seeds)
+        for group in variants.values():
+            group.baselines.append(("also", also))
+    for group in groups.all:
+        group.baselines = [judge for judge in group.baselines if judge[1] is not group]
+    _distinguish(groups.all)
+    return groups.all
+
+
+class _Groups:
+    """The groups so far; the same configuration is the same group."""
+
+    def __init__(self) -> None:
+        self.all: list[Group] = []
+
+    def add(
+        self,
+        kind: Kind,
+        label: str,
+        layers: list[Options],
+        seeds: list[int],
+        loads_of: Group | None = None,
+    ) -> Group:
+        parsed = layers
+        if loads_of is not None:
+            K, L = len(loads_of.config.mechanisms), loads_of.config.layers
+            parsed = [*layers, _load_guide(kind, [[1 / K] * K] * L)]
+        try:
+            config, config_yaml = settle_layers([*parsed, {"seed": 0}])
+            _, guide = config.build(2)
+        except UsageError as error:
+            raise UsageError(f"{label}: {error}") from error
+        for group in self.all:
+            if group.config_yaml == config_yaml and group.loads_of is loads_of:
+                group.seeds += [seed for seed in seeds if seed not in group.seeds]
+                return group
+        learns = any(parameter.requires_grad for parameter in guide.parameters())
+        is_routed = learns and len(config.mechanisms) > 1
+        group = Group(label, kind, layers, config, config_yaml, list(seeds), is_routed, loads_of)
+        self.all.append(group)
+        return group
+
+
+def _variants(study: Study) -> Iterable[tuple[str, list[Options]]]:
+    """Label and layers over the base of every variant and combination of the grid."""
+    grid = dict(sorted(study.grid.items(), key=lambda axis: "." in axis[0]))  # classes first
+    for name, options in (study.variants or {"": {}}).items():
+        for values in itertools.product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            parts = [_describe(option, value) for option, value in point.items()
+                     if len(grid[option]) > 1]  # fmt: skip
+            label = " ".join([name] * bool(name) + parts) or "routed"
+            yield label, [options, *({option: value} for option, value in point.items())]
+
+
+def _describe(option: str, value: Any) -> str:
+    """A value of the grid in a label: classes and lists speak for themselves."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        flat = flatten({option: value})
+        arguments = [f"{key.rpartition('.')[2]}={as_word(v)}" for key, v in list(flat.items())[1:]]
+        return " ".join([flat[option].rpartition(".")[2], *arguments])
+    if isinstance(value, list):
+        return "+".join(str(part).rpartition(".")[2] if isinstance(part, str) else str(part)
+                        for part in value)  # fmt: skip
+    if option in CLASS_OPTIONS:
+        return str(value).rpartition(".")[2]
+    return f"{option}={as_word(value)}"
+
+
+def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Options]) -> None:
+    chosen, seeds = study.baselines, _baseline_seeds(study)
+
+    def add(
+        kind: Kind, label: str, layers: list[Options], seeds: list[int], of: Group | None = None
+    ) -> None:
+        group.baselines.append((kind, groups.add(kind, label, layers, seeds, of)))
+
+    if chosen.mechanisms:
+        shared = [_without(layer, (*ROUTING, "mechanisms")) for layer in [*study.base, *own]]
+        for mechanism in group.config.mechanisms:
+            alone = {"mechanisms": [mechanism], "guide": "PriorGuide"}
+            label = f"{mechanism.rpartition('.')[2]} alone"
+            add("mechanism", label, [*shared, alone], seeds)
+    if chosen.prior:
+        add("prior", "PriorGuide", [*_shared(study, own, "prior"), {"guide": "PriorGuide"}], seeds)
+    if chosen.point:
+        add("point", "PointGuide", [*_shared(study, own, "point"), {"guide": "PointGuide"}], seeds)
+    for kind, wanted in (("fixed", chosen.fixed), ("random", chosen.random)):
+        if wanted is True or (wanted and (group.label in wanted or _stem(group, study) in wanted)):
+            shared = [_without(layer, ("guide",)) for layer in [*study.base, *own]]
+            own_seeds = [seed for seed in seeds if seed in group.seeds]
+            add(kind, f"{kind} loads of {group.label}", shared, own_seeds, group)
+
+
+def _shared(study: Study, own: list[Options], kind: str) -> list[Options]:
+    """The base, and what a baseline takes over from a variant."""
+    return [*study.base, *(_without(layer, NOT_SHARED[kind]) for layer in own)]
+
+
+def _without(layer: Options, names: Sequence[str]) -> Options:
+    return {key: value for key, value in layer.items() if key.partition(".")[0] not in names}
+
+
+def _load_guide(kind: str, loads: Loads) -> Options:
+    return {"guide": {"class_path": LOAD_GUIDES[kind], "init_args": {"loads": loads}}}
+
+
+def _baseline_seeds(study: Study) -> list[int]:
+    return study.seeds if study.baselines.seeds is None else study.baselines.seeds
+
+
+def _stem(group: Group, study: Study) -> str:
+    """The variant whose name begins the label."""
+    return next((name for name in study.variants if f"{group.label} ".startswith(f"{name} ")), "")
+
+
+def _require_known(study: Study, variants: Mapping[str, Group]) -> None:
+    for kind in LOAD_GUIDES:
+        wanted = getattr(study.baselines, kind)
+        for name in wanted if isinstance(wanted, list) else []:
+            if name not in variants and name not in study.variants:
+                known = ", ".join([*study.variants, *variants])
+                raise UsageError(f"baselines: {kind}: {name!r} given; allowed are {known}")
+
+
+def _distinguish(groups: list[Group]) -> None:
+    """Add to labels that several groups share the options in which those differ."""
+    by_label: dict[str, list[Group]] = {}
+    for group in groups:
+        by_label.setdefault(group.label, []).append(group)
+    for label, alike in by_label.items():
+        if len(alike) == 1:
+            continue
+        flats = [flatten(yaml.safe_load(group.config_yaml)) for group in alike]
+        names = {name: None for flat in flats for name in flat}
+        differing = [n for n in names if len({as_word(flat.get(n)) for flat in flats}) > 1]
+        classes = [name for name in differing if name in CLASS_OPTIONS]
+        differing = [n for n in differing if n in classes or n.partition(".")[0] not in classes]
+        for group, flat in zip(alike, flats, strict=True):
+            parts = [_describe(name, flat[name]) for name in differing if name in flat]
+            group.label = " ".join([label, *parts])
+    seen: set[str] = set()
+    for group in groups:
+        numbers = (f"{group.label} ({i})" for i in itertools.count(2))
+        label = (
+            group.label if group.label not in seen else next(n for n in numbers if n not in seen)
+        )
+        group.label = label
+        seen.add(label)

@@ -1,0 +1,384 @@
+"""What a study leaves: one table, paired differences and a picture, from the runs that finished.
+
+study.json    command, hardware, versions; every run, group and difference
+study.csv     one line per run
+study.md      the tables, and how to read them
+pareto.png    loss against cost
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyro_meta.analysis.comparison import (
+    Difference,
+    Interval,
+    Spread,
+    best_at_most,
+    paired_difference,
+    pareto_front,
+    spread,
+)
+from pyro_meta.analysis.tradeoff import Setting, tradeoff
+from pyro_meta.run import hardware, versions, write_whole
+from pyro_meta.study.plan import Group, Kind
+from pyro_meta.study.runner import Job, State
+
+COSTS = {
+    "macs": ("cost_macs_hard", "MACs of attention, hard routes"),
+    "nominal": ("cost_nominal_hard", "nominal, hard routes"),
+}
+"""Costs to compare at: the figure of summary.json, and its name for people."""
+
+FIGURES = {
+    "val_nll_hard": "loss, hard", "val_nll_soft": "loss, soft", "cost_macs_hard": "MACs",
+    "cost_nominal_hard": "nominal",
+    "truth.answer_accuracy_hard": "answers", "truth.full_used": "full used", "truth.auroc": "AUROC",
+}  # fmt: skip
+"""Figures of the table, in order; those that no run has are left out."""
+
+AS = {
+    "mechanism": "one mechanism", "fixed": "fixed, its loads", "random": "random, its loads",
+    "prior": "routes from the prior", "point": "router without a prior", "also": "other",
+}  # fmt: skip
+
+
+@dataclass
+class Result:
+    """The finished runs of a group."""
+
+    group: Group
+    summaries: dict[int, dict[str, Any]]
+    """Seed -> summary.json, nested figures under dotted names."""
+    sequences: dict[int, dict[str, Any]]
+    """Seed -> sequences.json."""
+
+    def over_seeds(self, figure: str) -> Spread | None:
+        values = [summary[figure] for summary in self.summaries.values() if figure in summary]
+        return spread(values) if values else None
+
+    def mean(self, figure: str) -> float:
+        found = self.over_seeds(figure)
+        return math.nan if found is None else found.mean
+
+
+@dataclass
+class Comparison:
+    """A routed group beside one that judges it."""
+
+    of: str
+    against: str
+    kind: Kind
+    is_best_single: bool
+    """The best mechanism alone among those that cost no more."""
+    hard: Difference | None
+    """Of losses along hard routes; None where no two runs share seed and sequences."""
+
+
+@dataclass
+class Table:
+    """Headings and rows of text, to be shown or written."""
+
+    headings: list[str]
+    rows: list[list[str]]
+
+
+class Results:
+    """All that a study has found out so far.
+
+    Parameters
+    ----------
+    groups
+        In the order of the plan.
+    jobs
+        Their runs, finished or not.
+    cost
+        A key of `COSTS`: where loss is compared at equal cost.
+    """
+
+    def __init__(self, groups: list[Group], jobs: list[Job], cost: str) -> None:
+        self.jobs = jobs
+        self.cost, self.cost_name = COSTS[cost]
+        self.results = collect(groups, jobs)
+        self.comparisons = compare(self.results, self.cost)
+        self.front = on_front(self.results, self.cost)
+
+    def write(self, out: Path, command: str, study_yaml: str) -> None:
+        """Write study.json, study.csv, study.md and pareto.png."""
+        facts = {
+            "command": command,
+            "hardware": hardware(),
+            "versions": versions(),
+            "study": yaml.safe_load(study_yaml),
+            "cost": self.cost,
+            "runs": [_describe_run(job, out) for job in self.jobs],
+            "groups": [_describe_group(result, self.front) for result in self.results],
+            "differences": [asdict(comparison) for comparison in self.comparisons],
+        }
+        write_whole(out / "study.json", json.dumps(_finite(facts), indent=2) + "\n")
+        write_whole(out / "study.csv", _csv(self.jobs))
+        write_whole(out / "study.md", self._page(command))
+        if self.results:
+            settings = [
+                Setting(
+                    result.group.label,
+                    result.group.kind,
+                    [one[self.cost] for one in result.summaries.values()],
+                    [one["val_nll_hard"] for one in result.summaries.values()],
+                )
+                for result in self.results
+            ]
+            partial = out / ".pareto.partial.png"
+            tradeoff(settings, self.cost_name).savefig(partial)
+            partial.replace(out / "pareto.png")
+
+    def table(self, figures: Sequence[str] = tuple(FIGURES), digits: int | None = None) -> Table:
+        """A row per group: figures over seeds, and differences to what it has to beat."""
+        shown = [name for name in figures if any(r.over_seeds(name) for r in self.results)]
+        rows = []
+        for result in self.results:
+            label = result.group.label
+            ours = [one for one in self.comparisons if one.of == label]
+            has_singles = any(one.kind == "mechanism" for one in ours)
+            rows.append(
+                [
+                    label + (" *" if label in self.front else ""),
+                    *(_figure(name, result.over_seeds(name), digits) for name in shown),
+                    _delta([one for one in ours if one.is_best_single], has_singles),
+                    _delta([one for one in ours if one.kind == "point"]),
+                    str(len(result.summaries)),
+                ]
+            )
+        headings = [FIGURES[name] for name in shown]
+        return Table(["", *headings, "to best single", "to no prior", "seeds"], rows)
+
+    def differences(self) -> Table:
+        """A row per comparison, with its intervals."""
+        rows = []
+        for one in self.comparisons:
+            found = one.hard
+            kind = AS[one.kind] + (", best at no more cost" if one.is_best_single else "")
+            cells = [one.of, f"{one.against} ({kind})"]
+            if found is None:
+                cells += ["no common seed and text", "", "", "", "0"]
+            else:
+                cells += [
+                    f"{found.mean:+.4f}",
+                    _interval(found.interval if found.seeds > 1 else None),
+                    _interval(found.over_seeds),
+                    _interval(found.over_sequences),
+                    str(found.seeds),
+                ]
+            rows.append(cells)
+        headings = ["of", "against", "difference", "seeds and text", "seeds", "text", "pairs"]
+        return Table(headings, rows)
+
+    def _page(self, command: str) -> str:
+        done = sum(job.state == State.FINISHED for job in self.jobs)
+        failed = [job for job in self.jobs if job.state == State.FAILED]
+        parts = ["# Study", f"    {command}", f"{done} of {len(self.jobs)} runs have finished."]
+        if failed:
+            parts.append("\n".join(f"* failed: {job.name}: {job.note}" for job in failed))
+        if self.results:
+            parts += [_markdown(self.table()), READING, "![loss against cost](pareto.png)"]
+        if self.comparisons:
+            parts += ["## Paired differences", _markdown(self.differences()), PAIRED]
+        return "\n\n".join(parts) + "\n"
+
+
+READING = """\\* no other setting has less loss at no more cost. ± is the standard deviation over
+seeds. Losses are in nats per token of the validation text, along hard and along soft routes; costs
+are relative to full attention. *To best single*: paired difference of hard losses to the best
+mechanism alone among those that cost no more (none: the setting is cheaper than all of them); *to
+no prior*: to the router without a prior. Below 0 is better. A difference whose 95% interval leaves
+out 0 is marked !, one that rests on a single seed (1)."""
+
+PAIRED = """Hard losses, ours minus theirs, in nats per token, on the same sequences and paired by
+seed; 95% intervals. *Seeds*: t-interval of the seeds' mean differences, for other seeds on this
+text. *Text*: bootstrap over sequences, for other text with these very models. *Seeds and text*: for
+both at once, by the variance of two crossed clusters and a t with as many degrees of freedom as
+seeds less one. One seed says nothing about other seeds. Neighbouring sequences of one text are
+alike, so that intervals over text are, if anything, narrow."""
+
+
+def collect(groups: list[Group], jobs: list[Job]) -> list[Result]:
+    """The groups of which a run has finished."""
+    found = {id(group): Result(group, {}, {}) for group in groups}
+    for job in sorted(jobs, key=lambda job: job.seed):
+        if (summary := job.summary()) is None:
+            continue
+        assert job.folder is not None
+        result = found[id(job.group)]
+        result.summaries[job.seed] = dotted(summary)
+        path = job.folder / "sequences.json"
+        if path.is_file():  # runs of earlier versions have none
+            result.sequences[job.seed] = json.loads(path.read_text(encoding="utf-8"))
+    return [result for result in found.values() if result.summaries]
+
+
+def compare(results: list[Result], cost: str) -> list[Comparison]:
+    """Every group with baselines against each of them, on the same seeds and sequences."""
+    by_group = {id(result.group): result for result in results}
+    comparisons = []
+    for ours in results:
+        judges = [
+            (kind, by_group[id(group)])
+            for kind, group in ours.group.baselines
+            if id(group) in by_group
+        ]
+        singles = [result for kind, result in judges if kind == "mechanism"]
+        index = best_at_most(
+            [one.mean(cost) for one in singles],
+            [one.mean("val_nll_hard") for one in singles],
+            ours.mean(cost),
+        )
+        best = None if index is None else singles[index]
+        comparisons += [
+            Comparison(
+                ours.group.label, theirs.group.label, kind, theirs is best, _paired(ours, theirs)
+            )
+            for kind, theirs in judges
+        ]
+    return comparisons
+
+
+def _paired(ours: Result, theirs: Result) -> Difference | None:
+    """Difference of hard losses over the seeds whose runs read the same sequences."""
+    shared = [
+        seed
+        for seed, losses in ours.sequences.items()
+        if seed in theirs.sequences and theirs.sequences[seed]["windows"] == losses["windows"]
+    ]
+    left, right = ({s: side.sequences[s]["hard"] for s in shared} for side in (ours, theirs))
+    if len({len(losses) for losses in left.values()}) > 1:  # seeds on different sequences
+        return None
+    return paired_difference(left, right)
+
+
+def on_front(results: list[Result], cost: str) -> set[str]:
+    """Labels of the groups that no other one beats in loss and cost."""
+    if not results:
+        return set()
+    is_best = pareto_front(
+        [result.mean(cost) for result in results],
+        [result.mean("val_nll_hard") for result in results],
+    )
+    return {result.group.label for result, best in zip(results, is_best, strict=True) if best}
+
+
+# -- as data ---------------------------------------------------------------------------------
+
+
+def _describe_run(job: Job, out: Path) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "group": job.group.label,
+        "kind": job.group.kind,
+        "seed": job.seed,
+        "state": job.state.value,
+        "note": job.note,
+        "folder": None if job.folder is None else str(job.folder.relative_to(out)),
+        "train": job.described(),
+        "summary": job.summary(),
+    }
+
+
+def _describe_group(result: Result, best: set[str]) -> dict[str, Any]:
+    figures = {name: None for one in result.summaries.values() for name in one}
+    numbers = [
+        name for name in figures
+        if all(isinstance(one.get(name, 0), (int, float)) for one in result.summaries.values())
+    ]  # fmt: skip
+    return {
+        "group": result.group.label,
+        "kind": result.group.kind,
+        "seeds": list(result.summaries),
+        "is_on_pareto_front": result.group.label in best,
+        "baselines": [group.label for _, group in result.group.baselines],
+        "figures": {
+            name: asdict(found)
+            for name in numbers
+            if name != "seed" and (found := result.over_seeds(name))
+        },
+    }
+
+
+def _csv(jobs: list[Job]) -> str:
+    """One line per run; a figure that a run lacks is empty."""
+    rows = []
+    for job in jobs:
+        row = {"run": job.name, "group": job.group.label, "kind": job.group.kind,
+               "seed": job.seed, "state": job.state.value}  # fmt: skip
+        summary = dotted(job.summary() or {})
+        rows.append(row | {k: v for k, v in summary.items() if not isinstance(v, (dict, list))})
+    columns = list({name: None for row in rows for name in row})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Figures of nested mappings under dotted names; lists stay as they are."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -- for people ------------------------------------------------------------------------------
+
+
+def _figure(name: str, found: Spread | None, digits: int | None = None) -> str:
+    """Mean and, where seeds differ, deviation of a figure."""
+    if found is None:
+        return ""
+    digits = digits or (4 if "nll" in name else 3)
+    deviation = f"{found.deviation:.{digits}f}".removeprefix("0")
+    is_spread = found.seeds > 1 and float(deviation) > 0
+    return f"{found.mean:.{digits}f}" + f" \u00b1{deviation}" * is_spread
+
+
+def _delta(comparisons: list[Comparison], is_sought: bool = False) -> str:
+    """A difference in short, with what is to be known of it."""
+    if is_sought and not comparisons:
+        return "none"
+    found = comparisons[0].hard if comparisons else None
+    if found is None:
+        return ""
+    mark = " (1)" if found.seeds == 1 else " !" if found.is_clear else ""
+    return f"{found.mean:+.4f}{mark}"
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: list[str]) -> str:
+        return (
+            "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |"
+        )
+
+    ruler = "|---|" + "---:|" * (len(table.headings) - 1)
+    return "\n".join([line(table.headings), ruler, *(line(row) for row in table.rows)])

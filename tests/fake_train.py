@@ -1,0 +1,60 @@
+"""Stands for `pyro_meta.train` in tests of studies: writes what a run leaves, in no time.
+
+    python -m fake_train FOLDER CONFIG_YAML
+
+The loss is a function of the options. FAKE_FAIL names a part of the folders that fail; FAKE_SLOW
+gives the seconds that a run takes.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+FULL, SEQUENCES = 1.0, 8
+COST = {"full": FULL, "window": 0.4, "linear": 0.2}
+
+
+def main(folder: Path, config_yaml: str) -> int:
+    options = yaml.safe_load(config_yaml)
+    if os.environ.get("FAKE_FAIL", "nothing") in folder.name:
+        print("error: option --steps: it does not like that", file=sys.stderr)
+        return 2
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config_yaml)
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    log = folder / "metrics.jsonl"
+    done = len(log.read_text().splitlines()) if log.exists() else 0
+    with open(folder / "starts", "a") as starts:
+        starts.write(f"{done}\n")
+    for step in range(done + 1, options["steps"] + 1):
+        time.sleep(float(os.environ.get("FAKE_SLOW", "0")) / options["steps"])
+        with open(log, "a") as out:
+            out.write(json.dumps({"step": step, "loss": 5 / step}) + "\n")
+        if asked:
+            return 130
+    names = options["mechanisms"]
+    loads = (options["guide"].get("init_args") or {}).get("loads")
+    shares = loads or [[1 / len(names)] * len(names)] * options["layers"]
+    cost = sum(COST[name] * share for name, share in zip(names, shares[0], strict=True))
+    loss = 2.0 - 0.3 * cost + 0.01 * options["seed"] + options["kl"]["weight"]
+    losses = [loss + 0.001 * i for i in range(SEQUENCES)]
+    sequences = {"windows": "one text", "count": SEQUENCES, "hard": losses, "soft": losses}
+    (folder / "sequences.json").write_text(json.dumps(sequences))
+    summary = {
+        "val_nll_soft": loss, "val_nll_hard": loss, "cost_macs_hard": cost,
+        "cost_nominal_hard": cost, "load": dict(zip(names, shares[0], strict=True)),
+        "load_by_layer": [dict(zip(names, row, strict=True)) for row in shares],
+        "seed": options["seed"], "truth": {"answer_accuracy_hard": 0.5}, "device": "none",
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,41 @@
+"""The plainest guides with given loads, and studies that train nothing for real."""
+
+import sys
+
+from torch import Tensor
+
+from pyro_meta import ablate
+from pyro_meta.console import run_command
+from pyro_meta.guides import Guide
+from pyro_meta.models import LanguageModel
+from pyro_meta.simplex import Point
+from pyro_meta.study import plan
+from pyro_meta.study.runner import Job
+from pyro_meta.transformer import Features
+
+LOAD_GUIDES = {"fixed": "load_guides.Fixed", "random": "load_guides.Random"}
+
+
+class Fixed(Guide):
+    def __init__(self, model: LanguageModel, loads: list[list[float]]) -> None:
+        super().__init__(model)
+        self.loads = loads
+
+    def posterior(self, layer: int, features: Features) -> Point:
+        share: Tensor = features.normed.new_tensor(self.loads[layer])
+        return Point(share.expand(*features.tokens.shape, len(share)))
+
+
+class Random(Fixed):
+    pass
+
+
+def fake_command(job: Job) -> list[str]:
+    """Instead of `Job.command`."""
+    return ["fake_train", str(job.folder), str(job.config_yaml)]
+
+
+if __name__ == "__main__":
+    plan.LOAD_GUIDES = LOAD_GUIDES
+    Job.command = fake_command  # type: ignore[method-assign]
+    sys.exit(run_command(ablate.main))

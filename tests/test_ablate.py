@@ -1,0 +1,383 @@
+"""Studies: what is planned, what is never trained twice, and what is left."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import load_guides
+import pytest
+import yaml
+from commands import MOMENT, error_line, run
+
+from pyro_meta import UsageError, ablate
+from pyro_meta.config import read_options, train_words
+from pyro_meta.study import plan
+from pyro_meta.study.live import picture
+from pyro_meta.study.plan import Study, expand
+from pyro_meta.study.runner import Job, State, study_lock, worker_environment
+
+SMALL = {"context": 16, "window": 4, "width": 16, "layers": 2, "heads": 2, "steps": 4}
+WORDS = [f"--{name}={value}" for name, value in SMALL.items()]
+
+
+@pytest.fixture(autouse=True)
+def own_guides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "LOAD_GUIDES", load_guides.LOAD_GUIDES)
+
+
+@pytest.fixture
+def faked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that take a moment."""
+    monkeypatch.setattr(Job, "command", load_guides.fake_command)
+    monkeypatch.setattr(ablate, "_prepare", lambda groups: None)
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+def labels(**study: Any) -> list[str]:
+    return [group.label for group in expand(Study.read({"base": SMALL} | study, "test"))]
+
+
+def starts(out: Path) -> dict[str, list[str]]:
+    """At which step each run was started, and how often."""
+    return {
+        path.parent.name: path.read_text().split() for path in sorted(out.glob("runs/*/starts"))
+    }
+
+
+# -- the plan --------------------------------------------------------------------------------
+
+
+def test_a_grid_is_a_product_and_every_routed_setting_gets_its_baselines() -> None:
+    given = {"prior": ["CostDirichlet", "SymmetricDirichlet"], "kl.weight": [0.005, 0.02]}
+    assert labels(grid=given) == [
+        "CostDirichlet kl.weight=0.005", "CostDirichlet kl.weight=0.02",
+        "SymmetricDirichlet kl.weight=0.005", "SymmetricDirichlet kl.weight=0.02",
+        "full alone", "window alone", "linear alone", "PriorGuide CostDirichlet", "PointGuide",
+        "fixed loads of CostDirichlet kl.weight=0.005",
+        "random loads of CostDirichlet kl.weight=0.005",
+        "fixed loads of CostDirichlet kl.weight=0.02",
+        "random loads of CostDirichlet kl.weight=0.02", "PriorGuide SymmetricDirichlet",
+        "fixed loads of SymmetricDirichlet kl.weight=0.005",
+        "random loads of SymmetricDirichlet kl.weight=0.005",
+        "fixed loads of SymmetricDirichlet kl.weight=0.02",
+        "random loads of SymmetricDirichlet kl.weight=0.02",
+    ]  # fmt: skip
+
+
+def test_variants_cross_the_grid_and_mechanism_sets_share_their_single_runs() -> None:
+    found = labels(
+        variants={"plain": {}, "early": {"kl": {"begin": 0.2}}},
+        grid={"mechanisms": [["full", "window"], ["full", "window", "linear"]]},
+        baselines={"fixed": ["early"], "random": False, "prior": False, "point": False},
+    )
+    assert found == [
+        "plain full+window", "plain full+window+linear", "early full+window",
+        "early full+window+linear", "full alone", "window alone", "linear alone",
+        "fixed loads of early full+window", "fixed loads of early full+window+linear",
+    ]  # fmt: skip
+
+
+def test_what_trains_the_same_is_one_group() -> None:
+    assert labels(grid={"seed": [0, 1], "steps": [4, 4]}, baselines=False) == ["routed"]
+    found = expand(
+        Study.read({"base": SMALL, "grid": {"guide": ["DirichletGuide", "PointGuide"]}}, "test")
+    )
+    assert [group.label for group in found].count("PointGuide") == 1
+    routed, point = found[:2]
+    assert ("point", point) in routed.baselines, "a variant is another's baseline"
+    assert all(group is not point for _, group in point.baselines)
+
+
+def test_a_single_mechanism_has_no_baselines() -> None:
+    assert labels(variants={"far": {"mechanisms": ["full"]}}) == ["far"]
+
+
+def test_baselines_keep_the_options_of_the_variant() -> None:
+    groups = expand(
+        Study.read(
+            {"base": SMALL | {"kl": {"weight": 0.5}, "prior": {"rate": 2.0}},
+             "variants": {"wide": {"width": 32, "guide": {"hidden": 7}}}},
+            "test",
+        )
+    )  # fmt: skip
+    found = {group.kind: yaml.safe_load(group.config_yaml) for group in groups}
+    assert all(options["width"] == 32 for options in found.values())
+    assert found["fixed"]["prior"]["init_args"]["rate"] == 2.0
+    assert found["fixed"]["kl"]["weight"] == 0.5
+    assert found["mechanism"]["kl"]["weight"] != 0.5, "nothing routes there"
+    assert "hidden" not in found["fixed"]["guide"]["init_args"]
+    assert found["point"]["guide"]["init_args"]["hidden"] is None
+
+
+def test_loads_are_those_of_the_same_seed() -> None:
+    groups = expand(Study.read({"base": SMALL, "seeds": [5]}, "test"))
+    fixed = next(group for group in groups if group.kind == "fixed")
+    assert fixed.loads_of is groups[0]
+    loads = [[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]]
+    options = yaml.safe_load(fixed.run_yaml(5, loads))
+    assert options["guide"]["init_args"]["loads"] == loads and options["seed"] == 5
+
+
+def test_more_baselines_by_name_and_fewer_seeds() -> None:
+    groups = expand(
+        Study.read(
+            {"base": SMALL, "seeds": 3,
+             "baselines": {"seeds": [0], "also": {"narrow": {"width": 8}}}}, "test",
+        )
+    )  # fmt: skip
+    assert {group.label: group.seeds for group in groups if group.kind in ("variant", "also")} == {
+        "routed": [0, 1, 2], "narrow": [0],
+    }  # fmt: skip
+    assert [group.seeds for group in groups if group.kind == "fixed"] == [[0]]
+
+
+def test_a_study_survives_its_file() -> None:
+    given = {"base": SMALL, "grid": {"kl.weight": [0.1, 0.2]}, "seeds": [3],
+             "baselines": {"fixed": False, "seeds": [3]}}  # fmt: skip
+    study = Study.read(given, "test")
+    assert Study.read(yaml.safe_load(study.as_yaml()), "again") == study
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--prior=PaperDirichlet", "--prior.scale=2", "--kl.weight=1e-05", "--debug"],
+        ["--guide=load_guides.Fixed", "--guide.loads=[[0.5,0.5,0],[1,0,0]]", "--layers=2"],
+        ["--data.path=a b.txt", "--mechanisms=[full,my_mechanism.Ends]", "--kv_heads=2"],
+    ],
+)
+def test_the_shortest_command_makes_the_same_configuration(words: list[str]) -> None:
+    config_yaml = read_options(words)[1]
+    short = train_words(config_yaml)
+    assert read_options(short)[1] == config_yaml
+    assert len(short) == len(words)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gird": {}}, "'gird' given; base, grid, variants, seeds, baselines are allowed; did you"),
+        ({"grid": {"kl.weight": 0.1}}, "grid.kl.weight: 0.1 given; a list of values"),
+        ({"grid": {"kl.wieght": [1]}}, "kl.wieght"),
+        ({"grid": {"prior": ["CostDirichlte"]}}, "no class 'CostDirichlte'"),
+        ({"grid": {"kl.weight": [0.1, 0]}}, "kl.weight=0: kl.weight: 0.0 given"),
+        ({"grid": {"out": ["a"]}}, "grid.out given"),
+        ({"variants": {"odd": {"heads": 3}}}, "odd: "),
+        ({"variants": {"odd": {"seed": 3}}}, "seeds stand under seeds"),
+        ({"variants": ["odd"]}, "a mapping is needed"),
+        ({"seeds": "many"}, "'many' given; a number of seeds or a list"),
+        ({"seeds": 1, "grid": {"seed": [1]}}, "both given"),
+        ({"baselines": {"fixd": False}}, "'fixd' given"),
+        ({"baselines": {"fixed": ["none such"]}}, "'none such' given; allowed are routed"),
+        ({"baselines": {"prior": [1]}}, "true or false is allowed"),
+    ],
+)
+def test_a_wrong_study_is_refused_before_the_first_run(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"base": SMALL} | given))
+    with pytest.raises(UsageError, match=message):
+        ablate.main([str(path), f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers=0"], "--workers: 0 given"),
+        (["--stesp", "3"], "unknown option --stesp; did you mean --steps"),
+        (["--grid.kl.weight", "[1"], "--grid.kl.weight: '\\[1' is no list"),
+        (["--steps"], "--steps: a value is missing"),
+        (["--baselines=[pointt]"], "'pointt' given"),
+        (["nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["--data.path=nowhere.txt"], "no such file"),
+    ],
+)
+def test_wrong_words_are_refused(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ablate.main([*WORDS, *words, f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
+# -- runs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_study_leaves_what_it_promises_and_repeats_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    words = [*WORDS, "--seeds=2", "--workers=2", f"--out={out}"]
+    assert ablate.main([*words, "--grid.kl.weight=[0.005]"]) == 0
+    capsys.readouterr()
+    first = starts(out)
+    assert len(first) == 8 * 2 and set(map(tuple, first.values())) == {("0",)}
+
+    facts = json.loads((out / "study.json").read_text())
+    assert {"command", "hardware", "versions", "runs", "groups", "differences"} <= facts.keys()
+    assert all(run["state"] == "finished" and "train" in run for run in facts["runs"])
+    routed = [one for one in facts["differences"] if one["of"] == "routed"]
+    assert {one["kind"] for one in routed} == {"mechanism", "fixed", "random", "prior", "point"}
+    best = next(one for one in routed if one["is_best_single"])
+    assert best["against"] == "window alone", "the best that costs no more than .533"
+    assert best["hard"]["mean"] == pytest.approx(-0.3 * (1.6 / 3 - 0.4))
+    assert best["hard"]["by_seed"].keys() == {"0", "1"}
+    rows = list(csv.DictReader((out / "study.csv").open()))
+    assert len(rows) == 16 and rows[0]["truth.answer_accuracy_hard"] == "0.5"
+    page = (out / "study.md").read_text()
+    assert "| routed \\* |" in page and "answers" in page and "pareto.png" in page
+    assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+    assert ablate.main([f"--out={out}"]) == 0, "the folder knows its study"
+    assert starts(out) == first
+    more = [*words[:-1], "--grid.kl.weight=[0.005, 0.02]", f"--out={out}"]
+    assert ablate.main(more) == 0
+    now = starts(out)
+    assert {name: now[name] for name in first} == first, "names change, runs stay"
+    assert len(now) == len(first) + 3 * 2, "one routed setting more, and its two loads"
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_folder_of_other_options_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    words = [*WORDS, "--seeds=1", "--baselines=false", f"--out={out}"]
+    assert ablate.main(words) == 0
+    before = (out / "runs" / "routed-s0" / "config.yaml").read_text()
+    assert ablate.main([*words, "--steps=5"]) == 0
+    assert (out / "runs" / "routed-s0" / "config.yaml").read_text() == before
+    assert starts(out) == {"routed-s0": ["0"], "routed-s0-2": ["0"]}
+    assert json.loads((out / "study.json").read_text())["runs"][0]["folder"] == "runs/routed-s0-2"
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_failure_is_said_and_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    monkeypatch.setenv("FAKE_FAIL", "routed-s0")
+    words = [*WORDS, "--seeds=2", "--baselines=[fixed]", f"--out={out}"]
+    assert ablate.main(words) == 1
+    printed = capsys.readouterr().out
+    assert "failed: routed-s0: error: option --steps: it does not like that" in printed
+    assert "fixed-loads-of-routed-s0: routed-s0 failed, whose loads it takes" in printed
+    assert set(starts(out)) == {"routed-s1", "fixed-loads-of-routed-s1"}
+    monkeypatch.delenv("FAKE_FAIL")
+    assert ablate.main(words) == 0, "the same command trains what failed"
+    assert len(starts(out)) == 4
+
+
+@pytest.mark.usefixtures("faked")
+def test_an_interrupted_study_saves_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    words = [*WORDS, "--steps=40", "--seeds=2", "--baselines=false", "--workers=2", f"--out={out}"]
+    monkeypatch.setenv("FAKE_SLOW", "30")
+    log = out / "runs" / "routed-s1" / "metrics.jsonl"
+    threading.Thread(target=lambda: (wait_for(log), os.kill(os.getpid(), signal.SIGTERM))).start()
+    assert ablate.main(words) == 130
+    assert f"go on with python -m pyro_meta.ablate --out {out}" in capsys.readouterr().out
+    monkeypatch.setenv("FAKE_SLOW", "0")
+    assert ablate.main([f"--out={out}"]) == 0
+    assert all(len(begun) == 2 and int(begun[1]) > 0 for begun in starts(out).values())
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_killed_study_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker goes on; the next study waits for that one and does not start a second."""
+    out = tmp_path / "study"
+    monkeypatch.setenv("FAKE_SLOW", "12")
+    words = [*WORDS, "--seeds=2", "--baselines=false", f"--out={out}"]
+    study = subprocess.Popen([sys.executable, "-m", "load_guides", *words])
+    wait_for(out / "runs" / "routed-s0" / "starts")
+    with pytest.raises(UsageError, match="held by another study"):
+        ablate.main(words)
+    study.kill()
+    study.wait()
+    monkeypatch.setenv("FAKE_SLOW", "0")
+    assert ablate.main(words) == 0
+    assert starts(out) == {"routed-s0": ["0"], "routed-s1": ["0"]}
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_look_in_between(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "study"
+    words = [*WORDS, "--seeds=1", "--baselines=false", f"--out={out}"]
+    assert ablate.main([*words, "--report_only"]) == 0
+    assert "0 of 1 runs" in (out / "study.md").read_text() and not starts(out)
+    assert ablate.main([*words, "--dry_run"]) == 0
+    assert "1 runs" in capsys.readouterr().out
+    assert ablate.main(words) == 0
+    (out / "study.md").unlink()
+    assert ablate.main([f"--out={out}", "--report_only"]) == 0
+    assert "1 of 1 runs" in (out / "study.md").read_text()
+
+
+def test_the_live_table_fits_the_terminal() -> None:
+    from rich.console import Console
+
+    groups = expand(Study.read({"base": SMALL, "seeds": 9, "baselines": False}, "test"))
+    jobs = [Job(groups[0], seed) for seed in groups[0].seeds]
+    jobs[3].state, jobs[3].step, jobs[3].loss = State.RUNNING, 2, 1.5
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(picture(jobs, 90.0, height=12))
+    lines = console.export_text().splitlines()
+    assert len(lines) <= 12
+    text = "\n".join(lines)
+    assert "routed-s3" in text and "2/4" in text and "1.500" in text and "and 4 more" in text
+    assert "8 waiting, 1 running; about 2 min left" in text
+
+
+def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    found = [worker_environment(slot, 3) for slot in range(3)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["2", "5", "2"]
+    assert {one["OMP_NUM_THREADS"] for one in found} == {"2"}
+    assert worker_environment(0, 3, devices=2)["CUDA_VISIBLE_DEVICES"] == "2,5"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert worker_environment(0, 3)["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_held_study_is_refused(tmp_path: Path) -> None:
+    with study_lock(tmp_path), pytest.raises(UsageError, match="held by another study"):
+        with study_lock(tmp_path):
+            pass
+
+
+def test_a_study_of_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A routed run, and its loads as a fixed mixture, trained by the command itself."""
+    monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "text.txt").write_text("pack my box with five dozen liquor jugs. " * 60)
+    out = tmp_path / "study"
+    words = [*MOMENT, f"--data.path={tmp_path / 'text.txt'}", "--seeds=[4]", "--baselines=[fixed]"]
+    assert ablate.main([*words, "--steps=4", f"--out={out}"]) == 0, (out / "study.md").read_text()
+    facts = json.loads((out / "study.json").read_text())
+    routed, fixed = (run["summary"] for run in facts["runs"])
+    assert fixed["load"].keys() == routed["load"].keys()
+    comparison = facts["differences"][0]["hard"]
+    assert comparison["sequences"] == 15 and comparison["seeds"] == 1
+    difference = fixed["val_nll_hard"] - routed["val_nll_hard"]
+    assert comparison["mean"] == pytest.approx(-difference, abs=1e-5)
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    assert "--out" in error_line(run("ablate", cwd=tmp_path))
