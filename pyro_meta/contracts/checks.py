@@ -30,8 +30,8 @@ def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) 
         found.shape == expected.shape,
         f"{what}: its shape is {list(found.shape)}, not {list(expected.shape)}",
     )
-    scale = expected.abs().max().clamp(min=1.0)
-    gap = float((found - expected).abs().max() / scale)
+    difference = (found - expected).detach()
+    gap = float(difference.abs().max() / expected.detach().abs().max().clamp(min=1.0))
     require(gap <= tolerance, f"{what}, by {gap:.2g}")  # NaN is not <= anything
 
 
@@ -56,8 +56,8 @@ def require_gradients(parameters: Mapping[str, nn.Parameter], when: str) -> None
 
 def rms_ratio(found: Tensor, expected: Tensor) -> float:
     """Root mean square of the difference over that of what is expected."""
-    difference = (found.double() - expected.double()).pow(2).mean().sqrt()
-    return float(difference / expected.double().pow(2).mean().sqrt().clamp(min=1e-6))
+    difference = (found - expected).detach().double().pow(2).mean().sqrt()
+    return float(difference / expected.detach().double().pow(2).mean().sqrt().clamp(min=1e-6))
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def mean_routes_are_valid(subject: Router) -> None:
 
 
 def targets_are_not_looked_at(subject: Router) -> None:
-    model, guide = subject.build()
+    _, guide = subject.build()
     tokens, targets = text()
     others = (targets + 1) % SHAPE.vocabulary
 
@@ -117,7 +117,7 @@ def targets_are_not_looked_at(subject: Router) -> None:
 
 
 def plain_svi_gives_the_same_loss(subject: Router) -> None:
-    """The model replays the guide, in Pyro's own objective as in ours, with soft and hard routes."""
+    """The model replays the guide in Pyro's own objective as in ours, with routes soft and hard."""
     with default_dtype(torch.float64):
         for threshold in (0.0, 1.0):
             model, guide = subject.build()

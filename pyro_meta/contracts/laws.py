@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, K mechanisms, S draws.
 import tempfile
 from pathlib import Path
 
+import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
@@ -18,11 +19,22 @@ from pyro_meta.contracts.checks import (
     require_finite,
     require_gradients,
 )
-from pyro_meta.contracts.subjects import B, GuideSubject, K, Router, T, posteriors, still_laws, text
+from pyro_meta.contracts.subjects import (
+    SHAPE,
+    B,
+    GuideSubject,
+    K,
+    Router,
+    T,
+    posteriors,
+    still_laws,
+    text,
+)
 from pyro_meta.evaluation import evaluating
 from pyro_meta.run import Run
 from pyro_meta.simplex import Point, divergence
 from pyro_meta.svi import Objective, Optimisation
+from pyro_meta.transformer import Features
 
 DRAWS = 1024
 MEAN_TOLERANCE = 0.01  # a law without a closed mean may approximate it
@@ -50,6 +62,18 @@ def law_follows_the_default_dtype(subject: Router) -> None:
             for law in still_laws(subject, subject.build(), text()[0]):
                 for what, values in (("mean", law.mean), ("draw", law.sample())):
                     require(values.dtype == dtype, f"a {what} in {dtype} is {values.dtype}")
+
+
+def law_follows_the_device(subject: Router) -> None:
+    """On the device `meta`, which holds no numbers: a law that reads them would wait for a GPU."""
+    model, guide = (part.to("meta") for part in subject.build())
+    tokens = torch.zeros(B, T, dtype=torch.long, device="meta")
+    state = torch.zeros(B, T, SHAPE.width, device="meta")
+    features = Features(tokens, state, state, torch.arange(T, device="meta"))
+    with pyro.validation_enabled(False):
+        for layer in range(SHAPE.layers):
+            device = subject.law_at(model, guide, layer, features).mean.device.type
+            require(device == "meta", f"the law of layer {layer} is on {device}, not on the device")
 
 
 def law_is_reparameterised(subject: Router) -> None:
@@ -246,6 +270,7 @@ def _step(objective: Objective) -> None:
 CLAUSES = (
     law_has_one_weight_per_mechanism,
     law_follows_the_default_dtype,
+    law_follows_the_device,
     law_is_reparameterised,
     draws_lie_on_the_simplex,
     mean_lies_on_the_simplex,

@@ -1,4 +1,4 @@
-"""The test that `python -m pyro_meta.contracts CLASS` hands to pytest, with the clauses of CLASS."""
+"""The test that `python -m pyro_meta.contracts CLASS` runs on every clause of CLASS."""
 
 from pyro_meta.contracts.suite import Clause
 

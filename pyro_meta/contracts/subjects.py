@@ -54,6 +54,12 @@ class Router(ABC):
     def laws(self, model: LanguageModel, guide: Guide, tokens: Tensor) -> list[Distribution]:
         """The subject's law of each layer for tokens [B, T], as it is."""
 
+    @abstractmethod
+    def law_at(
+        self, model: LanguageModel, guide: Guide, layer: int, features: Features
+    ) -> Distribution:
+        """The subject's law where a layer has these features."""
+
 
 class PriorSubject(Router):
     """A prior, beside a guide."""
@@ -65,6 +71,11 @@ class PriorSubject(Router):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return [model.prior(layer, positions) for layer in range(SHAPE.layers)]
 
+    def law_at(
+        self, model: LanguageModel, guide: Guide, layer: int, features: Features
+    ) -> Distribution:
+        return model.prior(layer, features.positions)
+
 
 class GuideSubject(Router):
     """A guide, beside a prior."""
@@ -74,6 +85,11 @@ class GuideSubject(Router):
 
     def laws(self, model: LanguageModel, guide: Guide, tokens: Tensor) -> list[Distribution]:
         return posteriors(model, guide, tokens)
+
+    def law_at(
+        self, model: LanguageModel, guide: Guide, layer: int, features: Features
+    ) -> Distribution:
+        return guide.posterior(layer, features)
 
 
 def text(seed: int = 7) -> tuple[Tensor, Tensor]:

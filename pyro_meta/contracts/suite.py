@@ -126,9 +126,7 @@ def find(name: str) -> type:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever a person's module raises
-        raise UsageError(
-            f"cannot import {name!r}: {type(error).__name__}: {error}"
-        ) from error
+        raise UsageError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
     if not isinstance(found, type):
         raise UsageError(f"{name!r} is no class")
     return found
@@ -158,9 +156,7 @@ def _contract_of(found: type) -> tuple[tuple[Callable[[Any], None], ...], Callab
         return priors.CLAUSES, _prior
     if issubclass(found, Guide):
         return guides.CLAUSES, _guide
-    raise UsageError(
-        f"{found.__name__} is no subclass of pyro_meta's Mechanism, Prior or Guide"
-    )
+    raise UsageError(f"{found.__name__} is no subclass of pyro_meta's Mechanism, Prior or Guide")
 
 
 def _mechanism(found: type[Mechanism], arguments: dict[str, Any]) -> MechanismSubject:
