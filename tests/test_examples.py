@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""The examples run as they stand, and the classes in them keep their contracts."""
 
 import os
 import subprocess
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from pyro_meta.contracts import contract
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
@@ -22,3 +24,7 @@ def test_an_example_runs(example: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() and not done.stderr.strip()
+
+
+test_my_prior = contract("my_prior.CheapBelow", cheap=2)
+test_my_mechanism = contract("my_mechanism.Ends")

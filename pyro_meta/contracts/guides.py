@@ -1,0 +1,163 @@
+"""The contract of a guide: a posterior that sees the prefix of each token, and no target."""
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from pyro_meta.contracts import laws
+from pyro_meta.contracts.checks import EXACT, default_dtype, require, require_close
+from pyro_meta.contracts.subjects import SHAPE, Router, text, walk
+from pyro_meta.evaluation import evaluating
+from pyro_meta.guides import Guide
+from pyro_meta.models import LanguageModel
+from pyro_meta.simplex import one_hot
+from pyro_meta.svi import RouteELBO
+from pyro_meta.transformer import Features
+
+ENDS = (1, 2, 7, 16, 19)  # where texts of T tokens are cut
+
+
+def sequences_do_not_meet(subject: Router) -> None:
+    with default_dtype(torch.float64):
+        pair = subject.build()
+        tokens = text()[0]
+        with evaluating(*pair):
+            together, alone = _means(*pair, tokens), _means(*pair, tokens[:1])
+        what = "the posterior of a sequence depends on those beside it"
+        require_close(alone, together[:, :1], EXACT, what)
+
+
+def later_tokens_move_nothing_earlier(subject: Router) -> None:
+    """Neither posteriors nor predictions, along soft and hard routes."""
+    with default_dtype(torch.float64):
+        pair = subject.build()
+        tokens = text()[0]
+        with evaluating(*pair):
+            for hard in (False, True):
+                whole = _walked(*pair, tokens, hard)
+                for end in ENDS:
+                    changed = tokens.clone()
+                    changed[:, end:] = (changed[:, end:] + 1) % SHAPE.vocabulary
+                    what = f"the future is seen: changing what follows token {end} moves earlier "
+                    _require_same_past(_walked(*pair, changed, hard), whole, end, what)
+
+
+def cutting_the_text_moves_nothing_earlier(subject: Router) -> None:
+    """Neither posteriors nor predictions, along soft and hard routes."""
+    with default_dtype(torch.float64):
+        pair = subject.build()
+        tokens = text()[0]
+        with evaluating(*pair):
+            for hard in (False, True):
+                whole = _walked(*pair, tokens, hard)
+                for end in ENDS:
+                    what = f"the length is seen: cutting the text after token {end} moves earlier "
+                    _require_same_past(_walked(*pair, tokens[:, :end], hard), whole, end, what)
+
+
+def gradients_reach_no_later_token(subject: Router) -> None:
+    """Of posterior means and predictions, with respect to the embeddings."""
+    with default_dtype(torch.float64):
+        model, guide = subject.build()
+        embedded: list[Tensor] = []
+
+        def keep(_module: nn.Module, _args: object, out: Tensor) -> None:
+            embedded.append(out)
+
+        hook = model.network.embedding.register_forward_hook(keep)
+        means, logits = _walked(model, guide, text()[0])
+        hook.remove()
+        for end in ENDS:
+            past = [means[:, :, :end], logits[:, :end]]
+            projection = torch.stack([(x * torch.randn_like(x)).sum() for x in past]).sum()
+            (grad,) = torch.autograd.grad(projection, embedded[0], retain_graph=True)
+            later = grad[:, end:]
+            what = f"the gradient of routes up to token {end} reaches later tokens"
+            require_close(later, torch.zeros_like(later), EXACT, what)
+
+
+def mean_routes_are_valid(subject: Router) -> None:
+    """Soft: the posterior mean; hard: its likeliest mechanism; by threshold: either."""
+    model, guide = subject.build()
+
+    def route(layer: int, features: Features) -> Tensor:
+        mean = guide.posterior(layer, features).mean
+        for name, hard, threshold, expected in (
+            ("hard=False", False, 0.0, mean),
+            ("hard=True", True, 0.0, one_hot(mean)),
+            ("threshold 0", None, 0.0, mean),
+            ("threshold 1", None, 1.0, one_hot(mean)),
+        ):
+            guide.threshold.fill_(threshold)
+            found = guide.mean_route(hard)(layer, features)
+            require_close(found, expected, 1e-6, f"mean_route at {name} is another route")
+        return mean
+
+    with evaluating(model, guide):
+        model.network(text()[0], route)
+
+
+def targets_are_not_looked_at(subject: Router) -> None:
+    _, guide = subject.build()
+    tokens, targets = text()
+    others = (targets + 1) % SHAPE.vocabulary
+
+    def routes(*data: Tensor) -> list[Tensor]:
+        torch.manual_seed(3)
+        trace = poutine.trace(guide).get_trace(*data)
+        return [trace.nodes[f"route_{layer}"]["value"] for layer in range(SHAPE.layers)]
+
+    with torch.no_grad():
+        ours = routes(tokens, targets)
+        for what, theirs in (("other", routes(tokens, others)), ("no", routes(tokens))):
+            for mine, other in zip(ours, theirs, strict=True):
+                require(torch.equal(mine, other), f"{what} targets give other routes")
+
+
+def plain_svi_gives_the_same_loss(subject: Router) -> None:
+    """The model replays the guide in Pyro's own objective as in ours, with routes soft and hard."""
+    with default_dtype(torch.float64):
+        for threshold in (0.0, 1.0):
+            model, guide = subject.build()
+            guide.threshold.fill_(threshold)
+            model.kl_weight = 0.3
+            pyro.set_rng_seed(1)
+            theirs = TraceMeanField_ELBO().differentiable_loss(model, guide, *text())
+            pyro.set_rng_seed(1)
+            ours = RouteELBO().terms(model, guide, *text()).loss * text()[0].numel()
+            what = f"TraceMeanField_ELBO and RouteELBO differ at threshold {threshold:g}"
+            require_close(ours.detach(), theirs.detach(), EXACT, what)
+
+
+def _walked(
+    model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Posterior means [L, B, T, K] and log-probabilities [B, T, V] along the mean route."""
+    posteriors, logits = walk(model, guide, tokens, hard)
+    return torch.stack([law.mean for law in posteriors]), logits.log_softmax(-1)
+
+
+def _means(model: LanguageModel, guide: Guide, tokens: Tensor) -> Tensor:
+    return _walked(model, guide, tokens)[0]
+
+
+def _require_same_past(
+    found: tuple[Tensor, Tensor], whole: tuple[Tensor, Tensor], end: int, what: str
+) -> None:
+    __tracebackhide__ = True
+    require_close(found[0][:, :, :end], whole[0][:, :, :end], EXACT, what + "posteriors")
+    require_close(found[1][:, :end], whole[1][:, :end], EXACT, what + "predictions")
+
+
+CLAUSES = (
+    *laws.CLAUSES,
+    sequences_do_not_meet,
+    later_tokens_move_nothing_earlier,
+    cutting_the_text_moves_nothing_earlier,
+    gradients_reach_no_later_token,
+    mean_routes_are_valid,
+    targets_are_not_looked_at,
+    plain_svi_gives_the_same_loss,
+)

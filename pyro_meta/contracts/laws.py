@@ -1,0 +1,286 @@
+"""The contract that priors and guides share: what a law of routes promises.
+
+Shapes: B sequences, T tokens, K mechanisms, S draws.
+"""
+
+import tempfile
+from pathlib import Path
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+from pyro_meta.contracts.checks import (
+    STANDARD_ERRORS,
+    default_dtype,
+    require,
+    require_close,
+    require_finite,
+    require_gradients,
+)
+from pyro_meta.contracts.subjects import (
+    SHAPE,
+    B,
+    GuideSubject,
+    K,
+    Router,
+    T,
+    posteriors,
+    still_laws,
+    text,
+)
+from pyro_meta.evaluation import evaluating
+from pyro_meta.run import Run
+from pyro_meta.simplex import Point, divergence
+from pyro_meta.svi import Objective, Optimisation
+from pyro_meta.transformer import Features
+
+DRAWS = 1024
+MEAN_TOLERANCE = 0.01  # a law without a closed mean may approximate it
+ON_SIMPLEX = 1e-5  # float32
+KL_ROUNDING = 1e-6  # of a closed form, in float64
+
+
+def law_has_one_weight_per_mechanism(subject: Router) -> None:
+    """At any number of sequences and tokens: event [K], batch [B, T] or, of a prior, [T] or []."""
+    pair = subject.build()
+    for rows, length in ((B, T), (1, 1), (2, 7)):
+        tokens = text()[0][:rows, :length]
+        allowed = [(rows, length)] if isinstance(subject, GuideSubject) else [(length,), ()]
+        for layer, law in enumerate(subject.laws(*pair, tokens)):
+            batch, event = tuple(law.batch_shape), tuple(law.event_shape)
+            what = f"of layer {layer} for tokens [{rows}, {length}]"
+            require(event == (K,), f"the event {what} is {list(event)}, not {[K]}")
+            needed = " or ".join(str(list(shape)) for shape in allowed)
+            require(batch in allowed, f"the batch {what} is {list(batch)}, not {needed}")
+
+
+def law_follows_the_default_dtype(subject: Router) -> None:
+    for dtype in (torch.float32, torch.float64):
+        with default_dtype(dtype):
+            for law in still_laws(subject, subject.build(), text()[0]):
+                for what, values in (("mean", law.mean), ("draw", law.sample())):
+                    require(values.dtype == dtype, f"a {what} in {dtype} is {values.dtype}")
+
+
+def law_follows_the_device(subject: Router) -> None:
+    """On the device `meta`, which holds no numbers: a law that reads them would wait for a GPU."""
+    model, guide = (part.to("meta") for part in subject.build())
+    tokens = torch.zeros(B, T, dtype=torch.long, device="meta")
+    state = torch.zeros(B, T, SHAPE.width, device="meta")
+    features = Features(tokens, state, state, torch.arange(T, device="meta"))
+    with pyro.validation_enabled(False):
+        for layer in range(SHAPE.layers):
+            device = subject.law_at(model, guide, layer, features).mean.device.type
+            require(device == "meta", f"the law of layer {layer} is on {device}, not on the device")
+
+
+def law_is_reparameterised(subject: Router) -> None:
+    pair = subject.build()
+    for law in subject.laws(*pair, text()[0]):
+        require(law.has_rsample, f"{type(law).__name__} has no rsample; routes need its gradient")
+        draw = law.rsample()
+        if law.mean.requires_grad:
+            require(draw.requires_grad, "the mean carries a gradient and a draw does not")
+
+
+def draws_lie_on_the_simplex(subject: Router) -> None:
+    for law in still_laws(subject, subject.build(), text()[0]):
+        _require_on_simplex(law.sample(torch.Size([64])), "draws")
+
+
+def mean_lies_on_the_simplex(subject: Router) -> None:
+    for law in still_laws(subject, subject.build(), text()[0]):
+        _require_on_simplex(law.mean, "the mean")
+
+
+def mean_is_that_of_the_draws(subject: Router) -> None:
+    """Within 4 standard errors, and .01 for a mean that is an approximation."""
+    for layer, law in enumerate(still_laws(subject, subject.build(), text()[0])):
+        draws = law.sample(torch.Size([DRAWS]))
+        error = draws.std(0) / DRAWS**0.5
+        gap = (draws.mean(0) - law.mean).abs() - STANDARD_ERRORS * error
+        require(
+            bool((gap <= MEAN_TOLERANCE).all()),
+            f"the mean of layer {layer} is up to {float(gap.max()):.2g} further from that of "
+            f"{DRAWS} draws than {STANDARD_ERRORS:g} standard errors",
+        )
+
+
+def evaluation_is_deterministic(subject: Router) -> None:
+    """The law itself; only its draws are random."""
+    pair = subject.build()
+    laws = [still_laws(subject, pair, text()[0]) for _ in range(2)]
+    _require_same(*laws, "two calls in evaluation mode give two laws")
+
+
+def gradients_are_finite_and_reach_every_parameter(subject: Router) -> None:
+    """From one evaluation of the objective, with routes soft, partly hard and hard."""
+    for threshold in (0.0, 0.9, 1.0):
+        model, guide = subject.build()
+        guide.threshold.fill_(threshold)
+        objective = Objective(model, guide)
+        objective(*text()).loss.backward()
+        when = f"from the objective at threshold {threshold:g}"
+        for name, parameter in objective.named_parameters():
+            if parameter.grad is not None:
+                require_finite(parameter.grad, f"the gradient of {name} {when}")
+        require_gradients(dict(subject.module(model, guide).named_parameters()), when)
+
+
+def kl_from_itself_is_zero(subject: Router) -> None:
+    with default_dtype(torch.float64):
+        for law in still_laws(subject, subject.build(), text()[0]):
+            kl = divergence(law, law)
+            require(kl.shape == (B, T), f"KL(p || p) is {list(kl.shape)}, not {[B, T]}")
+            require_close(kl, torch.zeros(B, T), KL_ROUNDING, "KL(p || p) is not 0")
+
+
+def kl_is_not_negative(subject: Router) -> None:
+    """Every token's where it is closed; where it is estimated, the mean over draws and tokens."""
+    with default_dtype(torch.float64):
+        for layer, (q, p) in enumerate(_posteriors_and_priors(subject)):
+            if _is_closed(q, p):
+                least, allowed = float(divergence(q, p).min()), -KL_ROUNDING
+            else:
+                least, error = _mean(_many(q, p))
+                allowed = -STANDARD_ERRORS * error
+            require(least >= allowed, f"KL(q || p) of layer {layer} is {least:.3g}")
+
+
+def closed_kl_is_the_mean_log_ratio(subject: Router) -> None:
+    """KL(q || p) = E_q[log q - log p]; a point has no density, and its KL is 0 by convention."""
+    with default_dtype(torch.float64):
+        for layer, (q, p) in enumerate(_posteriors_and_priors(subject)):
+            if isinstance(q, Point) or isinstance(p, Point) or not _is_closed(q, p):
+                continue
+            draws = q.sample(torch.Size([DRAWS]))
+            found, error = _mean(q.log_prob(draws) - p.log_prob(draws))
+            claimed = float(divergence(q, p).mean())
+            require(
+                abs(found - claimed) <= STANDARD_ERRORS * error + KL_ROUNDING,
+                f"KL(q || p) of layer {layer} is {claimed:.4g} in closed form, and "
+                f"{found:.4g} +- {error:.2g} by {DRAWS} draws",
+            )
+
+
+def autocast_leaves_the_law_in_float32(subject: Router) -> None:
+    """A step under bf16 autocast: the network in half precision, laws, KL and gradients not."""
+    model, guide = subject.build()
+    objective = Objective(model, guide)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(1)
+        terms = objective(*text())
+    for what, values in (("means", terms.means), ("routes", terms.routes), ("KL", terms.kl)):
+        require(values.dtype == torch.float32, f"{what} under autocast: {values.dtype}")
+        require_finite(values, f"{what} under autocast")
+    terms.loss.backward()
+    for name, parameter in objective.named_parameters():
+        if parameter.grad is not None:
+            require_finite(parameter.grad, f"the gradient of {name} under autocast")
+    with torch.no_grad():
+        torch.manual_seed(1)
+        gap = abs(float(objective(*text()).nll - terms.nll))
+    require(gap < 0.05, f"bf16 autocast moves the loss by {gap:.2g} nats")
+
+
+def training_stays_finite(subject: Router) -> None:
+    """Three steps of AdamW."""
+    objective = Objective(*subject.build())
+    for step in range(3):
+        _step(objective)
+        for name, value in objective.state_dict().items():
+            require_finite(value, f"{name} after {step + 1} steps of training")
+
+
+def checkpoint_round_trip_changes_nothing(subject: Router) -> None:
+    """Saved by a run after a step of training, loaded into one that was built from another seed."""
+    saved, loaded = subject.build(seed=1), subject.build(seed=2)
+    _step(Objective(*saved))
+    saved[1].threshold.fill_(0.7)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        state = {"step": 1, "seconds": 0.0, "corpus": "", "processes": 1}
+        run.save_checkpoint(*saved, None, state)
+        run.load_checkpoint(*loaded)
+    _require_same(
+        still_laws(subject, saved, text()[0]),
+        still_laws(subject, loaded, text()[0]),
+        "a loaded checkpoint gives another law: is a tensor neither parameter nor buffer?",
+    )
+
+
+def _require_on_simplex(points: Tensor, what: str) -> None:
+    __tracebackhide__ = True
+    require_finite(points, what)
+    require(bool((points >= 0).all()), f"{what} have negative weights: {float(points.min()):.3g}")
+    sums = points.sum(-1)
+    require_close(sums, torch.ones_like(sums), ON_SIMPLEX, f"weights of {what} do not sum to 1")
+
+
+def _require_same(ours: list[Distribution], theirs: list[Distribution], what: str) -> None:
+    __tracebackhide__ = True
+    for layer, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        where = f"{what} (layer {layer})"
+        require(torch.equal(one.mean, other.mean), where)
+        draw = one.sample().clone()
+        require(torch.equal(one.log_prob(draw), other.log_prob(draw)), where)
+
+
+def _posteriors_and_priors(subject: Router) -> list[tuple[Distribution, Distribution]]:
+    model, guide = subject.build()
+    tokens = text()[0]
+    with evaluating(model, guide):
+        return [
+            (q, model.prior(layer, torch.arange(T)).expand(tokens.shape))
+            for layer, q in enumerate(posteriors(model, guide, tokens))
+        ]
+
+
+def _is_closed(q: Distribution, p: Distribution) -> bool:
+    try:
+        kl_divergence(q, p)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _many(q: Distribution, p: Distribution) -> Tensor:
+    """The estimated KL of DRAWS draws, [S, B, T]."""
+    shape = (DRAWS, *q.batch_shape)
+    return divergence(q.expand(shape), p.expand(shape))
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    """Mean over draws [S, ..] and everything else, and its standard error."""
+    by_draw = values.flatten(1).mean(1)
+    return float(by_draw.mean()), float(by_draw.std()) / len(by_draw) ** 0.5
+
+
+def _step(objective: Objective) -> None:
+    optimiser = Optimisation().optimiser(objective)
+    loss = objective(*text()).loss
+    require_finite(loss, "the loss")
+    loss.backward()
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+CLAUSES = (
+    law_has_one_weight_per_mechanism,
+    law_follows_the_default_dtype,
+    law_follows_the_device,
+    law_is_reparameterised,
+    draws_lie_on_the_simplex,
+    mean_lies_on_the_simplex,
+    mean_is_that_of_the_draws,
+    evaluation_is_deterministic,
+    gradients_are_finite_and_reach_every_parameter,
+    kl_from_itself_is_zero,
+    kl_is_not_negative,
+    closed_kl_is_the_mean_log_ratio,
+    autocast_leaves_the_law_in_float32,
+    training_stays_finite,
+    checkpoint_round_trip_changes_nothing,
+)

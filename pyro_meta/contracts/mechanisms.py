@@ -1,0 +1,192 @@
+"""The contract of a mechanism: causal attention of a known price.
+
+Shapes: B sequences, H heads, T tokens, d head width; q, k and v are [B, H, T, d].
+"""
+
+import math
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pyro_meta.attention import Mechanism
+from pyro_meta.contracts.checks import (
+    EXACT,
+    require,
+    require_close,
+    require_finite,
+    require_gradients,
+    rms_ratio,
+)
+from pyro_meta.contracts.subjects import MechanismSubject
+
+LENGTHS = (1, 2, 7, 64, 67, 150)
+ENDS = (1, 7, 63, 64, 65, 130)  # where the longest is cut
+SINGLE, HALF = 1e-4, 3e-2  # RMS ratios of float32 to float64, and of bf16 to float32
+
+
+def qkv(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    draw = torch.randn(3, 2, 2, length, 8, generator=generator, dtype=torch.float64)
+    return list(draw.to(dtype).unbind())
+
+
+def output_has_the_shape_and_dtype_of_v(subject: MechanismSubject) -> None:
+    for dtype in (torch.float32, torch.float64):
+        mechanism = subject.build().to(dtype)
+        for length in LENGTHS:
+            out = mechanism(*qkv(length, dtype))
+            what = f"for q, k, v {[2, 2, length, 8]} of {dtype}"
+            require(out.shape == (2, 2, length, 8), f"the output is {list(out.shape)} {what}")
+            require(out.dtype == dtype, f"the output is {out.dtype} {what}")
+            require_finite(out, f"the output {what}")
+
+
+def float32_agrees_with_float64(subject: MechanismSubject) -> None:
+    mechanism = subject.build().eval()
+    for length in LENGTHS:
+        single = mechanism.float()(*qkv(length, torch.float32))
+        ratio = rms_ratio(single, mechanism.double()(*qkv(length)))
+        require(ratio < SINGLE, f"float32 is off by {ratio:.2g} (RMS ratio) at {length} tokens")
+
+
+def half_precision_agrees_with_float32(subject: MechanismSubject) -> None:
+    """Weights and inputs in bf16, and either kind of inputs under autocast."""
+    mechanism = subject.build().eval()
+    for length in LENGTHS:
+        half = qkv(length, torch.bfloat16)
+        single = [x.float() for x in half]
+        exact = mechanism.float()(*single)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = {"autocast": mechanism(*half), "autocast of float32": mechanism(*single)}
+        found["bf16"] = mechanism.bfloat16()(*half)
+        require(found["bf16"].dtype == torch.bfloat16, f"bf16 gives {found['bf16'].dtype}")
+        for what, out in found.items():
+            require_finite(out, f"the output in {what} at {length} tokens")
+            ratio = rms_ratio(out, exact)
+            require(ratio < HALF, f"{what} is off by {ratio:.2g} (RMS ratio) at {length} tokens")
+
+
+def sequences_do_not_meet(subject: MechanismSubject) -> None:
+    mechanism = subject.build().double().eval()
+    for length in LENGTHS:
+        inputs = qkv(length)
+        together, alone = mechanism(*inputs), mechanism(*(x[:1] for x in inputs))
+        what = f"the first of two sequences of {length} tokens is read otherwise alone"
+        require_close(alone, together[:1], EXACT, what)
+
+
+def gradients_are_finite_and_reach_every_parameter(subject: MechanismSubject) -> None:
+    for length, size in ((1, 1.0), (67, 1.0), (67, 30.0)):
+        mechanism = subject.build()
+        inputs = [(size * x).requires_grad_() for x in qkv(length, torch.float32)]
+        out = mechanism(*inputs)
+        if out.requires_grad:  # that of a mechanism that skips does not
+            (out * torch.randn_like(out)).sum().backward()
+        when = f"at {length} tokens of size {size:g}"
+        for name, x in zip("qkv", inputs, strict=True):
+            if x.grad is not None:
+                require_finite(x.grad, f"the gradient of {name} {when}")
+        for name, parameter in mechanism.named_parameters():
+            if parameter.grad is not None:
+                require_finite(parameter.grad, f"the gradient of {name} {when}")
+        if length > 1 and size == 1:
+            require_gradients(dict(mechanism.named_parameters()), when)
+
+
+def later_values_move_nothing_earlier(subject: MechanismSubject) -> None:
+    mechanism = subject.build().double().eval()
+    inputs = qkv(LENGTHS[-1])
+    whole = mechanism(*inputs)
+    for end in ENDS:
+        changed = [torch.cat([x[:, :, :end], 3 - 5 * x[:, :, end:]], 2) for x in inputs]
+        what = f"the future is seen: changing what follows token {end} moves earlier outputs"
+        require_close(mechanism(*changed)[:, :, :end], whole[:, :, :end], EXACT, what)
+
+
+def cutting_the_text_moves_nothing_earlier(subject: MechanismSubject) -> None:
+    mechanism = subject.build().double().eval()
+    inputs = qkv(LENGTHS[-1])
+    whole = mechanism(*inputs)
+    for end in ENDS:
+        cut = mechanism(*(x[:, :, :end] for x in inputs))
+        what = f"the length is seen: cutting the text after token {end} moves earlier outputs"
+        require_close(cut, whole[:, :, :end], EXACT, what)
+
+
+def gradients_reach_no_later_input(subject: MechanismSubject) -> None:
+    mechanism = subject.build().double().eval()
+    for end in ENDS:
+        inputs = [x.requires_grad_() for x in qkv(LENGTHS[-1])]
+        past = mechanism(*inputs)[:, :, :end]
+        if not past.requires_grad:
+            continue
+        projection = (past * torch.randn_like(past)).sum()
+        grads = torch.autograd.grad(projection, inputs, allow_unused=True)
+        for name, grad in zip("qkv", grads, strict=True):
+            if grad is not None:
+                later = grad[:, :, end:]
+                what = f"the gradient of outputs up to token {end} reaches later {name}"
+                require_close(later, torch.zeros_like(later), EXACT, what)
+
+
+def evaluation_is_deterministic(subject: MechanismSubject) -> None:
+    mechanism = subject.build().eval()
+    inputs = qkv(67, torch.float32)
+    require(
+        torch.equal(mechanism(*inputs), mechanism(*inputs)),
+        "two calls in evaluation mode give two outputs",
+    )
+
+
+def macs_are_a_price_of_the_position(subject: MechanismSubject) -> None:
+    mechanism = subject.build()
+    position = torch.arange(40.0)
+    macs = mechanism.macs(position)
+    require(macs.shape == (40,), f"macs of positions [40] is {list(macs.shape)}")
+    require(macs.is_floating_point(), f"macs is {macs.dtype}; floats are needed")
+    require_finite(macs, "macs")
+    require(bool((macs >= 0).all()), f"macs is negative: {float(macs.min())}")
+    alone = torch.cat([mechanism.macs(position[t : t + 1]) for t in range(40)])
+    require_close(alone, macs, 0.0, "macs of a position depends on the positions beside it")
+
+
+def nominal_cost_is_a_number(subject: MechanismSubject) -> None:
+    cost = subject.build().nominal_cost
+    is_number = isinstance(cost, int | float) and math.isfinite(cost) and cost >= 0
+    require(is_number, f"nominal_cost is {cost!r}; a number of at least 0 is needed")
+
+
+def checkpoint_round_trip_changes_nothing(subject: MechanismSubject) -> None:
+    """Saved after a pass in training, loaded into one that was built from another seed."""
+    saved, loaded = subject.build(seed=1), subject.build(seed=2)
+    inputs = qkv(67, torch.float32)
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        saved(*inputs)
+    loaded.load_state_dict(load(save(_contiguous(saved))))
+    require(
+        torch.equal(saved.eval()(*inputs), loaded.eval()(*inputs)),
+        "a loaded checkpoint gives other outputs: is a tensor neither parameter nor buffer?",
+    )
+
+
+def _contiguous(mechanism: Mechanism) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in mechanism.state_dict().items()}
+
+
+CLAUSES = (
+    output_has_the_shape_and_dtype_of_v,
+    float32_agrees_with_float64,
+    half_precision_agrees_with_float32,
+    sequences_do_not_meet,
+    gradients_are_finite_and_reach_every_parameter,
+    later_values_move_nothing_earlier,
+    cutting_the_text_moves_nothing_earlier,
+    gradients_reach_no_later_input,
+    evaluation_is_deterministic,
+    macs_are_a_price_of_the_position,
+    nominal_cost_is_a_number,
+    checkpoint_round_trip_changes_nothing,
+)

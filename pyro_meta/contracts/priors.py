@@ -1,0 +1,32 @@
+"""The contract of a prior: a law of routes that knows positions and nothing else of the text."""
+
+import torch
+
+from pyro_meta.contracts import laws
+from pyro_meta.contracts.checks import EXACT, default_dtype, require_close
+from pyro_meta.contracts.subjects import SHAPE, Router
+from pyro_meta.evaluation import evaluating
+
+
+def law_is_of_the_position_alone(subject: Router) -> None:
+    """The same for all positions at once, for the first few, and for one by itself."""
+    with default_dtype(torch.float64):
+        model, guide = subject.build()
+        positions = torch.arange(SHAPE.context)
+        with evaluating(model, guide):
+            for layer in range(SHAPE.layers):
+                whole = model.prior(layer, positions).expand(positions.shape)
+                draw = whole.sample()
+                density = whole.log_prob(draw)
+                for part in (slice(1), slice(7), slice(8, 9), slice(5, 20)):
+                    law = model.prior(layer, positions[part])
+                    law = law.expand(positions[part].shape)
+                    what = (
+                        f"the length is seen: the law of positions {part.start or 0} to "
+                        f"{part.stop - 1} is another beside {SHAPE.context} positions"
+                    )
+                    require_close(law.mean, whole.mean[part], EXACT, what)
+                    require_close(law.log_prob(draw[part]), density[part], EXACT, what)
+
+
+CLAUSES = (*laws.CLAUSES, law_is_of_the_position_alone)

@@ -1,0 +1,129 @@
+"""What is put to the test: how to build it, small and repeatable, and the laws that it gives.
+
+Shapes: B sequences, T tokens, K mechanisms.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_meta.attention import Mechanism
+from pyro_meta.evaluation import evaluating
+from pyro_meta.guides import Guide
+from pyro_meta.models import LanguageModel, Prior
+from pyro_meta.transformer import Features, Shape, Transformer
+
+SHAPE = Shape(vocabulary=13, context=24, width=16, layers=2, heads=2, window=5)
+MECHANISMS = ("full", "window", "linear")
+B, T, K = 3, 20, len(MECHANISMS)
+
+
+@dataclass(frozen=True)
+class MechanismSubject:
+    """A mechanism of heads 8 wide and, if it has one, a window of 5."""
+
+    make: Callable[[], Mechanism]
+
+    def build(self, seed: int = 0) -> Mechanism:
+        torch.manual_seed(seed)
+        return self.make()
+
+
+@dataclass(frozen=True)
+class Router(ABC):
+    """A prior and a guide that accepts it, in a model of two layers; one of both is the subject."""
+
+    make_prior: Callable[[Transformer], Prior]
+    make_guide: Callable[[LanguageModel], Guide]
+
+    def build(self, seed: int = 0) -> tuple[LanguageModel, Guide]:
+        torch.manual_seed(seed)
+        network = Transformer(SHAPE, MECHANISMS)
+        model = LanguageModel(network, self.make_prior(network))
+        return model, self.make_guide(model)
+
+    @abstractmethod
+    def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
+        """The subject itself."""
+
+    @abstractmethod
+    def laws(self, model: LanguageModel, guide: Guide, tokens: Tensor) -> list[Distribution]:
+        """The subject's law of each layer for tokens [B, T], as it is."""
+
+    @abstractmethod
+    def law_at(
+        self, model: LanguageModel, guide: Guide, layer: int, features: Features
+    ) -> Distribution:
+        """The subject's law where a layer has these features."""
+
+
+class PriorSubject(Router):
+    """A prior, beside a guide."""
+
+    def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
+        return model.prior
+
+    def laws(self, model: LanguageModel, guide: Guide, tokens: Tensor) -> list[Distribution]:
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return [model.prior(layer, positions) for layer in range(SHAPE.layers)]
+
+    def law_at(
+        self, model: LanguageModel, guide: Guide, layer: int, features: Features
+    ) -> Distribution:
+        return model.prior(layer, features.positions)
+
+
+class GuideSubject(Router):
+    """A guide, beside a prior."""
+
+    def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
+        return guide
+
+    def laws(self, model: LanguageModel, guide: Guide, tokens: Tensor) -> list[Distribution]:
+        return posteriors(model, guide, tokens)
+
+    def law_at(
+        self, model: LanguageModel, guide: Guide, layer: int, features: Features
+    ) -> Distribution:
+        return guide.posterior(layer, features)
+
+
+def text(seed: int = 7) -> tuple[Tensor, Tensor]:
+    """Random tokens and targets [B, T]."""
+    generator = torch.Generator().manual_seed(seed)
+    both = torch.randint(SHAPE.vocabulary, (B, T + 1), generator=generator)
+    return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+
+def posteriors(
+    model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
+) -> list[Distribution]:
+    """The posterior of each layer along the mean route."""
+    return walk(model, guide, tokens, hard)[0]
+
+
+def walk(
+    model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
+) -> tuple[list[Distribution], Tensor]:
+    """The posterior of each layer along the mean route, and the logits at its end."""
+    laws: list[Distribution] = []
+    follow = guide.mean_route(hard)
+
+    def route(layer: int, features: Features) -> Tensor:
+        laws.append(guide.posterior(layer, features))
+        return follow(layer, features)
+
+    return laws, model.network(tokens, route)
+
+
+def still_laws(
+    subject: Router, pair: tuple[LanguageModel, Guide], tokens: Tensor
+) -> list[Distribution]:
+    """The subject's laws in evaluation mode, without gradients, expanded to [B, T]."""
+    with evaluating(*pair):
+        laws = subject.laws(*pair, tokens)
+        return [law.expand(tokens.shape) for law in laws]

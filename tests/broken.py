@@ -1,0 +1,416 @@
+"""Mechanisms, priors and guides that each break their contract in one way, to be caught."""
+
+from typing import Any
+
+import torch
+from pyro.distributions import Dirichlet, TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.kl import register_kl
+
+from pyro_meta import (
+    CostDirichlet,
+    DirichletGuide,
+    Features,
+    LanguageModel,
+    Mechanism,
+    PaperDirichlet,
+    Transformer,
+    UsageError,
+)
+
+
+class Sound(Mechanism):
+    """The mean of all values so far, times a gain; nothing is wrong with it."""
+
+    nominal_cost = 0.1
+
+    def __init__(self, head_width: int, window: int) -> None:
+        super().__init__(head_width, window)
+        self.gain = nn.Parameter(torch.ones(head_width))
+
+    def mean(self, v: Tensor) -> Tensor:
+        count = torch.arange(1, v.shape[2] + 1, device=v.device)[:, None]
+        return (v.float() if v.dtype == torch.bfloat16 else v).cumsum(2) / count
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (self.mean(v) * self.gain).to(v.dtype)
+
+    def macs(self, position: Tensor) -> Tensor:
+        return torch.ones_like(position)
+
+
+class SeesLaterValues(Sound):
+    """Later values, hidden from the gradient."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return super().forward(q, k, v) + v.detach().amax(2, keepdim=True)
+
+
+class SeesTheLength(Sound):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return super().forward(q, k, v) / v.shape[2]
+
+
+class MixesSequences(Sound):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return super().forward(q, k, v.mean(0, keepdim=True).expand_as(v))
+
+
+class HasAnIdleParameter(Sound):
+    def __init__(self, head_width: int, window: int) -> None:
+        super().__init__(head_width, window)
+        self.idle = nn.Parameter(torch.ones(3))
+
+
+class HasNaNGradients(Sound):
+    """The square root of 0."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return super().forward(q, k, v) + (q - q.detach()).square().sqrt()
+
+
+class CrashesInHalfPrecision(Sound):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        inverse = torch.linalg.inv(torch.eye(self.head_width, dtype=v.dtype))
+        return super().forward(q, k, v @ inverse)
+
+
+class IsRandom(Sound):
+    """In float32 alone, so that no other promise is broken."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        noise = 1e-6 * torch.randn_like(v) if v.dtype == torch.float32 else 0.0
+        return super().forward(q, k, v) + noise
+
+
+class IsNotSaved(Sound):
+    def __init__(self, head_width: int, window: int) -> None:
+        super().__init__(head_width, window)
+        self.scale = torch.rand(())
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.scale * super().forward(q, k, v)
+
+
+class PaysByTheText(Sound):
+    def macs(self, position: Tensor) -> Tensor:
+        return position / position.max().clamp(min=1)
+
+
+class IsPricedInWords(Sound):
+    nominal_cost = "cheap"  # type: ignore[assignment]
+
+
+MECHANISMS: dict[type[Mechanism], set[str]] = {
+    Sound: set(),
+    SeesLaterValues: {
+        "later_values_move_nothing_earlier",
+        "cutting_the_text_moves_nothing_earlier",
+    },
+    SeesTheLength: {"cutting_the_text_moves_nothing_earlier"},
+    MixesSequences: {"sequences_do_not_meet"},
+    HasAnIdleParameter: {"gradients_are_finite_and_reach_every_parameter"},
+    HasNaNGradients: {
+        "gradients_are_finite_and_reach_every_parameter",
+        "gradients_reach_no_later_input",
+    },
+    CrashesInHalfPrecision: {"half_precision_agrees_with_float32"},
+    IsRandom: {"evaluation_is_deterministic", "checkpoint_round_trip_changes_nothing"},
+    IsNotSaved: {"checkpoint_round_trip_changes_nothing"},
+    PaysByTheText: {"macs_are_a_price_of_the_position"},
+    IsPricedInWords: {"nominal_cost_is_a_number"},
+}
+
+
+class OffTheSimplex(Dirichlet):
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return 2 * super().rsample(sample_shape)
+
+
+class WithAnotherMean(Dirichlet):
+    @property
+    def mean(self) -> Tensor:
+        return super().mean.flip(-1)
+
+
+class WithNegativeKL(Dirichlet):
+    pass
+
+
+@register_kl(Dirichlet, WithNegativeKL)
+def _negative(q: Dirichlet, p: Dirichlet) -> Tensor:
+    plain = Dirichlet(p.concentration, validate_args=False)
+    return -torch.distributions.kl_divergence(Dirichlet(q.concentration), plain)
+
+
+class Estimated(TorchDistribution):
+    """A Dirichlet whose KL nobody knows, so that it is estimated from a draw; a sound law."""
+
+    arg_constraints = {}
+    support = constraints.simplex
+    has_rsample = True
+
+    def __init__(self, base: Dirichlet, surplus: float = 0.0) -> None:
+        self.base, self.surplus = base, surplus
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Estimated":
+        return Estimated(self.base.expand(batch_shape), self.surplus)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return self.base.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.base.log_prob(value) + self.surplus
+
+
+class SoundPrior(CostDirichlet):
+    """A learned total and an estimated KL; nothing is wrong with it."""
+
+    def __init__(self, network: Transformer) -> None:
+        super().__init__(network, strength=3.0)
+        self.total = nn.Parameter(torch.zeros(network.shape.layers))
+
+    def base(self, layer: int, positions: Tensor) -> Dirichlet:
+        return Dirichlet(
+            super().forward(layer, positions).concentration * self.total[layer].exp(),
+            validate_args=False,
+        )
+
+    def forward(self, layer: int, positions: Tensor) -> Any:
+        return Estimated(self.base(layer, positions))
+
+
+class PriorOffTheSimplex(SoundPrior):
+    def forward(self, layer: int, positions: Tensor) -> Any:
+        law = OffTheSimplex(super().base(layer, positions).concentration, validate_args=False)
+        return Estimated(law)
+
+
+class PriorWithAnotherMean(SoundPrior):
+    def forward(self, layer: int, positions: Tensor) -> Any:
+        return WithAnotherMean(self.base(layer, positions).concentration)
+
+
+class PriorWithNegativeKL(SoundPrior):
+    def forward(self, layer: int, positions: Tensor) -> Any:
+        return WithNegativeKL(self.base(layer, positions).concentration)
+
+
+class PriorWithTooMuchDensity(SoundPrior):
+    def forward(self, layer: int, positions: Tensor) -> Any:
+        return Estimated(self.base(layer, positions), surplus=20.0)
+
+
+class PriorThatSeesTheLength(SoundPrior):
+    def base(self, layer: int, positions: Tensor) -> Dirichlet:
+        return Dirichlet(super().base(layer, positions).concentration + 1 / len(positions))
+
+
+class PriorWithAnIdleParameter(SoundPrior):
+    def __init__(self, network: Transformer) -> None:
+        super().__init__(network)
+        self.idle = nn.Parameter(torch.ones(3))
+
+
+class PriorThatIsNotSaved(SoundPrior):
+    """It counts its calls in training, in no buffer."""
+
+    calls = 0
+
+    def base(self, layer: int, positions: Tensor) -> Dirichlet:
+        self.calls += self.training
+        return Dirichlet(super().base(layer, positions).concentration + self.calls)
+
+
+class PriorOnTheCPU(SoundPrior):
+    def base(self, layer: int, positions: Tensor) -> Dirichlet:
+        K = len(self.network.mechanisms)
+        total = self.total[layer].exp()
+        return Dirichlet((total * torch.ones(K, device="cpu")).expand(len(positions), K))
+
+
+class PriorInFloat32(SoundPrior):
+    def base(self, layer: int, positions: Tensor) -> Dirichlet:
+        return Dirichlet(super().base(layer, positions).concentration.float(), validate_args=False)
+
+
+PRIORS: dict[type[CostDirichlet], set[str]] = {
+    SoundPrior: set(),
+    PriorOffTheSimplex: {"draws_lie_on_the_simplex", "mean_is_that_of_the_draws"},
+    PriorWithAnotherMean: {"mean_is_that_of_the_draws"},
+    PriorWithNegativeKL: {"kl_is_not_negative", "closed_kl_is_the_mean_log_ratio"},
+    PriorWithTooMuchDensity: {"kl_is_not_negative"},
+    PriorThatSeesTheLength: {"law_is_of_the_position_alone"},
+    PriorWithAnIdleParameter: {"gradients_are_finite_and_reach_every_parameter"},
+    PriorThatIsNotSaved: {"checkpoint_round_trip_changes_nothing"},
+    PriorOnTheCPU: {"law_follows_the_device"},
+    PriorInFloat32: {"law_follows_the_default_dtype"},
+}
+
+
+class SoundGuide(DirichletGuide):
+    """With an estimated KL; nothing is wrong with it."""
+
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        return super().posterior(layer, features)
+
+    def posterior(self, layer: int, features: Features) -> Any:
+        return Estimated(self.base(layer, features))
+
+
+class GuideThatSeesLaterTokens(SoundGuide):
+    """Later tokens, hidden from the gradient."""
+
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        last = features.normed + 10 * features.normed[:, -1:].detach()
+        return super().base(layer, features._replace(normed=last))
+
+
+class GuideThatSeesTheLength(SoundGuide):
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        return Dirichlet(super().base(layer, features).concentration + 1 / len(features.positions))
+
+
+class GuideThatMixesSequences(SoundGuide):
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        mean = features.normed.mean(0, keepdim=True).expand_as(features.normed)
+        return super().base(layer, features._replace(normed=mean))
+
+
+class GuideWithAnIdleParameter(SoundGuide):
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model)
+        self.idle = nn.Parameter(torch.ones(3))
+
+
+class GuideWithNaNGradients(SoundGuide):
+    """The square root of 0."""
+
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        concentration = super().base(layer, features).concentration
+        return Dirichlet(concentration + (concentration - concentration.detach()).square().sqrt())
+
+
+class GuideOffTheSimplex(DirichletGuide):
+    def posterior(self, layer: int, features: Features) -> Dirichlet:
+        return OffTheSimplex(super().posterior(layer, features).concentration, validate_args=False)
+
+
+class GuideWithAnotherMean(SoundGuide):
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        return WithAnotherMean(super().base(layer, features).concentration)
+
+
+class GuideWithTooLittleDensity(SoundGuide):
+    def posterior(self, layer: int, features: Features) -> Any:
+        return Estimated(self.base(layer, features), surplus=-20.0)
+
+
+class GuideThatIsRandom(SoundGuide):
+    """In float32 alone, so that little else is broken."""
+
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        concentration = super().base(layer, features).concentration
+        noise = 1e-3 * torch.rand(()) if concentration.dtype == torch.float32 else 0.0
+        return Dirichlet(concentration + noise)
+
+
+class GuideThatReadsTargets(SoundGuide):
+    """It knows the answers in training: its routes cannot be deployed."""
+
+    answers: Tensor | None = None
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> None:
+        self.answers = targets
+        super().forward(tokens, targets)
+        self.answers = None
+
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        concentration = super().base(layer, features).concentration
+        known = 0 if self.answers is None else self.answers[..., None]
+        return Dirichlet(concentration + known)
+
+
+class GuideThatIsNotSaved(SoundGuide):
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model)
+        self.surplus = torch.rand(())
+
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        return Dirichlet(super().base(layer, features).concentration + self.surplus)
+
+
+class GuideThatCrashesInHalfPrecision(SoundGuide):
+    """It draws in a forward of its own, where autocast still holds."""
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> None:
+        out = self.heads[0](self.model.network.embedding(tokens))
+        Dirichlet(nn.functional.softplus(out)).rsample()
+        super().forward(tokens, targets)
+
+
+class GuideWithItsOwnRoute(SoundGuide):
+    """It evaluates along other routes than its means."""
+
+    def mean_route(self, hard: bool | None = None) -> Any:
+        follow = super().mean_route(hard)
+        return lambda layer, features: follow(layer, features).flip(-1)
+
+
+class NeedsLoads(SoundGuide):
+    """A sound guide with an argument that has no default."""
+
+    def __init__(self, model: LanguageModel, loads: list[float]) -> None:
+        super().__init__(model)
+        self.loads = loads
+
+
+class FussyGuide(SoundGuide):
+    """A sound guide that not every prior suits."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model)
+        if not isinstance(model.prior, PaperDirichlet):
+            raise UsageError("guide: no other prior than PaperDirichlet will do")
+
+
+GUIDES: dict[type[DirichletGuide], set[str]] = {
+    SoundGuide: set(),
+    GuideThatSeesLaterTokens: {
+        "later_tokens_move_nothing_earlier",
+        "cutting_the_text_moves_nothing_earlier",
+    },
+    GuideThatSeesTheLength: {"cutting_the_text_moves_nothing_earlier"},
+    GuideThatMixesSequences: {"sequences_do_not_meet"},
+    GuideWithAnIdleParameter: {"gradients_are_finite_and_reach_every_parameter"},
+    GuideWithNaNGradients: {
+        "gradients_are_finite_and_reach_every_parameter",
+        "gradients_reach_no_later_token",
+        "autocast_leaves_the_law_in_float32",
+        "training_stays_finite",
+        "checkpoint_round_trip_changes_nothing",
+    },
+    GuideOffTheSimplex: {
+        "draws_lie_on_the_simplex",
+        "mean_is_that_of_the_draws",
+        "closed_kl_is_the_mean_log_ratio",
+        "plain_svi_gives_the_same_loss",
+    },
+    GuideWithAnotherMean: {"mean_is_that_of_the_draws"},
+    GuideWithTooLittleDensity: {"kl_is_not_negative"},
+    GuideThatIsRandom: {
+        "evaluation_is_deterministic",
+        "checkpoint_round_trip_changes_nothing",
+        "mean_routes_are_valid",
+    },
+    GuideThatReadsTargets: {"targets_are_not_looked_at"},
+    GuideThatIsNotSaved: {"checkpoint_round_trip_changes_nothing"},
+    GuideThatCrashesInHalfPrecision: {"autocast_leaves_the_law_in_float32"},
+    GuideWithItsOwnRoute: {"mean_routes_are_valid"},
+}

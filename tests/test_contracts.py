@@ -1,0 +1,195 @@
+"""Every built-in class keeps its contract, and the contract catches what breaks it."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import broken as broken_classes
+import pytest
+from commands import environment, error_line
+from leaky import LateLeak, Leaky, LeakyGuide
+
+import pyro_meta.contracts.suite as suite
+from pyro_meta import (
+    CostDirichlet,
+    DirichletGuide,
+    Guide,
+    Mechanism,
+    PaperDirichlet,
+    PaperGuide,
+    Prior,
+    UsageError,
+)
+from pyro_meta.attention import BUILT_IN
+from pyro_meta.contracts import broken, built_in, clauses, contract
+from pyro_meta.contracts.suite import Clause, read_call
+
+# What constructors ask for that have no default.
+NEEDED: dict[str, Any] = {"loads": [0.2, 0.3, 0.5]}
+
+
+def arguments_of(found: type) -> dict[str, Any]:
+    return {name: value for name, value in NEEDED.items() if is_needed(found, name)}
+
+
+def is_needed(found: type, name: str) -> bool:
+    argument = inspect.signature(found).parameters.get(name)
+    return argument is not None and argument.default is inspect.Parameter.empty
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(clause, id=f"{found.__name__}-{clause}")
+        for found in built_in()
+        for clause in clauses(found, **arguments_of(found))
+    ]
+
+
+@pytest.mark.parametrize("clause", cases())
+def test_a_built_in_class_keeps_its_contract(clause: Clause) -> None:
+    clause.check()
+
+
+test_any_pair_of_ours = contract(PaperGuide, prior=PaperDirichlet, hidden=3)
+
+
+def test_no_built_in_class_is_left_out() -> None:
+    found = set(built_in())
+    assert found >= set(BUILT_IN.values())
+    for base in (Prior, Guide, Mechanism):
+        assert {
+            one for one in _subclasses(base) if one.__module__.startswith("pyro_meta.")
+        } <= found
+
+
+def _subclasses(base: type) -> set[type]:
+    return {one for child in base.__subclasses__() for one in {child, *_subclasses(child)}}
+
+
+CAUGHT = broken_classes.MECHANISMS | broken_classes.PRIORS | broken_classes.GUIDES
+LEAKS = {
+    "later_values_move_nothing_earlier",
+    "cutting_the_text_moves_nothing_earlier",
+    "gradients_reach_no_later_input",
+}
+GUIDE_LEAKS = {
+    "later_tokens_move_nothing_earlier",
+    "cutting_the_text_moves_nothing_earlier",
+    "gradients_reach_no_later_token",
+}
+CAUGHT |= {Leaky: LEAKS, LateLeak: LEAKS, LeakyGuide: GUIDE_LEAKS}
+
+
+@pytest.mark.parametrize("found", CAUGHT, ids=lambda found: found.__name__)
+def test_a_broken_class_breaks_the_clauses_it_should(found: type) -> None:
+    failures = broken(found)
+    assert failures.keys() == CAUGHT[found], failures
+
+
+@pytest.mark.parametrize(
+    ("found", "arguments", "message"),
+    [
+        ("Dirichletguide", {}, "did you mean DirichletGuide"),
+        ("nowhere.Mine", {}, "cannot import 'nowhere.Mine'"),
+        ("broken.Nobody", {}, "cannot import 'broken.Nobody'"),
+        ("broken.GUIDES", {}, "is no class"),
+        ("torch.Tensor", {}, "no subclass of pyro_meta's Mechanism, Prior or Guide"),
+        (DirichletGuide, {"hiden": 8}, "DirichletGuide: its constructor: .* 'hiden'"),
+        (DirichletGuide, {"hidden": 0}, "hidden: 0 given"),
+        (DirichletGuide, {"hidden": "wide"}, "DirichletGuide cannot be built: TypeError"),
+        (DirichletGuide, {"prior": "Nope"}, "no class 'Nope'"),
+        ("broken.NeedsLoads", {}, "missing a required argument: 'loads'"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused_by_name(
+    found: type | str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        contract(found, **arguments)
+
+
+def test_arguments_reach_the_constructor() -> None:
+    (clause, *_) = clauses(broken_classes.NeedsLoads, loads=[0.2, 0.3, 0.5])
+    assert isinstance(clause.subject, suite.GuideSubject)
+    assert clause.subject.build()[1].loads == [0.2, 0.3, 0.5]
+    clause.check()
+
+
+def test_a_partner_that_fits_is_found() -> None:
+    (clause, *_) = clauses(broken_classes.FussyGuide)
+    assert isinstance(clause.subject, suite.GuideSubject)
+    model, _ = clause.subject.build()
+    assert isinstance(model.prior, PaperDirichlet)
+    with pytest.raises(UsageError, match="no other prior"):
+        clauses(broken_classes.FussyGuide, prior=CostDirichlet)
+
+
+MINE = """
+from pyro_meta import DirichletGuide
+
+class Mine(DirichletGuide):
+    pass
+
+class Leaky(DirichletGuide):
+    def posterior(self, layer, features):
+        return super().posterior(layer, features._replace(normed=features.normed.flip(1)))
+"""
+
+
+def run_contract(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python WORDS` in a folder that holds a person's file and nothing else."""
+    (cwd / "my_file.py").write_text(MINE)
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_tests_a_class_in_a_fresh_folder(tmp_path: Path) -> None:
+    done = run_contract("pyro_meta.contracts", "my_file.Mine(hidden=3)", cwd=tmp_path)
+    assert done.returncode == 0 and f"{len(clauses(DirichletGuide))} passed" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} <= {"my_file.py", "__pycache__"}
+
+
+def test_the_command_names_the_broken_clauses(tmp_path: Path) -> None:
+    done = run_contract(
+        "pyro_meta.contracts", "my_file.Leaky", "-k", "earlier or later", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    for leak in GUIDE_LEAKS:
+        assert f"test_contract[{leak}] FAILED" in done.stdout
+    assert "the future is seen" in done.stdout
+
+
+def test_the_command_refuses_with_one_line(tmp_path: Path) -> None:
+    line = error_line(run_contract("pyro_meta.contracts", "my_file.Nobody", cwd=tmp_path))
+    assert "cannot import 'my_file.Nobody'" in line
+
+
+def test_a_call_is_read() -> None:
+    assert read_call("my_file.Mine") == ("my_file.Mine", {})
+    assert read_call("my_file.Mine(hidden=3, prior='Other', loads=[0.5, 0.5])") == (
+        "my_file.Mine",
+        {"hidden": 3, "prior": "Other", "loads": [0.5, 0.5]},
+    )
+
+
+@pytest.mark.parametrize("text", ["my_file.Mine(3)", "my_file.Mine(x=y)", "my_file.Mine(", "-x y"])
+def test_what_is_no_call_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="cannot read"):
+        read_call(text)
+
+
+def test_one_line_in_a_file_is_a_test(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(
+        "from pyro_meta.contracts import contract\ntest_mine = contract('my_file.Leaky')\n"
+    )
+    done = run_contract("pytest", "-p", "no:cacheprovider", "-k", "earlier or later", cwd=tmp_path)
+    assert done.returncode == 1 and f"{len(GUIDE_LEAKS)} failed" in done.stdout
+    assert "test_mine[later_tokens_move_nothing_earlier]" in done.stdout
