@@ -1,9 +1,24 @@
 """The inference side: amortised posteriors over routes, one file a guide."""
 
 from pyro_meta.guides.base import Guide
+from pyro_meta.guides.concrete import ConcreteGuide
 from pyro_meta.guides.dirichlet import DirichletGuide
+from pyro_meta.guides.given import FixedGuide, RandomGuide
+from pyro_meta.guides.logistic_normal import LogisticNormalGuide
 from pyro_meta.guides.paper import PaperGuide
 from pyro_meta.guides.point import PointGuide
 from pyro_meta.guides.prior import PriorGuide
+from pyro_meta.guides.table import TokenTableGuide
 
-__all__ = ["DirichletGuide", "Guide", "PaperGuide", "PointGuide", "PriorGuide"]
+__all__ = [
+    "ConcreteGuide",
+    "DirichletGuide",
+    "FixedGuide",
+    "Guide",
+    "LogisticNormalGuide",
+    "PaperGuide",
+    "PointGuide",
+    "PriorGuide",
+    "RandomGuide",
+    "TokenTableGuide",
+]

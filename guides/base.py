@@ -7,7 +7,8 @@ is the one that is deployed. The price is a conditioning gap: the best it can do
 posterior given y, but its average over what may follow (Bayer et al. 2021, arXiv 2101.07046).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import pyro
 import torch
@@ -18,7 +19,7 @@ from pyro_meta.errors import UsageError, require_defined
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.models.module import StandaloneModule
 from pyro_meta.simplex import Hardened, harden, one_hot, uncertainty
-from pyro_meta.transformer import Features, Route
+from pyro_meta.transformer import Features, Route, Transformer
 
 
 class Guide(StandaloneModule):
@@ -36,11 +37,18 @@ class Guide(StandaloneModule):
         soft, 1 makes every route hard. A buffer: it is saved with the guide.
     """
 
+    pays_kl: ClassVar[bool] = True
+    """Whether posteriors differ from the prior, and so have a KL to pay and to learn from."""
     threshold: Tensor
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         require_defined(self, Guide, "posterior")
+        if model.prior.learns_from_kl and not self.pays_kl:
+            raise UsageError(
+                f"guide: {type(model.prior).__name__} learns from the KL of the guide's posterior, "
+                f"and that of {type(self).__name__} is always 0; choose another guide or prior"
+            )
         self._model = (model,)  # in a tuple: known, but no submodule of the guide
         self.register_buffer("threshold", torch.zeros(()))
 
@@ -100,8 +108,13 @@ def heads(inputs: int, hidden: int | None, outputs: int, layers: int) -> nn.Modu
     return nn.ModuleList(head() for _ in range(layers))
 
 
-def favour(layers: Iterable[nn.Module], index: int, logit: float) -> None:
-    """Start each head with `logit` more for output `index` than for the others."""
+def favour(layers: Iterable[nn.Module], bias: Sequence[float]) -> None:
+    """Add `bias` to the outputs of every head."""
     for head in layers:
         with torch.no_grad():
-            head[-1].bias[index] += logit  # type: ignore[index]
+            head[-1].bias += torch.tensor(bias)  # type: ignore[index]
+
+
+def lead_of_full(network: Transformer, logits: float) -> list[float]:
+    """Logits [K] in which the mechanism `full` is so far ahead, if it is there."""
+    return [logits if name == "full" else 0.0 for name in network.mechanism_names]

@@ -1,17 +1,32 @@
 """The default guide: a Dirichlet by mean and total concentration."""
 
-import math
-
 import torch
 from pyro.distributions import Dirichlet
+from torch import Tensor
 
+from pyro_meta.bounded import bounded, unbounded
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import Guide, favour, heads
+from pyro_meta.guides.base import Guide, favour, heads, lead_of_full
 from pyro_meta.models.language_model import LanguageModel
-from pyro_meta.transformer import Features
+from pyro_meta.transformer import Features, Transformer
 
 FLOOR = 0.05  # below this, float32 draws of a Dirichlet are clamped and their gradients wild
 LEAST_TOTAL, MOST_TOTAL = 1.0, 900.0  # above, the closed-form KL loses digits in float32
+
+
+def by_mean_and_total(out: Tensor) -> Dirichlet:
+    """Dirichlet(floor + a_0 m) from out [.., K + 1]: logits of m, and a_0 bounded in [1, 900]."""
+    mean = torch.softmax(out[..., :-1], -1)
+    return Dirichlet(FLOOR + bounded(out[..., -1:], LEAST_TOTAL, MOST_TOTAL) * mean)
+
+
+def start_at(network: Transformer, total: float, start: float) -> list[float]:
+    """What to add to `out` [K + 1], so that a guide starts with `full` ahead and at a total."""
+    if not LEAST_TOTAL < total < MOST_TOTAL:
+        raise UsageError(
+            f"guide.total: {total} given; between {LEAST_TOTAL} and {MOST_TOTAL} is allowed"
+        )
+    return [*lead_of_full(network, start), unbounded(total, LEAST_TOTAL, MOST_TOTAL)]
 
 
 class DirichletGuide(Guide):
@@ -41,21 +56,10 @@ class DirichletGuide(Guide):
         start: float = 1.5,
     ) -> None:
         super().__init__(model)
-        if not LEAST_TOTAL < total < MOST_TOTAL:
-            raise UsageError(
-                f"guide.total: {total} given; between {LEAST_TOTAL} and {MOST_TOTAL} is allowed"
-            )
         network = model.network
-        names = network.mechanism_names
-        K = len(names)
-        self.heads = heads(network.shape.width, hidden, K + 1, network.shape.layers)
-        if "full" in names:
-            favour(self.heads, names.index("full"), start)
-        share = math.log(total / LEAST_TOTAL) / math.log(MOST_TOTAL / LEAST_TOTAL)
-        favour(self.heads, K, math.log(share / (1 - share)))
+        bias = start_at(network, total, start)
+        self.heads = heads(network.shape.width, hidden, len(bias), network.shape.layers)
+        favour(self.heads, bias)
 
     def posterior(self, layer: int, features: Features) -> Dirichlet:
-        out = self.heads[layer](features.normed)  # [B, T, K + 1]
-        mean = torch.softmax(out[..., :-1], -1)
-        log_total = torch.sigmoid(out[..., -1:]) * math.log(MOST_TOTAL / LEAST_TOTAL)
-        return Dirichlet(FLOOR + LEAST_TOTAL * log_total.exp() * mean)
+        return by_mean_and_total(self.heads[layer](features.normed))  # from [B, T, K + 1]

@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_meta.guides.base import Guide, favour, heads
+from pyro_meta.guides.base import Guide, favour, heads, lead_of_full
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.simplex import Point
 from pyro_meta.transformer import Features
@@ -21,13 +21,14 @@ class PointGuide(Guide):
         By how many logits the mechanism `full` is ahead at the start (no effect without `full`).
     """
 
+    pays_kl = False
+
     def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 1.5) -> None:
         super().__init__(model)
         network = model.network
-        names = network.mechanism_names
-        self.heads = heads(network.shape.width, hidden, len(names), network.shape.layers)
-        if "full" in names:
-            favour(self.heads, names.index("full"), start)
+        bias = lead_of_full(network, start)
+        self.heads = heads(network.shape.width, hidden, len(bias), network.shape.layers)
+        favour(self.heads, bias)
 
     def posterior(self, layer: int, features: Features) -> Point:
         return Point(torch.softmax(self.heads[layer](features.normed), -1))

@@ -9,6 +9,8 @@ from pyro_meta.transformer import Features
 class PriorGuide(Guide):
     """q(alpha_l | x) = p(alpha_l): routes are drawn from the prior, and the KL is 0."""
 
+    pays_kl = False
+
     def posterior(self, layer: int, features: Features) -> Distribution:
         prior = self.model.prior(layer, features.positions)
         return prior.expand(features.tokens.shape)

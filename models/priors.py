@@ -4,12 +4,14 @@ A prior knows the network's mechanisms and what they cost; it never sees the tex
 positions, K mechanisms.
 """
 
+from typing import ClassVar
+
 import torch
 from pyro.distributions import Dirichlet
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_meta.costs import CostSpec, check_cost, costs_at
+from pyro_meta.costs import Costs
 from pyro_meta.errors import UsageError, require_defined
 from pyro_meta.transformer import Transformer
 
@@ -24,6 +26,9 @@ class Prior(nn.Module):
     network
         The transformer whose routes are drawn: gives layers, mechanisms and costs.
     """
+
+    learns_from_kl: ClassVar[bool] = False
+    """Whether the prior adapts to the posterior, and so needs a guide that pays a KL."""
 
     def __init__(self, network: Transformer) -> None:
         super().__init__()
@@ -72,16 +77,14 @@ class CostDirichlet(Prior):
         cost: str | list[float] = "macs",
     ) -> None:
         super().__init__(network)
-        _require_positive(strength=strength, floor=floor)
+        require_positive(strength=strength, floor=floor)
         if rate < 0:
             raise UsageError(f"prior.rate: {rate} given; at least 0 is allowed")
-        check_cost(network, cost)
         self.rate, self.strength, self.floor = rate, strength, floor
-        self.cost: CostSpec = cost
+        self.costs = Costs(network, cost)
 
     def forward(self, layer: int, positions: Tensor) -> Dirichlet:
-        costs = costs_at(self.network, self.cost, positions)
-        mean = torch.softmax(-self.rate * costs, -1)
+        mean = torch.softmax(-self.rate * self.costs(positions), -1)
         return Dirichlet(self.strength * mean + self.floor)
 
 
@@ -108,10 +111,9 @@ class PaperDirichlet(Prior):
         cost: str | list[float] = "nominal",
     ) -> None:
         super().__init__(network)
-        _require_positive(scale=scale, floor=floor)
-        check_cost(network, cost)
+        require_positive(scale=scale, floor=floor)
         self.scale, self.floor = scale, floor
-        self.cost: CostSpec = cost
+        self.costs = Costs(network, cost)
         lowest = float(self._concentration(torch.arange(network.shape.context)).min())
         if lowest <= 0:
             raise UsageError(
@@ -120,7 +122,7 @@ class PaperDirichlet(Prior):
             )
 
     def _concentration(self, positions: Tensor) -> Tensor:
-        return self.floor + self.scale * (1 - costs_at(self.network, self.cost, positions))
+        return self.floor + self.scale * (1 - self.costs(positions))
 
     def forward(self, layer: int, positions: Tensor) -> Dirichlet:
         return Dirichlet(self._concentration(positions))
@@ -139,7 +141,7 @@ class SymmetricDirichlet(Prior):
 
     def __init__(self, network: Transformer, concentration: float = 1.0) -> None:
         super().__init__(network)
-        _require_positive(concentration=concentration)
+        require_positive(concentration=concentration)
         self.concentration = concentration
 
     def forward(self, layer: int, positions: Tensor) -> Dirichlet:
@@ -148,7 +150,8 @@ class SymmetricDirichlet(Prior):
         return Dirichlet(concentration.expand(len(positions), K))
 
 
-def _require_positive(**concentrations: float) -> None:
+def require_positive(**concentrations: float) -> None:
+    """Raise `UsageError` unless every named value is above 0."""
     for name, value in concentrations.items():
         if not value > 0:
             raise UsageError(f"prior.{name}: {value} given; a concentration must be above 0")

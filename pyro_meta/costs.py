@@ -8,7 +8,7 @@ the context. Shapes: T positions, K mechanisms.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_meta.errors import UsageError
 from pyro_meta.transformer import Transformer
@@ -17,6 +17,19 @@ UNITS = ("nominal", "macs")
 
 CostSpec = str | Sequence[float]
 """A unit, or a list with the user's own cost of each mechanism."""
+
+
+class Costs(nn.Module):
+    """The costs that a prior reckons with; `costs(positions)` [T, K], see `costs_at`."""
+
+    def __init__(self, network: Transformer, spec: CostSpec) -> None:
+        super().__init__()
+        check_cost(network, spec)
+        self._network = (network,)  # in a tuple: known, but no submodule
+        self.spec = spec
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return costs_at(self._network[0], self.spec, positions)
 
 
 def costs_at(network: Transformer, spec: CostSpec, positions: Tensor) -> Tensor:

@@ -74,8 +74,13 @@ def divergence(q: Distribution, p: Distribution, draw: Tensor | None = None) -> 
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
-        drawn = q.rsample() if draw is None else draw
-        return q.log_prob(drawn) - p.log_prob(drawn)
+        return log_ratio(q, p, q.rsample() if draw is None else draw)
+
+
+@singledispatch
+def log_ratio(q: Distribution, p: Distribution, draw: Tensor) -> Tensor:
+    """log q(draw) - log p(draw) by batch element: the KL, estimated by one draw from q."""
+    return q.log_prob(draw) - p.log_prob(draw)
 
 
 class Point(TorchDistribution):

@@ -8,22 +8,50 @@ import pytest
 import torch
 
 from pyro_meta import (
+    ConcreteGuide,
     CostDirichlet,
     DirichletGuide,
+    FixedGuide,
     Guide,
     LanguageModel,
+    LearnedDirichlet,
+    LogisticNormalGuide,
+    LogisticNormalPrior,
     PaperDirichlet,
     PaperGuide,
     PointGuide,
     Prior,
     PriorGuide,
+    RandomGuide,
     Shape,
     SymmetricDirichlet,
+    TokenTableGuide,
     Transformer,
 )
 
-PRIORS = [CostDirichlet, PaperDirichlet, SymmetricDirichlet]
-GUIDES = [DirichletGuide, PaperGuide, PointGuide, PriorGuide]
+DIRICHLETS = [CostDirichlet, PaperDirichlet, SymmetricDirichlet, LearnedDirichlet]
+PRIORS = [*DIRICHLETS, LogisticNormalPrior]
+GUIDES = [
+    DirichletGuide,
+    LogisticNormalGuide,
+    ConcreteGuide,
+    TokenTableGuide,
+    PaperGuide,
+    PointGuide,
+    PriorGuide,
+    FixedGuide,
+    RandomGuide,
+]
+REFUSED = {
+    (LogisticNormalPrior, PaperGuide),
+    *((LearnedDirichlet, guide) for guide in GUIDES if not guide.pays_kl),
+}
+PAIRS = [(prior, guide) for prior in PRIORS for guide in GUIDES if (prior, guide) not in REFUSED]
+ESTIMATED = {
+    *((prior, LogisticNormalGuide) for prior in DIRICHLETS),
+    *((prior, ConcreteGuide) for prior in PRIORS),
+}
+"""Pairs whose KL has no closed form; every other pair of `PAIRS` is promised one."""
 SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from conftest import GUIDES, PRIORS, build, text
+from conftest import GUIDES, PAIRS, build, text
 from pyro import poutine
 from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from torch import Tensor, nn
@@ -48,8 +48,7 @@ def svi_gradients(
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize(("prior", "guide"), PAIRS)
 @pytest.mark.parametrize(("weight", "threshold"), [(1.0, 0.0), (0.05, 0.0), (0.3, 1.0)])
 def test_our_objective_equals_plain_svi(
     guide: type[Guide], prior: type[Prior], weight: float, threshold: float

@@ -1,0 +1,121 @@
+"""Routes given in advance: the baselines that look at no feature and learn nothing."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_meta.errors import UsageError
+from pyro_meta.guides.base import Guide
+from pyro_meta.models.language_model import LanguageModel
+from pyro_meta.simplex import Point
+from pyro_meta.transformer import Features, Transformer
+
+Loads = list[list[float]] | list[float] | None
+"""Shares of the mechanisms, by layer or for every layer; None: all alike."""
+
+
+class FixedGuide(Guide):
+    """alpha_l = loads_l for every token: one mixture, all mass on one point and no KL.
+
+    Parameters
+    ----------
+    model
+        The language model.
+    loads
+        Shares of the mechanisms, one list for all layers or one for each (default: all alike).
+    """
+
+    pays_kl = False
+    loads: Tensor
+
+    def __init__(self, model: LanguageModel, loads: Loads = None) -> None:
+        super().__init__(model)
+        self.register_buffer("loads", shares(model.network, loads))
+
+    def posterior(self, layer: int, features: Features) -> Point:
+        weights = self.loads[layer].to(features.state)
+        return Point(weights.expand(*features.tokens.shape, -1))
+
+
+class RandomGuide(Guide):
+    """One mechanism for each token, pseudo-random with given loads; no KL.
+
+    The choice is a hash of layer, position, running sum of the token ids and seed. So it depends on
+    the prefix alone, and the same text always takes the same routes.
+
+    Parameters
+    ----------
+    model
+        The language model.
+    loads
+        Shares of the mechanisms, one list for all layers or one for each (default: all alike).
+    seed
+        Another seed, other routes.
+    """
+
+    pays_kl = False
+    loads: Tensor
+
+    def __init__(self, model: LanguageModel, loads: Loads = None, seed: int = 0) -> None:
+        super().__init__(model)
+        self.register_buffer("loads", shares(model.network, loads))
+        self.seed = seed
+
+    def posterior(self, layer: int, features: Features) -> Point:
+        key = torch.full_like(features.tokens, self.seed)
+        prefix = features.tokens.cumsum(-1)
+        for part in (layer, features.positions, prefix):
+            key = scramble(key + part)
+        u = (key & _LOW_BITS).to(torch.float64) / (_LOW_BITS + 1)  # [B, T], uniform on [0, 1)
+        ends = self.loads[layer].double().cumsum(-1)
+        choice = torch.searchsorted(ends[:-1].contiguous(), u, right=True)
+        return Point(F.one_hot(choice, len(ends)).to(features.state.dtype))
+
+
+def shares(network: Transformer, loads: Loads) -> Tensor:
+    """`loads` as rows [L, K] that sum to 1; raises `UsageError` if they are no loads."""
+    names, L = network.mechanism_names, network.shape.layers
+    K = len(names)
+    given: Any = [1 / K] * K if loads is None else loads
+    is_for_all = given and all(isinstance(share, int | float) for share in given)
+    rows = [given] * L if is_for_all else given
+    if len(rows) != L:
+        raise UsageError(
+            f"guide.loads: {len(rows)} lists given; one for each of {L} layers, or one"
+        )
+    for row in rows:
+        if not isinstance(row, list) or len(row) != K:
+            raise UsageError(
+                f"guide.loads: {row} given; one share for each of {K} mechanisms is needed "
+                f"({', '.join(names)})"
+            )
+        if not (min(row) >= 0 and abs(sum(row) - 1) < 1e-3):
+            raise UsageError(f"guide.loads: {row} given; shares of at least 0 that sum to 1 needed")
+    table = torch.tensor(rows, dtype=torch.get_default_dtype())
+    return table / table.sum(-1, keepdim=True)
+
+
+_LOW_BITS = (1 << 40) - 1
+
+
+def scramble(key: Tensor) -> Tensor:
+    """The output function of SplitMix64 on int64 (Steele et al. 2014, doi:10.1145/2660193.2660195).
+
+    Neighbouring keys give unrelated bits.
+    """
+    key = key + _signed(0x9E3779B97F4A7C15)
+    key = (key ^ _shifted(key, 30)) * _signed(0xBF58476D1CE4E5B9)
+    key = (key ^ _shifted(key, 27)) * _signed(0x94D049BB133111EB)
+    return key ^ _shifted(key, 31)
+
+
+def _signed(word: int) -> int:
+    """The int64 of the same 64 bits."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _shifted(key: Tensor, bits: int) -> Tensor:
+    """A right shift that brings in zeros."""
+    return (key >> bits) & ((1 << (64 - bits)) - 1)

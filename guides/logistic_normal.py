@@ -1,0 +1,50 @@
+"""A logistic-normal guide."""
+
+from pyro_meta.bounded import bounded, unbounded
+from pyro_meta.errors import UsageError
+from pyro_meta.guides.base import Guide, favour, heads, lead_of_full
+from pyro_meta.laws import LogisticNormal
+from pyro_meta.models.language_model import LanguageModel
+from pyro_meta.transformer import Features
+
+LEAST_SCALE, MOST_SCALE = 0.02, 5.0
+
+
+class LogisticNormalGuide(Guide):
+    """q(alpha_l | x): alpha = softmax(z), z_k ~ N(loc_k, scale_k^2), both from a two-layer network.
+
+    The scale is bounded in [.02, 5].
+
+    Parameters
+    ----------
+    model
+        The language model.
+    hidden
+        Width of the hidden layer; by default an eighth of the model's, about 1% of its parameters.
+    scale
+        Standard deviation of z at the start.
+    start
+        By how many logits the mechanism `full` is ahead at the start (no effect without `full`).
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        hidden: int | None = None,
+        scale: float = 0.5,
+        start: float = 1.5,
+    ) -> None:
+        super().__init__(model)
+        if not LEAST_SCALE < scale < MOST_SCALE:
+            raise UsageError(
+                f"guide.scale: {scale} given; between {LEAST_SCALE} and {MOST_SCALE} is allowed"
+            )
+        network = model.network
+        bias = lead_of_full(network, start)
+        bias += [unbounded(scale, LEAST_SCALE, MOST_SCALE)] * len(bias)
+        self.heads = heads(network.shape.width, hidden, len(bias), network.shape.layers)
+        favour(self.heads, bias)
+
+    def posterior(self, layer: int, features: Features) -> LogisticNormal:
+        loc, scale = self.heads[layer](features.normed).chunk(2, -1)  # [B, T, K] each
+        return LogisticNormal(loc, bounded(scale, LEAST_SCALE, MOST_SCALE))

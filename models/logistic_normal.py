@@ -1,0 +1,44 @@
+"""A logistic-normal prior."""
+
+import torch
+from torch import Tensor
+
+from pyro_meta.costs import Costs
+from pyro_meta.errors import UsageError
+from pyro_meta.laws import LogisticNormal
+from pyro_meta.models.priors import Prior, require_positive
+from pyro_meta.transformer import Transformer
+
+
+class LogisticNormalPrior(Prior):
+    """alpha = softmax(z), z_k ~ N(-lambda c_k, s^2): cheap mechanisms are likelier.
+
+    Parameters
+    ----------
+    network
+        The transformer whose routes are drawn.
+    rate
+        lambda, by how much the mean logit falls per unit of cost.
+    scale
+        s, the standard deviation of the logits; the larger, the more decided the tokens.
+    cost
+        Unit of cost, see `CostDirichlet`.
+    """
+
+    def __init__(
+        self,
+        network: Transformer,
+        rate: float = 3.0,
+        scale: float = 2.0,
+        cost: str | list[float] = "macs",
+    ) -> None:
+        super().__init__(network)
+        require_positive(scale=scale)
+        if rate < 0:
+            raise UsageError(f"prior.rate: {rate} given; at least 0 is allowed")
+        self.rate, self.scale = rate, scale
+        self.costs = Costs(network, cost)
+
+    def forward(self, layer: int, positions: Tensor) -> LogisticNormal:
+        loc = -self.rate * self.costs(positions)
+        return LogisticNormal(loc, torch.full_like(loc, self.scale))
