@@ -9,9 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.transforms import Bbox
 
-from pyro_meta.analysis.comparison import pareto_front
+from pyro_meta.analysis.comparison import Array, pareto_front
 
 # Marker and colour of each kind; Okabe and Ito's colours, told apart with every colour vision.
 LOOKS = {
@@ -153,95 +152,90 @@ def _legend(figure: Figure, settings: Sequence[Setting]) -> None:
 
 
 def _label(axes: Axes, settings: Sequence[Setting]) -> None:
-    """Write each label where it covers least: near its mark, off other labels, marks and bars."""
+    """Write each label where it covers least: near its mark, off other labels, marks and bars.
+
+    Boxes are rows of left, bottom, right, top in pixels.
+    """
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[union-attr]
     points = axes.transData.transform([(setting.cost, setting.loss) for setting in settings])
-    marks = [_square(point, 0.6 * EM) for point in points]
-    bars = [box for setting in settings for box in _bars(axes, setting)]
-    seeds = [
-        (cost, loss) for one in settings for cost, loss in zip(one.costs, one.losses, strict=True)
-    ]
-    bars += [_square(point, 0.2 * EM) for point in axes.transData.transform(seeds)]
-    placed: list[Bbox] = []
-    frame = axes.get_window_extent(renderer).padded(-0.3 * EM)
+    marks = _squares(points, 0.6 * EM)
+    seeds = np.concatenate([np.column_stack([one.costs, one.losses]) for one in settings])
+    crossed = np.concatenate(
+        [_squares(axes.transData.transform(seeds), 0.2 * EM), _bars(axes, settings)]
+    )
+    frame = axes.get_window_extent(renderer).padded(-0.3 * EM).extents
+    placed = np.empty((0, 4))
     neighbours = [sum(np.hypot(*(points - point).T) < 8 * EM) for point in points]
     for index in np.argsort(neighbours, kind="stable"):
         setting = settings[index]
         text = axes.annotate(
-            setting.label.replace(" loads of ", ": "), (setting.cost, setting.loss), xytext=(0, 0),
-            textcoords="offset pixels", fontsize=8.5, color=INK, va="center", zorder=5,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            setting.label.replace(" loads of ", ": "), (setting.cost, setting.loss),
+            xytext=(0, 0), textcoords="offset pixels", fontsize=8.5, color=INK,
+            va="center", zorder=5, path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
-        size = text.get_window_extent(renderer)
-        covered = [*marks[:index], *marks[index + 1 :], *placed]
-        shift = min(
-            _candidates(size.width, size.height),
-            key=lambda s: _crowding(_moved(size, s), s, frame, covered, bars),
-        )
-        text.set_position(shift)
-        placed.append(_moved(size, shift))
-        if _reach(placed[-1], points[index]) > 1.4 * EM:
-            _leader(axes, points[index], placed[-1])
+        box = text.get_window_extent(renderer).extents
+        shifts = _candidates(box[2] - box[0], box[3] - box[1])
+        boxes = box + np.tile(shifts, 2)
+        covered = np.concatenate([np.delete(marks, index, 0), placed])
+        away = np.hypot(*(points[index] - _nearest(boxes, points[index])).T)
+        best = int(np.argmin(away + _crowding(boxes, covered, crossed, frame)))
+        text.set_position(tuple(shifts[best]))
+        placed = np.concatenate([placed, boxes[best : best + 1]])
+        if away[best] > 1.4 * EM:
+            _leader(axes, points[index], _nearest(boxes[best : best + 1], points[index])[0])
 
 
-def _square(point: np.ndarray, half: float) -> Bbox:
-    return Bbox.from_extents(*(point - half), *(point + half))
+def _squares(points: Array, half: float) -> Array:
+    return np.concatenate([points - half, points + half], 1)
 
 
-def _bars(axes: Axes, setting: Setting) -> list[Bbox]:
-    """Where the error bars of a setting run, in pixels."""
-    x, y = _deviation(setting.costs), _deviation(setting.losses)
-    ends = [(-x, 0), (x, 0)], [(0, -y), (0, y)]
-    middle = np.array([setting.cost, setting.loss])
-    pixels = [axes.transData.transform(middle + np.array(pair)) for pair in ends]
-    return [Bbox.from_extents(*(low - 2), *(high + 2)) for low, high in pixels]
+def _bars(axes: Axes, settings: Sequence[Setting]) -> Array:
+    """Where error bars run."""
+    boxes = []
+    for setting in settings:
+        middle = np.array([setting.cost, setting.loss])
+        x, y = _deviation(setting.costs), _deviation(setting.losses)
+        for half in ((x, 0.0), (0.0, y)):
+            low, high = axes.transData.transform([middle - half, middle + half])
+            boxes.append(np.concatenate([low - 2, high + 2]))
+    return np.array(boxes)
 
 
-def _candidates(width: float, height: float) -> list[tuple[float, float]]:
-    """Shifts of a label's left centre from its mark, nearest first."""
-    shifts = []
+def _candidates(width: float, height: float) -> Array:
+    """Shifts of a label's left centre from its mark: beside, askew, above and below it."""
+    shifts: list[tuple[float, float]] = []
     for away in EM * np.array([1.1, 1.8, 2.8, 4, 5.4, 7, 9, 11.2]):
-        for rise in (0.0, 0.5, -0.5, 1.0, -1.0):
-            dy = rise * (away + height / 2)
-            sideways = away * np.sqrt(max(0.0, 1 - rise**2)) if abs(rise) < 1 else 0.0
-            if abs(rise) == 1.0:
-                shifts += [(-width / 2, dy), (0.0, dy), (-width, dy)]
-            else:
-                shifts += [(sideways, dy), (-sideways - width, dy)]
-    return shifts
+        for rise in (0.0, 0.5, -0.5):
+            aside = away * np.sqrt(1 - rise**2)
+            up = rise * (away + height / 2)
+            shifts += [(aside, up), (-aside - width, up)]
+        for up in (away + height / 2, -away - height / 2):
+            shifts += [(-width / 2, up), (0.0, up), (-width, up)]
+    return np.array(shifts)
 
 
-def _moved(box: Bbox, shift: tuple[float, float]) -> Bbox:
-    dx, dy = shift
-    return Bbox.from_extents(box.x0 + dx, box.y0 + dy, box.x1 + dx, box.y1 + dy)
+def _crowding(boxes: Array, covered: Array, crossed: Array, frame: Array) -> Array:
+    """How bad places are: what they cover and cross, and what of them leaves the frame."""
+    grown = boxes + 0.2 * EM * np.array([-1, -1, 1, 1])
+    hidden, struck = (_overlap(grown, others).sum(1) for others in (covered, crossed))
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    outside = area - _overlap(boxes, frame[None])[:, 0]
+    return (20 * hidden + 3 * struck + 40 * outside) / EM
 
 
-def _crowding(
-    box: Bbox, shift: tuple[float, float], frame: Bbox, covered: list[Bbox], crossed: list[Bbox]
-) -> float:
-    """How bad a place is: what it covers and crosses, what leaves the frame, how far it is."""
-    grown = box.padded(0.2 * EM)
-    hidden = sum(_overlap(grown, other) for other in covered)
-    struck = sum(_overlap(grown, other) for other in crossed)
-    outside = box.width * box.height - _overlap(box, frame)
-    centre = shift[0] + box.width / 2
-    distance = np.hypot(max(0.0, abs(centre) - box.width / 2), shift[1])
-    return (20 * hidden + 3 * struck + 40 * outside) / EM + distance
+def _overlap(ones: Array, others: Array) -> Array:
+    """Areas that each of `ones` shares with each of `others`."""
+    low = np.maximum(ones[:, None, :2], others[None, :, :2])
+    high = np.minimum(ones[:, None, 2:], others[None, :, 2:])
+    return np.clip(high - low, 0, None).prod(-1)
 
 
-def _overlap(one: Bbox, other: Bbox) -> float:
-    both = Bbox.intersection(one, other)
-    return 0.0 if both is None else both.width * both.height
+def _nearest(boxes: Array, point: Array) -> Array:
+    """The point of each box that is nearest to `point`."""
+    return np.clip(point, boxes[:, :2], boxes[:, 2:])
 
 
-def _reach(box: Bbox, point: np.ndarray) -> float:
-    """Distance in pixels from a point to a box."""
-    nearest = np.clip(point, box.min, box.max)
-    return float(np.hypot(*(point - nearest)))
-
-
-def _leader(axes: Axes, point: np.ndarray, box: Bbox) -> None:
-    """A thin line from a far label to its mark."""
-    nearest = np.clip(point, box.min, box.max)
-    ends = axes.transData.inverted().transform([point, nearest])
+def _leader(axes: Axes, point: Array, end: Array) -> None:
+    """A thin line from a mark to its far label."""
+    ends = axes.transData.inverted().transform([point, end])
     axes.plot(*ends.T, color=FAINT, lw=0.6, zorder=1.5, clip_on=False, scalex=False, scaley=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,10 +161,7 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
 def train_words(config_yaml: str) -> list[str]:
     """The shortest words from which `read_options` makes this configuration again."""
     options = yaml.safe_load(config_yaml)
-    defaults = yaml.safe_load(read_options([])[1])
-    for name in CLASS_OPTIONS:
-        defaults[name] = _class_defaults(name, defaults[name], options[name])
-    plain = flatten(defaults)
+    plain = flatten(_defaults(*(options[name]["class_path"] for name in CLASS_OPTIONS)))
     return [
         f"--{name}={as_word(value)}"
         for name, value in flatten(options).items()
@@ -171,13 +169,17 @@ def train_words(config_yaml: str) -> list[str]:
     ]
 
 
-def _class_defaults(name: str, default: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
-    """The default class, with what the arguments of the chosen one are unless given."""
-    try:
-        own = yaml.safe_load(read_options([f"--{name}={chosen['class_path']}"])[1])[name]
-    except UsageError:  # it has arguments that must be given
-        own = {}
-    return default | {"init_args": own.get("init_args", {})}
+@cache
+def _defaults(*classes: str) -> dict[str, Any]:
+    """What options are unless given, the default classes with arguments of the chosen ones."""
+    defaults = yaml.safe_load(read_options([])[1])
+    for name, chosen in zip(CLASS_OPTIONS, classes, strict=True):
+        try:
+            own = yaml.safe_load(read_options([f"--{name}={chosen}"])[1])[name]
+        except UsageError:  # it has arguments that must be given
+            own = {}
+        defaults[name]["init_args"] = own.get("init_args", {})
+    return defaults
 
 
 def config_parser() -> ArgumentParser:
