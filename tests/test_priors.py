@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from conftest import PRIORS
 from pyro.distributions import Dirichlet
-from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from pyro_meta import (
@@ -69,15 +67,6 @@ def test_macs_average_to_one_for_full_attention(network: Transformer) -> None:
     torch.testing.assert_close(window[4:], full[3].expand(28))
 
 
-@pytest.mark.parametrize("prior", PRIORS)
-def test_a_prior_does_not_see_the_length_of_the_text(
-    network: Transformer, prior: type[Prior]
-) -> None:
-    law = prior(network)
-    whole, cut = law(0, torch.arange(50)).mean, law(0, torch.arange(9)).mean
-    assert torch.equal(whole[:9], cut)
-
-
 def test_a_strong_prior_makes_deciding_ten_times_as_dear(network: Transformer) -> None:
     """As docs/design.md says: the default guide at the corner `window`, s = 10 against s = 1."""
     decided = Dirichlet(FLOOR + 20.0 * torch.tensor([0.0, 0.0, 1.0]))
@@ -107,9 +96,3 @@ def test_a_strong_prior_makes_deciding_ten_times_as_dear(network: Transformer) -
 def test_bad_arguments_are_refused_by_name(network: Transformer, make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UsageError, match=message):
         make(network)
-
-
-@pytest.mark.parametrize("prior", PRIORS)
-def test_concentrations_are_finite_and_positive(network: Transformer, prior: type[Prior]) -> None:
-    concentration: Tensor = prior(network)(0, POSITIONS).concentration  # type: ignore[attr-defined]
-    assert torch.isfinite(concentration).all() and (concentration > 0).all()
