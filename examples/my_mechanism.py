@@ -3,6 +3,7 @@
 Run it: python examples/my_mechanism.py
 Train with it, from this folder:
     python -m pyro_meta.train --mechanisms "[full,window,my_mechanism.Ends]"
+Test it: python -m pyro_meta.contracts my_mechanism.Ends
 """
 
 import torch

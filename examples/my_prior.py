@@ -3,6 +3,7 @@
 Run it: python examples/my_prior.py
 Train with it, from this folder:
     python -m pyro_meta.train --prior my_prior.CheapBelow --prior.cheap 2
+Test it: python -m pyro_meta.contracts "my_prior.CheapBelow(cheap=2)"
 """
 
 import torch

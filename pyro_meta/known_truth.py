@@ -83,9 +83,7 @@ class _Walked:
         self.means = torch.cat(list(means), 1).numpy()
 
 
-def _walk(
-    model: LanguageModel, guide: Guide, windows: Windows, batch: int, hard: bool
-) -> _Walked:
+def _walk(model: LanguageModel, guide: Guide, windows: Windows, batch: int, hard: bool) -> _Walked:
     device = model.network.embedding.weight.device
     follow = guide.mean_route(hard)
     nll, is_right, means = [], [], []

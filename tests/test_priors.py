@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import DIRICHLETS, PRIORS
+from conftest import DIRICHLETS
 from pyro.distributions import Dirichlet
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
@@ -67,15 +67,6 @@ def test_macs_average_to_one_for_full_attention(network: Transformer) -> None:
     window = costs_at(network, "macs", POSITIONS)[:, 2]
     torch.testing.assert_close(window[:4], full[:4])
     torch.testing.assert_close(window[4:], full[3].expand(28))
-
-
-@pytest.mark.parametrize("prior", PRIORS)
-def test_a_prior_does_not_see_the_length_of_the_text(
-    network: Transformer, prior: type[Prior]
-) -> None:
-    law = prior(network)
-    whole, cut = law(0, torch.arange(50)).mean, law(0, torch.arange(9)).mean
-    torch.testing.assert_close(whole[:9], cut, rtol=1e-6, atol=0)
 
 
 def test_a_strong_prior_makes_deciding_ten_times_as_dear(network: Transformer) -> None:

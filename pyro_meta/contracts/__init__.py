@@ -13,6 +13,7 @@ promises. pytest is imported where a test is made, and not before.
 """
 
 from pyro_meta.contracts.checks import Broken
-from pyro_meta.contracts.suite import broken, built_in, clauses, contract
+from pyro_meta.contracts.names import built_in
+from pyro_meta.contracts.suite import broken, clauses, contract
 
 __all__ = ["Broken", "broken", "built_in", "clauses", "contract"]

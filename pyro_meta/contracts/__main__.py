@@ -5,14 +5,15 @@ from typing import Any
 
 from pyro_meta.console import run_command
 from pyro_meta.contracts import one
-from pyro_meta.contracts.suite import Clause, clauses, read_call
+from pyro_meta.contracts.names import read_call
+from pyro_meta.contracts.suite import Clause, clauses
 from pyro_meta.errors import UsageError
 
 USAGE = """usage: python -m pyro_meta.contracts CLASS [options of pytest]
 
 CLASS is a mechanism, prior or guide: my_file.MyGuide, or "my_file.MyGuide(hidden=8)" with arguments
-of its constructor, or the name of a built-in one. A guide also takes prior="NAME", a prior
-guide="NAME": the class that it is tested with. Exits with code 1 if a clause is broken."""
+of its constructor, or the name of a built-in one. A guide also takes prior='NAME', a prior
+guide='NAME': the class that it is tested with. Exits with code 1 if a clause is broken."""
 
 
 class _Given:

@@ -75,7 +75,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def quiet_room() -> Iterator[None]:
     """The same for every clause: seed, float32, validation on; nothing of it is left behind."""
     with (
-        torch.random.fork_rng(),
+        torch.random.fork_rng(devices=[]),  # everything is on the CPU
         default_dtype(torch.float32),
         pyro.validation_enabled(True),
         pyro.settings.context(module_local_params=True),

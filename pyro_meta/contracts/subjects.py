@@ -17,7 +17,7 @@ from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel, Prior
 from pyro_meta.transformer import Features, Shape, Transformer
 
-SHAPE = Shape(vocabulary=13, context=24, width=16, layers=2, heads=2, window=5)
+SHAPE = Shape(vocabulary=13, context=64, width=16, layers=2, heads=2, window=5)
 MECHANISMS = ("full", "window", "linear")
 B, T, K = 3, 20, len(MECHANISMS)
 

@@ -1,0 +1,75 @@
+"""Which class is meant: of a built-in name, an import path, or a call written out."""
+
+import ast
+import difflib
+import importlib
+from typing import Any
+
+import pyro_meta
+from pyro_meta.attention import BUILT_IN, Mechanism
+from pyro_meta.errors import UsageError
+from pyro_meta.guides import Guide
+from pyro_meta.models import Prior
+
+
+def built_in() -> list[type]:
+    """Every mechanism, prior and guide of this package."""
+    exported = [getattr(pyro_meta, name) for name in pyro_meta.__all__]
+    bases = (Mechanism, Prior, Guide)
+    ours = [
+        found
+        for found in exported
+        if isinstance(found, type) and issubclass(found, bases) and found not in bases
+    ]
+    return list(dict.fromkeys([*BUILT_IN.values(), *ours]))
+
+
+def find(name: str) -> type:
+    """The class of a built-in's name, or of an import path `module.Class`.
+
+    Raises
+    ------
+    UsageError
+        There is none of that name.
+    """
+    known = {found.__name__: found for found in built_in()} | BUILT_IN
+    if name in known:
+        return known[name]
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(
+            f"no class {name!r}; built-in names and import paths such as "
+            f"my_file.MyGuide are allowed{hint}"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a person's module raises
+        raise UsageError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, type):
+        raise UsageError(f"{name!r} is no class")
+    return found
+
+
+def read_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of `my_file.MyGuide` or of `my_file.MyGuide(hidden=8)`.
+
+    Raises
+    ------
+    UsageError
+        It is neither, or an argument is no literal.
+    """
+    try:
+        node = ast.parse(text, mode="eval").body
+        if not isinstance(node, ast.Call):
+            return text, {}
+        if node.args or any(word.arg is None for word in node.keywords):
+            raise ValueError("arguments are given by name")
+        arguments = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+        return ast.unparse(node.func), arguments
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(
+            f"cannot read {text!r}: {error}; my_file.MyGuide or "
+            "'my_file.MyGuide(hidden=8)' is allowed"
+        ) from error
