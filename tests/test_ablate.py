@@ -232,7 +232,7 @@ def test_a_study_leaves_what_it_promises_and_repeats_nothing(
     assert best["against"] == "window alone", "the best that costs no more than .533"
     assert best["hard"]["mean"] == pytest.approx(-0.3 * (1.6 / 3 - 0.4))
     assert best["hard"]["by_seed"].keys() == {"0", "1"}
-    rows = list(csv.DictReader((out / "study.csv").open()))
+    rows = list(csv.DictReader((out / "study.csv").read_text().splitlines()))
     assert len(rows) == 16 and rows[0]["truth.answer_accuracy_hard"] == "0.5"
     page = (out / "study.md").read_text()
     assert "| routed \\* |" in page and "answers" in page and "pareto.png" in page
