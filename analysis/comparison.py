@@ -141,12 +141,12 @@ def _around(mean: float, half: float) -> Interval:
     return mean - float(half), mean + float(half)
 
 
-def pareto_front(costs: ArrayLike, losses: ArrayLike) -> NDArray[np.bool_]:
+def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> NDArray[np.bool_]:
     """Which settings no other one beats: none has both cost and loss as low and one lower."""
     cost, loss = np.asarray(costs, float), np.asarray(losses, float)
     no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)  # [other, one]
     better = (cost[:, None] < cost) | (loss[:, None] < loss)
-    return ~(no_worse & better).any(0)
+    return np.logical_not((no_worse & better).any(axis=0))
 
 
 def best_at_most(costs: Sequence[float], losses: Sequence[float], cost: float) -> int | None:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
@@ -52,14 +54,14 @@ def tradeoff(settings: Sequence[Setting], cost_name: str) -> Figure:
     Where some settings lie far above the others, they stand in an upper panel with a scale of its
     own.
     """
-    figure = Figure(figsize=(9, 6), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    layout = ConstrainedLayoutEngine(h_pad=0.02, hspace=0.0)
+    figure = Figure(figsize=(9, 6), dpi=DPI, layout=layout)
+    canvas = FigureCanvasAgg(figure)
     limit = _limit([setting.loss for setting in settings])
     far = [setting for setting in settings if setting.loss > limit]
     near = [setting for setting in settings if setting.loss <= limit]
     if far:
         panels = list(figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.6]))
-        figure.get_layout_engine().set(h_pad=0.02, hspace=0.0)  # type: ignore[union-attr]
     else:
         panels = [figure.subplots()]
     for axes, shown in zip(panels, [far, near] if far else [near], strict=True):
@@ -78,7 +80,7 @@ def tradeoff(settings: Sequence[Setting], cost_name: str) -> Figure:
     figure.draw_without_rendering()  # sizes of texts are known from here on
     figure.set_layout_engine("none")
     for axes, shown in zip(panels, [far, near] if far else [near], strict=True):
-        _label(axes, shown)
+        _label(axes, shown, canvas.get_renderer())
     return figure
 
 
@@ -122,9 +124,9 @@ def _break(upper: Axes, lower: Axes) -> None:
     """Show that the scale is interrupted between two panels."""
     upper.spines["bottom"].set_visible(False)
     upper.tick_params(bottom=False, labelbottom=False)
-    slanted = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 9, "color": "black", "mew": 1.0}
     for axes, height in ((upper, 0), (lower, 1)):
-        axes.plot([0], [height], ls="", transform=axes.transAxes, clip_on=False, **slanted)
+        axes.plot([0], [height], ls="", marker=[(-1, -0.6), (1, 0.6)], markersize=9,
+                  color="black", mew=1.0, transform=axes.transAxes, clip_on=False)  # fmt: skip
 
 
 def _draw_front(axes: Axes, settings: Sequence[Setting]) -> None:
@@ -151,19 +153,18 @@ def _legend(figure: Figure, settings: Sequence[Setting]) -> None:
 # -- labels that keep out of each other's way --------------------------------------------------
 
 
-def _label(axes: Axes, settings: Sequence[Setting]) -> None:
+def _label(axes: Axes, settings: Sequence[Setting], renderer: RendererBase) -> None:
     """Write each label where it covers least: near its mark, off other labels, marks and bars.
 
     Boxes are rows of left, bottom, right, top in pixels.
     """
-    renderer = axes.figure.canvas.get_renderer()  # type: ignore[union-attr]
     points = axes.transData.transform([(setting.cost, setting.loss) for setting in settings])
     marks = _squares(points, 0.6 * EM)
     seeds = np.concatenate([np.column_stack([one.costs, one.losses]) for one in settings])
     crossed = np.concatenate(
         [_squares(axes.transData.transform(seeds), 0.2 * EM), _bars(axes, settings)]
     )
-    frame = axes.get_window_extent(renderer).padded(-0.3 * EM).extents
+    frame = np.array(axes.get_window_extent(renderer).padded(-0.3 * EM).extents)
     placed = np.empty((0, 4))
     neighbours = [sum(np.hypot(*(points - point).T) < 8 * EM) for point in points]
     for index in np.argsort(neighbours, kind="stable"):
@@ -173,7 +174,7 @@ def _label(axes: Axes, settings: Sequence[Setting]) -> None:
             xytext=(0, 0), textcoords="offset pixels", fontsize=8.5, color=INK,
             va="center", zorder=5, path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
-        box = text.get_window_extent(renderer).extents
+        box = np.array(text.get_window_extent(renderer).extents)
         shifts = _candidates(box[2] - box[0], box[3] - box[1])
         boxes = box + np.tile(shifts, 2)
         covered = np.concatenate([np.delete(marks, index, 0), placed])

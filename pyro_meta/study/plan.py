@@ -103,6 +103,7 @@ class Study:
             seeds = [int(fixed[-1])] if fixed else [0, 1, 2]
         for option, values in grid.items():
             _require_axis(option, values, source)
+            grid[option] = list({as_word(value): value for value in values}.values())
         baselines = _read_baselines(given.get("baselines", True), source)
         return cls(layers, grid, named, read_seeds(seeds, f"{source}: seeds"), baselines)
 
@@ -128,10 +129,11 @@ def _read_baselines(given: Any, source: str) -> Baselines:
     kinds = ("mechanisms", "fixed", "random", "prior", "point")
     where = f"{source}: baselines"
     if isinstance(given, bool):
-        return Baselines(*([given] * len(kinds)))
+        given = list(kinds) if given else []
     if isinstance(given, list):
         _require_keys(dict.fromkeys(given), kinds, where)
-        return Baselines(**{kind: kind in given for kind in kinds})
+        chosen: dict[str, Any] = {kind: kind in given for kind in kinds}
+        return Baselines(**chosen)
     chosen = dict(_require_mapping(given, where))
     _require_keys(chosen, (*kinds, "seeds", "also"), where)
     for kind in kinds:
@@ -345,7 +347,9 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
         add("prior", "PriorGuide", [*_shared(study, own, "prior"), {"guide": "PriorGuide"}], seeds)
     if chosen.point:
         add("point", "PointGuide", [*_shared(study, own, "point"), {"guide": "PointGuide"}], seeds)
-    for kind, wanted in (("fixed", chosen.fixed), ("random", chosen.random)):
+    with_loads: tuple[tuple[Kind, bool | list[str]], ...]
+    with_loads = ("fixed", chosen.fixed), ("random", chosen.random)
+    for kind, wanted in with_loads:
         if wanted is True or (wanted and (group.label in wanted or _stem(group, study) in wanted)):
             shared = [_without(layer, ("guide",)) for layer in [*study.base, *own]]
             own_seeds = [seed for seed in seeds if seed in group.seeds]
