@@ -47,6 +47,7 @@ SUMMARY_KEYS = (
     "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
     "router_parameters", "device", "seed", "versions",
 )  # fmt: skip
+OPTIONAL_KEYS = ("prior",)
 
 
 class Run:
@@ -230,7 +231,7 @@ class Run:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json; its keys are part of the interface and checked."""
-        if tuple(summary) != SUMMARY_KEYS:
+        if tuple(key for key in summary if key not in OPTIONAL_KEYS) != SUMMARY_KEYS:
             raise ValueError(f"summary has keys {list(summary)}, not {list(SUMMARY_KEYS)}")
         _write(self.summary_path, json.dumps(summary, indent=2) + "\n")
 

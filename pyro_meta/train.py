@@ -113,6 +113,8 @@ def _close(
         "seed": config.seed,
         "versions": versions(),
     }
+    if learned := model.prior.figures():
+        summary["prior"] = learned
     run.write_summary(summary)
     with out.status("drawing from the posterior"):
         rows = max(1, READ_TOKENS // config.context)

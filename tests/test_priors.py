@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import DIRICHLETS, PRIORS
+from conftest import ARGUMENTS, DIRICHLETS, PRIORS
 from pyro.distributions import Dirichlet
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
@@ -73,7 +73,7 @@ def test_macs_average_to_one_for_full_attention(network: Transformer) -> None:
 def test_a_prior_does_not_see_the_length_of_the_text(
     network: Transformer, prior: type[Prior]
 ) -> None:
-    law = prior(network)
+    law = prior(network, **ARGUMENTS.get(prior, {}))
     whole, cut = law(0, torch.arange(50)).mean, law(0, torch.arange(9)).mean
     torch.testing.assert_close(whole[:9], cut, rtol=1e-6, atol=0)
 
@@ -111,5 +111,5 @@ def test_bad_arguments_are_refused_by_name(network: Transformer, make, message: 
 
 @pytest.mark.parametrize("prior", DIRICHLETS)
 def test_concentrations_are_finite_and_positive(network: Transformer, prior: type[Prior]) -> None:
-    concentration: Tensor = prior(network)(0, POSITIONS).concentration  # type: ignore[attr-defined]
+    concentration: Tensor = prior(network, **ARGUMENTS.get(prior, {}))(0, POSITIONS).concentration
     assert torch.isfinite(concentration).all() and (concentration > 0).all()
