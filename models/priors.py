@@ -43,6 +43,32 @@ class Prior(nn.Module):
         """The law for `positions` [T] of `layer`: batch [T] or [], event [K], reparameterised."""
         raise NotImplementedError
 
+    def aim_at(self, budget: float | None) -> None:
+        """Take the budget of `--budget`, if one is given; `UsageError` if it cannot be met."""
+        if budget is not None:
+            raise UsageError(
+                f"budget: {budget} given, and {type(self).__name__} has none to meet; "
+                "--prior BudgetDirichlet does"
+            )
+
+    def measure(self, means: Tensor) -> dict[str, float]:
+        """Figures of a batch that the prior asks for, logged under their names.
+
+        `means` [L, B, T, K] are the posterior means of its routes; over several processes the
+        figures are averaged.
+        """
+        return {}
+
+    def adapt(self, figures: dict[str, float], kl_weight: float) -> None:
+        """Take note of a step: its figures, `measure`'s among them, and the weight of the KL.
+
+        Called after the optimiser's step. What is kept belongs into buffers, which are saved.
+        """
+
+    def figures(self) -> dict[str, float]:
+        """What the prior has come to, for the log and the summary."""
+        return {}
+
 
 class CostDirichlet(Prior):
     """alpha ~ Dirichlet(s softmax(-lambda c) + floor): cheap mechanisms are likelier.
@@ -65,7 +91,7 @@ class CostDirichlet(Prior):
     floor
         Least concentration of any mechanism.
     cost
-        `macs` (by position), `nominal`, or a list with one cost per mechanism.
+        `macs` (by position), `nominal`, `measured`, or a list with one cost per mechanism.
     """
 
     def __init__(

@@ -27,6 +27,7 @@ _HOME = {
     "SymmetricDirichlet": "models",
     "LearnedDirichlet": "models",
     "LogisticNormalPrior": "models",
+    "BudgetDirichlet": "models",
     "Guide": "guides",
     "DirichletGuide": "guides",
     "LogisticNormalGuide": "guides",

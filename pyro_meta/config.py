@@ -13,10 +13,11 @@ from pyro_meta.console import command_parser, explain, parse
 from pyro_meta.corpus import Data, Text
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, Guide
-from pyro_meta.models import CostDirichlet, LanguageModel, Prior
+from pyro_meta.models import BudgetDirichlet, CostDirichlet, LanguageModel, Prior
 from pyro_meta.options import as_word, flatten, preset_names, settle
 from pyro_meta.recall import Recall  # noqa: F401 -- named on the command line
 from pyro_meta.svi import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
+from pyro_meta.timing import timed_on
 from pyro_meta.transformer import Shape, Transformer
 
 
@@ -31,6 +32,9 @@ class Config:
     prior: Callable[[Transformer], Prior] = CostDirichlet
     """Prior over routes: CostDirichlet (default, with --prior.rate, --prior.strength, --prior.cost;
     see --prior.help), another, or the import path of your own."""
+    budget: float | None = None
+    """Cost to meet with hard routes, in the unit of --prior.cost, where full attention is 1; the
+    prior is then BudgetDirichlet, unless --prior names another that has a budget."""
     guide: Callable[[LanguageModel], Guide] = DirichletGuide
     """Posterior over routes: DirichletGuide (default, with --guide.hidden; see --guide.help),
     another, or the import path of your own."""
@@ -88,6 +92,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.seed >= 1 << 63:
             raise UsageError(f"seed: {self.seed} given; below 2**63 is allowed")
+        if self.budget is not None and self.prior is CostDirichlet:
+            self.prior = BudgetDirichlet
         at_least = {"steps": 1, "batch": 1, "accumulate": 1, "devices": 1, "checkpoint_every": 1}
         at_least |= {"validate_every": 0, "validation_tokens": 1, "seed": 0}
         for name, least in at_least.items():
@@ -121,7 +127,10 @@ class Config:
             self.dropout,
         )
         network = Transformer(shape, self.mechanisms)
-        model = LanguageModel(network, self.prior(network))
+        with timed_on(self.accelerator):
+            prior = self.prior(network)
+            prior.aim_at(self.budget)
+        model = LanguageModel(network, prior)
         return model, self.guide(model)
 
 
@@ -143,7 +152,10 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     """
     parser = config_parser()
     bases = {name: base for name, (base, _) in CLASS_OPTIONS.items()}
-    words = settle(argv, {name: default for name, (_, default) in CLASS_OPTIONS.items()})
+    defaults = {name: default for name, (_, default) in CLASS_OPTIONS.items()}
+    words = settle(argv, defaults)
+    if _has_budget(words):
+        words = settle(argv, defaults | {"prior": "pyro_meta.models.BudgetDirichlet"})
     parsed = parse(parser, words, bases)
     options: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_unset=False))
     try:
@@ -180,6 +192,14 @@ def _defaults(*classes: str) -> dict[str, Any]:
             own = {}
         defaults[name]["init_args"] = own.get("init_args", {})
     return defaults
+
+
+def _has_budget(words: Sequence[str]) -> bool:
+    """Whether settled words, files among them, ask for a budget."""
+    files = (word.partition("=")[2] for word in words if word.startswith("--config="))
+    return any(word.partition("=")[0] == "--budget" for word in words) or any(
+        "budget" in yaml.safe_load(file) for file in files
+    )
 
 
 def config_parser() -> ArgumentParser:

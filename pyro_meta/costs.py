@@ -2,7 +2,8 @@
 
 `nominal` are the constants of the Meta-Attention paper (arXiv 2605.28384); `macs` counts the
 multiply-accumulates of attention itself, by position, over those of full attention averaged over
-the context. Shapes: T positions, K mechanisms.
+the context; `measured` are times of this machine (see `pyro_meta.timing`). Shapes: T positions,
+K mechanisms.
 """
 
 from collections.abc import Sequence
@@ -11,24 +12,35 @@ import torch
 from torch import Tensor, nn
 
 from pyro_meta.errors import UsageError
+from pyro_meta.timing import measure_costs
 from pyro_meta.transformer import Transformer
 
-UNITS = ("nominal", "macs")
+UNITS = ("nominal", "macs", "measured")
 
 CostSpec = str | Sequence[float]
 """A unit, or a list with the user's own cost of each mechanism."""
 
 
 class Costs(nn.Module):
-    """The costs that a prior reckons with; `costs(positions)` [T, K], see `costs_at`."""
+    """The costs that a prior reckons with; `costs(positions)` is [T, K], see `costs_at`.
+
+    Measured costs are read or timed once, here, and kept in a buffer: they are saved with the
+    prior, so that a resumed run and a report reckon with the numbers that the run began with.
+    """
+
+    measured: Tensor
 
     def __init__(self, network: Transformer, spec: CostSpec) -> None:
         super().__init__()
         check_cost(network, spec)
         self._network = (network,)  # in a tuple: known, but no submodule
         self.spec = spec
+        if spec == "measured":
+            self.register_buffer("measured", torch.tensor(measure_costs(network)))
 
     def forward(self, positions: Tensor) -> Tensor:
+        if self.spec == "measured":
+            return self.measured.expand(len(positions), -1)
         return costs_at(self._network[0], self.spec, positions)
 
 
@@ -40,7 +52,7 @@ def costs_at(network: Transformer, spec: CostSpec, positions: Tensor) -> Tensor:
     network
         Gives the mechanisms, the head width and the context that `macs` is normalised by.
     spec
-        `nominal`, `macs`, or one number per mechanism.
+        `nominal`, `macs`, `measured`, or one number per mechanism.
 
     Raises
     ------
@@ -55,9 +67,13 @@ def costs_at(network: Transformer, spec: CostSpec, positions: Tensor) -> Tensor:
         full_mean = shape.head_width * (shape.context + 1)
         where = positions.to(torch.get_default_dtype())
         return torch.stack([mechanism.macs(where) for mechanism in mechanisms], -1) / full_mean
-    constants = (
-        [mechanism.nominal_cost for mechanism in mechanisms] if isinstance(spec, str) else spec
-    )
+    if spec == "nominal":
+        constants: Sequence[float] = [mechanism.nominal_cost for mechanism in mechanisms]
+    elif spec == "measured":
+        constants = measure_costs(network)
+    else:
+        assert not isinstance(spec, str)
+        constants = spec
     table = torch.tensor(list(constants), device=positions.device, dtype=torch.get_default_dtype())
     return table.expand(len(positions), -1)
 

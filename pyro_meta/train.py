@@ -119,6 +119,8 @@ def _close(
         "seed": config.seed,
         "versions": versions(),
     }
+    if learned := model.prior.figures():
+        summary["prior"] = learned
     if is_query is not None:
         summary["truth"] = truth
     circumstances = {

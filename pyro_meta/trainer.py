@@ -153,19 +153,21 @@ def train(
                 error_if_nonfinite=False,
             )
             assert norm is not None
-            figures = _figures(terms, costs)
+            figures = _figures(terms, costs) | model.prior.measure(_means(terms))
             figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
             figures = _average(fabric, figures)
             _require_finite(figures, step + 1, run)
             fabric_optimiser.step()
             fabric_optimiser.zero_grad()
             must_stop = figures.pop("stop") > 0
+            model.prior.adapt(figures, model.kl_weight)
             elapsed = time.perf_counter() - started
             seconds += elapsed
             record = {
                 "step": step + 1,
                 **figures,
-                "entropy_by_layer": _entropy_by_layer(terms),
+                **model.prior.figures(),
+                "entropy_by_layer": _entropy_by_layer(_means(terms)),
                 **_schedules(model, guide, optimiser),
                 "tokens": (step + 1) * config.batch * config.context,
                 "tokens_per_second": config.batch * config.context / elapsed,
@@ -268,9 +270,13 @@ def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, 
     }
 
 
-def _entropy_by_layer(collected: list[ELBOTerms]) -> list[float]:
-    """Mean H(m) / log K of each layer's posterior means."""
-    means = torch.cat([terms.means for terms in collected], 1)
+def _means(collected: list[ELBOTerms]) -> Tensor:
+    """Posterior means of a step on this process, [L, B, T, K]."""
+    return torch.cat([terms.means for terms in collected], 1)
+
+
+def _entropy_by_layer(means: Tensor) -> list[float]:
+    """Mean H(m) / log K of each layer's posterior means [L, B, T, K]."""
     K = means.shape[-1]
     normalised = entropy(means).mean((1, 2)) / (math.log(K) if K > 1 else 1.0)
     return [round(value, 6) for value in normalised.tolist()]

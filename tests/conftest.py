@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
 import torch
 
 from pyro_meta import (
+    BudgetDirichlet,
     ConcreteGuide,
     CostDirichlet,
     DirichletGuide,
@@ -29,7 +31,13 @@ from pyro_meta import (
     Transformer,
 )
 
-DIRICHLETS = [CostDirichlet, PaperDirichlet, SymmetricDirichlet, LearnedDirichlet]
+DIRICHLETS = [
+    CostDirichlet,
+    PaperDirichlet,
+    SymmetricDirichlet,
+    LearnedDirichlet,
+    BudgetDirichlet,
+]
 PRIORS = [*DIRICHLETS, LogisticNormalPrior]
 GUIDES = [
     DirichletGuide,
@@ -42,9 +50,16 @@ GUIDES = [
     FixedGuide,
     RandomGuide,
 ]
+ARGUMENTS: dict[type[Prior], dict[str, Any]] = {BudgetDirichlet: {"budget": 0.8}}
+"""What a prior cannot do without."""
 REFUSED = {
     (LogisticNormalPrior, PaperGuide),
-    *((LearnedDirichlet, guide) for guide in GUIDES if not guide.pays_kl),
+    *(
+        (prior, guide)
+        for prior in PRIORS
+        for guide in GUIDES
+        if prior.learns_from_kl and not guide.pays_kl
+    ),
 }
 PAIRS = [(prior, guide) for prior in PRIORS for guide in GUIDES if (prior, guide) not in REFUSED]
 ESTIMATED = {
@@ -93,7 +108,7 @@ def build(
         vocabulary=13, context=context, width=16, layers=layers, heads=2, window=5, dropout=dropout
     )
     network = Transformer(shape, mechanisms)
-    model = LanguageModel(network, prior(network))
+    model = LanguageModel(network, prior(network, **ARGUMENTS.get(prior, {})))
     return model, guide(model)
 
 

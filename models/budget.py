@@ -1,0 +1,98 @@
+"""A prior that meets a compute budget: its price of cost is moved while training runs."""
+
+import torch
+from pyro.distributions import Dirichlet
+from torch import Tensor
+
+from pyro_meta.costs import Costs
+from pyro_meta.errors import UsageError
+from pyro_meta.models.dual import DualController
+from pyro_meta.models.priors import Prior, require_positive
+from pyro_meta.simplex import one_hot
+from pyro_meta.transformer import Transformer
+
+TILT = 3.0  # up to this |lambda| the prior's mean moves, beyond it its strength grows
+MOST_RATE = 300.0  # at strength 1 the concentrations stay below about 100
+WARM = 1e-5  # under a smaller KL weight no prior can move anything
+
+
+class BudgetDirichlet(Prior):
+    """alpha ~ Dirichlet(s max(1, |lambda| / 3) softmax(-lambda' c) + floor), lambda controlled.
+
+    lambda' is lambda within +-3: a `CostDirichlet` whose strength grows where its mean has nothing
+    left to say, so that its pull never saturates. After every step of the optimiser a
+    `DualController` sets the price of a unit of cost, w lambda, w being the weight of the KL, by
+    how far the realised cost of the batch is off: that of every token's likeliest mechanism,
+    averaged over layers and tokens. lambda is negative where routes would be cheaper than that.
+
+    Parameters
+    ----------
+    network
+        The transformer whose routes are drawn.
+    budget
+        Cost to meet in the unit `cost`; `--budget` sets it.
+    strength
+        s, how many pseudo-draws the prior is worth up to |lambda| = 3.
+    floor
+        Least concentration of any mechanism.
+    cost
+        Unit of cost, see `CostDirichlet`.
+    """
+
+    learns_from_kl = True
+    rate: Tensor
+
+    def __init__(
+        self,
+        network: Transformer,
+        budget: float | None = None,
+        strength: float = 1.0,
+        floor: float = 0.05,
+        cost: str | list[float] = "macs",
+    ) -> None:
+        super().__init__(network)
+        require_positive(strength=strength, floor=floor)
+        self.strength, self.floor = strength, floor
+        self.costs = Costs(network, cost)
+        self.register_buffer("rate", torch.zeros(()))  # lambda
+        self.controller = DualController()
+        self.budget: float | None = None
+        if budget is not None:
+            self.aim_at(budget)
+
+    def aim_at(self, budget: float | None) -> None:
+        if budget is None and self.budget is None:
+            raise UsageError("budget: none given; BudgetDirichlet needs one, as in --budget 0.25")
+        self.budget = self.budget if budget is None else budget
+        if self.costs.spec != "measured":  # those may be this machine's, until a checkpoint is read
+            self._require_feasible()
+
+    def _require_feasible(self) -> float:
+        """The budget; raises `UsageError` if no choice of routes can meet it."""
+        assert self.budget is not None
+        costs = self.costs(torch.arange(self.network.shape.context))
+        least, most = (float(end.mean()) for end in (costs.amin(-1), costs.amax(-1)))
+        if not least * (1 - 1e-6) <= self.budget <= most * (1 + 1e-6):
+            raise UsageError(
+                f"budget: {self.budget} given; between {least:.4g} (every token takes the cheapest "
+                f"mechanism) and {most:.4g} (the dearest) is allowed in the unit {self.costs.spec}"
+            )
+        return self.budget
+
+    def forward(self, layer: int, positions: Tensor) -> Dirichlet:
+        tilt = self.rate.clamp(-TILT, TILT)
+        strength = self.strength * (self.rate.abs() / TILT).clamp(min=1.0)
+        return Dirichlet(strength * torch.softmax(-tilt * self.costs(positions), -1) + self.floor)
+
+    def measure(self, means: Tensor) -> dict[str, float]:
+        costs = self.costs(torch.arange(means.shape[2], device=means.device))
+        return {"cost_budgeted": float((one_hot(means) * costs).sum(-1).mean())}
+
+    def adapt(self, figures: dict[str, float], kl_weight: float) -> None:
+        if kl_weight >= WARM:
+            excess = figures["cost_budgeted"] - self._require_feasible()
+            price = self.controller.step(excess, MOST_RATE * kl_weight)
+            self.rate.fill_(price / kl_weight)
+
+    def figures(self) -> dict[str, float]:
+        return {"lambda": float(self.rate)}

@@ -1,0 +1,178 @@
+"""A budget: the controller on a simulated plant, the prior that it moves, and its options."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from commands import MOMENT
+from conftest import build, text
+from pyro.distributions import Dirichlet
+from torch.distributions import kl_divergence
+
+import pyro_meta.train as train_command
+from pyro_meta import BudgetDirichlet, CostDirichlet, Transformer, UsageError
+from pyro_meta.config import Config, read_options
+from pyro_meta.models.dual import DualController
+from pyro_meta.svi import KLSchedule, Objective, Optimisation
+
+
+@pytest.fixture
+def network() -> Transformer:
+    return build()[0].network
+
+
+def simulate(budget: float, benefit: float, speed: float, steps: int = 1000) -> float:
+    """Cost at the end of a training run in which tokens move towards what pays.
+
+    Each token is worth `benefit` nats more by full attention, give or take as much; its logit moves
+    at `speed` times the learning rate, and no faster.
+    """
+    generator = torch.Generator().manual_seed(0)
+    worth = benefit * (1 + torch.randn(4000, generator=generator))
+    lead = 1.5 + 0.5 * torch.randn(4000, generator=generator)
+    controller, weight, optim = DualController(), KLSchedule(), Optimisation()
+    for step in range(steps):
+        progress = (step + 1) / steps
+        w = weight(progress)
+        cost = 0.2 + 0.8 * float((lead > 0).double().mean())
+        noisy = cost + 0.01 * float(torch.randn((), generator=generator))
+        price = controller.step(noisy - budget, 300 * w) if w > 1e-5 else 0.0
+        lead += speed * optim.lr_at(progress) * ((worth - price) / 0.02 - 0.1 * lead).clamp(-1, 1)
+    return 0.2 + 0.8 * float((lead > 0).double().mean())
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("benefit", [0.003, 0.03, -0.03])
+@pytest.mark.parametrize("speed", [30.0, 100.0])
+def test_the_controller_settles_on_plants_unknown_to_it(
+    budget: float, benefit: float, speed: float
+) -> None:
+    assert simulate(budget, benefit, speed) == pytest.approx(budget, abs=0.01)
+
+
+def test_the_controller_does_not_wind_up() -> None:
+    """While no price helps, the price stays at its bound, and leaves it once the cost is met."""
+    controller = DualController()
+    for _ in range(1000):
+        assert abs(controller.step(0.5, 0.01)) <= 0.01
+    assert controller.price <= 0.01
+    prices = [controller.step(-0.05, 1.0) for _ in range(30)]
+    assert prices[-1] < 0
+
+
+def test_the_pull_of_a_budget_does_not_saturate(network: Transformer) -> None:
+    """Of a decided token: the KL of full over that of the cheapest grows with lambda."""
+
+    def charge(prior: CostDirichlet | BudgetDirichlet) -> float:
+        p = prior(0, torch.tensor([23]))
+        full, linear = (
+            Dirichlet(0.05 + 20.0 * torch.nn.functional.one_hot(torch.tensor(k), 3)) for k in (0, 2)
+        )
+        return float(kl_divergence(full, p) - kl_divergence(linear, p))
+
+    nominal = [1.0, 0.3, 0.15]
+    saturated = [charge(CostDirichlet(network, rate, cost=nominal)) for rate in (30.0, 300.0)]
+    assert saturated[1] == pytest.approx(saturated[0], rel=0.05)
+    prior = BudgetDirichlet(network, 0.5, cost=nominal)
+    charges = []
+    for rate in (-300.0, -30.0, -3.0, 0.0, 3.0, 30.0, 300.0):
+        prior.rate.fill_(rate)
+        charges.append(charge(prior))
+    assert charges == sorted(charges)
+    assert charges[3] == pytest.approx(0, abs=1e-4)
+    assert charges[6] == pytest.approx(10 * charges[5], rel=1e-3) == 100 * charges[4]
+
+
+def test_up_to_its_tilt_it_is_a_cost_dirichlet(network: Transformer) -> None:
+    prior = BudgetDirichlet(network, 0.8)
+    prior.rate.fill_(2.5)
+    law, same = (p(0, torch.arange(24)) for p in (prior, CostDirichlet(network, rate=2.5)))
+    torch.testing.assert_close(law.concentration, same.concentration)
+
+
+def test_it_reckons_with_hard_routes(network: Transformer) -> None:
+    prior = BudgetDirichlet(network, 0.5, cost=[1.0, 0.3, 0.15])
+    means = torch.tensor([[0.4, 0.3, 0.3], [0.2, 0.5, 0.3]]).expand(2, 3, 2, 3)
+    assert prior.measure(means)["cost_budgeted"] == pytest.approx(0.65)
+    prior.adapt({"cost_budgeted": 0.65}, 1e-6)
+    assert prior.figures() == {"lambda": 0.0}, "a KL that is off is no time to act"
+    prior.adapt({"cost_budgeted": 0.65}, 0.005)
+    assert prior.figures()["lambda"] > 0
+    for _ in range(30):
+        prior.adapt({"cost_budgeted": 0.3}, 0.005)
+    assert prior.figures()["lambda"] < 0
+
+
+def test_lambda_is_saved(network: Transformer) -> None:
+    one, other = BudgetDirichlet(network, 0.5), BudgetDirichlet(network, 0.5)
+    for _ in range(20):
+        one.adapt({"cost_budgeted": 0.9}, 0.005)
+    other.load_state_dict(one.state_dict())
+    for prior in (one, other):
+        prior.adapt({"cost_budgeted": 0.8}, 0.005)
+    assert one.figures() == other.figures() != {"lambda": 0.0}
+
+
+def test_every_guide_with_a_kl_feels_the_price() -> None:
+    """Gradients of the heads differ between two prices."""
+    model, guide = build(prior=BudgetDirichlet)
+    found = []
+    for rate in (-50.0, 50.0):
+        model.prior.rate.fill_(rate)
+        torch.manual_seed(0)
+        Objective(model, guide)(*text()).loss.backward()
+        found.append(guide.heads[0][-1].bias.grad.clone())
+        guide.zero_grad()
+    full = found[1][0] - found[0][0]  # a dear mechanism is pulled down by a positive price
+    assert full > 0
+
+
+@pytest.mark.parametrize("budget", [0.01, 1.5, -1.0, math.nan])
+def test_a_budget_that_no_route_meets_is_refused(network: Transformer, budget: float) -> None:
+    with pytest.raises(UsageError, match=r"budget: .* between 0\.15 .* and 1 .* unit nominal"):
+        BudgetDirichlet(network, budget, cost="nominal")
+
+
+def test_a_budget_chooses_the_prior(tmp_path: Path) -> None:
+    config, saved = read_options(["--budget", "0.6"])
+    assert yaml.safe_load(saved)["prior"]["class_path"].endswith("BudgetDirichlet")
+    prior = config.build(13)[0].prior
+    assert isinstance(prior, BudgetDirichlet) and prior.budget == 0.6
+    path = tmp_path / "config.yaml"
+    path.write_text(saved)
+    again, _ = read_options(["--config", str(path)])
+    assert again.build(13)[0].prior.budget == 0.6
+    named, _ = read_options(["--budget=0.5", "--prior=BudgetDirichlet", "--prior.cost=nominal"])
+    assert named.build(13)[0].prior.costs.spec == "nominal"
+    assert isinstance(Config(budget=0.6).build(13)[0].prior, BudgetDirichlet)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "0.5", "--prior", "PaperDirichlet"], "PaperDirichlet has none to meet"),
+        (["--budget", "0.5", "--prior", "CostDirichlet"], "CostDirichlet has none to meet"),
+        (["--prior", "BudgetDirichlet"], "budget: none given"),
+        (["--budget", "0.01"], "is allowed in the unit macs"),
+        (["--budget", "0.5", "--guide", "PointGuide"], "that of PointGuide is always 0"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(words: list[str], message: str) -> None:
+    config, _ = read_options(words)
+    with pytest.raises(UsageError, match=message):
+        config.build(13)
+
+
+def test_a_run_logs_and_keeps_lambda(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    folder = tmp_path / "run"
+    words = [*MOMENT, f"--data.path={tmp_path / 'text.txt'}", f"--out={folder}", "--budget=0.7"]
+    assert train_command.main(words) == 0
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"cost_budgeted", "lambda"} <= last.keys()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["prior"] == {"lambda": last["lambda"]}
+    assert last["lambda"] != 0

@@ -1,0 +1,212 @@
+"""The recall task keeps its promises, and scores against its truth are what they say."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import build
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pyro_meta import UsageError
+from pyro_meta.guides import Guide
+from pyro_meta.known_truth import auroc, score_against_truth
+from pyro_meta.recall import Recall, RecallCorpus
+from pyro_meta.simplex import Point
+from pyro_meta.transformer import Features
+
+SMALL = {"pairs": 6, "queries": 4, "distance": 8}
+
+
+def planted(corpus: RecallCorpus, rows: int = 3, length: int = 97) -> list[tuple[list[str], list]]:
+    """Symbols and query flags of some sequences."""
+    sequences = corpus.plant(np.random.default_rng(0), rows, length)
+    symbols = corpus.vocabulary.symbols  # type: ignore[attr-defined]
+    return [
+        ([symbols[index] for index in row], list(flags))
+        for row, flags in zip(sequences.rows, sequences.is_query, strict=True)
+    ]
+
+
+@given(
+    pairs=st.integers(1, 6), queries=st.integers(0, 9), hops=st.sampled_from([1, 2]),
+    marked=st.booleans(), strangers=st.integers(0, 3), distance=st.integers(0, 12),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_every_query_asks_for_a_definition_far_behind(
+    pairs: int, queries: int, hops: int, marked: bool, strangers: int, distance: int
+) -> None:
+    data = Recall(
+        pairs=pairs, queries=queries, hops=hops, marked=marked, strangers=strangers,
+        distance=distance, keys=pairs + 2,
+    )  # fmt: skip
+    for row, is_query in planted(data.corpus()):
+        asked = [at for at, flag in enumerate(is_query) if flag]
+        assert len(asked) == queries
+        for at in asked:
+            key, value = row[at].strip("⟨⟩"), row[at + 1].strip("⟨⟩")
+            before = row[:at]
+            if hops == 1:
+                defined = [i for i, symbol in enumerate(before) if symbol == f"⟨{key}={value}⟩"]
+            else:
+                defined = [i + 1 for i in range(at - 1) if row[i : i + 2] == row[at : at + 2]]
+            assert defined and at - defined[0] >= distance
+            assert (row[at - 1] == "⟨?⟩") == marked
+        assert sum(symbol == "⟨?⟩" for symbol in row) == queries * marked
+
+
+def test_a_key_is_asked_for_again_only_after_all_others() -> None:
+    corpus = Recall(pairs=4, queries=12, distance=8).corpus()
+    for row, is_query in planted(corpus):
+        keys = [row[at] for at, flag in enumerate(is_query) if flag]
+        assert keys[:4] == keys[4:8] == keys[8:] and len(set(keys[:4])) == 4
+
+
+def test_unmarked_strangers_were_never_defined() -> None:
+    corpus = Recall(**SMALL, marked=False, strangers=3).corpus()
+    for row, is_query in planted(corpus):
+        is_key = [re.fullmatch(r"⟨k\d+⟩", symbol) is not None for symbol in row]
+        strangers = [row[at] for at in range(len(row) - 1) if is_key[at] and not is_query[at]]
+        assert len(strangers) == 3
+        defined = {symbol.split("=")[0] + "⟩" for symbol in row if "=" in symbol}
+        assert not defined & set(strangers)
+
+
+def test_answers_cannot_be_guessed() -> None:
+    """Values are uniform, and independent of the key."""
+    corpus = Recall(**SMALL, values=4).corpus()
+    answers = [
+        row[at + 1] for row, flags in planted(corpus, rows=500) for at in np.flatnonzero(flags)
+    ]
+    _, counts = np.unique(answers, return_counts=True)
+    assert len(counts) == 4 and counts.min() > 0.8 * counts.mean()
+
+
+def test_the_filler_is_predictable_from_its_own_past() -> None:
+    """Across what is planted: the chain goes on where it was interrupted."""
+    corpus = Recall(**SMALL, letters=4, order=1, chain_seed=3).corpus()
+    counts = np.ones((4, 4))
+    for row, _ in planted(corpus, rows=200):
+        letters = ["abcd".index(symbol) for symbol in row if symbol in "abcd"]
+        np.add.at(counts, (letters[:-1], letters[1:]), 1)
+    chances = counts / counts.sum(1, keepdims=True)
+    rng = np.random.default_rng(3)
+    np.testing.assert_allclose(chances, rng.dirichlet(np.full(4, 0.2), 4), atol=0.05)
+
+
+def test_real_text_is_split_before_it_is_planted(tmp_path: Path) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("a" * 900 + "z" * 100)
+    corpus = Recall(**SMALL, filler=str(text)).corpus()
+    x, _ = corpus.batch(0, 0, 4, 80)
+    assert "z" not in corpus.vocabulary.decode(x.flatten().tolist())
+    x, y = corpus.windows(80, 160)
+    assert x.shape == y.shape == (2, 80)
+    shown = corpus.vocabulary.decode(x[0].tolist())
+    assert "z" in shown and "a" not in shown
+    assert corpus.vocabulary.encode(shown).tolist() == x[0].tolist()
+
+
+def test_batches_are_functions_of_seed_and_step_and_validation_is_apart() -> None:
+    corpus, again = Recall(**SMALL).corpus(), Recall(**SMALL).corpus()
+    one, two = corpus.batch(1, 5, 4, 80), again.batch(1, 5, 4, 80)
+    assert torch.equal(one[0], two[0]) and torch.equal(one[0][:, 1:], one[1][:, :-1])
+    assert not torch.equal(one[0], corpus.batch(1, 6, 4, 80)[0])
+    truth = corpus.truth(80, 320)
+    assert truth is not None and truth.shape == (4, 80) and truth.sum() == 16
+    assert torch.equal(corpus.windows(80, 320)[0], again.windows(80, 320)[0])
+    assert corpus.sha256 == again.sha256 != Recall(**SMALL, chain_seed=1).corpus().sha256
+
+
+def test_short_sequences_get_a_share_of_everything() -> None:
+    corpus = Recall(pairs=16, queries=16, distance=32).corpus()
+    corpus.require(256)
+    x, _ = corpus.batch(0, 0, 2, 64)
+    shown = corpus.vocabulary.decode(x[0].tolist())
+    assert shown.count("=") == shown.count("?") == 8
+
+
+def test_without_pairs_there_is_nothing_but_filler() -> None:
+    corpus = Recall(pairs=0, letters=5).corpus()
+    assert corpus.vocabulary.size == 6 and corpus.truth(32, 64) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pairs": -1}, "data.pairs: -1 given; at least 0"),
+        ({"pairs": 0, "queries": 3}, "data.queries: 3 given; without pairs"),
+        ({"pairs": 8, "keys": 4}, "data.keys: 4 given; at least 8"),
+        ({"letters": 40}, "data.letters: 40 given; 2 to 26"),
+        ({"letters": 20, "order": 5}, "data.order: 5 given"),
+        ({"filler": "/no/such/file"}, "data.filler: cannot read /no/such/file"),
+    ],
+)
+def test_bad_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Recall(**options).corpus()
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="do not fit into a context of 64"):
+        Recall(pairs=32).corpus().require(64)
+    short = tmp_path / "short.txt"
+    short.write_text("word " * 30)
+    with pytest.raises(UsageError, match="15 characters for validation are too few"):
+        Recall(**SMALL, filler=str(short)).corpus().require(96)
+
+
+# -- scores ----------------------------------------------------------------------------------
+
+
+def test_auroc_by_pairs() -> None:
+    rng = np.random.default_rng(0)
+    score, truth = rng.integers(0, 5, 60).astype(float), rng.random(60) < 0.3
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in score[truth] for b in score[~truth]]
+    assert auroc(score, truth) == pytest.approx(np.mean(pairs))
+
+
+class Oracle(Guide):
+    """`full` in layer 1 at every token whose id is 3, else `window`."""
+
+    def posterior(self, layer: int, features: Features) -> Point:
+        needs = (features.tokens == 3) & (layer == 1)
+        full = torch.where(needs, 0.9, 0.05).to(features.state)
+        return Point(torch.stack([full, 0.97 - full, torch.full_like(full, 0.03)], -1))
+
+
+def test_an_oracle_gets_full_marks() -> None:
+    model, guide = build(guide=Oracle)
+    tokens = torch.randint(13, (5, 24), generator=torch.Generator().manual_seed(1))
+    truth = (tokens == 3).numpy()
+    figures = score_against_truth(model, guide, (tokens, tokens), truth, batch=2)
+    assert figures["auroc"] == 1.0 and figures["auroc_by_layer"] == [0.5, 1.0]
+    assert figures["full_used"] == 1.0 and figures["full_used_by_layer"][0] == 0.0
+    assert figures["needed"] == pytest.approx(truth.mean())
+
+
+def test_losses_are_split_by_need() -> None:
+    model, guide = build()
+    tokens = torch.randint(13, (4, 24), generator=torch.Generator().manual_seed(1))
+    targets: Tensor = tokens.roll(-1, 1)
+    truth = np.random.default_rng(0).random((4, 24)) < 0.2
+    figures = score_against_truth(model, guide, (tokens, targets), truth, batch=3)
+    with torch.no_grad():
+        logits = model.network(tokens, guide.mean_route(hard=True)).log_softmax(-1)
+    nll = -logits.gather(-1, targets[..., None])[..., 0].numpy()
+    assert figures["answer_nll_hard"] == pytest.approx(nll[truth].mean(), rel=1e-5)
+    assert figures["filler_nll_hard"] == pytest.approx(nll[~truth].mean(), rel=1e-5)
+    right = (logits.argmax(-1) == targets).numpy()
+    assert figures["answer_accuracy_hard"] == pytest.approx(right[truth].mean())
+
+
+def test_without_full_there_is_no_auroc() -> None:
+    model, guide = build(mechanisms=("window", "linear"))
+    tokens = torch.randint(13, (2, 24))
+    truth = np.zeros((2, 24), bool)
+    truth[:, 5] = True
+    figures = score_against_truth(model, guide, (tokens, tokens), truth, batch=2)
+    assert figures["auroc"] is None and figures["full_used"] == 0.0
