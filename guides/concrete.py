@@ -30,7 +30,7 @@ class ConcreteGuide(Guide):
         model: LanguageModel,
         hidden: int | None = None,
         temperature: float = 0.5,
-        start: float = 1.5,
+        start: float = 2.5,
     ) -> None:
         super().__init__(model)
         if not temperature >= LEAST_TEMPERATURE:

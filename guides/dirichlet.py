@@ -53,7 +53,7 @@ class DirichletGuide(Guide):
         model: LanguageModel,
         hidden: int | None = None,
         total: float = 20.0,
-        start: float = 1.5,
+        start: float = 2.5,
     ) -> None:
         super().__init__(model)
         network = model.network

@@ -32,7 +32,7 @@ class LogisticNormalGuide(Guide):
         model: LanguageModel,
         hidden: int | None = None,
         scale: float = 0.5,
-        start: float = 1.5,
+        start: float = 2.5,
     ) -> None:
         super().__init__(model)
         if not LEAST_SCALE < scale < MOST_SCALE:

@@ -23,7 +23,7 @@ class PointGuide(Guide):
 
     pays_kl = False
 
-    def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 1.5) -> None:
+    def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 2.5) -> None:
         super().__init__(model)
         network = model.network
         bias = lead_of_full(network, start)

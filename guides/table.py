@@ -25,7 +25,7 @@ class TokenTableGuide(Guide):
         By how many logits the mechanism `full` is ahead at the start (no effect without `full`).
     """
 
-    def __init__(self, model: LanguageModel, total: float = 20.0, start: float = 1.5) -> None:
+    def __init__(self, model: LanguageModel, total: float = 20.0, start: float = 2.5) -> None:
         super().__init__(model)
         network = model.network
         bias = torch.tensor(start_at(network, total, start))

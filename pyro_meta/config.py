@@ -40,11 +40,11 @@ class Config:
     another, or the import path of your own."""
     mechanisms: list[str] = field(default_factory=lambda: ["full", "window", "linear"])
     """Ways to attend that each token chooses from: full, window, linear, or import paths."""
-    window: int = 64
+    window: int = 32
     """Keys that `window` sees, the token itself included."""
-    context: int = 256
+    context: int = 512
     """Tokens in a training sequence."""
-    width: int = 128
+    width: int = 64
     """Width of the residual stream."""
     layers: int = 4
     """Number of layers."""
@@ -56,7 +56,7 @@ class Config:
     """Dropout probability."""
     steps: int = 1000
     """Optimiser steps."""
-    batch: int = 16
+    batch: int = 8
     """Sequences per step, over all devices."""
     accumulate: int = 1
     """Micro-batches per step and device whose gradients are summed."""

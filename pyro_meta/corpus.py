@@ -187,7 +187,7 @@ class Text(Data):
             raise UsageError("data.path: it is empty; a file, a folder or a glob is needed")
         self.path, self.tokens, self.validation = path, tokens, validation
 
-    def corpus(self) -> Corpus:
+    def corpus(self) -> TokenCorpus:
         files = _find_files(self.path) if self.path is not None else None
         described = _describe_files(files) if files else _describe_python()
         identity = json.dumps([CACHE_VERSION, described, self.tokens, _stamp(self.tokens)])

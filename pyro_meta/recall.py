@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_meta.corpus import Corpus, Data, Windows, as_windows, step_rng
+from pyro_meta.corpus import Corpus, Data, Text, Windows, as_windows, step_rng
 from pyro_meta.errors import UsageError
 from pyro_meta.vocabulary import SymbolVocabulary
 
@@ -110,8 +110,8 @@ class Recall(Data):
         Keys that stand among the queries and are none: not defined or, where queries are marked,
         without the mark (default: a sixth of the queries where they are not marked).
     filler
-        A text file to plant in (UTF-8, read as characters; its last tenth is kept for validation);
-        by default a Markov chain.
+        A text file to plant in (UTF-8, read as characters; its last tenth is kept for validation),
+        or `python` for the text that `Text` reads by default; without it, a Markov chain.
     letters
         Symbols of the Markov chain.
     order
@@ -330,6 +330,9 @@ def _text(text: str, symbols: list[str]) -> Filler:
 
 
 def _read(path: str) -> str:
+    if path == "python":
+        corpus = Text().corpus()
+        return corpus.vocabulary.decode(corpus.tokens.tolist())
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -107,11 +107,11 @@ class KLSchedule:
     attention has learned anything kills it.
     """
 
-    weight: float = 0.005
+    weight: float = 0.03
     """Final weight; 1 is the ELBO, below 1 a tempered objective."""
-    begin: float = 0.5
+    begin: float = 0.35
     """Share of training done when the weight begins to rise."""
-    end: float = 0.8
+    end: float = 0.5
     """Share of training done when the weight is final."""
 
     def __post_init__(self) -> None:
@@ -132,9 +132,9 @@ class HardeningSchedule:
     Uncertainty is E_q[H(alpha)] / log K. At the end every token is hard, unless `final` says less.
     """
 
-    begin: float = 0.6
+    begin: float = 0.5
     """Share of training done when the first tokens may turn hard."""
-    end: float = 0.9
+    end: float = 0.8
     """Share of training done when the threshold is final."""
     final: float = 1.0
     """Final threshold: 1 makes every route hard, 0 keeps every route soft."""
@@ -179,7 +179,7 @@ class ShortFirst:
 class Optimisation:
     """AdamW with a warmed-up cosine schedule, and gradients clipped by their global norm."""
 
-    lr: float = 2e-3
+    lr: float = 5e-3
     """Peak learning rate."""
     final_lr: float = 1e-4
     """Learning rate at the end."""
@@ -193,9 +193,13 @@ class Optimisation:
     """Decay of AdamW's second moment."""
     clip: float = 1.0
     """Greatest global norm of the gradient."""
+    router: float = 5.0
+    """Learning rate of the guide, in units of the network's."""
+    router_begin: float = 0.35
+    """Share of training done when the guide begins to learn: what there is to attend to first."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "clip"):
+        for name in ("lr", "clip", "router"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"optim.{name}: {getattr(self, name)} given; above 0 is allowed")
         for name in ("final_lr", "weight_decay"):
@@ -208,6 +212,10 @@ class Optimisation:
                 raise UsageError(
                     f"optim.{name}: {getattr(self, name)} given; at least 0 and below 1 is allowed"
                 )
+        if not 0 <= self.router_begin <= 1:
+            raise UsageError(
+                f"optim.router_begin: {self.router_begin} given; between 0 and 1 is allowed"
+            )
 
     def lr_at(self, progress: float) -> float:
         """Learning rate after a share `progress` in [0, 1] of training."""
@@ -215,17 +223,28 @@ class Optimisation:
             return self.lr * progress / self.warmup
         return self.lr + (self.final_lr - self.lr) * _rise(progress, self.warmup, 1.0)
 
-    def optimiser(self, module: nn.Module) -> torch.optim.AdamW:
-        """AdamW over the parameters of `module`, in a decayed and an undecayed group."""
-        linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
-        is_decayed = {id(part.weight) for part in linear}
-        parameters = list(module.parameters())
+    def router_lr_at(self, progress: float) -> float:
+        """Learning rate of the guide after a share `progress` in [0, 1] of training."""
+        return self.router * self.lr_at(progress) if progress > self.router_begin else 0.0
+
+    def set_lr(self, optimiser: torch.optim.Optimizer, progress: float) -> None:
+        """Give every group its learning rate after a share `progress` of training."""
+        for group in optimiser.param_groups:
+            lr_at = self.router_lr_at if group["is_router"] else self.lr_at
+            group["lr"] = lr_at(progress)
+
+    def optimiser(self, objective: Objective) -> torch.optim.AdamW:
+        """AdamW over the network, in a decayed and an undecayed group, and the guide."""
+        linear = [part for part in objective.modules() if isinstance(part, nn.Linear)]
+        matrices = {id(part.weight) for part in linear}
+        router = {id(p) for p in objective.guide.parameters()}
+        network = [p for p in objective.parameters() if id(p) not in router]
+        decayed = [p for p in network if id(p) in matrices]
+        kept = [p for p in network if id(p) not in matrices]
         groups = [
-            {
-                "params": [p for p in parameters if id(p) in is_decayed],
-                "weight_decay": self.weight_decay,
-            },
-            {"params": [p for p in parameters if id(p) not in is_decayed], "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": self.weight_decay, "is_router": False},
+            {"params": kept, "weight_decay": 0.0, "is_router": False},
+            {"params": list(objective.guide.parameters()), "weight_decay": 0.0, "is_router": True},
         ]
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
 

@@ -199,8 +199,7 @@ def _set_schedules(
     progress = (step + 1) / config.steps
     model.kl_weight = config.kl(progress)
     guide.threshold.fill_(config.harden(progress))
-    for group in optimiser.param_groups:
-        group["lr"] = config.optim.lr_at(progress)
+    config.optim.set_lr(optimiser, progress)
 
 
 def _schedules(

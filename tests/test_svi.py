@@ -5,7 +5,7 @@ import torch
 from conftest import build
 
 from pyro_meta.errors import UsageError
-from pyro_meta.svi import HardeningSchedule, KLSchedule, Objective, Optimisation
+from pyro_meta.svi import HardeningSchedule, KLSchedule, Objective, Optimisation, ShortFirst
 
 
 def test_the_kl_weight_rises_from_next_to_nothing_to_its_final_value() -> None:
@@ -39,19 +39,40 @@ def test_the_learning_rate_warms_up_and_falls_on_a_cosine() -> None:
 
 def test_only_weights_of_linear_maps_decay() -> None:
     objective = Objective(*build())
-    decayed, kept = Optimisation(weight_decay=0.3).optimiser(objective).param_groups
+    decayed, kept, router = Optimisation(weight_decay=0.3).optimiser(objective).param_groups
     names = {id(p): name for name, p in objective.named_parameters()}
-    assert decayed["weight_decay"] == 0.3 and kept["weight_decay"] == 0.0
+    assert decayed["weight_decay"] == 0.3 and kept["weight_decay"] == router["weight_decay"] == 0.0
     assert all(names[id(p)].endswith("weight") and p.dim() == 2 for p in decayed["params"])
     kept_names = " ".join(names[id(p)] for p in kept["params"])
     assert "embedding" in kept_names and "gain" in kept_names and "bias" in kept_names
-    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+    assert [names[id(p)] for p in router["params"]] == [n for n in names.values() if "guide" in n]
+    assert sum(len(group["params"]) for group in (decayed, kept, router)) == len(names)
     assert isinstance(decayed["params"][0], torch.nn.Parameter)
+
+
+def test_the_guide_begins_later_and_learns_faster() -> None:
+    objective = Objective(*build())
+    optim = Optimisation(router=3.0, router_begin=0.4)
+    optimiser = optim.optimiser(objective)
+    for progress, ratio in ((0.1, 0.0), (0.4, 0.0), (0.41, 3.0), (1.0, 3.0)):
+        optim.set_lr(optimiser, progress)
+        *network, router = (group["lr"] for group in optimiser.param_groups)
+        assert network == [optim.lr_at(progress)] * 2
+        assert router == pytest.approx(ratio * optim.lr_at(progress))
+
+
+def test_sequences_are_short_first() -> None:
+    short = ShortFirst(factor=4, until=0.3)
+    assert [short(progress) for progress in (0.0, 0.29, 0.3, 1.0)] == [4, 4, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: ShortFirst(factor=0), "short.factor: 0"),
+        (lambda: ShortFirst(until=1.5), "short.until: 1.5"),
+        (lambda: Optimisation(router=0.0), "optim.router: 0.0"),
+        (lambda: Optimisation(router_begin=2.0), "optim.router_begin: 2.0"),
         (lambda: KLSchedule(weight=0.0), "kl.weight: 0.0"),
         (lambda: KLSchedule(begin=0.9, end=0.1), "kl.begin"),
         (lambda: HardeningSchedule(begin=-0.1), "harden.begin"),
