@@ -11,19 +11,22 @@ from pyro_meta.models.priors import Prior, require_positive
 from pyro_meta.simplex import one_hot
 from pyro_meta.transformer import Transformer
 
-TILT = 3.0  # up to this |lambda| the prior's mean moves, beyond it its strength grows
-MOST_RATE = 300.0  # at strength 1 the concentrations stay below about 100
+TURN = 3.0  # from this |lambda| on the strength grows with it
+CHARGE = 5.0  # nats of KL per unit of cost and of lambda, about, for a decided token
+MOST_RATE = 200.0
 WARM = 1e-5  # under a smaller KL weight no prior can move anything
 
 
 class BudgetDirichlet(Prior):
-    """alpha ~ Dirichlet(s max(1, |lambda| / 3) softmax(-lambda' c) + floor), lambda controlled.
+    """alpha ~ Dirichlet(s max(1, |lambda| / 3) softmax(-lambda c) + floor), lambda under control.
 
-    lambda' is lambda within +-3: a `CostDirichlet` whose strength grows where its mean has nothing
-    left to say, so that its pull never saturates. After every step of the optimiser a
-    `DualController` sets the price of a unit of cost, w lambda, w being the weight of the KL, by
-    how far the realised cost of the batch is off: that of every token's likeliest mechanism,
-    averaged over layers and tokens. lambda is negative where routes would be cheaper than that.
+    A `CostDirichlet` whose strength grows where its mean has little left to say: what it charges a
+    decided token for cost does not saturate. lambda is negative where routes would else be cheaper
+    than the budget.
+
+    After every step of the optimiser a `DualController` sets the price of cost in the loss, about
+    5 w lambda nats per unit (w being the weight of the KL), by how far the realised cost of the
+    batch is off: that of every token's likeliest mechanism, averaged over layers and tokens.
 
     Parameters
     ----------
@@ -80,9 +83,10 @@ class BudgetDirichlet(Prior):
         return self.budget
 
     def forward(self, layer: int, positions: Tensor) -> Dirichlet:
-        tilt = self.rate.clamp(-TILT, TILT)
-        strength = self.strength * (self.rate.abs() / TILT).clamp(min=1.0)
-        return Dirichlet(strength * torch.softmax(-tilt * self.costs(positions), -1) + self.floor)
+        strength = self.strength * (self.rate.abs() / TURN).clamp(min=1.0)
+        return Dirichlet(
+            strength * torch.softmax(-self.rate * self.costs(positions), -1) + self.floor
+        )
 
     def measure(self, means: Tensor) -> dict[str, float]:
         costs = self.costs(torch.arange(means.shape[2], device=means.device))
@@ -91,8 +95,8 @@ class BudgetDirichlet(Prior):
     def adapt(self, figures: dict[str, float], kl_weight: float) -> None:
         if kl_weight >= WARM:
             excess = figures["cost_budgeted"] - self._require_feasible()
-            price = self.controller.step(excess, MOST_RATE * kl_weight)
-            self.rate.fill_(price / kl_weight)
+            unit = CHARGE * kl_weight
+            self.rate.fill_(self.controller.step(excess, MOST_RATE * unit) / unit)
 
     def figures(self) -> dict[str, float]:
         return {"lambda": float(self.rate)}

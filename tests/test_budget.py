@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import pyro_meta.train as train_command
 from pyro_meta import BudgetDirichlet, CostDirichlet, Transformer, UsageError
 from pyro_meta.config import Config, read_options
 from pyro_meta.models.dual import DualController
+from pyro_meta.run import Run
 from pyro_meta.svi import KLSchedule, Objective, Optimisation
 
 
@@ -25,32 +27,34 @@ def network() -> Transformer:
 
 
 def simulate(budget: float, benefit: float, speed: float, steps: int = 1000) -> float:
-    """Cost at the end of a training run in which tokens move towards what pays.
+    """How far the cost ends from the budget, in a training run made of tokens that follow a price.
 
-    Each token is worth `benefit` nats more by full attention, give or take as much; its logit moves
-    at `speed` times the learning rate, and no faster.
+    Full attention is worth `benefit` nats to a token, give or take as much. The lead of its logit
+    grows or shrinks by at most `speed` learning rates a step, with the inertia of the optimiser.
     """
     generator = torch.Generator().manual_seed(0)
-    worth = benefit * (1 + torch.randn(4000, generator=generator))
-    lead = 1.5 + 0.5 * torch.randn(4000, generator=generator)
+    draws = torch.randn(2, 2000, generator=generator)
+    worth, lead = benefit * (1 + draws[0]), 1.5 + 0.5 * draws[1]
+    drive = torch.zeros(2000)
     controller, weight, optim = DualController(), KLSchedule(), Optimisation()
     for step in range(steps):
         progress = (step + 1) / steps
         w = weight(progress)
-        cost = 0.2 + 0.8 * float((lead > 0).double().mean())
-        noisy = cost + 0.01 * float(torch.randn((), generator=generator))
-        price = controller.step(noisy - budget, 300 * w) if w > 1e-5 else 0.0
-        lead += speed * optim.lr_at(progress) * ((worth - price) / 0.02 - 0.1 * lead).clamp(-1, 1)
-    return 0.2 + 0.8 * float((lead > 0).double().mean())
+        noise = 0.01 * float(torch.randn((), generator=generator))
+        excess = 0.2 + 0.8 * float((lead > 0).double().mean()) + noise - budget
+        price = controller.step(excess, 1000 * w) if w > 1e-5 else 0.0
+        drive += 0.1 * (((worth - price) / 0.02).clamp(-1, 1) - 0.4 * lead - drive)
+        lead += speed * optim.lr_at(progress) * drive
+    return 0.2 + 0.8 * float((lead > 0).double().mean()) - budget
 
 
 @pytest.mark.parametrize("budget", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("benefit", [0.003, 0.03, -0.03])
 @pytest.mark.parametrize("speed", [30.0, 100.0])
-def test_the_controller_settles_on_plants_unknown_to_it(
+def test_the_controller_settles_whatever_it_controls(
     budget: float, benefit: float, speed: float
 ) -> None:
-    assert simulate(budget, benefit, speed) == pytest.approx(budget, abs=0.01)
+    assert abs(simulate(budget, benefit, speed)) < 0.01
 
 
 def test_the_controller_does_not_wind_up() -> None:
@@ -58,7 +62,7 @@ def test_the_controller_does_not_wind_up() -> None:
     controller = DualController()
     for _ in range(1000):
         assert abs(controller.step(0.5, 0.01)) <= 0.01
-    assert controller.price <= 0.01
+    assert controller.integral <= 0.01
     prices = [controller.step(-0.05, 1.0) for _ in range(30)]
     assert prices[-1] < 0
 
@@ -83,10 +87,10 @@ def test_the_pull_of_a_budget_does_not_saturate(network: Transformer) -> None:
         charges.append(charge(prior))
     assert charges == sorted(charges)
     assert charges[3] == pytest.approx(0, abs=1e-4)
-    assert charges[6] == pytest.approx(10 * charges[5], rel=1e-3) == 100 * charges[4]
+    assert charges[6] == pytest.approx(10 * charges[5], rel=0.05)
 
 
-def test_up_to_its_tilt_it_is_a_cost_dirichlet(network: Transformer) -> None:
+def test_at_first_it_is_a_cost_dirichlet(network: Transformer) -> None:
     prior = BudgetDirichlet(network, 0.8)
     prior.rate.fill_(2.5)
     law, same = (p(0, torch.arange(24)) for p in (prior, CostDirichlet(network, rate=2.5)))
@@ -166,13 +170,56 @@ def test_budgets_that_cannot_be_are_refused(words: list[str], message: str) -> N
         config.build(13)
 
 
+def options(folder: Path) -> list[str]:
+    text = folder / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    return [*MOMENT, f"--data.path={text}", "--budget=0.7"]
+
+
+def logged(run: Path) -> list[tuple[float, float]]:
+    """Loss and lambda of every step."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [(record["loss"], record["lambda"]) for record in map(json.loads, lines)]
+
+
 def test_a_run_logs_and_keeps_lambda(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
-    folder = tmp_path / "run"
-    words = [*MOMENT, f"--data.path={tmp_path / 'text.txt'}", f"--out={folder}", "--budget=0.7"]
+    run = tmp_path / "run"
+    assert train_command.main([*options(tmp_path), f"--out={run}"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["prior"] == {"lambda": logged(run)[-1][1]}
+    assert logged(run)[0][1] == 0.0 != logged(run)[-1][1]
+
+
+def test_a_killed_run_resumes_with_its_lambda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train_command.main([*options(tmp_path), f"--out={whole}"]) == 0
+    original = Run.append_metrics
+
+    def append(self: Run, record: dict[str, Any]) -> None:
+        if record["step"] == 11:
+            raise KeyboardInterrupt
+        original(self, record)
+
+    words = [*options(tmp_path), f"--out={killed}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append_metrics", append)
+        with pytest.raises(KeyboardInterrupt):
+            train_command.main(words)
+    assert train_command.main(["--resume", str(killed)]) == 0
+    assert logged(killed) == logged(whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("budget", [0.3, 0.6])
+def test_a_trained_router_meets_its_budget(tmp_path: Path, budget: float) -> None:
+    """Within a percentage point of full attention, on validation text."""
+    words = [
+        "--preset=tiny", "--steps=1000", "--validate_every=0", "--validation_tokens=32768",
+        "--accelerator=cpu", "--prior=BudgetDirichlet", "--prior.cost=nominal",
+        f"--budget={budget}", f"--out={tmp_path / 'run'}",
+    ]  # fmt: skip
     assert train_command.main(words) == 0
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"cost_budgeted", "lambda"} <= last.keys()
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["prior"] == {"lambda": last["lambda"]}
-    assert last["lambda"] != 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["cost_nominal_hard"] == pytest.approx(budget, abs=0.01)
