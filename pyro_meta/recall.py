@@ -3,9 +3,10 @@
     filler ... <k17=3> ... filler ... <k5=0> ... filler ... <?> <k17> <3> ... filler
 
 Definitions stand in the first third of a sequence, queries at least `distance` tokens after it.
-The answer to a query can only be found by an exact look-up of its definition; all else is locally
-predictable. So the tokens that need long-range attention are known, and a router can be scored
-(`pyro_meta.known_truth`). Associative recall as a test of attention: Arora et al. 2023, Zoology
+Keys and values of definitions, and keys of queries, are drawn independently of all that came before;
+queries ask for keys that were defined once. So the answer to a query can only be found by an exact
+look-up, and nothing else is told by the distant past: the tokens that need long-range attention are
+known, and a router can be scored (`pyro_meta.known_truth`). Associative recall as a test of attention: Arora et al. 2023, Zoology
 (arXiv 2312.04927). Shapes: B sequences, T tokens of context.
 """
 
@@ -93,10 +94,9 @@ class Recall(Data):
     pairs
         Definitions in a sequence; at 0 there is nothing but filler.
     queries
-        Queries in a sequence (default: half the pairs). Beyond `pairs`, keys are asked for again in
-        the same order, so that the last answer is as far away as it can be.
+        Queries in a sequence (default: half the pairs).
     keys
-        Keys there are, of which each sequence defines `pairs` (default: pairs + pairs / 2).
+        Keys there are, more than `pairs` (default: pairs + pairs / 2).
     values
         Values there are.
     distance
@@ -136,7 +136,7 @@ class Recall(Data):
         chain_seed: int = 0,
     ) -> None:
         queries = pairs // 2 if queries is None else queries
-        keys = pairs + pairs // 2 if keys is None else keys
+        keys = pairs + (pairs + 1) // 2 if keys is None else keys
         if strangers is None:
             strangers = 0 if marked else queries // 6
         least = {"pairs": (pairs, 0), "queries": (queries, 0), "values": (values, 2)}
@@ -147,10 +147,8 @@ class Recall(Data):
                 raise UsageError(f"data.{name}: {given} given; at least {allowed} is allowed")
         if queries and not pairs:
             raise UsageError(f"data.queries: {queries} given; without pairs, only 0 is allowed")
-        if keys < pairs + bool(strangers):
-            raise UsageError(
-                f"data.keys: {keys} given; at least {pairs + bool(strangers)} is allowed"
-            )
+        if keys <= pairs and pairs:
+            raise UsageError(f"data.keys: {keys} given; more than pairs = {pairs} is allowed")
         if not 2 <= letters <= len(string.ascii_lowercase):
             raise UsageError(f"data.letters: {letters} given; 2 to 26 is allowed")
         if letters**order > 1 << 16:
@@ -251,8 +249,10 @@ class RecallCorpus(Corpus):
             is_planted[every, columns] = True
 
         ends, begins = plan.sections(length)
-        shuffled = rng.permuted(np.tile(np.arange(plan.keys), (rows, 1)), axis=1)
-        defined, foreign = shuffled[:, : plan.pairs], shuffled[:, plan.pairs :]
+        defined = rng.integers(0, plan.keys, (rows, plan.pairs))
+        defined[:, 1:] += defined[:, 1:] == defined[:, :1]  # one key at least is defined once
+        defined %= plan.keys
+        times = (defined[..., None] == np.arange(plan.keys)).sum(1)  # [B, keys]
         values = rng.integers(0, plan.values, (rows, plan.pairs))
 
         at = _place(rng, np.full((rows, plan.pairs), plan.hops), ends)
@@ -265,8 +265,7 @@ class RecallCorpus(Corpus):
         count = plan.queries + plan.strangers
         is_stranger = rng.permuted(np.tile(np.arange(count) < plan.strangers, (rows, 1)), axis=1)
         at = begins + _place(rng, np.where(is_stranger, 1, plan.query_length), length - begins)
-        asked = rng.permuted(np.tile(np.arange(plan.pairs), (rows, 1)), axis=1)
-        asked = np.resize(asked.T, (plan.queries, rows)).T  # around and around
+        asked = _choose(rng, np.take_along_axis(times, defined, 1) == 1, plan.queries)
         query_at = at[~is_stranger].reshape(rows, plan.queries)
         if plan.marked:
             put(query_at, self._mark)
@@ -275,10 +274,9 @@ class RecallCorpus(Corpus):
         put(key_at + 1, self._value + np.take_along_axis(values, asked, 1))
         is_query[every, key_at] = True
         if plan.strangers:
-            among = shuffled if plan.marked else foreign  # a mark is missed even at a defined key
-            chosen = rng.integers(0, among.shape[1], (rows, plan.strangers))
+            may_stand = (times == 0) | plan.marked  # a mark is missed even at a defined key
             stranger_at = at[is_stranger].reshape(rows, plan.strangers)
-            put(stranger_at, self._key + np.take_along_axis(among, chosen, 1))
+            put(stranger_at, self._key + _choose(rng, may_stand, plan.strangers))
 
         left = length - plan.definitions_length - plan.questions_length
         out[~is_planted] = self.filler(rng, rows, left, is_validation).ravel()
@@ -290,6 +288,14 @@ def _place(rng: np.random.Generator, lengths: Ints, room: int) -> Ints:
     free = room - lengths.sum(1, keepdims=True)
     gaps = np.sort(rng.integers(0, free + 1, lengths.shape), axis=1)
     return gaps + np.cumsum(lengths, 1) - lengths
+
+
+def _choose(rng: np.random.Generator, is_allowed: NDArray[np.bool_], count: int) -> Ints:
+    """`count` independent choices [B, count] among the allowed of each row of [B, n]."""
+    rows, n = is_allowed.shape
+    if not count:
+        return np.zeros((rows, 0), np.int64)
+    return (rng.random((rows, count, n)) * is_allowed[:, None]).argmax(-1)
 
 
 def _markov_chain(letters: int, order: int, seed: int) -> Filler:

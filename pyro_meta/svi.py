@@ -161,7 +161,7 @@ class ShortFirst:
 
     factor: int = 4
     """How many times shorter; 1: whole sequences from the start."""
-    until: float = 0.3
+    until: float = 0.35
     """Share of training done when sequences become whole."""
 
     def __post_init__(self) -> None:

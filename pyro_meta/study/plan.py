@@ -33,7 +33,11 @@ ROUTING = ("prior", "guide", "kl", "harden", "budget")
 """Options that steer routes: without effect where there is one mechanism."""
 
 NOT_SHARED = {"prior": ("guide", "kl"), "point": ("guide", "prior", "kl", "budget")}
-"""Options of a variant that its baseline does not take over, since they do nothing there."""
+"""Options of a variant that its baseline does not take over, since they do nothing there.
+
+A prior that learns from the KL of a guide says nothing where there is none: `PriorGuide` then draws
+from the base's prior.
+"""
 
 Loads = list[list[float]]
 """Share of each mechanism in each layer."""
@@ -204,6 +208,8 @@ class Group:
         Seeds to run.
     is_routed
         There are several mechanisms, and a guide that learns.
+    learns_from_kl
+        Its prior does.
     loads_of
         The group whose loads this one takes, seed by seed.
     baselines
@@ -217,6 +223,7 @@ class Group:
     config_yaml: str
     seeds: list[int]
     is_routed: bool
+    learns_from_kl: bool
     loads_of: "Group | None" = None
     baselines: "list[tuple[Kind, Group]]" = field(default_factory=list)
 
@@ -289,7 +296,7 @@ class _Groups:
             parsed = [*layers, _load_guide(kind, [[1 / K] * K] * L)]
         try:
             config, config_yaml = settle_layers([*parsed, {"seed": 0}])
-            _, guide = config.build(2)
+            model, guide = config.build(2)
         except UsageError as error:
             raise UsageError(f"{label}: {error}") from error
         for group in self.all:
@@ -298,7 +305,18 @@ class _Groups:
                 return group
         learns = any(parameter.requires_grad for parameter in guide.parameters())
         is_routed = learns and len(config.mechanisms) > 1
-        group = Group(label, kind, layers, config, config_yaml, list(seeds), is_routed, loads_of)
+        learns_from_kl = model.prior.learns_from_kl
+        group = Group(
+            label,
+            kind,
+            layers,
+            config,
+            config_yaml,
+            list(seeds),
+            is_routed,
+            learns_from_kl,
+            loads_of,
+        )
         self.all.append(group)
         return group
 
@@ -344,14 +362,18 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
             label = f"{mechanism.rpartition('.')[2]} alone"
             add("mechanism", label, [*shared, alone], seeds)
     if chosen.prior:
-        add("prior", "PriorGuide", [*_shared(study, own, "prior"), {"guide": "PriorGuide"}], seeds)
+        learns = group.learns_from_kl
+        shared = [_without(layer, ("prior", "budget")) if learns else layer
+                  for layer in _shared(study, own, "prior")]  # fmt: skip
+        add("prior", "PriorGuide", [*shared, {"guide": "PriorGuide"}], seeds)
     if chosen.point:
         add("point", "PointGuide", [*_shared(study, own, "point"), {"guide": "PointGuide"}], seeds)
     with_loads: tuple[tuple[Kind, bool | list[str]], ...]
     with_loads = ("fixed", chosen.fixed), ("random", chosen.random)
     for kind, wanted in with_loads:
         if wanted is True or (wanted and (group.label in wanted or _stem(group, study) in wanted)):
-            shared = [_without(layer, ("guide",)) for layer in [*study.base, *own]]
+            unused = ("guide", "prior", "kl", "budget")
+            shared = [_without(layer, unused) for layer in [*study.base, *own]]
             own_seeds = [seed for seed in seeds if seed in group.seeds]
             add(kind, f"{kind} loads of {group.label}", shared, own_seeds, group)
 
