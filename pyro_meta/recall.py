@@ -1,11 +1,11 @@
 """`--data Recall`: look-ups planted in filler, with the truth of which tokens need them.
 
-    filler ... <k17=3> ... filler ... <k5=0> ... filler ... <?> <k17> <3> ... filler
+    filler ... <k3=1><k5=0><k17=3> ... filler ... <?> <k17> <3> ... filler ... <?> <k3> <1> ... filler
 
-Definitions stand in the first third of a sequence, queries at least `distance` tokens after it.
-Keys and values of definitions, and keys of queries, are drawn independently of all that came before;
-queries ask for keys that were defined once. So the answer to a query can only be found by an exact
-look-up, and nothing else is told by the distant past: the tokens that need long-range attention are
+Definitions stand together, by increasing key, in the first third of a sequence; queries stand at
+least `distance` tokens after it, and each asks for any of the keys. The answer to a query can only
+be found by an exact look-up, and next to nothing else is told by the distant past: definitions in any
+order and place would tell which keys are left. So the tokens that need long-range attention are
 known, and a router can be scored (`pyro_meta.known_truth`). Associative recall as a test of attention: Arora et al. 2023, Zoology
 (arXiv 2312.04927). Shapes: B sequences, T tokens of context.
 """
@@ -96,7 +96,7 @@ class Recall(Data):
     queries
         Queries in a sequence (default: half the pairs).
     keys
-        Keys there are, more than `pairs` (default: pairs + pairs / 2).
+        Keys there are, more than `pairs` (default: pairs + pairs / 8).
     values
         Values there are.
     distance
@@ -108,7 +108,7 @@ class Recall(Data):
         because its key has been defined before.
     strangers
         Keys that stand among the queries and are none: not defined or, where queries are marked,
-        without the mark (default: a sixth of the queries where they are not marked).
+        without the mark (default: an eighth of the queries where they are not marked).
     filler
         A text file to plant in (UTF-8, read as characters; its last tenth is kept for validation),
         or `python` for the text that `Text` reads by default; without it, a Markov chain.
@@ -136,9 +136,9 @@ class Recall(Data):
         chain_seed: int = 0,
     ) -> None:
         queries = pairs // 2 if queries is None else queries
-        keys = pairs + (pairs + 1) // 2 if keys is None else keys
+        keys = pairs + (pairs + 7) // 8 if keys is None else keys
         if strangers is None:
-            strangers = 0 if marked else queries // 6
+            strangers = 0 if marked else queries // 8
         least = {"pairs": (pairs, 0), "queries": (queries, 0), "values": (values, 2)}
         least |= {"distance": (distance, 0), "strangers": (strangers, 0), "order": (order, 1)}
         least |= {"chain_seed": (chain_seed, 0)}
@@ -165,7 +165,7 @@ class Recall(Data):
             symbols = list(string.ascii_lowercase[: self.letters])
             filler = _markov_chain(self.letters, self.order, self.chain_seed)
             source = f"a Markov chain of {self.letters} letters"
-            identity = [self.letters, self.order, self.chain_seed]
+            identity: list[object] = [self.letters, self.order, self.chain_seed]
         else:
             text = _read(self.filler_path)
             symbols = sorted(set(text))
@@ -249,13 +249,12 @@ class RecallCorpus(Corpus):
             is_planted[every, columns] = True
 
         ends, begins = plan.sections(length)
-        defined = rng.integers(0, plan.keys, (rows, plan.pairs))
-        defined[:, 1:] += defined[:, 1:] == defined[:, :1]  # one key at least is defined once
-        defined %= plan.keys
-        times = (defined[..., None] == np.arange(plan.keys)).sum(1)  # [B, keys]
+        shuffled = rng.permuted(np.tile(np.arange(plan.keys), (rows, 1)), axis=1)
+        defined, foreign = np.sort(shuffled[:, : plan.pairs], 1), shuffled[:, plan.pairs :]
         values = rng.integers(0, plan.values, (rows, plan.pairs))
 
-        at = _place(rng, np.full((rows, plan.pairs), plan.hops), ends)
+        block = np.arange(plan.pairs) * plan.hops
+        at = rng.integers(0, ends - plan.definitions_length + 1, (rows, 1)) + block
         if plan.hops == 1:
             put(at, self._definition + defined * plan.values + values)
         else:
@@ -265,7 +264,7 @@ class RecallCorpus(Corpus):
         count = plan.queries + plan.strangers
         is_stranger = rng.permuted(np.tile(np.arange(count) < plan.strangers, (rows, 1)), axis=1)
         at = begins + _place(rng, np.where(is_stranger, 1, plan.query_length), length - begins)
-        asked = _choose(rng, np.take_along_axis(times, defined, 1) == 1, plan.queries)
+        asked = rng.integers(0, max(1, plan.pairs), (rows, plan.queries))
         query_at = at[~is_stranger].reshape(rows, plan.queries)
         if plan.marked:
             put(query_at, self._mark)
@@ -274,9 +273,10 @@ class RecallCorpus(Corpus):
         put(key_at + 1, self._value + np.take_along_axis(values, asked, 1))
         is_query[every, key_at] = True
         if plan.strangers:
-            may_stand = (times == 0) | plan.marked  # a mark is missed even at a defined key
+            among = shuffled if plan.marked else foreign  # a mark is missed even at a defined key
+            chosen = rng.integers(0, among.shape[1], (rows, plan.strangers))
             stranger_at = at[is_stranger].reshape(rows, plan.strangers)
-            put(stranger_at, self._key + _choose(rng, may_stand, plan.strangers))
+            put(stranger_at, self._key + np.take_along_axis(among, chosen, 1))
 
         left = length - plan.definitions_length - plan.questions_length
         out[~is_planted] = self.filler(rng, rows, left, is_validation).ravel()
@@ -288,14 +288,6 @@ def _place(rng: np.random.Generator, lengths: Ints, room: int) -> Ints:
     free = room - lengths.sum(1, keepdims=True)
     gaps = np.sort(rng.integers(0, free + 1, lengths.shape), axis=1)
     return gaps + np.cumsum(lengths, 1) - lengths
-
-
-def _choose(rng: np.random.Generator, is_allowed: NDArray[np.bool_], count: int) -> Ints:
-    """`count` independent choices [B, count] among the allowed of each row of [B, n]."""
-    rows, n = is_allowed.shape
-    if not count:
-        return np.zeros((rows, 0), np.int64)
-    return (rng.random((rows, count, n)) * is_allowed[:, None]).argmax(-1)
 
 
 def _markov_chain(letters: int, order: int, seed: int) -> Filler:
