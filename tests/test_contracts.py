@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import broken as broken_classes
+import flawed
 import pytest
 from commands import environment
 from leaky import LateLeak, Leaky, LeakyGuide
@@ -70,7 +70,7 @@ def _subclasses(base: type) -> set[type]:
     return {one for child in base.__subclasses__() for one in {child, *_subclasses(child)}}
 
 
-CAUGHT = broken_classes.MECHANISMS | broken_classes.PRIORS | broken_classes.GUIDES
+CAUGHT = flawed.MECHANISMS | flawed.PRIORS | flawed.GUIDES
 LEAKS = {
     "later_values_move_nothing_earlier",
     "cutting_the_text_moves_nothing_earlier",
@@ -95,14 +95,14 @@ def test_a_broken_class_breaks_the_clauses_it_should(found: type) -> None:
     [
         ("Dirichletguide", {}, "did you mean DirichletGuide"),
         ("nowhere.Mine", {}, "cannot import 'nowhere.Mine'"),
-        ("broken.Nobody", {}, "cannot import 'broken.Nobody'"),
-        ("broken.GUIDES", {}, "is no class"),
+        ("flawed.Nobody", {}, "cannot import 'flawed.Nobody'"),
+        ("flawed.GUIDES", {}, "is no class"),
         ("torch.Tensor", {}, "no subclass of pyro_meta's Mechanism, Prior or Guide"),
         (DirichletGuide, {"hiden": 8}, "DirichletGuide: its constructor: .* 'hiden'"),
         (DirichletGuide, {"hidden": 0}, "hidden: 0 given"),
         (DirichletGuide, {"hidden": "wide"}, "DirichletGuide cannot be built: TypeError"),
         (DirichletGuide, {"prior": "Nope"}, "no class 'Nope'"),
-        ("broken.NeedsLoads", {}, "missing a required argument: 'loads'"),
+        ("flawed.NeedsLoads", {}, "missing a required argument: 'loads'"),
     ],
 )
 def test_what_cannot_be_tested_is_refused_by_name(
@@ -113,19 +113,19 @@ def test_what_cannot_be_tested_is_refused_by_name(
 
 
 def test_arguments_reach_the_constructor() -> None:
-    (clause, *_) = clauses(broken_classes.NeedsLoads, loads=[0.2, 0.3, 0.5])
+    (clause, *_) = clauses(flawed.NeedsLoads, loads=[0.2, 0.3, 0.5])
     assert isinstance(clause.subject, GuideSubject)
     assert clause.subject.build()[1].loads == [0.2, 0.3, 0.5]
     clause.check()
 
 
 def test_a_partner_that_fits_is_found() -> None:
-    (clause, *_) = clauses(broken_classes.FussyGuide)
+    (clause, *_) = clauses(flawed.FussyGuide)
     assert isinstance(clause.subject, GuideSubject)
     model, _ = clause.subject.build()
     assert isinstance(model.prior, PaperDirichlet)
     with pytest.raises(UsageError, match="no other prior"):
-        clauses(broken_classes.FussyGuide, prior=CostDirichlet)
+        clauses(flawed.FussyGuide, prior=CostDirichlet)
 
 
 def test_a_partner_is_given_as_a_class_a_call_or_a_function() -> None:
@@ -171,9 +171,9 @@ def test_the_command_names_the_broken_clauses_in_a_fresh_folder(tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} <= {"my_file.py", "__pycache__"}
 
 
-@pytest.mark.parametrize("word", ["broken.Nobody", "broken.Sound(3)", "broken.Sound(x=3)", "-x"])
+@pytest.mark.parametrize("word", ["flawed.Nobody", "flawed.Sound(3)", "flawed.Sound(x=3)", "-x"])
 def test_the_command_refuses_before_pytest_starts(word: str) -> None:
-    with pytest.raises(UsageError, match=r"broken\.|Sound|-x"):
+    with pytest.raises(UsageError, match=r"flawed|Sound|-x"):
         main([word])
 
 
