@@ -5,8 +5,8 @@
 Definitions stand together, by increasing key, in the first third of a sequence; queries stand at
 least `distance` tokens after it, and each asks for any of the keys. The answer to a query can only
 be found by an exact look-up, and next to nothing else is told by the distant past (definitions in
-any order and place would tell which keys are left). So the tokens that need long-range attention are
-known, and a router can be scored (`pyro_meta.known_truth`). Associative recall as a test of
+any order and place would tell which keys are left). So it is known which tokens need long-range
+attention, and a router can be scored (`pyro_meta.known_truth`). Associative recall as a test of
 attention: Arora et al. 2023, Zoology (arXiv 2312.04927). Shapes: B sequences, T tokens of context.
 """
 

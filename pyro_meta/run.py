@@ -100,13 +100,10 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Hold the run for writing; raises `UsageError` while another process does."""
         with open(self.folder / "config.yaml", encoding="utf-8") as file:
-            if fcntl is not None:  # Windows has none; two writers are then not told apart
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise UsageError(
-                        f"{self.folder} is being trained by another process"
-                    ) from error
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UsageError(f"{self.folder} is being trained by another process") from error
             yield
 
     def config(self) -> Config:
