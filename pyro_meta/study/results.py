@@ -351,7 +351,7 @@ def _finite(value: Any) -> Any:
 
 def _figure(name: str, found: Spread | None, digits: int | None = None) -> str:
     """Mean and, where seeds differ, deviation of a figure."""
-    if found is None:
+    if found is None or not math.isfinite(found.mean):
         return ""
     digits = digits or (4 if "nll" in name else 3)
     deviation = f"{found.deviation:.{digits}f}".removeprefix("0")
