@@ -89,11 +89,13 @@ class BudgetDirichlet(Prior):
         )
 
     def measure(self, means: Tensor) -> dict[str, float]:
+        if means.shape[2] < self.network.shape.context:
+            return {}  # sequences that are short at first cost less, whatever their routes
         costs = self.costs(torch.arange(means.shape[2], device=means.device))
         return {"cost_budgeted": float((one_hot(means) * costs).sum(-1).mean())}
 
     def adapt(self, figures: dict[str, float], kl_weight: float) -> None:
-        if kl_weight >= WARM:
+        if kl_weight >= WARM and "cost_budgeted" in figures:
             excess = figures["cost_budgeted"] - self._require_feasible()
             unit = CHARGE * kl_weight
             self.rate.fill_(self.controller.step(excess, MOST_RATE * unit) / unit)

@@ -104,8 +104,8 @@ class Config:
 
         if self.context % self.short.factor:
             raise UsageError(
-                f"short.factor: {self.short.factor} given; a divisor of context = {self.context} "
-                "is allowed"
+                f"context: {self.context} given; it must be divisible by short.factor = "
+                f"{self.short.factor} (1: whole sequences from the start)"
             )
 
     def build(self, vocabulary: int) -> tuple[LanguageModel, Guide]:
@@ -152,10 +152,9 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     """
     parser = config_parser()
     bases = {name: base for name, (base, _) in CLASS_OPTIONS.items()}
-    defaults = {name: default for name, (_, default) in CLASS_OPTIONS.items()}
-    words = settle(argv, defaults)
+    words = settle(argv, default_classes())
     if _has_budget(words):
-        words = settle(argv, defaults | {"prior": "pyro_meta.models.BudgetDirichlet"})
+        words = settle(argv, default_classes(has_budget=True))
     parsed = parse(parser, words, bases)
     options: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_unset=False))
     try:
@@ -192,6 +191,12 @@ def _defaults(*classes: str) -> dict[str, Any]:
             own = {}
         defaults[name]["init_args"] = own.get("init_args", {})
     return defaults
+
+
+def default_classes(has_budget: bool = False) -> dict[str, str]:
+    """The class that each class option means unless it is named; a budget needs its own prior."""
+    classes = {name: default for name, (_, default) in CLASS_OPTIONS.items()}
+    return classes | ({"prior": "pyro_meta.models.BudgetDirichlet"} if has_budget else {})
 
 
 def _has_budget(words: Sequence[str]) -> bool:

@@ -74,6 +74,8 @@ class Plan:
             share *= 2
             counts = ("pairs", "queries", "strangers", "distance")
             plan = replace(self, **{name: getattr(self, name) // share for name in counts})
+            if not plan.pairs:
+                plan = replace(plan, queries=0, strangers=0)
         return plan
 
 
@@ -145,8 +147,9 @@ class Recall(Data):
         for name, (given, allowed) in least.items():
             if given < allowed:
                 raise UsageError(f"data.{name}: {given} given; at least {allowed} is allowed")
-        if queries and not pairs:
-            raise UsageError(f"data.queries: {queries} given; without pairs, only 0 is allowed")
+        for name, given in (("queries", queries), ("strangers", strangers)):
+            if given and not pairs:
+                raise UsageError(f"data.{name}: {given} given; without pairs, only 0 is allowed")
         if keys <= pairs and pairs:
             raise UsageError(f"data.keys: {keys} given; more than pairs = {pairs} is allowed")
         if not 2 <= letters <= len(string.ascii_lowercase):
@@ -195,6 +198,7 @@ class RecallCorpus(Corpus):
         self._value = self._key + len(keys)
         self._definition = self._value + len(values)
         self.vocabulary = SymbolVocabulary([*symbols, "⟨?⟩", *keys, *values, *definitions])
+        self._context = 512  # of the sample in `train`, until `require` names one
         kind = "marked" if plan.marked else "unmarked"
         self.description = (
             f"recall: {plan.pairs} pairs and {plan.queries} {kind} queries a sequence, "
@@ -204,8 +208,8 @@ class RecallCorpus(Corpus):
     @property
     def train(self) -> NDArray[np.integer]:
         """A sample of about 100,000 tokens."""
-        context = next(size for size in (1 << n for n in range(9, 40)) if self.plan.fits(size))
-        return self.plant(step_rng(0, 0), max(1, 100_000 // context), context + 1).rows.ravel()
+        rows = max(1, 100_000 // self._context)
+        return self.plant(step_rng(0, 0), rows, self._context + 1).rows.ravel()
 
     def require(self, context: int) -> None:
         if not self.plan.fits(context + 1):
@@ -220,6 +224,7 @@ class RecallCorpus(Corpus):
                 self.filler(step_rng(0, 0), 1, context + 1, is_validation)
         except ValueError as error:
             raise UsageError(f"data.filler: {error}") from error
+        self._context = context
 
     def batch(self, seed: int, step: int, size: int, context: int) -> Windows:
         return as_windows(self.plant(step_rng(seed, step), size, context + 1).rows)

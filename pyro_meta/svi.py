@@ -194,7 +194,7 @@ class Optimisation:
     clip: float = 1.0
     """Greatest global norm of the gradient."""
     router: float = 5.0
-    """Learning rate of the guide, in units of the network's."""
+    """Learning rate of the guide, and of a prior that learns, in units of the network's."""
     router_begin: float = 0.35
     """Share of training done when the guide begins to learn: what there is to attend to first."""
 
@@ -224,7 +224,7 @@ class Optimisation:
         return self.lr + (self.final_lr - self.lr) * _rise(progress, self.warmup, 1.0)
 
     def router_lr_at(self, progress: float) -> float:
-        """Learning rate of the guide after a share `progress` in [0, 1] of training."""
+        """Learning rate of guide and prior after a share `progress` in [0, 1] of training."""
         return self.router * self.lr_at(progress) if progress > self.router_begin else 0.0
 
     def set_lr(self, optimiser: torch.optim.Optimizer, progress: float) -> None:
@@ -234,17 +234,18 @@ class Optimisation:
             group["lr"] = lr_at(progress)
 
     def optimiser(self, objective: Objective) -> torch.optim.AdamW:
-        """AdamW over the network, in a decayed and an undecayed group, and the guide."""
+        """AdamW over the network, in a decayed and an undecayed group, and guide with prior."""
         linear = [part for part in objective.modules() if isinstance(part, nn.Linear)]
         matrices = {id(part.weight) for part in linear}
-        router = {id(p) for p in objective.guide.parameters()}
+        routing = [*objective.guide.parameters(), *objective.model.prior.parameters()]
+        router = {id(p) for p in routing}
         network = [p for p in objective.parameters() if id(p) not in router]
         decayed = [p for p in network if id(p) in matrices]
         kept = [p for p in network if id(p) not in matrices]
         groups = [
             {"params": decayed, "weight_decay": self.weight_decay, "is_router": False},
             {"params": kept, "weight_decay": 0.0, "is_router": False},
-            {"params": list(objective.guide.parameters()), "weight_decay": 0.0, "is_router": True},
+            {"params": routing, "weight_decay": 0.0, "is_router": True},
         ]
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
 

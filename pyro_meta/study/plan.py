@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pyro_meta.config import CLASS_OPTIONS, Config, read_options
+from pyro_meta.config import CLASS_OPTIONS, Config, default_classes, read_options
 from pyro_meta.console import near
 from pyro_meta.errors import UsageError
 from pyro_meta.options import Options, as_word, flatten, layered
@@ -32,11 +32,16 @@ LOAD_GUIDES = {"fixed": "FixedGuide", "random": "RandomGuide"}
 ROUTING = ("prior", "guide", "kl", "harden", "budget")
 """Options that steer routes: without effect where there is one mechanism."""
 
-NOT_SHARED = {"prior": ("guide", "kl"), "point": ("guide", "prior", "kl", "budget")}
+PLAIN_GUIDES: dict[Kind, str] = {"prior": "PriorGuide", "point": "PointGuide"}
+"""Guides of the baselines that take nothing from a run."""
+
+NOT_SHARED: dict[Kind, tuple[str, ...]] = {
+    "prior": ("guide", "kl"),
+    "point": ("guide", "prior", "kl", "budget"),
+}
 """Options of a variant that its baseline does not take over, since they do nothing there.
 
-A prior that learns from the KL of a guide says nothing where there is none: `PriorGuide` then draws
-from the base's prior.
+A prior that learns from the KL of a guide says nothing where there is none: the default stands in.
 """
 
 Loads = list[list[float]]
@@ -243,7 +248,9 @@ class Group:
 
 def settle_layers(layers: Iterable[Options]) -> tuple[Config, str]:
     """The configuration that layers of options give; raises `UsageError` as `read_options`."""
-    return read_options(layered(layers, {name: path for name, (_, path) in CLASS_OPTIONS.items()}))
+    layers = list(layers)
+    has_budget = any(layer.get("budget") is not None for layer in layers)
+    return read_options(layered(layers, default_classes(has_budget)))
 
 
 def expand(study: Study) -> list[Group]:
@@ -361,13 +368,11 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
             alone = {"mechanisms": [mechanism], "guide": "PriorGuide"}
             label = f"{mechanism.rpartition('.')[2]} alone"
             add("mechanism", label, [*shared, alone], seeds)
-    if chosen.prior:
-        learns = group.learns_from_kl
-        shared = [_without(layer, ("prior", "budget")) if learns else layer
-                  for layer in _shared(study, own, "prior")]  # fmt: skip
-        add("prior", "PriorGuide", [*shared, {"guide": "PriorGuide"}], seeds)
-    if chosen.point:
-        add("point", "PointGuide", [*_shared(study, own, "point"), {"guide": "PointGuide"}], seeds)
+    for kind, wanted in (("prior", chosen.prior), ("point", chosen.point)):
+        if wanted:
+            guide = PLAIN_GUIDES[kind]
+            shared = _shared(study, own, kind, group.learns_from_kl)
+            add(kind, guide, [*shared, {"guide": guide}], seeds)
     with_loads: tuple[tuple[Kind, bool | list[str]], ...]
     with_loads = ("fixed", chosen.fixed), ("random", chosen.random)
     for kind, wanted in with_loads:
@@ -378,9 +383,10 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
             add(kind, f"{kind} loads of {group.label}", shared, own_seeds, group)
 
 
-def _shared(study: Study, own: list[Options], kind: str) -> list[Options]:
+def _shared(study: Study, own: list[Options], kind: Kind, learns_from_kl: bool) -> list[Options]:
     """The base, and what a baseline takes over from a variant."""
-    return [*study.base, *(_without(layer, NOT_SHARED[kind]) for layer in own)]
+    layers = [*study.base, *(_without(layer, NOT_SHARED[kind]) for layer in own)]
+    return [_without(layer, ("prior", "budget")) if learns_from_kl else layer for layer in layers]
 
 
 def _without(layer: Options, names: Sequence[str]) -> Options:
