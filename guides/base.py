@@ -39,6 +39,8 @@ class Guide(StandaloneModule):
 
     pays_kl: ClassVar[bool] = True
     """Whether posteriors differ from the prior, and so have a KL to pay and to learn from."""
+    is_mixture: ClassVar[bool] = False
+    """Whether tokens run a mixture of mechanisms to the end, instead of turning hard."""
     threshold: Tensor
 
     def __init__(self, model: LanguageModel) -> None:
@@ -68,11 +70,20 @@ class Guide(StandaloneModule):
         model = self.model
 
         def draw(layer: int, features: Features) -> Tensor:
-            law = Hardened(self.posterior(layer, features), self.threshold)
+            law = Hardened(self.posterior(layer, features), self.hard_below)
             return pyro.sample(f"route_{layer}", law)
 
         with model.plates(tokens), pyro.poutine.scale(scale=model.kl_weight):
             model.walk(tokens, draw)
+
+    @property
+    def hard_below(self) -> Tensor:
+        """Uncertainty below which a token is executed hard: `threshold`, or 0 for a mixture."""
+        return self.threshold * 0 if self.is_mixture else self.threshold
+
+    def choice(self, mean: Tensor) -> Tensor:
+        """What is executed once everything is hard, [.., K]: one mechanism, or the mixture."""
+        return mean if self.is_mixture else one_hot(mean)
 
     def mean_route(self, hard: bool | None = None) -> Route:
         """The route through posterior means: what evaluation and generation follow.
@@ -87,8 +98,8 @@ class Guide(StandaloneModule):
         def route(layer: int, features: Features) -> Tensor:
             law = self.posterior(layer, features)
             if hard is None:
-                return harden(law.mean, uncertainty(law), self.threshold)
-            return one_hot(law.mean) if hard else law.mean
+                return harden(law.mean, uncertainty(law), self.hard_below)
+            return self.choice(law.mean) if hard else law.mean
 
         return route
 

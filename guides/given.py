@@ -19,6 +19,9 @@ Loads = list[list[float]] | list[float] | None
 class FixedGuide(Guide):
     """alpha_l = loads_l for every token: one mixture, all mass on one point and no KL.
 
+    It never turns hard, so its hard and its soft figures are the same. Its costs are projected, loads
+    times costs: who executes a mixture pays for every mechanism in it.
+
     Parameters
     ----------
     model
@@ -28,6 +31,7 @@ class FixedGuide(Guide):
     """
 
     pays_kl = False
+    is_mixture = True
     loads: Tensor
 
     def __init__(self, model: LanguageModel, loads: Loads = None) -> None:

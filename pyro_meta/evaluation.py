@@ -20,7 +20,7 @@ from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.simplex import divergence, entropy, is_hard, one_hot, uncertainty
+from pyro_meta.simplex import divergence, entropy, is_hard, uncertainty
 from pyro_meta.transformer import Features, Transformer
 
 
@@ -86,7 +86,7 @@ def evaluate(
         hard = _pass(model, guide, windows, batch, hard=True)
     if losses is not None:
         losses.soft, losses.hard = soft.sequences, hard.sequences
-    deployed = hard if float(guide.threshold) >= 1 else soft
+    deployed = hard if float(guide.hard_below) >= 1 else soft
     names = model.network.mechanism_names
     layers = model.network.shape.layers
     K = len(names)
@@ -119,7 +119,7 @@ def _pass(
 
     def route(layer: int, features: Features) -> Tensor:
         law = guide.posterior(layer, features)
-        mean, choice = law.mean, one_hot(law.mean)
+        mean, choice = law.mean, guide.choice(law.mean)
         nominal = costs_at(network, "nominal", features.positions)
         macs = costs_at(network, "macs", features.positions)
         totals.mean[layer] += mean.sum((0, 1)).cpu()
@@ -130,7 +130,7 @@ def _pass(
         totals.entropy += float(entropy(mean).sum())
         prior = model.prior(layer, features.positions).expand(law.batch_shape)
         totals.kl += float(divergence(law, prior).sum())
-        totals.hard_tokens += float(is_hard(uncertainty(law), guide.threshold).sum())
+        totals.hard_tokens += float(is_hard(uncertainty(law), guide.hard_below).sum())
         return follow(layer, features)
 
     for tokens, targets in batches(windows, batch):

@@ -54,7 +54,7 @@ def score_against_truth(
         return figures | absent | {"auroc": None, "auroc_by_layer": None}
     full = names.index("full")
     weight = hard.means[..., full]  # [L, N, T]
-    used = hard.means.argmax(-1) == full
+    used = guide.choice(torch.from_numpy(hard.means))[..., full].numpy()
     return figures | {
         "full_used": float(used.sum() / is_query.sum()),
         "full_used_by_layer": used.mean((1, 2)).tolist(),

@@ -110,7 +110,7 @@ def _draw_posterior(
             routes[span, layer] = draw.cpu().numpy()
             prior = model.prior(layer, features.positions).expand(law.batch_shape)
             kl[span, layer] = divergence(law, prior, draw).cpu().numpy()
-            return harden(draw, uncertainty(law), guide.threshold)
+            return harden(draw, uncertainty(law), guide.hard_below)
 
         chosen = row_of[span]
         logits = model.network(tokens[chosen], route)

@@ -16,6 +16,7 @@ from pyro_meta import (
     TokenTableGuide,
     UsageError,
 )
+from pyro_meta.evaluation import evaluate
 
 LOADS = [[0.1, 0.6, 0.3], [0.0, 0.75, 0.25]]
 
@@ -108,3 +109,16 @@ def test_a_table_knows_the_token_and_nothing_else(model: LanguageModel) -> None:
 def test_bad_loads_are_refused(model: LanguageModel, guide, loads, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UsageError, match=message):
         guide(model, loads)
+
+
+def test_a_fixed_mixture_stays_a_mixture() -> None:
+    loads = [0.5, 0.3, 0.2]
+    model, _ = build()
+    guide = FixedGuide(model, loads)
+    guide.threshold.fill_(1.0)
+    tokens, targets = text()
+    figures = evaluate(model, guide, (tokens, targets), batch=2)
+    assert list(figures["load"].values()) == pytest.approx(loads)
+    assert figures["val_nll_hard"] == figures["val_nll_soft"]
+    assert figures["cost_nominal_hard"] == pytest.approx(0.5 + 0.3 * 0.3 + 0.2 * 0.15)
+    assert figures["hard_fraction"] == 0.0
