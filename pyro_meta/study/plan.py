@@ -368,9 +368,9 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
             alone = {"mechanisms": [mechanism], "guide": "PriorGuide"}
             label = f"{mechanism.rpartition('.')[2]} alone"
             add("mechanism", label, [*shared, alone], seeds)
-    for kind, wanted in (("prior", chosen.prior), ("point", chosen.point)):
-        if wanted:
-            guide = PLAIN_GUIDES[kind]
+    is_wanted: dict[Kind, bool] = {"prior": chosen.prior, "point": chosen.point}
+    for kind, guide in PLAIN_GUIDES.items():
+        if is_wanted[kind]:
             shared = _shared(study, own, kind, group.learns_from_kl)
             add(kind, guide, [*shared, {"guide": guide}], seeds)
     with_loads: tuple[tuple[Kind, bool | list[str]], ...]
