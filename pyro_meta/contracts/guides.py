@@ -13,7 +13,6 @@ from pyro_meta.contracts.subjects import SHAPE, Router, text, walk
 from pyro_meta.evaluation import evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.simplex import one_hot
 from pyro_meta.svi import RouteELBO
 from pyro_meta.transformer import Features
 
@@ -80,16 +79,19 @@ def gradients_reach_no_later_token(subject: Router) -> None:
 
 
 def mean_routes_are_valid(subject: Router) -> None:
-    """Soft: the posterior mean; hard: its likeliest mechanism; by threshold: either."""
+    """Soft: the posterior mean; hard: its likeliest mechanism; by threshold: either.
+
+    A mixture (`is_mixture`) is the same throughout.
+    """
     model, guide = subject.build()
 
     def route(layer: int, features: Features) -> Tensor:
         mean = guide.posterior(layer, features).mean
         for name, hard, threshold, expected in (
             ("hard=False", False, 0.0, mean),
-            ("hard=True", True, 0.0, one_hot(mean)),
+            ("hard=True", True, 0.0, guide.choice(mean)),
             ("threshold 0", None, 0.0, mean),
-            ("threshold 1", None, 1.0, one_hot(mean)),
+            ("threshold 1", None, 1.0, guide.choice(mean)),
         ):
             guide.threshold.fill_(threshold)
             found = guide.mean_route(hard)(layer, features)
