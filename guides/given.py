@@ -64,6 +64,8 @@ class RandomGuide(Guide):
 
     def __init__(self, model: LanguageModel, loads: Loads = None, seed: int = 0) -> None:
         super().__init__(model)
+        if not 0 <= seed < 1 << 63:
+            raise UsageError(f"guide.seed: {seed} given; at least 0 and below 2**63 is allowed")
         self.register_buffer("loads", shares(model.network, loads))
         self.seed = seed
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pyro_meta.attention import Full
 from pyro_meta.corpus import cache_folder
+from pyro_meta.errors import UsageError
 from pyro_meta.transformer import Transformer
 
 BATCH, REPEATS = 4, 15
@@ -56,7 +57,13 @@ def measure_costs(network: Transformer, refresh: bool = False) -> list[float]:
     conditions = _conditions(network, device)
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:24]
     path = cache_folder() / "costs" / f"{digest}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot keep measured costs in {path.parent}: {error.strerror}; "
+            "set PYRO_META_CACHE to a folder that can be written"
+        ) from error
     with _alone(path.with_suffix(".lock")):
         if not refresh and os.environ.get(REFRESH, "") in ("", "0"):
             if (known := _read(path, len(network.mechanisms))) is not None:

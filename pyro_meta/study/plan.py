@@ -109,7 +109,7 @@ class Study:
             seeds = grid.pop("seed")
         if seeds is None:
             fixed = [layer["seed"] for layer in layers if layer.get("seed") is not None]
-            seeds = [int(fixed[-1])] if fixed else [0, 1, 2]
+            seeds = fixed[-1:] or [0, 1, 2]
         for option, values in grid.items():
             _require_axis(option, values, source)
             grid[option] = list({as_word(value): value for value in values}.values())
@@ -140,7 +140,7 @@ def _read_baselines(given: Any, source: str) -> Baselines:
     if isinstance(given, bool):
         given = list(kinds) if given else []
     if isinstance(given, list):
-        _require_keys(dict.fromkeys(given), kinds, where)
+        _require_keys({str(kind): True for kind in given}, kinds, where)
         chosen: dict[str, Any] = {kind: kind in given for kind in kinds}
         return Baselines(**chosen)
     chosen = dict(_require_mapping(given, where))
@@ -170,6 +170,9 @@ def _require_keys(given: Mapping[str, Any], allowed: Sequence[str], source: str)
 def _require_mapping(given: Any, source: str) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise UsageError(f"{source}: {given!r} given; a mapping is needed")
+    for key in given:
+        if not isinstance(key, str):
+            raise UsageError(f"{source}: {key!r} given; names are text (in quotes, if need be)")
     return given
 
 
