@@ -147,7 +147,9 @@ def _read_baselines(given: Any, source: str) -> Baselines:
     _require_keys(chosen, (*kinds, "seeds", "also"), where)
     for kind in kinds:
         value = chosen.get(kind, True)
-        may_be_list = kind in LOAD_GUIDES
+        may_be_list = kind in LOAD_GUIDES and all(
+            isinstance(name, str) for name in (value if isinstance(value, list) else [])
+        )
         if not isinstance(value, bool) and not (may_be_list and isinstance(value, list)):
             allowed = "true, false or a list of variants" if may_be_list else "true or false"
             raise UsageError(f"{where}: {kind}: {value!r} given; {allowed} is allowed")
