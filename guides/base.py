@@ -7,7 +7,7 @@ is the one that is deployed. The price is a conditioning gap: the best it can do
 posterior given y, but its average over what may follow (Bayer et al. 2021, arXiv 2101.07046).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import pyro
@@ -104,28 +104,60 @@ class Guide(StandaloneModule):
         return route
 
 
-def heads(inputs: int, hidden: int | None, outputs: int, layers: int) -> nn.ModuleList:
-    """One network of a single hidden layer per transformer layer, starting near its bias."""
-    width = max(1, inputs // 8) if hidden is None else hidden
-    if width < 1:
-        raise UsageError(f"guide.hidden: {hidden} given; at least 1 is allowed")
+class HeadsGuide(Guide):
+    """A guide that asks one network of a single hidden layer in every layer of the transformer.
 
-    def head() -> nn.Sequential:
-        last = nn.Linear(width, outputs)
-        nn.init.normal_(last.weight, std=0.02)
-        nn.init.zeros_(last.bias)
-        return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), last)
+    Parameters
+    ----------
+    model
+        The language model.
+    hidden
+        Width of the hidden layer; by default an eighth of the model's, about 1% of its parameters.
+    bias
+        What the outputs of each layer's head are near at the start, [L][outputs].
+    inputs
+        Width of what the heads read (default: the width of the model).
 
-    return nn.ModuleList(head() for _ in range(layers))
+    Raises
+    ------
+    UsageError
+        `hidden` is below 1, or there is no bias for every layer.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        hidden: int | None,
+        bias: Sequence[Sequence[float]],
+        inputs: int | None = None,
+    ) -> None:
+        super().__init__(model)
+        shape = model.network.shape
+        width = max(1, shape.width // 8) if hidden is None else hidden
+        if width < 1:
+            raise UsageError(f"guide.hidden: {hidden} given; at least 1 is allowed")
+        if len(bias) != shape.layers:
+            raise UsageError(
+                f"guide: {len(bias)} biases given; one for each of {shape.layers} layers"
+            )
+
+        def head(start: Sequence[float]) -> nn.Sequential:
+            first, last = nn.Linear(inputs or shape.width, width), nn.Linear(width, len(start))
+            nn.init.normal_(last.weight, std=0.02)
+            with torch.no_grad():
+                last.bias.copy_(torch.tensor(start))
+            return nn.Sequential(first, nn.GELU(), last)
+
+        self.heads = nn.ModuleList(map(head, bias))
 
 
-def favour(layers: Iterable[nn.Module], bias: Sequence[float]) -> None:
-    """Add `bias` to the outputs of every head."""
-    for head in layers:
-        with torch.no_grad():
-            head[-1].bias += torch.tensor(bias)  # type: ignore[index]
+def leads(network: Transformer, lead: float) -> list[list[float]]:
+    """Logits [L][K]: `full` is so far ahead in the first layer, and `window` in all others.
 
-
-def lead_of_full(network: Transformer, logits: float) -> list[float]:
-    """Logits [K] in which the mechanism `full` is so far ahead, if it is there."""
-    return [logits if name == "full" else 0.0 for name in network.mechanism_names]
+    Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a
+    network learns soonest from what is near. Where one is not there, nothing is ahead.
+    """
+    favoured = ["full", *["window"] * (network.shape.layers - 1)]
+    return [
+        [lead if name == best else 0.0 for name in network.mechanism_names] for best in favoured
+    ]

@@ -1,13 +1,13 @@
 """A relaxed categorical guide."""
 
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import Guide, favour, heads, lead_of_full
+from pyro_meta.guides.base import HeadsGuide, leads
 from pyro_meta.laws import LEAST_TEMPERATURE, Concrete
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.transformer import Features
 
 
-class ConcreteGuide(Guide):
+class ConcreteGuide(HeadsGuide):
     """q(alpha_l | x) = Concrete(temperature, logits), with logits from a two-layer network.
 
     A draw is softmax((logits + Gumbel) / temperature). Its KL to a prior is estimated by the draw.
@@ -22,7 +22,8 @@ class ConcreteGuide(Guide):
         At least 0.3; up to 1 / (K - 1) the density has no mode inside the simplex (Maddison et al.
         2017, arXiv 1611.00712), which is the default for three mechanisms.
     start
-        By how many logits the mechanism `full` is ahead at the start (no effect without `full`).
+        By how many logits `full` is ahead at the start in the first layer, and `window` in the
+        others; where one is not among the mechanisms, nothing is ahead.
     """
 
     def __init__(
@@ -32,16 +33,12 @@ class ConcreteGuide(Guide):
         temperature: float = 0.5,
         start: float = 2.5,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, hidden, leads(model.network, start))
         if not temperature >= LEAST_TEMPERATURE:
             raise UsageError(
                 f"guide.temperature: {temperature} given; at least {LEAST_TEMPERATURE} is allowed"
             )
         self.temperature = temperature
-        network = model.network
-        bias = lead_of_full(network, start)
-        self.heads = heads(network.shape.width, hidden, len(bias), network.shape.layers)
-        favour(self.heads, bias)
 
     def posterior(self, layer: int, features: Features) -> Concrete:
         return Concrete(self.temperature, self.heads[layer](features.normed))

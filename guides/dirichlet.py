@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_meta.bounded import bounded, unbounded
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import Guide, favour, heads, lead_of_full
+from pyro_meta.guides.base import HeadsGuide, leads
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.transformer import Features, Transformer
 
@@ -20,16 +20,17 @@ def by_mean_and_total(out: Tensor) -> Dirichlet:
     return Dirichlet(FLOOR + bounded(out[..., -1:], LEAST_TOTAL, MOST_TOTAL) * mean)
 
 
-def start_at(network: Transformer, total: float, start: float) -> list[float]:
-    """What to add to `out` [K + 1], so that a guide starts with `full` ahead and at a total."""
+def start_at(network: Transformer, total: float, start: float) -> list[list[float]]:
+    """What `out` is near at the start, [L][K + 1]: mechanisms ahead by `start`, and a total."""
     if not LEAST_TOTAL < total < MOST_TOTAL:
         raise UsageError(
             f"guide.total: {total} given; between {LEAST_TOTAL} and {MOST_TOTAL} is allowed"
         )
-    return [*lead_of_full(network, start), unbounded(total, LEAST_TOTAL, MOST_TOTAL)]
+    concentration = unbounded(total, LEAST_TOTAL, MOST_TOTAL)
+    return [[*logits, concentration] for logits in leads(network, start)]
 
 
-class DirichletGuide(Guide):
+class DirichletGuide(HeadsGuide):
     """q(alpha_l | x) = Dirichlet(floor + a_0 m), with m and a_0 from a two-layer network.
 
     m = softmax(logits) is a point of the simplex and a_0, bounded in [1, 900], says how sure the
@@ -44,8 +45,8 @@ class DirichletGuide(Guide):
     total
         a_0 at the start.
     start
-        By how many logits the mechanism `full` is ahead at the start (no effect without `full`):
-        a cost that bites before full attention has learned anything would kill it.
+        By how many logits `full` is ahead at the start in the first layer, and `window` in the
+        others; where one is not among the mechanisms, nothing is ahead.
     """
 
     def __init__(
@@ -55,11 +56,7 @@ class DirichletGuide(Guide):
         total: float = 20.0,
         start: float = 2.5,
     ) -> None:
-        super().__init__(model)
-        network = model.network
-        bias = start_at(network, total, start)
-        self.heads = heads(network.shape.width, hidden, len(bias), network.shape.layers)
-        favour(self.heads, bias)
+        super().__init__(model, hidden, start_at(model.network, total, start))
 
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         return by_mean_and_total(self.heads[layer](features.normed))  # from [B, T, K + 1]

@@ -2,7 +2,7 @@
 
 from pyro_meta.bounded import bounded, unbounded
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import Guide, favour, heads, lead_of_full
+from pyro_meta.guides.base import HeadsGuide, leads
 from pyro_meta.laws import LogisticNormal
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.transformer import Features
@@ -10,7 +10,7 @@ from pyro_meta.transformer import Features
 LEAST_SCALE, MOST_SCALE = 0.02, 5.0
 
 
-class LogisticNormalGuide(Guide):
+class LogisticNormalGuide(HeadsGuide):
     """q(alpha_l | x): alpha = softmax(z), z_k ~ N(loc_k, scale_k^2), both from a two-layer network.
 
     The scale is bounded in [.02, 5].
@@ -24,7 +24,8 @@ class LogisticNormalGuide(Guide):
     scale
         Standard deviation of z at the start.
     start
-        By how many logits the mechanism `full` is ahead at the start (no effect without `full`).
+        By how many logits `full` is ahead at the start in the first layer, and `window` in the
+        others; where one is not among the mechanisms, nothing is ahead.
     """
 
     def __init__(
@@ -34,16 +35,13 @@ class LogisticNormalGuide(Guide):
         scale: float = 0.5,
         start: float = 2.5,
     ) -> None:
-        super().__init__(model)
         if not LEAST_SCALE < scale < MOST_SCALE:
             raise UsageError(
                 f"guide.scale: {scale} given; between {LEAST_SCALE} and {MOST_SCALE} is allowed"
             )
-        network = model.network
-        bias = lead_of_full(network, start)
-        bias += [unbounded(scale, LEAST_SCALE, MOST_SCALE)] * len(bias)
-        self.heads = heads(network.shape.width, hidden, len(bias), network.shape.layers)
-        favour(self.heads, bias)
+        raw_scale = unbounded(scale, LEAST_SCALE, MOST_SCALE)
+        bias = [[*loc, *([raw_scale] * len(loc))] for loc in leads(model.network, start)]
+        super().__init__(model, hidden, bias)
 
     def posterior(self, layer: int, features: Features) -> LogisticNormal:
         loc, scale = self.heads[layer](features.normed).chunk(2, -1)  # [B, T, K] each

@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from pyro.distributions import Dirichlet
 
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import Guide, heads
+from pyro_meta.guides.base import HeadsGuide
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.transformer import Features
 
 
-class PaperGuide(Guide):
+class PaperGuide(HeadsGuide):
     """q(alpha_l | x) = Dirichlet(beta + softplus(MLP([LN(h); |h| / sqrt(D); t / context]))).
 
     beta is the concentration of the model's prior, so that evidence can only be added: evidence
@@ -27,15 +27,15 @@ class PaperGuide(Guide):
     """
 
     def __init__(self, model: LanguageModel, hidden: int | None = None) -> None:
-        super().__init__(model)
+        shape = model.network.shape
+        bias = [[0.0] * len(model.network.mechanisms)] * shape.layers
+        super().__init__(model, hidden, bias, inputs=shape.width + 2)
         prior = model.prior(0, torch.arange(1))
         if not isinstance(prior, Dirichlet):
             raise UsageError(
                 f"guide: PaperGuide adds to the concentration of a Dirichlet prior, which "
                 f"{type(model.prior).__name__} is not"
             )
-        shape = model.network.shape
-        self.heads = heads(shape.width + 2, hidden, len(model.network.mechanisms), shape.layers)
 
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         shape = self.model.network.shape

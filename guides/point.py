@@ -2,13 +2,13 @@
 
 import torch
 
-from pyro_meta.guides.base import Guide, favour, heads, lead_of_full
+from pyro_meta.guides.base import HeadsGuide, leads
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.simplex import Point
 from pyro_meta.transformer import Features
 
 
-class PointGuide(Guide):
+class PointGuide(HeadsGuide):
     """alpha_l = softmax(MLP(norm(h))), all mass on one point and no KL: the prior plays no part.
 
     Parameters
@@ -18,17 +18,14 @@ class PointGuide(Guide):
     hidden
         Width of the hidden layer; by default an eighth of the model's, about 1% of its parameters.
     start
-        By how many logits the mechanism `full` is ahead at the start (no effect without `full`).
+        By how many logits `full` is ahead at the start in the first layer, and `window` in the
+        others; where one is not among the mechanisms, nothing is ahead.
     """
 
     pays_kl = False
 
     def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 2.5) -> None:
-        super().__init__(model)
-        network = model.network
-        bias = lead_of_full(network, start)
-        self.heads = heads(network.shape.width, hidden, len(bias), network.shape.layers)
-        favour(self.heads, bias)
+        super().__init__(model, hidden, leads(model.network, start))
 
     def posterior(self, layer: int, features: Features) -> Point:
         return Point(torch.softmax(self.heads[layer](features.normed), -1))

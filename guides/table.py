@@ -22,19 +22,19 @@ class TokenTableGuide(Guide):
     total
         a_0 at the start.
     start
-        By how many logits the mechanism `full` is ahead at the start (no effect without `full`).
+        By how many logits `full` is ahead at the start in the first layer, and `window` in the
+        others; where one is not among the mechanisms, nothing is ahead.
     """
 
     def __init__(self, model: LanguageModel, total: float = 20.0, start: float = 2.5) -> None:
         super().__init__(model)
-        network = model.network
-        bias = torch.tensor(start_at(network, total, start))
+        rows = model.network.shape.vocabulary
 
-        def table() -> nn.Embedding:
-            noise = 0.02 * torch.randn(network.shape.vocabulary, len(bias))
-            return nn.Embedding.from_pretrained(bias + noise, freeze=False)
+        def table(start: list[float]) -> nn.Embedding:
+            near = torch.tensor(start) + 0.02 * torch.randn(rows, len(start))
+            return nn.Embedding.from_pretrained(near, freeze=False)
 
-        self.tables = nn.ModuleList(table() for _ in range(network.shape.layers))
+        self.tables = nn.ModuleList(map(table, start_at(model.network, total, start)))
 
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         return by_mean_and_total(self.tables[layer](features.tokens))  # from [B, T, K + 1]
