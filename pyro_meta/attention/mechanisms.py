@@ -4,8 +4,6 @@ A mechanism is a class; `full`, `window` and `linear` are built in, and a user's
 import path (`my_file.MyMechanism`).
 """
 
-import difflib
-import importlib
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_meta.attention.functional import full_attention, linear_attention, window_attention
 from pyro_meta.errors import UsageError, require_defined
+from pyro_meta.naming import NoSuchClass, find_class
 
 
 class Mechanism(nn.Module):
@@ -108,21 +107,11 @@ def find_mechanism(name: str) -> type[Mechanism]:
     UsageError
         No such name (near matches are given), or the class is not a `Mechanism`.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    module_name, _, class_name = name.rpartition(".")
-    if not module_name:
-        near = difflib.get_close_matches(name, BUILT_IN, n=2, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UsageError(
-            f"mechanisms: no mechanism {name!r}; allowed are {', '.join(BUILT_IN)} "
-            f"and import paths such as my_file.MyMechanism{hint}"
-        )
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # whatever a person's module raises
-        raise UsageError(f"mechanisms: cannot import {name!r}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Mechanism)):
+        found = find_class(name, BUILT_IN, "my_file.MyMechanism")
+    except NoSuchClass as error:
+        raise UsageError(f"mechanisms: {error}") from error
+    if not issubclass(found, Mechanism):
         raise UsageError(
             f"mechanisms: {name!r} is not a mechanism; a subclass of "
             "pyro_meta.attention.Mechanism is allowed"

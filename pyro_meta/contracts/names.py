@@ -1,8 +1,6 @@
 """Which class is meant: of a built-in name, an import path, or a call written out."""
 
 import ast
-import difflib
-import importlib
 from typing import Any
 
 import pyro_meta
@@ -10,6 +8,7 @@ from pyro_meta.attention import BUILT_IN, Mechanism
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.models import Prior
+from pyro_meta.naming import NoSuchClass, find_class
 
 
 def built_in() -> list[type]:
@@ -32,24 +31,11 @@ def find(name: str) -> type:
     UsageError
         There is none of that name.
     """
-    known = {found.__name__: found for found in built_in()} | BUILT_IN
-    if name in known:
-        return known[name]
-    module, _, attribute = name.rpartition(".")
-    if not module:
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UsageError(
-            f"no class {name!r}; built-in names and import paths such as "
-            f"my_file.MyGuide are allowed{hint}"
-        )
+    known = BUILT_IN | {found.__name__: found for found in built_in()}
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a person's module raises
-        raise UsageError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
-    if not isinstance(found, type):
-        raise UsageError(f"{name!r} is no class")
-    return found
+        return find_class(name, known, "my_file.MyGuide")
+    except NoSuchClass as error:
+        raise UsageError(str(error)) from error
 
 
 def read_call(text: str) -> tuple[str, dict[str, Any]]:

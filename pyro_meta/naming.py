@@ -1,0 +1,37 @@
+"""Which class a name stands for: one of ours, or the import path of a person's own."""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+
+
+class NoSuchClass(LookupError):
+    """There is no class of that name; the message says what is allowed."""
+
+
+def find_class(name: str, known: Mapping[str, type], example: str) -> type:
+    """The class of a name in `known`, or of an import path `module.Class` such as `example`.
+
+    Raises
+    ------
+    NoSuchClass
+        There is none; near matches are given.
+    """
+    if name in known:
+        return known[name]
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise NoSuchClass(
+            f"no class {name!r}; allowed are {', '.join(known)} and import paths such as "
+            f"{example}{hint}"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a person's module raises
+        reason = f"{type(error).__name__}: {error}"
+        raise NoSuchClass(f"cannot import {name!r}: {reason}") from error
+    if not isinstance(found, type):
+        raise NoSuchClass(f"{name!r} is no class")
+    return found
