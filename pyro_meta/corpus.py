@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,15 @@ STDLIB_LEFT_OUT = {
 
 Windows = tuple[Tensor, Tensor]
 """Tokens and targets, [N, T] each."""
+
+
+class Truth(NamedTuple):
+    """Which targets of some windows have to be looked up, [N, T] each."""
+
+    is_answer: NDArray[np.bool_]
+    """Only an exact look-up in the past can tell them."""
+    is_undecided: NDArray[np.bool_]
+    """A look-up may or may not be needed: to be left out where routes are judged."""
 
 
 class Corpus(ABC):
@@ -75,8 +84,8 @@ class Corpus(ABC):
     def windows(self, context: int, most_tokens: int) -> Windows:
         """Tokens and targets [N, T] for validation, at most `most_tokens`: always the same."""
 
-    def truth(self, context: int, most_tokens: int) -> NDArray[np.bool_] | None:
-        """Which targets of `windows` only an exact long-range look-up can tell, [N, T].
+    def truth(self, context: int, most_tokens: int) -> Truth | None:
+        """Which targets of `windows` only an exact long-range look-up can tell.
 
         None where nobody knows, as with ordinary text.
         """

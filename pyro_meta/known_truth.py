@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pyro_meta.corpus import Windows
+from pyro_meta.corpus import Truth, Windows
 from pyro_meta.evaluation import batches, evaluating, token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
@@ -17,57 +17,70 @@ from pyro_meta.transformer import Features
 
 
 def score_against_truth(
-    model: LanguageModel, guide: Guide, windows: Windows, is_query: NDArray[np.bool_], batch: int
+    model: LanguageModel, guide: Guide, windows: Windows, truth: Truth, batch: int
 ) -> dict[str, Any]:
-    """How well routes agree with the truth `is_query` [N, T], and how well queries are answered.
+    """How well routes agree with the truth about windows [N, T], and how well it is answered.
+
+    Undecided tokens (`Truth.is_undecided`) count for answers and losses; for the routes they are
+    neither right nor wrong, and are left out.
 
     Returns
     -------
     dict
         `answer_accuracy_soft`, `answer_accuracy_hard`
-            Share of queries whose answer is the likeliest token.
+            Share of answers that are the likeliest token.
         `answer_nll_hard`, `filler_nll_soft`, `filler_nll_hard`
             Nats per token over answers, and over all other targets.
         `needed`
-            Share of tokens that are queries.
+            Share of tokens that need a look-up, of all that are not left out.
         `full_used`, `full_used_by_layer`
-            Tokens that choose `full` on hard routes, summed over layers, over the number of
-            queries; and the share of tokens that do, by layer.
+            Tokens that choose `full` on hard routes, summed over layers, over the number that
+            needs a look-up; and the share of tokens that do, by layer.
         `auroc`, `auroc_by_layer`
-            Chance that a query has more posterior weight on `full` than another token has, by its
-            greatest weight in any layer, and by layer. None without a mechanism `full`.
+            Chance that a token that needs a look-up has more posterior weight on `full` than
+            another has, by its greatest weight in any layer, and by layer. None without a
+            mechanism `full`, or where nothing, or everything, needs a look-up.
     """
+    is_answer = truth.is_answer
+    is_scored = ~truth.is_undecided
+    is_needed = is_answer[is_scored]
     with evaluating(model, guide):
         soft = _walk(model, guide, windows, batch, hard=False)
         hard = _walk(model, guide, windows, batch, hard=True)
     names = model.network.mechanism_names
     figures: dict[str, Any] = {
-        "answer_accuracy_soft": float(soft.is_right[is_query].mean()),
-        "answer_accuracy_hard": float(hard.is_right[is_query].mean()),
-        "answer_nll_hard": float(hard.nll[is_query].mean()),
-        "filler_nll_soft": float(soft.nll[~is_query].mean()),
-        "filler_nll_hard": float(hard.nll[~is_query].mean()),
-        "needed": float(is_query.mean()),
+        "answer_accuracy_soft": float(soft.is_right[is_answer].mean()),
+        "answer_accuracy_hard": float(hard.is_right[is_answer].mean()),
+        "answer_nll_hard": float(hard.nll[is_answer].mean()),
+        "filler_nll_soft": float(soft.nll[~is_answer].mean()),
+        "filler_nll_hard": float(hard.nll[~is_answer].mean()),
+        "needed": float(is_needed.mean()),
     }
-    if "full" not in names:
+    full = names.index("full") if "full" in names else None
+    if full is None:
         absent = {"full_used": 0.0, "full_used_by_layer": None}
         return figures | absent | {"auroc": None, "auroc_by_layer": None}
-    full = names.index("full")
-    weight = hard.means[..., full]  # [L, N, T]
-    used = guide.choice(torch.from_numpy(hard.means))[..., full].numpy()
+    weight = hard.means[:, is_scored, full]  # [L, N']
+    used = guide.choice(torch.from_numpy(hard.means))[..., full].numpy()[:, is_scored]
+    needed = int(is_needed.sum())
     return figures | {
-        "full_used": float(used.sum() / is_query.sum()),
-        "full_used_by_layer": used.mean((1, 2)).tolist(),
-        "auroc": auroc(weight.max(0), is_query),
-        "auroc_by_layer": [auroc(layer, is_query) for layer in weight],
+        "full_used": float(used.sum() / needed) if needed else None,
+        "full_used_by_layer": used.mean(1).tolist(),
+        "auroc": auroc(weight.max(0), is_needed),
+        "auroc_by_layer": [auroc(layer, is_needed) for layer in weight],
     }
 
 
-def auroc(score: NDArray[np.floating], is_positive: NDArray[np.bool_]) -> float:
-    """P(score of a positive > score of a negative) + half the chance of a tie: Mann-Whitney's U."""
+def auroc(score: NDArray[np.floating], is_positive: NDArray[np.bool_]) -> float | None:
+    """P(score of a positive > score of a negative) + half the chance of a tie: Mann-Whitney's U.
+
+    None where there are no positives, or no negatives.
+    """
     ranks = rankdata(score.ravel())
     positives = int(is_positive.sum())
     negatives = is_positive.size - positives
+    if not positives * negatives:
+        return None
     above = ranks[is_positive.ravel()].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))
 

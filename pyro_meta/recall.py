@@ -4,10 +4,15 @@
 
 Definitions stand together, by increasing key, in the first third of a sequence; queries stand at
 least `distance` tokens after it, and each asks for any of the keys. The answer to a query can only
-be found by an exact look-up, and next to nothing else is told by the distant past (definitions in
-any order and place would tell which keys are left). So it is known which tokens need long-range
-attention, and a router can be scored (`pyro_meta.known_truth`). Associative recall as a test of
-attention: Arora et al. 2023, Zoology (arXiv 2312.04927). Shapes: B sequences, T tokens of context.
+be found by an exact look-up, and next to nothing else is told by the distant past: definitions in
+any order and place would tell which keys are left, and keys that are never defined would tell at
+every mark which key cannot follow. So it is known which tokens need long-range attention, and a
+router can be scored (`pyro_meta.known_truth`). Undecided, and left out of the score, are queries
+whose answer stood less than `distance` tokens before, unmarked strangers, which only the
+definitions tell from queries, and filler that goes on after a gap of `distance` tokens or more.
+Short sequences (`Plan.fitted`) define some of the keys only, so that their marks do tell something.
+Associative recall as a test of attention: Arora et al. 2023, Zoology (arXiv 2312.04927). Shapes: B
+sequences, T tokens of context.
 """
 
 import hashlib
@@ -21,7 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_meta.corpus import Corpus, Data, Text, Windows, as_windows, step_rng
+from pyro_meta.corpus import Corpus, Data, Text, Truth, Windows, as_windows, step_rng
 from pyro_meta.errors import UsageError
 from pyro_meta.vocabulary import SymbolVocabulary
 
@@ -84,8 +89,8 @@ class Sequences(NamedTuple):
 
     rows: Ints
     """Tokens, [B, T + 1]."""
-    is_query: NDArray[np.bool_]
-    """Whether the target of each token is an answer, [B, T]."""
+    truth: Truth
+    """Which targets are answers, and where that is all that matters, [B, T] each."""
 
 
 class Recall(Data):
@@ -98,11 +103,13 @@ class Recall(Data):
     queries
         Queries in a sequence (default: half the pairs).
     keys
-        Keys there are, more than `pairs` (default: pairs + pairs / 8).
+        Keys there are: `pairs`, or more (default: `pairs`, and an eighth more where queries are not
+        marked: there a key must be able to be none).
     values
         Values there are.
     distance
-        Least distance between the last definition and the first query.
+        Least distance between the last definition and the first query, and between an answer and
+        its repetition if that is to count as one that must be looked up.
     hops
         1: one token defines key and value. 2: the key, then the value: to be found by induction.
     marked
@@ -138,20 +145,23 @@ class Recall(Data):
         chain_seed: int = 0,
     ) -> None:
         queries = pairs // 2 if queries is None else queries
-        keys = pairs + (pairs + 7) // 8 if keys is None else keys
+        distance = distance if pairs or distance < 0 else 0
+        if keys is None:
+            keys = pairs if marked else pairs + (pairs + 7) // 8
         if strangers is None:
             strangers = 0 if marked else queries // 8
         least = {"pairs": (pairs, 0), "queries": (queries, 0), "values": (values, 2)}
         least |= {"distance": (distance, 0), "strangers": (strangers, 0), "order": (order, 1)}
         least |= {"chain_seed": (chain_seed, 0)}
-        for name, (given, allowed) in least.items():
-            if given < allowed:
-                raise UsageError(f"data.{name}: {given} given; at least {allowed} is allowed")
+        for name, (given, floor) in least.items():
+            if given < floor:
+                raise UsageError(f"data.{name}: {given} given; at least {floor} is allowed")
         for name, given in (("queries", queries), ("strangers", strangers)):
             if given and not pairs:
                 raise UsageError(f"data.{name}: {given} given; without pairs, only 0 is allowed")
-        if keys <= pairs and pairs:
-            raise UsageError(f"data.keys: {keys} given; more than pairs = {pairs} is allowed")
+        if keys < pairs + (not marked and pairs > 0):
+            allowed = f"at least pairs = {pairs}" if marked else f"more than pairs = {pairs}"
+            raise UsageError(f"data.keys: {keys} given; {allowed} is allowed")
         if not 2 <= letters <= len(string.ascii_lowercase):
             raise UsageError(f"data.letters: {letters} given; 2 to 26 is allowed")
         if letters**order > 1 << 16:
@@ -171,6 +181,11 @@ class Recall(Data):
             identity: list[object] = [self.letters, self.order, self.chain_seed]
         else:
             text = _read(self.filler_path)
+            if taken := {"⟨", "⟩"} & set(text):
+                raise UsageError(
+                    f"data.filler: {self.filler_path} holds {min(taken)!r}, which marks what is "
+                    "planted; a text without it is needed"
+                )
             symbols = sorted(set(text))
             filler = _text(text, symbols)
             source = self.filler_path
@@ -219,9 +234,10 @@ class RecallCorpus(Corpus):
                 f"{self.plan.questions_length} of queries do not fit into a context of {context}: "
                 f"there is room for {ends} and {max(0, context + 1 - begins)}"
             )
+        length = context + 1 - self.plan.definitions_length - self.plan.questions_length
         try:
             for is_validation in (False, True):
-                self.filler(step_rng(0, 0), 1, context + 1, is_validation)
+                self.filler(step_rng(0, 0), 1, length, is_validation)
         except ValueError as error:
             raise UsageError(f"data.filler: {error}") from error
         self._context = context
@@ -232,8 +248,8 @@ class RecallCorpus(Corpus):
     def windows(self, context: int, most_tokens: int) -> Windows:
         return as_windows(self._validation(context, most_tokens).rows)
 
-    def truth(self, context: int, most_tokens: int) -> NDArray[np.bool_] | None:
-        return self._validation(context, most_tokens).is_query if self.plan.queries else None
+    def truth(self, context: int, most_tokens: int) -> Truth | None:
+        return self._validation(context, most_tokens).truth if self.plan.queries else None
 
     def _validation(self, context: int, most_tokens: int) -> Sequences:
         rows = max(1, most_tokens // context)
@@ -246,7 +262,7 @@ class RecallCorpus(Corpus):
         plan = self.plan.fitted(length)
         out = np.zeros((rows, length), np.int64)
         is_planted = np.zeros((rows, length), bool)
-        is_query = np.zeros((rows, length), bool)
+        is_answer, is_undecided = np.zeros((2, rows, length - 1), bool)
         every = np.arange(rows)[:, None]
 
         def put(columns: Ints, tokens: Ints | int) -> None:
@@ -276,16 +292,37 @@ class RecallCorpus(Corpus):
         key_at = query_at + plan.query_length - 2
         put(key_at, self._key + np.take_along_axis(defined, asked, 1))
         put(key_at + 1, self._value + np.take_along_axis(values, asked, 1))
-        is_query[every, key_at] = True
+        is_answer[every, key_at] = True
+        is_undecided[every, key_at] = _repeats(asked, key_at, plan.distance)
         if plan.strangers:
             among = shuffled if plan.marked else foreign  # a mark is missed even at a defined key
             chosen = rng.integers(0, among.shape[1], (rows, plan.strangers))
             stranger_at = at[is_stranger].reshape(rows, plan.strangers)
             put(stranger_at, self._key + np.take_along_axis(among, chosen, 1))
+            if not plan.marked:
+                at_stranger = np.zeros((rows, length), bool)
+                at_stranger[every, stranger_at] = True
+                is_undecided |= at_stranger[:, :-1]
+        is_undecided |= _resumes(~is_planted, plan.distance)[:, 1:]
 
         left = length - plan.definitions_length - plan.questions_length
         out[~is_planted] = self.filler(rng, rows, left, is_validation).ravel()
-        return Sequences(out, is_query[:, :-1])
+        return Sequences(out, Truth(is_answer, is_undecided))
+
+
+def _repeats(asked: Ints, at: Ints, distance: int) -> NDArray[np.bool_]:
+    """Queries [B, Q] for pairs `asked` at positions `at` whose answer stood near, [B, Q]."""
+    since = at[:, :, None] - (at + 1)[:, None, :]  # from each query back to each answer
+    is_same = asked[:, :, None] == asked[:, None, :]
+    return (is_same & (since >= 0) & (since < distance)).any(2)
+
+
+def _resumes(is_filler: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
+    """Filler [B, T] whose last filler token is `distance` tokens back or more."""
+    position = np.arange(is_filler.shape[1])
+    last = np.maximum.accumulate(np.where(is_filler, position, -1), axis=1)
+    before = np.pad(last, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    return is_filler & (before >= 0) & (position - before > max(distance, 1))
 
 
 def _place(rng: np.random.Generator, lengths: Ints, room: int) -> Ints:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyro_meta import UsageError
+from pyro_meta.corpus import Truth
 from pyro_meta.guides import Guide
 from pyro_meta.known_truth import auroc, score_against_truth
 from pyro_meta.recall import Recall, RecallCorpus
@@ -27,7 +28,7 @@ def planted(corpus: RecallCorpus, rows: int = 3, length: int = 97) -> list[tuple
     symbols = corpus.vocabulary.symbols  # type: ignore[attr-defined]
     return [
         ([symbols[index] for index in row], list(flags))
-        for row, flags in zip(sequences.rows, sequences.is_query, strict=True)
+        for row, flags in zip(sequences.rows, sequences.truth.is_answer, strict=True)
     ]
 
 
@@ -68,6 +69,55 @@ def test_definitions_stand_together_by_increasing_key() -> None:
         assert keys == sorted(set(keys))
         begins.add(at[0])
     assert len(begins) > 10
+
+
+def test_a_repetition_is_an_answer_that_stood_near() -> None:
+    corpus = Recall(pairs=3, queries=9, distance=12).corpus()
+    sequences = corpus.plant(np.random.default_rng(0), 30, 97)
+    truth = sequences.truth
+    assert (truth.is_answer & truth.is_undecided).any()
+    assert (truth.is_answer & ~truth.is_undecided).sum() > 30
+    for row, answers, undecided in zip(sequences.rows, *truth, strict=True):
+        for at in np.flatnonzero(answers):
+            near = [
+                i for i in np.flatnonzero(answers)
+                if i < at and row[i] == row[at] and at - (i + 1) < 12
+            ]  # fmt: skip
+            assert undecided[at] == bool(near)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_only_the_definitions_tell_an_unmarked_stranger_from_a_query(marked: bool) -> None:
+    corpus = Recall(**SMALL, marked=marked, strangers=3).corpus()
+    sequences = corpus.plant(np.random.default_rng(0), 9, 97)
+    truth, symbols = sequences.truth, corpus.vocabulary.symbols  # type: ignore[attr-defined]
+    strangers = 0
+    for row, answers, undecided in zip(sequences.rows, *truth, strict=True):
+        for at in np.flatnonzero(~answers):
+            if re.fullmatch(r"⟨k\d+⟩", symbols[row[at]]):
+                strangers += 1
+                assert undecided[at] or marked
+    assert strangers == 9 * 3
+
+
+def test_filler_behind_a_long_block_is_undecided() -> None:
+    """A window does not see with which letter the chain was interrupted."""
+    corpus = Recall(pairs=20, queries=0, distance=8).corpus()
+    sequences = corpus.plant(np.random.default_rng(0), 9, 97)
+    for row, undecided in zip(sequences.rows, sequences.truth.is_undecided, strict=True):
+        last = max(at for at in range(97) if "=" in corpus.vocabulary.symbols[row[at]])  # type: ignore[attr-defined]
+        first = last - 19
+        expected = [last] if first > 0 else []
+        assert np.flatnonzero(undecided).tolist() == expected
+
+
+def test_with_every_key_defined_marks_tell_nothing() -> None:
+    """All keys are asked for alike, and there are as many as are defined."""
+    corpus = Recall(pairs=4, queries=6, distance=8).corpus()
+    assert corpus.plan.keys == 4
+    shown = [row[at] for row, flags in planted(corpus, rows=400) for at in np.flatnonzero(flags)]
+    _, counts = np.unique(shown, return_counts=True)
+    assert len(counts) == 4 and counts.min() > 0.9 * counts.mean()
 
 
 def test_unmarked_strangers_were_never_defined() -> None:
@@ -121,7 +171,8 @@ def test_batches_are_functions_of_seed_and_step_and_validation_is_apart() -> Non
     assert torch.equal(one[0], two[0]) and torch.equal(one[0][:, 1:], one[1][:, :-1])
     assert not torch.equal(one[0], corpus.batch(1, 6, 4, 80)[0])
     truth = corpus.truth(80, 320)
-    assert truth is not None and truth.shape == (4, 80) and truth.sum() == 16
+    assert truth is not None and truth.is_answer.shape == (4, 80)
+    assert truth.is_answer.sum() == 16
     assert torch.equal(corpus.windows(80, 320)[0], again.windows(80, 320)[0])
     assert corpus.sha256 == again.sha256 != Recall(**SMALL, chain_seed=1).corpus().sha256
 
@@ -144,7 +195,8 @@ def test_without_pairs_there_is_nothing_but_filler() -> None:
     [
         ({"pairs": -1}, "data.pairs: -1 given; at least 0"),
         ({"pairs": 0, "queries": 3}, "data.queries: 3 given; without pairs"),
-        ({"pairs": 8, "keys": 8}, "data.keys: 8 given; more than pairs = 8"),
+        ({"pairs": 8, "keys": 7}, "data.keys: 7 given; at least pairs = 8"),
+        ({"pairs": 8, "keys": 8, "marked": False}, "data.keys: 8 given; more than pairs = 8"),
         ({"letters": 40}, "data.letters: 40 given; 2 to 26"),
         ({"letters": 20, "order": 5}, "data.order: 5 given"),
         ({"filler": "/no/such/file"}, "data.filler: cannot read /no/such/file"),
@@ -155,12 +207,23 @@ def test_bad_options_are_named(options: dict, message: str) -> None:
         Recall(**options).corpus()
 
 
+def test_without_pairs_distance_means_nothing() -> None:
+    Recall(pairs=0).corpus().require(32)
+
+
+def test_a_filler_with_the_signs_of_what_is_planted_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("f⟨x⟩ " * 100)
+    with pytest.raises(UsageError, match="holds '⟨', which marks what is planted"):
+        Recall(filler=str(text)).corpus()
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="do not fit into a context of 64"):
         Recall(pairs=32).corpus().require(64)
     short = tmp_path / "short.txt"
     short.write_text("word " * 30)
-    with pytest.raises(UsageError, match="15 characters for validation are too few"):
+    with pytest.raises(UsageError, match=r"15 characters for validation are too few for .* 79"):
         Recall(**SMALL, filler=str(short)).corpus().require(96)
 
 
@@ -172,6 +235,11 @@ def test_auroc_by_pairs() -> None:
     score, truth = rng.integers(0, 5, 60).astype(float), rng.random(60) < 0.3
     pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in score[truth] for b in score[~truth]]
     assert auroc(score, truth) == pytest.approx(np.mean(pairs))
+
+
+def alone(is_answer: np.ndarray) -> Truth:
+    """Answers of which none is repeated."""
+    return Truth(is_answer, np.zeros_like(is_answer))
 
 
 class Oracle(Guide):
@@ -187,10 +255,23 @@ def test_an_oracle_gets_full_marks() -> None:
     model, guide = build(guide=Oracle)
     tokens = torch.randint(13, (5, 24), generator=torch.Generator().manual_seed(1))
     truth = (tokens == 3).numpy()
-    figures = score_against_truth(model, guide, (tokens, tokens), truth, batch=2)
+    figures = score_against_truth(model, guide, (tokens, tokens), alone(truth), batch=2)
     assert figures["auroc"] == 1.0 and figures["auroc_by_layer"] == [0.5, 1.0]
     assert figures["full_used"] == 1.0 and figures["full_used_by_layer"][0] == 0.0
     assert figures["needed"] == pytest.approx(truth.mean())
+
+
+def test_repeated_answers_are_neither_right_nor_wrong() -> None:
+    """`full` is used at ids 3 alone; that id 4 is an answer too costs nothing if it is repeated."""
+    model, guide = build(guide=Oracle)
+    tokens = torch.randint(13, (5, 24), generator=torch.Generator().manual_seed(1))
+    three, four = (tokens == 3).numpy(), (tokens == 4).numpy()
+    windows = tokens, tokens
+    figures = score_against_truth(model, guide, windows, Truth(three | four, four), batch=2)
+    assert figures["auroc"] == 1.0 and figures["full_used"] == 1.0
+    assert figures["needed"] == pytest.approx(three.sum() / (~four).sum())
+    figures = score_against_truth(model, guide, windows, Truth(three, three), batch=2)
+    assert figures["auroc"] is None and figures["full_used"] is None and figures["needed"] == 0
 
 
 def test_losses_are_split_by_need() -> None:
@@ -198,7 +279,7 @@ def test_losses_are_split_by_need() -> None:
     tokens = torch.randint(13, (4, 24), generator=torch.Generator().manual_seed(1))
     targets: Tensor = tokens.roll(-1, 1)
     truth = np.random.default_rng(0).random((4, 24)) < 0.2
-    figures = score_against_truth(model, guide, (tokens, targets), truth, batch=3)
+    figures = score_against_truth(model, guide, (tokens, targets), alone(truth), batch=3)
     with torch.no_grad():
         logits = model.network(tokens, guide.mean_route(hard=True)).log_softmax(-1)
     nll = -logits.gather(-1, targets[..., None])[..., 0].numpy()
@@ -213,5 +294,5 @@ def test_without_full_there_is_no_auroc() -> None:
     tokens = torch.randint(13, (2, 24))
     truth = np.zeros((2, 24), bool)
     truth[:, 5] = True
-    figures = score_against_truth(model, guide, (tokens, tokens), truth, batch=2)
+    figures = score_against_truth(model, guide, (tokens, tokens), alone(truth), batch=2)
     assert figures["auroc"] is None and figures["full_used"] == 0.0
