@@ -16,8 +16,9 @@ from pyro_meta.console import INTERRUPTED, command_parser, parse, run_command, w
 from pyro_meta.errors import UsageError
 from pyro_meta.options import Options, preset, read_file
 from pyro_meta.run import write_whole
+from pyro_meta.study.description import Study
 from pyro_meta.study.live import watching
-from pyro_meta.study.plan import Group, Study, expand
+from pyro_meta.study.plan import Group, expand
 from pyro_meta.study.results import Results, Table
 from pyro_meta.study.runner import (
     Interrupted,
@@ -174,6 +175,8 @@ def _read_study(options: Any, out: Path, grid: dict[str, Any], base: list[Option
     given["base"] = [*(layers if isinstance(layers, list) else [layers]), *base]
     if grid:
         given["grid"] = {**(given.get("grid") or {}), **grid}
+    if options.seeds is not None and isinstance(given.get("baselines"), dict):
+        given["baselines"] = {**given["baselines"], "seeds": None}  # all those of the command line
     for name in ("seeds", "baselines"):
         if (value := getattr(options, name)) is not None:
             given[name] = value
@@ -210,11 +213,11 @@ def _show(results: Results, out: Path, console: Console) -> None:
     if results.results:
         console.print(_rich(results.table(BRIEF, digits=3)))
         console.print(
-            "* no setting beats it in loss and cost; differences of hard losses are paired, below "
-            "0 is better, ! leaves out 0 (95%), (1) is of one seed",
+            "* no setting on the same text beats it in loss and cost; differences of hard losses "
+            "are paired, below 0 is better, ! leaves out 0 (95%), (1) is of one seed",
             style="dim",
         )
-    for name in ("study.md", "study.csv", "study.json", "pareto.png"):
+    for name in ("study.md", "study.csv", "study.json", *results.pictures()):
         if (out / name).exists():
             console.print(f"wrote {escape(str(out / name))}", soft_wrap=True)
 

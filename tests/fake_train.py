@@ -43,8 +43,10 @@ def main(folder: Path, config_yaml: str) -> int:
     shares = loads or [[1 / len(names)] * len(names)] * options["layers"]
     cost = sum(COST[name] * share for name, share in zip(names, shares[0], strict=True))
     loss = 2.0 - 0.3 * cost + 0.01 * options["seed"] + options["kl"]["weight"]
+    loss += options["context"] / 100
     losses = [loss + 0.001 * i for i in range(SEQUENCES)]
-    sequences = {"windows": "one text", "count": SEQUENCES, "hard": losses, "soft": losses}
+    text = f"text of {options['context']}"
+    sequences = {"windows": text, "count": SEQUENCES, "hard": losses, "soft": losses}
     (folder / "sequences.json").write_text(json.dumps(sequences))
     summary = {
         "val_nll_soft": loss, "val_nll_hard": loss, "cost_macs_hard": cost,

@@ -20,8 +20,9 @@ from commands import MOMENT, error_line, run
 from pyro_meta import UsageError, ablate
 from pyro_meta.config import read_options, train_words
 from pyro_meta.study import plan
+from pyro_meta.study.description import Study
 from pyro_meta.study.live import picture
-from pyro_meta.study.plan import Study, expand
+from pyro_meta.study.plan import expand
 from pyro_meta.study.runner import Job, State, worker_environment
 
 SMALL = {"context": 16, "window": 4, "width": 16, "layers": 2, "heads": 2, "steps": 4}
@@ -118,6 +119,17 @@ def test_baselines_keep_the_options_of_the_variant() -> None:
     assert found["point"]["guide"]["init_args"]["hidden"] is None
 
 
+def test_options_of_the_router_train_no_single_mechanism_twice() -> None:
+    grid = {"optim.router": [1.0, 5.0], "optim.lr": [0.01, 0.02]}
+    found = labels(grid=grid)
+    singles = [label for label in found if " alone" in label]
+    assert len(singles) == 2 * 3, "lr matters to them, the router's does not"
+    assert len([label for label in found if label.startswith("PriorGuide")]) == 2
+    assert len([label for label in found if label.startswith("PointGuide")]) == 4
+    variants = {"one": {"optim": {"router": 1.0, "lr": 0.01}}, "two": {"optim": {"lr": 0.01}}}
+    assert len([label for label in labels(variants=variants) if " alone" in label]) == 3
+
+
 def test_loads_are_those_of_the_same_seed() -> None:
     groups = expand(Study.read({"base": SMALL, "seeds": [5]}, "test"))
     fixed = next(group for group in groups if group.kind == "fixed")
@@ -179,6 +191,11 @@ def test_the_shortest_command_makes_the_same_configuration(words: list[str]) -> 
         ({"baselines": {"fixd": False}}, "'fixd' given"),
         ({"baselines": {"fixed": ["none such"]}}, "'none such' given; allowed are routed"),
         ({"baselines": {"prior": [1]}}, "true or false is allowed"),
+        (
+            {"baselines": {"seeds": [7]}},
+            r"seeds: \[7\] given; of the study's \[0, 1, 2\]",
+        ),
+        ({"variants": {1: {}}}, "names are text"),
     ],
 )
 def test_a_wrong_study_is_refused_before_the_first_run(
@@ -219,7 +236,7 @@ def test_a_study_leaves_what_it_promises_and_repeats_nothing(
     out = tmp_path / "study"
     baselines = "--baselines=[mechanisms,fixed,point]"
     words = [*WORDS, "--seeds=2", "--workers=2", baselines, f"--out={out}"]
-    assert ablate.main([*words, "--grid.kl.weight=[0.03]"]) == 0
+    assert ablate.main([*words, "--grid.kl.weight=[0.01]"]) == 0
     capsys.readouterr()
     first = starts(out)
     assert len(first) == 6 * 2 and set(map(tuple, first.values())) == {("0",)}
@@ -241,11 +258,24 @@ def test_a_study_leaves_what_it_promises_and_repeats_nothing(
 
     assert ablate.main([f"--out={out}"]) == 0, "the folder knows its study"
     assert starts(out) == first
-    more = [*words[:-1], "--grid.kl.weight=[0.03, 0.02]", f"--out={out}"]
+    more = [*words[:-1], "--grid.kl.weight=[0.01, 0.02]", f"--out={out}"]
     assert ablate.main(more) == 0
     now = starts(out)
     assert {name: now[name] for name in first} == first, "names change, runs stay"
     assert len(now) == len(first) + 2, "one routed setting more, with loads that ran already"
+
+
+@pytest.mark.usefixtures("faked")
+def test_what_was_validated_on_different_text_is_not_compared(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    words = [*WORDS, "--seeds=1", "--baselines=[mechanisms]", "--grid.context=[16, 32]"]
+    assert ablate.main([*words, f"--out={out}"]) == 0
+    facts = json.loads((out / "study.json").read_text())
+    front = {group["group"] for group in facts["groups"] if group["is_on_pareto_front"]}
+    assert {"context=16", "context=32"} <= front, "the longer text has more loss at equal cost"
+    page = (out / "study.md").read_text()
+    for name in ("pareto.png", "pareto-2.png"):
+        assert f"({name})" in page and (out / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("faked")

@@ -94,6 +94,12 @@ def test_a_table_knows_the_token_and_nothing_else(model: LanguageModel) -> None:
     )
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_a_seed_that_no_hash_can_hold_is_refused(seed: int) -> None:
+    with pytest.raises(UsageError, match=f"guide.seed: {seed} given"):
+        RandomGuide(build()[0], seed=seed)
+
+
 @pytest.mark.parametrize("guide", [FixedGuide, RandomGuide])
 @pytest.mark.parametrize(
     ("loads", "message"),

@@ -20,23 +20,26 @@ from typing import Any, Literal
 import yaml
 
 from pyro_meta.config import CLASS_OPTIONS, Config, default_classes, read_options
-from pyro_meta.console import near
 from pyro_meta.errors import UsageError
 from pyro_meta.options import Options, as_word, flatten, layered
+from pyro_meta.study.description import WITH_LOADS, Study
 
 Kind = Literal["variant", "mechanism", "fixed", "random", "prior", "point", "also"]
 
 LOAD_GUIDES = {"fixed": "FixedGuide", "random": "RandomGuide"}
 """Guides, with an argument `loads` [layers, mechanisms], of the baselines with learned loads."""
 
-ROUTING = ("prior", "guide", "kl", "harden", "budget")
+ROUTER = ("optim.router", "optim.router_begin")
+"""Options of what learns to route."""
+
+ROUTING = ("prior", "guide", "kl", "harden", "budget", *ROUTER)
 """Options that steer routes: without effect where there is one mechanism."""
 
 PLAIN_GUIDES: dict[Kind, str] = {"prior": "PriorGuide", "point": "PointGuide"}
 """Guides of the baselines that take nothing from a run."""
 
 NOT_SHARED: dict[Kind, tuple[str, ...]] = {
-    "prior": ("guide", "kl"),
+    "prior": ("guide", "kl", *ROUTER),
     "point": ("guide", "prior", "kl", "budget"),
 }
 """Options of a variant that its baseline does not take over, since they do nothing there.
@@ -46,158 +49,6 @@ A prior that learns from the KL of a guide says nothing where there is none: the
 
 Loads = list[list[float]]
 """Share of each mechanism in each layer."""
-
-
-@dataclass(frozen=True)
-class Baselines:
-    """Which baselines a study has."""
-
-    mechanisms: bool = True
-    """Each mechanism alone."""
-    fixed: bool | list[str] = True
-    """The fixed mixture with the learned loads: of every routed group, or of those named."""
-    random: bool | list[str] = True
-    """Random routes with the learned loads: of every routed group, or of those named."""
-    prior: bool = True
-    """Routes from the prior."""
-    point: bool = True
-    """The router without a prior."""
-    seeds: list[int] | None = None
-    """Seeds of the baselines, out of the study's (default: all of them)."""
-    also: dict[str, Options] = field(default_factory=dict)
-    """More baselines: named sets of options over the base."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """What to compare, before it is taken apart into runs."""
-
-    base: list[Options]
-    """Layers of training options that all runs share."""
-    grid: dict[str, list[Any]] = field(default_factory=dict)
-    """Dotted training options and the values of each: all combinations are run."""
-    variants: dict[str, Options] = field(default_factory=dict)
-    """Named sets of options, each crossed with the grid."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    baselines: Baselines = Baselines()
-
-    @classmethod
-    def read(cls, given: Mapping[str, Any], source: str) -> "Study":
-        """The study that a mapping describes; `source` names it in errors.
-
-        Raises
-        ------
-        UsageError
-            An unknown key, or a value of the wrong kind.
-        """
-        _require_keys(given, ("base", "grid", "variants", "seeds", "baselines"), source)
-        given = {key: value for key, value in given.items() if value is not None}
-        base = given.get("base", {})
-        layers = base if isinstance(base, list) else [base]
-        for layer in layers:
-            _require_options(layer, f"{source}: base")
-        grid = dict(_require_mapping(given.get("grid", {}), f"{source}: grid"))
-        variants = _require_mapping(given.get("variants", {}), f"{source}: variants")
-        named = {
-            str(name): _require_options(options or {}, f"{source}: variants: {name}")
-            for name, options in variants.items()
-        }
-        seeds = given.get("seeds")
-        if "seed" in grid:
-            if seeds is not None:
-                raise UsageError(f"{source}: seeds and grid.seed are both given; one is allowed")
-            seeds = grid.pop("seed")
-        if seeds is None:
-            fixed = [layer["seed"] for layer in layers if layer.get("seed") is not None]
-            seeds = fixed[-1:] or [0, 1, 2]
-        for option, values in grid.items():
-            _require_axis(option, values, source)
-            grid[option] = list({as_word(value): value for value in values}.values())
-        baselines = _read_baselines(given.get("baselines", True), source)
-        return cls(layers, grid, named, read_seeds(seeds, f"{source}: seeds"), baselines)
-
-    def as_yaml(self) -> str:
-        """A file from which `read` makes this study again."""
-        chosen = {key: value for key, value in vars(self.baselines).items() if value is not None}
-        return yaml.safe_dump(vars(self) | {"baselines": chosen}, sort_keys=False)
-
-
-def read_seeds(given: Any, source: str) -> list[int]:
-    """Seeds from a list, or from how many there are."""
-    seeds = list(range(given)) if _is_count(given) else given
-    if not isinstance(seeds, list) or not all(_is_count(seed) for seed in seeds) or not seeds:
-        raise UsageError(f"{source}: {given!r} given; a number of seeds or a list is allowed")
-    return list(dict.fromkeys(seeds))
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _read_baselines(given: Any, source: str) -> Baselines:
-    kinds = ("mechanisms", "fixed", "random", "prior", "point")
-    where = f"{source}: baselines"
-    if isinstance(given, bool):
-        given = list(kinds) if given else []
-    if isinstance(given, list):
-        _require_keys({str(kind): True for kind in given}, kinds, where)
-        chosen: dict[str, Any] = {kind: kind in given for kind in kinds}
-        return Baselines(**chosen)
-    chosen = dict(_require_mapping(given, where))
-    _require_keys(chosen, (*kinds, "seeds", "also"), where)
-    for kind in kinds:
-        value = chosen.get(kind, True)
-        may_be_list = kind in LOAD_GUIDES and all(
-            isinstance(name, str) for name in (value if isinstance(value, list) else [])
-        )
-        if not isinstance(value, bool) and not (may_be_list and isinstance(value, list)):
-            allowed = "true, false or a list of variants" if may_be_list else "true or false"
-            raise UsageError(f"{where}: {kind}: {value!r} given; {allowed} is allowed")
-    if chosen.get("seeds") is not None:
-        chosen["seeds"] = read_seeds(chosen["seeds"], f"{where}: seeds")
-    also = _require_mapping(chosen.get("also") or {}, f"{where}: also")
-    for name, options in also.items():
-        _require_options(options, f"{where}: also: {name}")
-    return Baselines(**chosen | {"also": dict(also)})
-
-
-def _require_keys(given: Mapping[str, Any], allowed: Sequence[str], source: str) -> None:
-    given = _require_mapping(given, source)
-    for key in given.keys() - set(allowed):
-        raise UsageError(
-            f"{source}: {key!r} given; {', '.join(allowed)} are allowed{near(str(key), allowed)}"
-        )
-
-
-def _require_mapping(given: Any, source: str) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise UsageError(f"{source}: {given!r} given; a mapping is needed")
-    for key in given:
-        if not isinstance(key, str):
-            raise UsageError(f"{source}: {key!r} given; names are text (in quotes, if need be)")
-    return given
-
-
-def _require_options(given: Any, source: str) -> Options:
-    options = dict(_require_mapping(given, source))
-    for name in ("out", "resume", "config", "preset"):
-        if name in options:
-            raise UsageError(f"{source}: {name!r} given; options of a run are allowed, without it")
-    if "seed" in options and not source.endswith("base"):
-        raise UsageError(f"{source}: 'seed' given; seeds stand under seeds")
-    return options
-
-
-def _require_axis(option: str, values: Any, source: str) -> None:
-    if option in ("out", "resume", "config", "preset"):
-        raise UsageError(f"{source}: grid.{option} given; options of a run are allowed, without it")
-    if not isinstance(values, list) or not values:
-        raise UsageError(
-            f"{source}: grid.{option}: {values!r} given; a list of values such as [a,b] is needed"
-        )
-
-
-# -- groups ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -309,6 +160,7 @@ class _Groups:
         try:
             config, config_yaml = settle_layers([*parsed, {"seed": 0}])
             model, guide = config.build(2)
+            model.prior.check()
         except UsageError as error:
             raise UsageError(f"{label}: {error}") from error
         for group in self.all:
@@ -382,7 +234,7 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
     with_loads = ("fixed", chosen.fixed), ("random", chosen.random)
     for kind, wanted in with_loads:
         if wanted is True or (wanted and (group.label in wanted or _stem(group, study) in wanted)):
-            unused = ("guide", "prior", "kl", "budget")
+            unused = ("guide", "prior", "kl", "budget", *ROUTER)
             shared = [_without(layer, unused) for layer in [*study.base, *own]]
             own_seeds = [seed for seed in seeds if seed in group.seeds]
             add(kind, f"{kind} loads of {group.label}", shared, own_seeds, group)
@@ -395,7 +247,20 @@ def _shared(study: Study, own: list[Options], kind: Kind, learns_from_kl: bool) 
 
 
 def _without(layer: Options, names: Sequence[str]) -> Options:
-    return {key: value for key, value in layer.items() if key.partition(".")[0] not in names}
+    """The options of a layer that are none of those named, nor parts of them."""
+
+    def is_meant(option: str) -> bool:
+        parts = option.split(".")
+        return any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
+
+    kept: Options = {}
+    for key, value in layer.items():
+        if is_meant(key):
+            continue
+        if isinstance(value, Mapping) and "class_path" not in value:
+            value = {k: v for k, v in value.items() if not is_meant(f"{key}.{k}")}
+        kept[key] = value
+    return kept
 
 
 def _load_guide(kind: str, loads: Loads) -> Options:
@@ -412,7 +277,7 @@ def _stem(group: Group, study: Study) -> str:
 
 
 def _require_known(study: Study, variants: Mapping[str, Group]) -> None:
-    for kind in LOAD_GUIDES:
+    for kind in WITH_LOADS:
         wanted = getattr(study.baselines, kind)
         for name in wanted if isinstance(wanted, list) else []:
             if name not in variants and name not in study.variants:

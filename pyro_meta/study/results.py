@@ -3,7 +3,7 @@
 study.json    command, hardware, versions; every run, group and difference
 study.csv     one line per run
 study.md      the tables, and how to read them
-pareto.png    loss against cost
+pareto.png    loss against cost; pareto-2.png and so on where runs were validated on several texts
 """
 
 import csv
@@ -60,6 +60,11 @@ class Result:
     sequences: dict[int, dict[str, Any]]
     """Seed -> sequences.json."""
 
+    @property
+    def text(self) -> str:
+        """Identity of the validation sequences: losses on one text can be compared."""
+        return next((str(losses["windows"]) for losses in self.sequences.values()), "")
+
     def over_seeds(self, figure: str) -> Spread | None:
         values = [summary[figure] for summary in self.summaries.values() if figure in summary]
         return spread(values) if values else None
@@ -111,7 +116,7 @@ class Results:
         self.front = on_front(self.results, self.cost)
 
     def write(self, out: Path, command: str, study_yaml: str) -> None:
-        """Write study.json, study.csv, study.md and pareto.png."""
+        """Write study.json, study.csv, study.md and a picture for each validation text."""
         facts = {
             "command": command,
             "hardware": hardware(),
@@ -125,7 +130,7 @@ class Results:
         write_whole(out / "study.json", json.dumps(_finite(facts), indent=2) + "\n")
         write_whole(out / "study.csv", _csv(self.jobs))
         write_whole(out / "study.md", self._page(command))
-        if self.results:
+        for name, results in self.pictures().items():
             settings = [
                 Setting(
                     result.group.label,
@@ -133,11 +138,18 @@ class Results:
                     [one[self.cost] for one in result.summaries.values()],
                     [one["val_nll_hard"] for one in result.summaries.values()],
                 )
-                for result in self.results
+                for result in results
             ]
             partial = out / ".pareto.partial.png"
             tradeoff(settings, self.cost_name).savefig(partial)
-            partial.replace(out / "pareto.png")
+            partial.replace(out / name)
+
+    def pictures(self) -> dict[str, list[Result]]:
+        """File name -> results on one validation text, the text with the most results first."""
+        by_text = sorted(texts(self.results).values(), key=len, reverse=True)
+        worth_it = [results for results in by_text if len(results) > 1] or by_text[:1]
+        names = ["pareto.png", *(f"pareto-{n}.png" for n in range(2, len(worth_it) + 1))]
+        return dict(zip(names, worth_it, strict=False))
 
     def table(self, figures: Sequence[str] = tuple(FIGURES), digits: int | None = None) -> Table:
         """A row per group: figures over seeds, and differences to what it has to beat."""
@@ -187,18 +199,19 @@ class Results:
         if failed:
             parts.append("\n".join(f"* failed: {job.name}: {job.note}" for job in failed))
         if self.results:
-            parts += [_markdown(self.table()), READING, "![loss against cost](pareto.png)"]
+            pictures = [f"![loss against cost]({name})" for name in self.pictures()]
+            parts += [_markdown(self.table()), READING, *pictures]
         if self.comparisons:
             parts += ["## Paired differences", _markdown(self.differences()), PAIRED]
         return "\n\n".join(parts) + "\n"
 
 
-READING = """\\* no other setting has less loss at no more cost. ± is the standard deviation over
-seeds. Losses are in nats per token of the validation text, along hard and along soft routes; costs
-are relative to full attention. *To best single*: paired difference of hard losses to the best
-mechanism alone among those that cost no more (none: the setting is cheaper than all of them); *to
-no prior*: to the router without a prior. Below 0 is better. A difference whose 95% interval leaves
-out 0 is marked !, one that rests on a single seed (1)."""
+READING = """\\* no other setting on the same validation text has less loss at no more cost. ± is
+the standard deviation over seeds. Losses are in nats per token of the validation text, along hard
+and along soft routes; costs are relative to full attention. *To best single*: paired difference of
+hard losses to the best mechanism alone among those that cost no more (none: the setting is cheaper
+than all of them); *to no prior*: to the router without a prior. Below 0 is better. A difference
+whose 95% interval leaves out 0 is marked !, one that rests on a single seed (1)."""
 
 PAIRED = """Hard losses, ours minus theirs, in nats per token, on the same sequences and paired by
 seed; 95% intervals. *Seeds*: t-interval of the seeds' mean differences, for other seeds on this
@@ -263,14 +276,23 @@ def _paired(ours: Result, theirs: Result) -> Difference | None:
 
 
 def on_front(results: list[Result], cost: str) -> set[str]:
-    """Labels of the groups that no other one beats in loss and cost."""
-    if not results:
-        return set()
-    is_best = pareto_front(
-        [result.mean(cost) for result in results],
-        [result.mean("val_nll_hard") for result in results],
-    )
-    return {result.group.label for result, best in zip(results, is_best, strict=True) if best}
+    """Labels of the groups that no other one on the same text beats in loss and cost."""
+    best: set[str] = set()
+    for comparable in texts(results).values():
+        is_best = pareto_front(
+            [result.mean(cost) for result in comparable],
+            [result.mean("val_nll_hard") for result in comparable],
+        )
+        best |= {one.group.label for one, is_on in zip(comparable, is_best, strict=True) if is_on}
+    return best
+
+
+def texts(results: list[Result]) -> dict[str, list[Result]]:
+    """The results on each validation text."""
+    by_text: dict[str, list[Result]] = {}
+    for result in results:
+        by_text.setdefault(result.text, []).append(result)
+    return by_text
 
 
 # -- as data ---------------------------------------------------------------------------------

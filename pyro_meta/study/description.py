@@ -1,0 +1,174 @@
+"""What a person asks a study for: options, a grid over them, variants, seeds and baselines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from pyro_meta.console import near
+from pyro_meta.errors import UsageError
+from pyro_meta.options import Options, as_word
+
+WITH_LOADS = ("fixed", "random")
+"""Baselines that take the loads of a routed group, all of them or those of some variants."""
+
+OF_A_RUN = ("out", "resume", "config", "preset")
+"""Options of `train` that say how to run, and not what."""
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Which baselines a study has."""
+
+    mechanisms: bool = True
+    """Each mechanism alone."""
+    fixed: bool | list[str] = True
+    """The fixed mixture with the learned loads: of every routed group, or of those named."""
+    random: bool | list[str] = True
+    """Random routes with the learned loads: of every routed group, or of those named."""
+    prior: bool = True
+    """Routes from the prior."""
+    point: bool = True
+    """The router without a prior."""
+    seeds: list[int] | None = None
+    """Seeds of the baselines, out of the study's (default: all of them)."""
+    also: dict[str, Options] = field(default_factory=dict)
+    """More baselines: named sets of options over the base."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to compare, before it is taken apart into runs."""
+
+    base: list[Options]
+    """Layers of training options that all runs share."""
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Dotted training options and the values of each: all combinations are run."""
+    variants: dict[str, Options] = field(default_factory=dict)
+    """Named sets of options, each crossed with the grid."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    baselines: Baselines = Baselines()
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], source: str) -> "Study":
+        """The study that a mapping describes; `source` names it in errors.
+
+        Raises
+        ------
+        UsageError
+            An unknown key, or a value of the wrong kind.
+        """
+        _require_keys(given, ("base", "grid", "variants", "seeds", "baselines"), source)
+        given = {key: value for key, value in given.items() if value is not None}
+        base = given.get("base", {})
+        layers = base if isinstance(base, list) else [base]
+        for layer in layers:
+            _require_options(layer, f"{source}: base", may_seed=True)
+        grid = dict(_require_mapping(given.get("grid", {}), f"{source}: grid"))
+        variants = _require_mapping(given.get("variants", {}), f"{source}: variants")
+        named = {
+            str(name): _require_options(options or {}, f"{source}: variants: {name}")
+            for name, options in variants.items()
+        }
+        seeds = given.get("seeds")
+        if "seed" in grid:
+            if seeds is not None:
+                raise UsageError(f"{source}: seeds and grid.seed are both given; one is allowed")
+            seeds = grid.pop("seed")
+        if seeds is None:
+            fixed = [layer["seed"] for layer in layers if layer.get("seed") is not None]
+            seeds = fixed[-1:] or [0, 1, 2]
+        for option, values in grid.items():
+            _require_axis(option, values, source)
+            grid[option] = list({as_word(value): value for value in values}.values())
+        seeds = read_seeds(seeds, f"{source}: seeds")
+        baselines = _read_baselines(given.get("baselines", True), seeds, source)
+        return cls(layers, grid, named, seeds, baselines)
+
+    def as_yaml(self) -> str:
+        """A file from which `read` makes this study again."""
+        chosen = {key: value for key, value in vars(self.baselines).items() if value is not None}
+        return yaml.safe_dump(vars(self) | {"baselines": chosen}, sort_keys=False)
+
+
+def read_seeds(given: Any, source: str) -> list[int]:
+    """Seeds from a list, or from how many there are."""
+    seeds = list(range(given)) if _is_count(given) else given
+    if not isinstance(seeds, list) or not all(_is_count(seed) for seed in seeds) or not seeds:
+        raise UsageError(f"{source}: {given!r} given; a number of seeds or a list is allowed")
+    return list(dict.fromkeys(seeds))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _read_baselines(given: Any, seeds: list[int], source: str) -> Baselines:
+    kinds = ("mechanisms", "fixed", "random", "prior", "point")
+    where = f"{source}: baselines"
+    if isinstance(given, bool):
+        given = list(kinds) if given else []
+    if isinstance(given, list):
+        _require_keys({str(kind): True for kind in given}, kinds, where)
+        chosen: dict[str, Any] = {kind: kind in given for kind in kinds}
+        return Baselines(**chosen)
+    chosen = dict(_require_mapping(given, where))
+    _require_keys(chosen, (*kinds, "seeds", "also"), where)
+    for kind in kinds:
+        value = chosen.get(kind, True)
+        may_be_list = kind in WITH_LOADS and all(
+            isinstance(name, str) for name in (value if isinstance(value, list) else [])
+        )
+        if not isinstance(value, bool) and not (may_be_list and isinstance(value, list)):
+            allowed = "true, false or a list of variants" if may_be_list else "true or false"
+            raise UsageError(f"{where}: {kind}: {value!r} given; {allowed} is allowed")
+    if chosen.get("seeds") is not None:
+        own = read_seeds(chosen["seeds"], f"{where}: seeds")
+        if not set(own) <= set(seeds):
+            raise UsageError(
+                f"{where}: seeds: {chosen['seeds']} given; of the study's {seeds} are allowed"
+            )
+        chosen["seeds"] = own
+    also = _require_mapping(chosen.get("also") or {}, f"{where}: also")
+    named = {
+        str(name): _require_options(options or {}, f"{where}: also: {name}")
+        for name, options in also.items()
+    }
+    return Baselines(**chosen | {"also": named})
+
+
+def _require_keys(given: Mapping[str, Any], allowed: Sequence[str], source: str) -> None:
+    given = _require_mapping(given, source)
+    for key in given.keys() - set(allowed):
+        raise UsageError(
+            f"{source}: {key!r} given; {', '.join(allowed)} are allowed{near(str(key), allowed)}"
+        )
+
+
+def _require_mapping(given: Any, source: str) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{source}: {given!r} given; a mapping is needed")
+    for key in given:
+        if not isinstance(key, str):
+            raise UsageError(f"{source}: {key!r} given; names are text (in quotes, if need be)")
+    return given
+
+
+def _require_options(given: Any, source: str, may_seed: bool = False) -> Options:
+    options = dict(_require_mapping(given, source))
+    for name in OF_A_RUN:
+        if name in options:
+            raise UsageError(f"{source}: {name!r} given; options of a run are allowed, without it")
+    if "seed" in options and not may_seed:
+        raise UsageError(f"{source}: 'seed' given; seeds stand under seeds")
+    return options
+
+
+def _require_axis(option: str, values: Any, source: str) -> None:
+    if option in OF_A_RUN:
+        raise UsageError(f"{source}: grid.{option} given; options of a run are allowed, without it")
+    if not isinstance(values, list) or not values:
+        raise UsageError(
+            f"{source}: grid.{option}: {values!r} given; a list of values such as [a,b] is needed"
+        )
