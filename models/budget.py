@@ -7,7 +7,7 @@ from torch import Tensor
 from pyro_meta.costs import Costs
 from pyro_meta.errors import UsageError
 from pyro_meta.models.dual import DualController
-from pyro_meta.models.priors import Prior, require_positive
+from pyro_meta.models.priors import Prior, by_cost, require_positive
 from pyro_meta.simplex import one_hot
 from pyro_meta.transformer import Transformer
 
@@ -68,10 +68,9 @@ class BudgetDirichlet(Prior):
             raise UsageError("budget: none given; BudgetDirichlet needs one, as in --budget 0.25")
         self.budget = self.budget if budget is None else budget
         if self.costs.spec != "measured":  # those may be this machine's, until a checkpoint is read
-            self._require_feasible()
+            self.check()
 
-    def _require_feasible(self) -> float:
-        """The budget; raises `UsageError` if no choice of routes can meet it."""
+    def check(self) -> None:
         assert self.budget is not None
         costs = self.costs(torch.arange(self.network.shape.context))
         least, most = (float(end.mean()) for end in (costs.amin(-1), costs.amax(-1)))
@@ -80,13 +79,10 @@ class BudgetDirichlet(Prior):
                 f"budget: {self.budget} given; between {least:.4g} (every token takes the cheapest "
                 f"mechanism) and {most:.4g} (the dearest) is allowed in the unit {self.costs.spec}"
             )
-        return self.budget
 
     def forward(self, layer: int, positions: Tensor) -> Dirichlet:
         strength = self.strength * (self.rate.abs() / TURN).clamp(min=1.0)
-        return Dirichlet(
-            strength * torch.softmax(-self.rate * self.costs(positions), -1) + self.floor
-        )
+        return by_cost(self.costs(positions), self.rate, strength, self.floor)
 
     def measure(self, means: Tensor) -> dict[str, float]:
         if means.shape[2] < self.network.shape.context:
@@ -96,7 +92,8 @@ class BudgetDirichlet(Prior):
 
     def adapt(self, figures: dict[str, float], kl_weight: float) -> None:
         if kl_weight >= WARM and "cost_budgeted" in figures:
-            excess = figures["cost_budgeted"] - self._require_feasible()
+            assert self.budget is not None
+            excess = figures["cost_budgeted"] - self.budget
             unit = CHARGE * kl_weight
             self.rate.fill_(self.controller.step(excess, MOST_RATE * unit) / unit)
 

@@ -51,6 +51,12 @@ class Prior(nn.Module):
                 "--prior BudgetDirichlet does"
             )
 
+    def check(self) -> None:
+        """Raise `UsageError` if what is asked of the prior cannot be had; called before training.
+
+        All that a checkpoint holds is there by then.
+        """
+
     def measure(self, means: Tensor) -> dict[str, float]:
         """Figures of a batch that the prior asks for, logged under their names.
 
@@ -68,6 +74,13 @@ class Prior(nn.Module):
     def figures(self) -> dict[str, float]:
         """What the prior has come to, for the log and the summary."""
         return {}
+
+
+def by_cost(
+    costs: Tensor, rate: float | Tensor, strength: float | Tensor, floor: float
+) -> Dirichlet:
+    """Dirichlet(s softmax(-lambda c) + floor) for costs [.., K]."""
+    return Dirichlet(strength * torch.softmax(-rate * costs, -1) + floor)
 
 
 class CostDirichlet(Prior):
@@ -110,8 +123,7 @@ class CostDirichlet(Prior):
         self.costs = Costs(network, cost)
 
     def forward(self, layer: int, positions: Tensor) -> Dirichlet:
-        mean = torch.softmax(-self.rate * self.costs(positions), -1)
-        return Dirichlet(self.strength * mean + self.floor)
+        return by_cost(self.costs(positions), self.rate, self.strength, self.floor)
 
 
 class PaperDirichlet(Prior):
@@ -180,4 +192,4 @@ def require_positive(**concentrations: float) -> None:
     """Raise `UsageError` unless every named value is above 0."""
     for name, value in concentrations.items():
         if not value > 0:
-            raise UsageError(f"prior.{name}: {value} given; a concentration must be above 0")
+            raise UsageError(f"prior.{name}: {value} given; above 0 is allowed")

@@ -170,8 +170,11 @@ def _init_options(message: str) -> list[str]:
 
 
 def _subclass_names(base: type) -> list[str]:
+    """The classes of this package that can be named: those that it does not build on alone."""
     names = {
-        found.__name__ for found in _subclasses(base) if found.__module__.startswith("pyro_meta.")
+        found.__name__
+        for found in _subclasses(base)
+        if found.__module__.startswith("pyro_meta.") and not found.__module__.endswith(".base")
     }
     return sorted(names)
 

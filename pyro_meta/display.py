@@ -89,6 +89,7 @@ def _truth_rows(truth: dict[str, Any]) -> Iterator[tuple[str, str]]:
     soft, hard = truth["answer_accuracy_soft"], truth["answer_accuracy_hard"]
     yield "queries answered, soft and hard routes", f"{soft:.1%}, {hard:.1%}"
     yield "loss of all other tokens, hard routes", f"{truth['filler_nll_hard']:.4f}"
-    yield "full attention used per look-up needed", f"{truth['full_used']:.2f}"
+    if truth["full_used"] is not None:
+        yield "full attention used per look-up needed", f"{truth['full_used']:.2f}"
     if truth["auroc"] is not None:
         yield "AUROC of full attention for look-ups", f"{truth['auroc']:.3f}"

@@ -179,6 +179,27 @@ class Run:
         """Folder of the newest whole checkpoint."""
         return max(self._checkpoints.glob("step-*"), default=None)
 
+    def state(self, folder: Path | None = None) -> dict[str, Any]:
+        """What the newest checkpoint, or that in `folder`, says of itself.
+
+        Raises
+        ------
+        UsageError
+            There is no checkpoint, or its files are not what was written.
+        """
+        folder = folder or self.latest_checkpoint()
+        if folder is None:
+            raise UsageError(f"{self.folder} has no checkpoint yet; --resume begins it anew")
+        with _damage_named(folder):
+            state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            for key, kind in STATE_KINDS.items():
+                if not isinstance(state.get(key), kind):
+                    raise ValueError(f"state.json has no valid {key!r}")
+            for name, sha256 in state["files"].items():
+                if _sha256(folder / name) != sha256:
+                    raise ValueError(f"{name} is not what was written")
+        return state
+
     def load_checkpoint(
         self,
         model: LanguageModel,
@@ -193,21 +214,12 @@ class Run:
             There is none, it is damaged, or it is of another model.
         """
         folder = self.latest_checkpoint()
-        if folder is None:
-            raise UsageError(f"{self.folder} has no checkpoint yet; --resume begins it anew")
-        try:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            for key, kind in STATE_KINDS.items():
-                if not isinstance(state.get(key), kind):
-                    raise ValueError(f"state.json has no valid {key!r}")
-            for name, sha256 in state["files"].items():
-                if _sha256(folder / name) != sha256:
-                    raise ValueError(f"{name} is not what was written")
-            then, now = state["model"], _identity(model, guide)
+        state = self.state(folder)
+        assert folder is not None
+        with _damage_named(folder):
             weights = load_file(folder / "model.safetensors")
             moments = load_file(folder / "optimiser.safetensors") if optimiser else {}
-        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
-            raise UsageError(f"checkpoint {folder} is damaged: {error}") from error
+        then, now = state["model"], _identity(model, guide)
         for key in now:
             if then.get(key) != now[key]:
                 raise UsageError(
@@ -274,6 +286,15 @@ def _weights(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
     named = {f"model.{name}": value for name, value in model.state_dict().items()}
     named |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
     return {name: value.detach().contiguous() for name, value in named.items()}
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Say of which checkpoint a file cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+        raise UsageError(f"checkpoint {folder} is damaged: {error}") from error
 
 
 def _named_parameters(model: nn.Module, guide: nn.Module) -> dict[Tensor, str]:

@@ -107,7 +107,7 @@ class KLSchedule:
     attention has learned anything kills it.
     """
 
-    weight: float = 0.03
+    weight: float = 0.01
     """Final weight; 1 is the ELBO, below 1 a tempered objective."""
     begin: float = 0.35
     """Share of training done when the weight begins to rise."""
@@ -232,6 +232,14 @@ class Optimisation:
         for group in optimiser.param_groups:
             lr_at = self.router_lr_at if group["is_router"] else self.lr_at
             group["lr"] = lr_at(progress)
+
+    @staticmethod
+    def drop_resting(optimiser: torch.optim.Optimizer) -> None:
+        """Drop the gradients of a router that rests, so that no norm or moment holds them."""
+        for group in optimiser.param_groups:
+            if group["is_router"] and group["lr"] == 0:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def optimiser(self, objective: Objective) -> torch.optim.AdamW:
         """AdamW over the network, in a decayed and an undecayed group, and guide with prior."""

@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
     model, guide = config.build(corpus.vocabulary.size)
     require_causal(model.network)
     require_causal_guide(model, guide)
+    if resumed is None:
+        model.prior.check()  # before there is a folder
     with ExitStack() as held:
         folder = ""
         if is_first_process():
@@ -101,9 +103,9 @@ def _close(
     with out.status("evaluating"):
         losses = SequenceLosses()
         figures = evaluate(model, guide, windows, config.batch, losses)
-        is_query = corpus.truth(config.context, config.validation_tokens)
-        if is_query is not None:
-            truth = score_against_truth(model, guide, windows, is_query, config.batch)
+        truth = corpus.truth(config.context, config.validation_tokens)
+        if truth is not None:
+            scores = score_against_truth(model, guide, windows, truth, config.batch)
         ngrams = ngram_nll(corpus.train, windows, corpus.vocabulary.size)
         device = model.network.embedding.weight.device
         T = config.context
@@ -121,8 +123,8 @@ def _close(
     }
     if learned := model.prior.figures():
         summary["prior"] = learned
-    if is_query is not None:
-        summary["truth"] = truth
+    if truth is not None:
+        summary["truth"] = scores
     circumstances = {
         "corpus": corpus.sha256,
         "context": config.context,

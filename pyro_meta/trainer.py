@@ -115,9 +115,10 @@ def train(
         model.network.compile_blocks()
     first, seconds = 0, 0.0
     if is_resumed:
+        _require_same_circumstances(run.state(), corpus, fabric)
         state = run.load_checkpoint(model, guide, optimiser)
-        _require_same_circumstances(state, corpus, fabric)
         first, seconds = state["step"], state["seconds"]
+    model.prior.check()
     if fabric.is_global_zero:
         run.rewind(first)
     module, fabric_optimiser = fabric.setup(objective, optimiser)
@@ -146,6 +147,7 @@ def train(
             started = time.perf_counter()
             _set_schedules(config, step, model, guide, optimiser)
             terms = _accumulate(config, corpus, fabric, module, per_step, step)
+            config.optim.drop_resting(optimiser)
             norm = fabric.clip_gradients(
                 module,
                 fabric_optimiser,

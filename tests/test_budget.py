@@ -172,6 +172,20 @@ def test_budgets_that_cannot_be_are_refused(words: list[str], message: str) -> N
         config.build(13)
 
 
+def test_an_infeasible_budget_of_measured_costs_is_refused_when_training_begins(
+    network: Transformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path))
+    prior = BudgetDirichlet(network, 1e6, cost="measured")  # a checkpoint may hold other costs
+    with pytest.raises(UsageError, match="is allowed in the unit measured"):
+        prior.check()
+    run = tmp_path / "run"
+    words = [*options(tmp_path)[:-1], "--budget=1e6", "--prior.cost=measured", f"--out={run}"]
+    with pytest.raises(UsageError, match="is allowed in the unit measured"):
+        train_command.main(words)
+    assert not run.exists()
+
+
 def options(folder: Path) -> list[str]:
     text = folder / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 40)

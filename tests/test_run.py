@@ -16,6 +16,7 @@ import torch
 import yaml
 from commands import MOMENT, command, environment, error_line, run
 from pyro.distributions import Dirichlet, LogisticNormal
+from safetensors.torch import load_file, save_file
 
 import pyro_meta.run as run_module
 import pyro_meta.train as train_command
@@ -48,8 +49,6 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     checkpoint = Run.open(folder).latest_checkpoint()
     assert checkpoint is not None
     return load_file(checkpoint / "model.safetensors")
@@ -215,23 +214,30 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole(
 
 
 @pytest.mark.parametrize(
-    ("guide", "launcher"),
-    [("PointGuide", "fabric"), ("DirichletGuide", "fabric"), ("DirichletGuide", "torchrun")],
+    ("words", "launcher"),
+    [
+        (["--guide=PointGuide"], "fabric"),
+        (["--budget=0.7", "--guide.start=0"], "fabric"),
+        (["--guide=DirichletGuide"], "torchrun"),
+    ],
 )
-def test_two_processes_train_as_one(tmp_path: Path, text: Path, guide: str, launcher: str) -> None:
+def test_two_processes_train_as_one(
+    tmp_path: Path, text: Path, words: list[str], launcher: str
+) -> None:
     """Same global batch, same losses: within 1e-4 nats, which is rounding.
 
     With a stochastic guide the one process takes two micro-batches, whose draws are those of the
-    two processes.
+    two processes. A budget's controller sees the cost of all of them, which differs from that of
+    one where no mechanism leads.
     """
-    options = [*MOMENT, f"--guide={guide}", f"--data.path={text}"]
+    options = [*MOMENT, *words, f"--data.path={text}"]
     options_of_two = [*options, f"--out={tmp_path / 'two'}"]
     if launcher == "fabric":
         two = run("train", *options_of_two, "--devices=2")
     else:
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         two = subprocess.run(
-            [sys.executable, *words, "-m", "pyro_meta.train", *options_of_two],
+            [sys.executable, *torchrun, "-m", "pyro_meta.train", *options_of_two],
             env=environment(),
             capture_output=True,
             text=True,
@@ -239,13 +245,15 @@ def test_two_processes_train_as_one(tmp_path: Path, text: Path, guide: str, laun
         )
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("model:") == 1, "one process speaks"
-    accumulate = 1 if guide == "PointGuide" else 2
+    accumulate = 1 if "--guide=PointGuide" in words else 2
     assert train(*options, f"--accumulate={accumulate}", f"--out={tmp_path / 'one'}") == 0
     one_log, two_log = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one_log) == len(two_log) == 12
     for one_record, two_record in zip(one_log, two_log, strict=True):
         assert one_record["loss"] == pytest.approx(two_record["loss"], abs=1e-4)
         assert one_record["grad_norm"] == pytest.approx(two_record["grad_norm"], rel=1e-3)
+        if "--budget=0.7" in words:
+            assert one_record["lambda"] == pytest.approx(two_record["lambda"], rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path, text: Path) -> None:
@@ -287,8 +295,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path, text: Pat
         (["--config", "keys.yaml"], "'rate' beside class_path"),
         (["--config", "resume.yaml"], "which no file may set"),
         (["--config", "list.yaml"], "a class or a mapping is allowed"),
-        (["--prior.strength", "-1"], "a concentration must be above 0"),
-        (["--prior.floor", "0"], "a concentration must be above 0"),
+        (["--prior.strength", "-1"], "above 0 is allowed"),
+        (["--prior.floor", "0"], "above 0 is allowed"),
         (["--mechanisms", "[full,windw]"], "did you mean window"),
         (["--mechanisms", "[full,json.JSONDecoder]"], "is not a mechanism"),
         (["--window", "0"], "at least 1 is allowed"),
@@ -383,8 +391,6 @@ def test_a_harmed_checkpoint_is_refused(
 @pytest.mark.parametrize("harm", ["missing", "of another shape"])
 def test_moments_that_do_not_fit_are_refused(finished: Path, tmp_path: Path, harm: str) -> None:
     """A fused optimiser would read past their end."""
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     checkpoint = Run.open(folder).latest_checkpoint()
@@ -414,6 +420,24 @@ def test_a_run_without_a_checkpoint_begins_anew(finished: Path, tmp_path: Path) 
         Run.open(folder).load()
     assert train("--resume", folder) == 0
     assert metrics(folder) == metrics(finished)
+
+
+def test_a_resting_router_leaves_no_moments(tmp_path: Path, text: Path) -> None:
+    folder = tmp_path / "run"
+    options = [*MOMENT, f"--data.path={text}", "--optim.router_begin=1", f"--out={folder}"]
+    assert train(*options) == 0
+    moments = load_file(next(folder.glob("checkpoint/*/optimiser.safetensors")))
+    assert moments and not [name for name in moments if name.startswith("guide.")]
+
+
+def test_a_changed_filler_is_named_before_its_vocabulary_is(tmp_path: Path) -> None:
+    book, folder = tmp_path / "book.txt", tmp_path / "run"
+    book.write_text("to be or not to be " * 200)
+    planted = ["--data=Recall", "--data.pairs=3", "--data.distance=2", f"--data.filler={book}"]
+    assert train(*MOMENT, *planted, f"--out={folder}") == 0
+    book.write_text("that is the question " * 200)
+    with pytest.raises(UsageError, match="data: the run began on a text of sha256"):
+        train("--resume", folder)
 
 
 def test_damaged_metrics_are_not_thrown_away(finished: Path, tmp_path: Path) -> None:

@@ -61,6 +61,23 @@ def test_the_guide_begins_later_and_learns_faster() -> None:
         assert router == pytest.approx(ratio * optim.lr_at(progress))
 
 
+def test_a_resting_router_counts_in_no_norm_and_no_moment() -> None:
+    objective = Objective(*build())
+    optim = Optimisation(router_begin=0.5)
+    optimiser = optim.optimiser(objective)
+    tokens = torch.randint(13, (2, 8))
+    for progress, is_resting in ((0.2, True), (0.6, False)):
+        optim.set_lr(optimiser, progress)
+        objective(tokens, tokens).loss.backward()
+        optim.drop_resting(optimiser)
+        *network, router = optimiser.param_groups
+        assert all((p.grad is None) == is_resting for p in router["params"])
+        assert all(p.grad is not None for group in network for p in group["params"])
+        optimiser.step()
+        assert all((not optimiser.state[p]) == is_resting for p in router["params"])
+        optimiser.zero_grad()
+
+
 def test_sequences_are_short_first() -> None:
     short = ShortFirst(factor=4, until=0.3)
     assert [short(progress) for progress in (0.0, 0.29, 0.3, 1.0)] == [4, 4, 1, 1]

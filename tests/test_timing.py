@@ -9,7 +9,7 @@ from conftest import build
 from torch import Tensor
 
 import pyro_meta.timing as timing
-from pyro_meta import CostDirichlet, Mechanism, Shape, Transformer
+from pyro_meta import CostDirichlet, Mechanism, Shape, Transformer, UsageError
 from pyro_meta.corpus import cache_folder
 from pyro_meta.costs import Costs, costs_at
 
@@ -68,6 +68,15 @@ def test_costs_are_timed_once_and_anew_on_demand(
     next((cache_folder() / "costs").glob("*.json")).write_text("{")
     clock["window"] = 0.1
     assert timing.measure_costs(network) == [0.25, 1.0], "a damaged file is replaced"
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    network: Transformer, clock: dict[str, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="set PYRO_META_CACHE to a folder that can be written"):
+        timing.measure_costs(network)
 
 
 def test_a_prior_keeps_the_costs_that_it_began_with(
