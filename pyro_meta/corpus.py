@@ -41,12 +41,14 @@ Windows = tuple[Tensor, Tensor]
 
 
 class Truth(NamedTuple):
-    """Which targets of some windows have to be looked up, [N, T] each."""
+    """Which targets of some windows [N, T] have to be looked up."""
 
     is_answer: NDArray[np.bool_]
-    """Only an exact look-up in the past can tell them."""
+    """Only an exact look-up in the past can tell them, [N, T]."""
     is_undecided: NDArray[np.bool_]
-    """A look-up may or may not be needed: to be left out where routes are judged."""
+    """A look-up may or may not be needed: to be left out where routes are judged, [N, T]."""
+    text_symbols: int
+    """Token ids below it are text; the others are planted."""
 
 
 class Corpus(ABC):

@@ -89,6 +89,11 @@ def _truth_rows(truth: dict[str, Any]) -> Iterator[tuple[str, str]]:
     soft, hard = truth["answer_accuracy_soft"], truth["answer_accuracy_hard"]
     yield "queries answered, soft and hard routes", f"{soft:.1%}, {hard:.1%}"
     yield "loss of all other tokens, hard routes", f"{truth['filler_nll_hard']:.4f}"
+    if truth["text_nll_hard"] is not None:
+        yield (
+            "loss of the text among them, given that text follows",
+            f"{truth['text_nll_hard']:.4f}",
+        )
     if truth["full_used"] is not None:
         yield "full attention used per look-up needed", f"{truth['full_used']:.2f}"
     if truth["auroc"] is not None:

@@ -1,10 +1,10 @@
 """The router against the truth, where the data knows which tokens need a long-range look-up."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
@@ -31,6 +31,9 @@ def score_against_truth(
             Share of answers that are the likeliest token.
         `answer_nll_hard`, `filler_nll_soft`, `filler_nll_hard`
             Nats per token over answers, and over all other targets.
+        `text_nll_soft`, `text_nll_hard`
+            Nats per token of text, given that text follows: what planted tokens cost by being
+            unforeseeable is left out. None where no target is text.
         `needed`
             Share of tokens that need a look-up, of all that are not left out.
         `full_used`, `full_used_by_layer`
@@ -45,8 +48,9 @@ def score_against_truth(
     is_scored = ~truth.is_undecided
     is_needed = is_answer[is_scored]
     with evaluating(model, guide):
-        soft = _walk(model, guide, windows, batch, hard=False)
-        hard = _walk(model, guide, windows, batch, hard=True)
+        soft, hard = (
+            _walk(model, guide, windows, truth, batch, is_hard) for is_hard in (False, True)
+        )
     names = model.network.mechanism_names
     figures: dict[str, Any] = {
         "answer_accuracy_soft": float(soft.is_right[is_answer].mean()),
@@ -54,6 +58,8 @@ def score_against_truth(
         "answer_nll_hard": float(hard.nll[is_answer].mean()),
         "filler_nll_soft": float(soft.nll[~is_answer].mean()),
         "filler_nll_hard": float(hard.nll[~is_answer].mean()),
+        "text_nll_soft": soft.text_nll,
+        "text_nll_hard": hard.text_nll,
         "needed": float(is_needed.mean()),
     }
     full = names.index("full") if "full" in names else None
@@ -85,21 +91,25 @@ def auroc(score: NDArray[np.floating], is_positive: NDArray[np.bool_]) -> float 
     return float(above / (positives * negatives))
 
 
-class _Walked:
-    """Losses and correctness [N, T], and posterior means [L, N, T, K], of one walk."""
+class _Walked(NamedTuple):
+    """What one walk through some windows [N, T] shows."""
 
-    def __init__(
-        self, nll: Sequence[Tensor], is_right: Sequence[Tensor], means: Sequence[Tensor]
-    ) -> None:
-        self.nll = torch.cat(list(nll)).numpy()
-        self.is_right = torch.cat(list(is_right)).numpy()
-        self.means = torch.cat(list(means), 1).numpy()
+    nll: NDArray[np.floating]
+    """[N, T]."""
+    text_nll: float | None
+    """Mean over targets that are text, given that text follows."""
+    is_right: NDArray[np.bool_]
+    """Whether the target is the likeliest token, [N, T]."""
+    means: NDArray[np.floating]
+    """Posterior means of the routes, [L, N, T, K]."""
 
 
-def _walk(model: LanguageModel, guide: Guide, windows: Windows, batch: int, hard: bool) -> _Walked:
+def _walk(
+    model: LanguageModel, guide: Guide, windows: Windows, truth: Truth, batch: int, hard: bool
+) -> _Walked:
     device = model.network.embedding.weight.device
     follow = guide.mean_route(hard)
-    nll, is_right, means = [], [], []
+    nll, text_nll, is_right, means = [], [], [], []
     for tokens, targets in batches(windows, batch):
         by_layer: list[Tensor] = []
 
@@ -109,6 +119,15 @@ def _walk(model: LanguageModel, guide: Guide, windows: Windows, batch: int, hard
 
         logits = model.network(tokens.to(device), route)
         nll.append(token_nll(logits, targets.to(device)).cpu())
+        is_text = targets < truth.text_symbols
+        among_text = logits.cpu()[is_text][:, : truth.text_symbols].float()  # [text tokens, V']
+        text_nll.append(F.cross_entropy(among_text, targets[is_text], reduction="none"))
         is_right.append(logits.argmax(-1).cpu() == targets)
         means.append(torch.stack(by_layer))
-    return _Walked(nll, is_right, means)
+    over_text = torch.cat(text_nll)
+    return _Walked(
+        torch.cat(nll).numpy(),
+        float(over_text.mean()) if len(over_text) else None,
+        torch.cat(is_right).numpy(),
+        torch.cat(means, 1).numpy(),
+    )

@@ -90,7 +90,7 @@ class Sequences(NamedTuple):
     rows: Ints
     """Tokens, [B, T + 1]."""
     truth: Truth
-    """Which targets are answers, and where that is all that matters, [B, T] each."""
+    """Which targets are answers, and which are undecided."""
 
 
 class Recall(Data):
@@ -307,7 +307,7 @@ class RecallCorpus(Corpus):
 
         left = length - plan.definitions_length - plan.questions_length
         out[~is_planted] = self.filler(rng, rows, left, is_validation).ravel()
-        return Sequences(out, Truth(is_answer, is_undecided))
+        return Sequences(out, Truth(is_answer, is_undecided, self._mark))
 
 
 def _repeats(asked: Ints, at: Ints, distance: int) -> NDArray[np.bool_]:

@@ -403,6 +403,11 @@ def test_a_study_of_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert comparison["sequences"] == 15 and comparison["seeds"] == 1
     difference = fixed["val_nll_hard"] - routed["val_nll_hard"]
     assert comparison["mean"] == pytest.approx(-difference, abs=1e-5)
+    judged = facts["runs"][0]["collapse"]  # a router after four steps is as it was born
+    assert judged["token-blind"]["is_collapsed"] and judged["token-blind"]["value"] < 1e-3
+    assert judged.keys() == {"prior", "token-blind", "one mechanism"}
+    assert facts["runs"][1]["collapse"] == {}
+    assert "## Collapse" in (out / "study.md").read_text()
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def test_a_repetition_is_an_answer_that_stood_near() -> None:
     truth = sequences.truth
     assert (truth.is_answer & truth.is_undecided).any()
     assert (truth.is_answer & ~truth.is_undecided).sum() > 30
-    for row, answers, undecided in zip(sequences.rows, *truth, strict=True):
+    for row, answers, undecided in zip(
+        sequences.rows, truth.is_answer, truth.is_undecided, strict=True
+    ):
         for at in np.flatnonzero(answers):
             near = [
                 i for i in np.flatnonzero(answers)
@@ -92,7 +94,9 @@ def test_only_the_definitions_tell_an_unmarked_stranger_from_a_query(marked: boo
     sequences = corpus.plant(np.random.default_rng(0), 9, 97)
     truth, symbols = sequences.truth, corpus.vocabulary.symbols  # type: ignore[attr-defined]
     strangers = 0
-    for row, answers, undecided in zip(sequences.rows, *truth, strict=True):
+    for row, answers, undecided in zip(
+        sequences.rows, truth.is_answer, truth.is_undecided, strict=True
+    ):
         for at in np.flatnonzero(~answers):
             if re.fullmatch(r"⟨k\d+⟩", symbols[row[at]]):
                 strangers += 1
@@ -239,7 +243,7 @@ def test_auroc_by_pairs() -> None:
 
 def alone(is_answer: np.ndarray) -> Truth:
     """Answers of which none is repeated."""
-    return Truth(is_answer, np.zeros_like(is_answer))
+    return Truth(is_answer, np.zeros_like(is_answer), text_symbols=5)
 
 
 class Oracle(Guide):
@@ -267,10 +271,10 @@ def test_repeated_answers_are_neither_right_nor_wrong() -> None:
     tokens = torch.randint(13, (5, 24), generator=torch.Generator().manual_seed(1))
     three, four = (tokens == 3).numpy(), (tokens == 4).numpy()
     windows = tokens, tokens
-    figures = score_against_truth(model, guide, windows, Truth(three | four, four), batch=2)
+    figures = score_against_truth(model, guide, windows, Truth(three | four, four, 2), batch=2)
     assert figures["auroc"] == 1.0 and figures["full_used"] == 1.0
     assert figures["needed"] == pytest.approx(three.sum() / (~four).sum())
-    figures = score_against_truth(model, guide, windows, Truth(three, three), batch=2)
+    figures = score_against_truth(model, guide, windows, Truth(three, three, 2), batch=2)
     assert figures["auroc"] is None and figures["full_used"] is None and figures["needed"] == 0
 
 
@@ -285,6 +289,9 @@ def test_losses_are_split_by_need() -> None:
     nll = -logits.gather(-1, targets[..., None])[..., 0].numpy()
     assert figures["answer_nll_hard"] == pytest.approx(nll[truth].mean(), rel=1e-5)
     assert figures["filler_nll_hard"] == pytest.approx(nll[~truth].mean(), rel=1e-5)
+    among_text = logits[..., :5].log_softmax(-1)
+    text = [float(-among_text[i, t, targets[i, t]]) for i, t in (targets < 5).nonzero().tolist()]
+    assert figures["text_nll_hard"] == pytest.approx(np.mean(text), rel=1e-5)
     right = (logits.argmax(-1) == targets).numpy()
     assert figures["answer_accuracy_hard"] == pytest.approx(right[truth].mean())
 

@@ -69,6 +69,8 @@ class Group:
         Seeds to run.
     is_routed
         There are several mechanisms, and a guide that learns.
+    has_posterior
+        It is routed, and its guide is a law that can collapse to its prior.
     learns_from_kl
         Its prior does.
     loads_of
@@ -84,6 +86,7 @@ class Group:
     config_yaml: str
     seeds: list[int]
     is_routed: bool
+    has_posterior: bool
     learns_from_kl: bool
     loads_of: "Group | None" = None
     baselines: "list[tuple[Kind, Group]]" = field(default_factory=list)
@@ -178,6 +181,7 @@ class _Groups:
             config_yaml,
             list(seeds),
             is_routed,
+            is_routed and guide.pays_kl,
             learns_from_kl,
             loads_of,
         )

@@ -26,6 +26,8 @@ from pyro_meta.analysis.comparison import (
     pareto_front,
     spread,
 )
+from pyro_meta.analysis.reading import Reading
+from pyro_meta.analysis.routing import BLIND_SPREAD, DOMINANT_LOAD, PRIOR_KL, Verdict
 from pyro_meta.analysis.tradeoff import Setting, tradeoff
 from pyro_meta.run import hardware, versions, write_whole
 from pyro_meta.study.plan import Group, Kind
@@ -39,7 +41,7 @@ COSTS = {
 
 FIGURES = {
     "val_nll_hard": "loss, hard", "val_nll_soft": "loss, soft", "cost_macs_hard": "MACs",
-    "cost_nominal_hard": "nominal",
+    "cost_nominal_hard": "nominal", "truth.text_nll_hard": "text",
     "truth.answer_accuracy_hard": "answers", "truth.full_used": "full used", "truth.auroc": "AUROC",
 }  # fmt: skip
 """Figures of the table, in order; those that no run has are left out."""
@@ -59,6 +61,8 @@ class Result:
     """Seed -> summary.json, nested figures under dotted names."""
     sequences: dict[int, dict[str, Any]]
     """Seed -> sequences.json."""
+    verdicts: dict[int, list[Verdict]]
+    """Seed -> whether its posterior has collapsed, in three ways; of what has a posterior."""
 
     @property
     def text(self) -> str:
@@ -123,7 +127,7 @@ class Results:
             "versions": versions(),
             "study": yaml.safe_load(study_yaml),
             "cost": self.cost,
-            "runs": [_describe_run(job, out) for job in self.jobs],
+            "runs": [_describe_run(job, out, self._verdicts(job)) for job in self.jobs],
             "groups": [_describe_group(result, self.front) for result in self.results],
             "differences": [asdict(comparison) for comparison in self.comparisons],
         }
@@ -192,6 +196,25 @@ class Results:
         headings = ["of", "against", "difference", "seeds and text", "seeds", "text", "pairs"]
         return Table(headings, rows)
 
+    def collapse(self) -> Table:
+        """A row per posterior: the three measures of its runs, and in how many it collapsed."""
+        judged = [(result, list(result.verdicts.values())) for result in self.results]
+        judged = [(result, verdicts) for result, verdicts in judged if verdicts]
+        names = [verdict.name for verdict in judged[0][1][0]] if judged else []
+        rows = []
+        for result, runs in judged:
+            cells = []
+            for same in zip(*runs, strict=True):  # one verdict over the seeds
+                values = spread([verdict.value for verdict in same])
+                collapsed = sum(verdict.is_collapsed for verdict in same)
+                cells.append(f"{_figure('', values)} ({collapsed} of {len(same)})")
+            rows.append([result.group.label, *cells])
+        return Table(["", *names], rows)
+
+    def _verdicts(self, job: Job) -> list[Verdict]:
+        found = (result for result in self.results if result.group is job.group)
+        return next((result.verdicts.get(job.seed, []) for result in found), [])
+
     def _page(self, command: str) -> str:
         done = sum(job.state == State.FINISHED for job in self.jobs)
         failed = [job for job in self.jobs if job.state == State.FAILED]
@@ -203,6 +226,8 @@ class Results:
             parts += [_markdown(self.table()), READING, *pictures]
         if self.comparisons:
             parts += ["## Paired differences", _markdown(self.differences()), PAIRED]
+        if (collapse := self.collapse()).rows:
+            parts += ["## Collapse", _markdown(collapse), COLLAPSE]
         return "\n\n".join(parts) + "\n"
 
 
@@ -221,9 +246,15 @@ seeds less one. One seed says nothing about other seeds. Neighbouring sequences 
 alike, so that intervals over text are, if anything, narrow."""
 
 
+COLLAPSE = f"""Over seeds, with the number of runs that have collapsed: *prior*, mean KL(q || p) per
+layer and token (collapsed below {PRIOR_KL:g} nats); *token-blind*, variance of the posterior means
+over tokens in the layer where it is widest (below {BLIND_SPREAD:g}); *one mechanism*, load of the
+leading mechanism in the layer where it leads least (above {DOMINANT_LOAD:g})."""
+
+
 def collect(groups: list[Group], jobs: list[Job]) -> list[Result]:
     """The groups of which a run has finished."""
-    found = {id(group): Result(group, {}, {}) for group in groups}
+    found = {id(group): Result(group, {}, {}, {}) for group in groups}
     for job in sorted(jobs, key=lambda job: job.seed):
         if (summary := job.summary()) is None:
             continue
@@ -233,6 +264,8 @@ def collect(groups: list[Group], jobs: list[Job]) -> list[Result]:
         path = job.folder / "sequences.json"
         if path.is_file():  # runs of earlier versions have none
             result.sequences[job.seed] = json.loads(path.read_text(encoding="utf-8"))
+        if job.group.has_posterior and (job.folder / "posterior.nc").is_file():
+            result.verdicts[job.seed] = Reading.of(job.folder).verdicts()
     return [result for result in found.values() if result.summaries]
 
 
@@ -298,7 +331,7 @@ def texts(results: list[Result]) -> dict[str, list[Result]]:
 # -- as data ---------------------------------------------------------------------------------
 
 
-def _describe_run(job: Job, out: Path) -> dict[str, Any]:
+def _describe_run(job: Job, out: Path, verdicts: list[Verdict]) -> dict[str, Any]:
     return {
         "name": job.name,
         "group": job.group.label,
@@ -309,6 +342,10 @@ def _describe_run(job: Job, out: Path) -> dict[str, Any]:
         "folder": None if job.folder is None else str(job.folder.relative_to(out)),
         "train": job.described(),
         "summary": job.summary(),
+        "collapse": {
+            verdict.name: {"value": verdict.value, "is_collapsed": verdict.is_collapsed}
+            for verdict in verdicts
+        },
     }
 
 
