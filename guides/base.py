@@ -152,12 +152,12 @@ class HeadsGuide(Guide):
 
 
 def leads(network: Transformer, lead: float) -> list[list[float]]:
-    """Logits [L][K]: `full` is so far ahead in the first layer, and `window` in all others.
+    """Logits [L][K] in which `window` is so far ahead, and in the first layer `full` beside it.
 
-    Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a
-    network learns soonest from what is near. Where one is not there, nothing is ahead.
+    A network learns soonest from what is near, and somewhere look-ups have to be learned before
+    their price is felt.
     """
-    favoured = ["full", *["window"] * (network.shape.layers - 1)]
+    favoured = [("full", "window"), *[("window",)] * (network.shape.layers - 1)]
     return [
-        [lead if name == best else 0.0 for name in network.mechanism_names] for best in favoured
+        [lead if name in ahead else 0.0 for name in network.mechanism_names] for ahead in favoured
     ]

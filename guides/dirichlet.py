@@ -45,8 +45,8 @@ class DirichletGuide(HeadsGuide):
     total
         a_0 at the start.
     start
-        By how many logits `full` is ahead at the start in the first layer, and `window` in the
-        others; where one is not among the mechanisms, nothing is ahead.
+        By how many logits `window` is ahead at the start, and in the first layer `full` beside it
+        (of those that are there).
     """
 
     def __init__(

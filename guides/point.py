@@ -18,8 +18,8 @@ class PointGuide(HeadsGuide):
     hidden
         Width of the hidden layer; by default an eighth of the model's, about 1% of its parameters.
     start
-        By how many logits `full` is ahead at the start in the first layer, and `window` in the
-        others; where one is not among the mechanisms, nothing is ahead.
+        By how many logits `window` is ahead at the start, and in the first layer `full` beside it
+        (of those that are there).
     """
 
     pays_kl = False
