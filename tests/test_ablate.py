@@ -152,6 +152,14 @@ def test_more_baselines_by_name_and_fewer_seeds() -> None:
     assert [group.seeds for group in groups if group.kind == "fixed"] == [[0]]
 
 
+def test_kinds_of_baselines_have_seeds_of_their_own() -> None:
+    seeds = {"mechanisms": [0, 2], "random": 1}
+    groups = expand(Study.read({"base": SMALL, "baselines": {"seeds": seeds}}, "test"))
+    by_kind = {group.kind: group.seeds for group in groups}
+    assert by_kind["mechanism"] == [0, 2] and by_kind["random"] == [0]
+    assert by_kind["variant"] == by_kind["fixed"] == by_kind["point"] == [0, 1, 2]
+
+
 def test_a_study_survives_its_file() -> None:
     given = {"base": SMALL, "grid": {"kl.weight": [0.1, 0.2]}, "seeds": [3],
              "baselines": {"fixed": False, "seeds": [3]}}  # fmt: skip
@@ -195,6 +203,8 @@ def test_the_shortest_command_makes_the_same_configuration(words: list[str]) -> 
             {"baselines": {"seeds": [7]}},
             r"seeds: \[7\] given; of the study's \[0, 1, 2\]",
         ),
+        ({"baselines": {"seeds": {"mechanism": 1}}}, "'mechanism' given; mechanisms, "),
+        ({"baselines": {"seeds": {"prior": [3]}}}, r"of the study's \[0, 1, 2\]"),
         ({"variants": {1: {}}}, "names are text"),
     ],
 )

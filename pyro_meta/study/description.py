@@ -10,6 +10,9 @@ from pyro_meta.console import near
 from pyro_meta.errors import UsageError
 from pyro_meta.options import Options, as_word
 
+KINDS = ("mechanisms", "fixed", "random", "prior", "point", "also")
+"""Kinds of baselines."""
+
 WITH_LOADS = ("fixed", "random")
 """Baselines that take the loads of a routed group, all of them or those of some variants."""
 
@@ -31,8 +34,8 @@ class Baselines:
     """Routes from the prior."""
     point: bool = True
     """The router without a prior."""
-    seeds: list[int] | None = None
-    """Seeds of the baselines, out of the study's (default: all of them)."""
+    seeds: dict[str, list[int]] = field(default_factory=dict)
+    """Kind of baseline -> its seeds, out of the study's (default: all of them)."""
     also: dict[str, Options] = field(default_factory=dict)
     """More baselines: named sets of options over the base."""
 
@@ -105,7 +108,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _read_baselines(given: Any, seeds: list[int], source: str) -> Baselines:
-    kinds = ("mechanisms", "fixed", "random", "prior", "point")
+    kinds = KINDS[:-1]  # what `also` names is wanted
     where = f"{source}: baselines"
     if isinstance(given, bool):
         given = list(kinds) if given else []
@@ -124,18 +127,26 @@ def _read_baselines(given: Any, seeds: list[int], source: str) -> Baselines:
             allowed = "true, false or a list of variants" if may_be_list else "true or false"
             raise UsageError(f"{where}: {kind}: {value!r} given; {allowed} is allowed")
     if chosen.get("seeds") is not None:
-        own = read_seeds(chosen["seeds"], f"{where}: seeds")
-        if not set(own) <= set(seeds):
-            raise UsageError(
-                f"{where}: seeds: {chosen['seeds']} given; of the study's {seeds} are allowed"
-            )
-        chosen["seeds"] = own
+        chosen["seeds"] = _read_own_seeds(chosen["seeds"], seeds, f"{where}: seeds")
+    else:
+        chosen.pop("seeds", None)
     also = _require_mapping(chosen.get("also") or {}, f"{where}: also")
     named = {
         str(name): _require_options(options or {}, f"{where}: also: {name}")
         for name, options in also.items()
     }
     return Baselines(**chosen | {"also": named})
+
+
+def _read_own_seeds(given: Any, seeds: list[int], where: str) -> dict[str, list[int]]:
+    """Seeds of each kind of baseline, from a mapping, or from what holds for all of them."""
+    by_kind = given if isinstance(given, Mapping) else dict.fromkeys(KINDS, given)
+    _require_keys(by_kind, KINDS, where)
+    read = {kind: read_seeds(own, where) for kind, own in by_kind.items()}
+    for own in read.values():
+        if not set(own) <= set(seeds):
+            raise UsageError(f"{where}: {given} given; of the study's {seeds} are allowed")
+    return read
 
 
 def _require_keys(given: Mapping[str, Any], allowed: Sequence[str], source: str) -> None:

@@ -131,7 +131,7 @@ def expand(study: Study) -> list[Group]:
     for label, own in own_layers:
         if variants[label].is_routed:
             _add_baselines(groups, study, variants[label], own)
-    seeds = _baseline_seeds(study)
+    seeds = _baseline_seeds(study, "also")
     for name, options in study.baselines.also.items():
         also = groups.add("also", name, [*study.base, options], seeds)
         for group in variants.values():
@@ -216,7 +216,7 @@ def _describe(option: str, value: Any) -> str:
 
 
 def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Options]) -> None:
-    chosen, seeds = study.baselines, _baseline_seeds(study)
+    chosen = study.baselines
 
     def add(
         kind: Kind, label: str, layers: list[Options], seeds: list[int], of: Group | None = None
@@ -228,19 +228,19 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
         for mechanism in group.config.mechanisms:
             alone = {"mechanisms": [mechanism], "guide": "PriorGuide"}
             label = f"{mechanism.rpartition('.')[2]} alone"
-            add("mechanism", label, [*shared, alone], seeds)
+            add("mechanism", label, [*shared, alone], _baseline_seeds(study, "mechanisms"))
     is_wanted: dict[Kind, bool] = {"prior": chosen.prior, "point": chosen.point}
     for kind, guide in PLAIN_GUIDES.items():
         if is_wanted[kind]:
             shared = _shared(study, own, kind, group.learns_from_kl)
-            add(kind, guide, [*shared, {"guide": guide}], seeds)
+            add(kind, guide, [*shared, {"guide": guide}], _baseline_seeds(study, kind))
     with_loads: tuple[tuple[Kind, bool | list[str]], ...]
     with_loads = ("fixed", chosen.fixed), ("random", chosen.random)
     for kind, wanted in with_loads:
         if wanted is True or (wanted and (group.label in wanted or _stem(group, study) in wanted)):
             unused = ("guide", "prior", "kl", "budget", *ROUTER)
             shared = [_without(layer, unused) for layer in [*study.base, *own]]
-            own_seeds = [seed for seed in seeds if seed in group.seeds]
+            own_seeds = [s for s in _baseline_seeds(study, kind) if s in group.seeds]
             add(kind, f"{kind} loads of {group.label}", shared, own_seeds, group)
 
 
@@ -271,8 +271,8 @@ def _load_guide(kind: str, loads: Loads) -> Options:
     return {"guide": {"class_path": LOAD_GUIDES[kind], "init_args": {"loads": loads}}}
 
 
-def _baseline_seeds(study: Study) -> list[int]:
-    return study.seeds if study.baselines.seeds is None else study.baselines.seeds
+def _baseline_seeds(study: Study, kind: str) -> list[int]:
+    return study.baselines.seeds.get(kind, study.seeds)
 
 
 def _stem(group: Group, study: Study) -> str:
