@@ -64,6 +64,7 @@ class _Totals:
     cost_nominal_hard: float
     cost_macs_hard: float
     entropy: float
+    uncertainty: float
     kl: float
     hard_tokens: float
 
@@ -100,6 +101,7 @@ def evaluate(
         "cost_nominal_hard": hard.cost_nominal_hard / (layers * hard.tokens),
         "cost_macs_hard": hard.cost_macs_hard / (layers * hard.tokens),
         "routing_entropy": mean_entropy / math.log(K) if K > 1 else 0.0,
+        "routing_uncertainty": deployed.uncertainty / (layers * deployed.tokens),
         "routing_information": float(entropy(mean).mean()) - mean_entropy,
         "kl_per_token": deployed.kl / deployed.tokens,
         "load": dict(zip(names, load.mean(0).tolist(), strict=True)),
@@ -114,12 +116,14 @@ def _pass(
     network = model.network
     L, K = network.shape.layers, len(network.mechanisms)
     device = network.embedding.weight.device
-    totals = _Totals(0, 0.0, [], torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    totals = _Totals(
+        0, 0.0, [], torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    )
     follow = guide.mean_route(hard)
 
     def route(layer: int, features: Features) -> Tensor:
         law = guide.posterior(layer, features)
-        mean, choice = law.mean, guide.choice(law.mean)
+        mean, choice, undecided = law.mean, guide.choice(law.mean), uncertainty(law)
         nominal = costs_at(network, "nominal", features.positions)
         macs = costs_at(network, "macs", features.positions)
         totals.mean[layer] += mean.sum((0, 1)).cpu()
@@ -128,9 +132,10 @@ def _pass(
         totals.cost_nominal_hard += float((choice * nominal).sum())
         totals.cost_macs_hard += float((choice * macs).sum())
         totals.entropy += float(entropy(mean).sum())
+        totals.uncertainty += float(undecided.sum())
         prior = model.prior(layer, features.positions).expand(law.batch_shape)
         totals.kl += float(divergence(law, prior).sum())
-        totals.hard_tokens += float(is_hard(uncertainty(law), guide.hard_below).sum())
+        totals.hard_tokens += float(is_hard(undecided, guide.hard_below).sum())
         return follow(layer, features)
 
     for tokens, targets in batches(windows, batch):

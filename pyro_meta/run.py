@@ -44,8 +44,8 @@ STATE_KINDS: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 SUMMARY_KEYS = (
     "val_nll_soft", "val_nll_hard", "cost_nominal_soft", "cost_nominal_hard", "cost_macs_hard",
-    "routing_entropy", "routing_information", "kl_per_token", "load", "load_by_layer",
-    "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
+    "routing_entropy", "routing_uncertainty", "routing_information", "kl_per_token", "load",
+    "load_by_layer", "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
     "router_parameters", "device", "seed", "versions",
 )  # fmt: skip
 OPTIONAL_KEYS = ("truth", "prior")

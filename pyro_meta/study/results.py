@@ -41,7 +41,8 @@ COSTS = {
 
 FIGURES = {
     "val_nll_hard": "loss, hard", "val_nll_soft": "loss, soft", "cost_macs_hard": "MACs",
-    "cost_nominal_hard": "nominal", "truth.text_nll_hard": "text",
+    "cost_nominal_hard": "nominal", "cost_nominal_soft": "nominal, soft",
+    "routing_entropy": "H(m)", "routing_uncertainty": "E H(alpha)", "truth.text_nll_hard": "text",
     "truth.answer_accuracy_hard": "answers", "truth.full_used": "full used", "truth.auroc": "AUROC",
 }  # fmt: skip
 """Figures of the table, in order; those that no run has are left out."""
@@ -233,9 +234,10 @@ class Results:
 
 READING = """\\* no other setting on the same validation text has less loss at no more cost. ± is
 the standard deviation over seeds. Losses are in nats per token of the validation text, along hard
-and along soft routes; costs are relative to full attention. *To best single*: paired difference of
-hard losses to the best mechanism alone among those that cost no more (none: the setting is cheaper
-than all of them); *to no prior*: to the router without a prior. Below 0 is better. A difference
+and along soft routes; costs are relative to full attention, entropies to log K: H(m) of the
+posterior mean, E H(alpha) of a draw. *To best single*: paired difference of hard losses to the best
+mechanism alone among those that cost no more (none: the setting is cheaper than all of them);
+*to no prior*: to the router without a prior. Below 0 is better. A difference
 whose 95% interval leaves out 0 is marked !, one that rests on a single seed (1)."""
 
 PAIRED = """Hard losses, ours minus theirs, in nats per token, on the same sequences and paired by
