@@ -152,12 +152,11 @@ class HeadsGuide(Guide):
 
 
 def leads(network: Transformer, lead: float) -> list[list[float]]:
-    """Logits [L][K] in which `window` is so far ahead, and in the first layer `full` beside it.
+    """Logits [L][K] at the start: `full` leads in the first layer, `window` in all others.
 
-    A network learns soonest from what is near, and somewhere look-ups have to be learned before
-    their price is felt.
+    Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a
+    network learns soonest from what is near: so `window` comes second in the first layer too.
     """
-    favoured = [("full", "window"), *[("window",)] * (network.shape.layers - 1)]
-    return [
-        [lead if name in ahead else 0.0 for name in network.mechanism_names] for ahead in favoured
-    ]
+    first = {"full": lead, "window": max(0.0, lead - 1.0)}
+    ahead = [first, *[{"window": lead}] * (network.shape.layers - 1)]
+    return [[layer.get(name, 0.0) for name in network.mechanism_names] for layer in ahead]

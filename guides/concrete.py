@@ -22,8 +22,8 @@ class ConcreteGuide(HeadsGuide):
         At least 0.3; up to 1 / (K - 1) the density has no mode inside the simplex (Maddison et al.
         2017, arXiv 1611.00712), which is the default for three mechanisms.
     start
-        By how many logits `window` is ahead at the start, and in the first layer `full` beside it
-        (of those that are there).
+        By how many logits a mechanism is ahead at the start: `full` in the first layer, with
+        `window` one behind it, and `window` in the others.
     """
 
     def __init__(

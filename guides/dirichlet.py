@@ -45,8 +45,8 @@ class DirichletGuide(HeadsGuide):
     total
         a_0 at the start.
     start
-        By how many logits `window` is ahead at the start, and in the first layer `full` beside it
-        (of those that are there).
+        By how many logits a mechanism is ahead at the start: `full` in the first layer, with
+        `window` one behind it, and `window` in the others.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ class PointGuide(HeadsGuide):
     hidden
         Width of the hidden layer; by default an eighth of the model's, about 1% of its parameters.
     start
-        By how many logits `window` is ahead at the start, and in the first layer `full` beside it
-        (of those that are there).
+        By how many logits a mechanism is ahead at the start: `full` in the first layer, with
+        `window` one behind it, and `window` in the others.
     """
 
     pays_kl = False

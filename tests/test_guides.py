@@ -89,15 +89,15 @@ def test_pairs_that_cannot_train_are_refused(prior: type[Prior], guide: type[Gui
         build(guide=guide, prior=prior)
 
 
-def test_the_default_guide_starts_undecided_on_windows_and_first_on_full_attention_too() -> None:
+def test_the_default_guide_starts_undecided_on_full_attention_first_then_on_windows() -> None:
     model, guide = build(guide=DirichletGuide)
     full, window, linear = (model.network.mechanism_names.index(n) for n in BUILT_IN)
     first, *others = posteriors(guide, text()[0])
     for law in (first, *others):
         assert isinstance(law, Dirichlet)
         assert 10 < law.concentration.sum(-1).median() < 40
-        assert (law.mean[..., window] > 5 * law.mean[..., linear]).float().mean() > 0.95
-    assert (first.mean[..., full] / first.mean[..., window] - 1).abs().mean() < 0.1
+        assert (law.mean[..., window] > 3 * law.mean[..., linear]).float().mean() > 0.95
+    assert (first.mean[..., full] > 2 * first.mean[..., window]).float().mean() > 0.95
     for law in others:
         assert (law.mean[..., window] > 5 * law.mean[..., full]).float().mean() > 0.95
 
