@@ -68,31 +68,48 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     B, H, T, d = q.shape
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
-        if dtype in (torch.float16, torch.bfloat16):
-            q, k, v = q.float(), k.float(), v.float()
+        q, k, v = in_single_precision(q, k, v)
         C = min(LINEAR_CHUNK, T)
-        n = -(-T // C)
-        tail = n * C - T
-
-        def chunks(x: Tensor) -> Tensor:
-            return F.pad(x, (0, 0, 0, tail)).reshape(B, H, n, C, d)
-
-        # Padding comes after phi: phi(0) = 1 would count as keys. It lies in the future of every
-        # real query, so that zero rows suffice.
-        phi_q, phi_k, value = chunks(_phi(q)), chunks(_phi(k)), chunks(v)
-        state = phi_k.transpose(-1, -2) @ value  # [B, H, n, d, d]
-        normaliser = phi_k.sum(-2)  # [B, H, n, d]
-        state_before = state.cumsum(2) - state
-        normaliser_before = normaliser.cumsum(2) - normaliser
+        phi_q = _in_chunks(feature_map(q), C)
+        phi_k, value, state_before, normaliser_before = linear_states(k, v, C)
         scores = (phi_q @ phi_k.transpose(-1, -2)).tril()  # [B, H, n, C, C]
         numerator = scores @ value + phi_q @ state_before
         denominator = scores.sum(-1, keepdim=True) + phi_q @ normaliser_before[..., None]
         # Padding, and queries that find every key negligible, must not divide 0 by 0.
         denominator = denominator.clamp(min=torch.finfo(denominator.dtype).tiny)
-        out = (numerator / denominator).reshape(B, H, n * C, d)[:, :, :T]
+        out = (numerator / denominator).flatten(2, 3)[:, :, :T]
     return out.to(dtype)
 
 
-def _phi(x: Tensor) -> Tensor:
-    """elu(x) + 1, written so that it keeps its digits where it is small."""
+def linear_states(k: Tensor, v: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What queries of kernel attention meet, by chunks of C positions.
+
+    Returns
+    -------
+    tuple
+        phi(k) and v in chunks, [B, H, n, C, d]; and the sums of phi(k) v^T and of phi(k) over the
+        keys before each chunk, [B, H, n, d, d] and [B, H, n, d].
+    """
+    # Padding comes after phi: phi(0) = 1 would count as keys. It lies in the future of every
+    # real query, so that zero rows suffice.
+    phi_k, value = _in_chunks(feature_map(k), chunk), _in_chunks(v, chunk)
+    state = phi_k.transpose(-1, -2) @ value
+    normaliser = phi_k.sum(-2)
+    return phi_k, value, state.cumsum(2) - state, normaliser.cumsum(2) - normaliser
+
+
+def _in_chunks(x: Tensor, chunk: int) -> Tensor:
+    """x [B, H, T, d] as [B, H, n, C, d], padded with zeros."""
+    B, H, T, d = x.shape
+    n = -(-T // chunk)
+    return F.pad(x, (0, 0, 0, n * chunk - T)).reshape(B, H, n, chunk, d)
+
+
+def feature_map(x: Tensor) -> Tensor:
+    """phi(x) = elu(x) + 1, written so that it keeps its digits where it is small."""
     return F.relu(x) + x.clamp(max=0).exp()
+
+
+def in_single_precision(*inputs: Tensor) -> list[Tensor]:
+    """The inputs, raised to float32 if their precision is half."""
+    return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs]
