@@ -23,8 +23,8 @@ NO_TOKEN = -1
 
 GATHERED_COST = 1.35
 """Work on gathered queries over that on all tokens, by multiply-accumulate (CPU, measured)."""
-CHUNK_MACS = 1.5e6
-"""What starting on another chunk of 64 queries costs, in multiply-accumulates (CPU, measured)."""
+SEQUENCE_MACS = 1.5e6
+"""What gathering from one more sequence costs, in multiply-accumulates (CPU, measured)."""
 
 
 class Inputs(NamedTuple):
@@ -50,7 +50,7 @@ class Inputs(NamedTuple):
         return Inputs(self.q, k, v, self.q_rotated, k_rotated)
 
 
-@torch.compiler.disable
+#@torch.compiler.disable
 def routed_attention(
     mechanisms: Sequence[Mechanism], gain: Tensor, choice: Tensor, inputs: Inputs
 ) -> Tensor:
@@ -121,8 +121,7 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
     positions = torch.arange(T, device=q.device, dtype=torch.float32)
     everyone = B * H * float(mechanism.macs(positions).sum())
     own = H * float(mechanism.macs(queries.position.float()).sum())
-    chunks = B + len(queries.position) / 64
-    return GATHERED_COST * own + CHUNK_MACS * chunks < everyone
+    return GATHERED_COST * own + SEQUENCE_MACS * B < everyone
 
 
 _told: set[type[Mechanism]] = set()

@@ -7,111 +7,141 @@ W window, P positions in a block, n blocks, m places in a block. All functions t
 and v [B, G, T, d] and return [N, H, d]; a query depends on the keys up to its position alone.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_meta.attention.functional import feature_map, in_single_precision, linear_states
+from pyro_meta.attention.functional import (
+    feature_map,
+    in_single_precision,
+    linear_states,
+    normalised,
+)
 from pyro_meta.attention.queries import Blocks, Queries
 
-FULL_CHUNK = 64
-WINDOW_BLOCK = 64
+FULL_CHUNK, WINDOW_CHUNK = 64, 32  # queries; the more, the more keys that only some of them see
+WINDOW_REACH = 512  # positions that a chunk of a window's queries may span
 LINEAR_BLOCK = 64
 
 
-def full_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
-    """Causal softmax attention: chunks of neighbouring queries meet keys up to their last position.
-
-    The mask differs from 0 only between a chunk's first and last position, so that building it
-    costs little beside the attention.
-    """
-    out = []
-    counts = torch.bincount(queries.sequence, minlength=k.shape[0]).tolist()
-    start = 0
-    for keys, values, count in zip(k, v, counts, strict=True):
-        stop = start + count
-        while start < stop:
-            chunk = slice(start, min(start + FULL_CHUNK, stop))
-            out.append(_meet(q[chunk], keys, values, queries.position[chunk]))
-            start = chunk.stop
-    return torch.cat(out)
-
-
-def _meet(q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> Tensor:
-    """q [m, H, d] at ascending positions [m] of one sequence, k and v [G, T, d]: [m, H, d]."""
-    first, end = int(position[0]), int(position[-1]) + 1
-    mask = q.new_zeros(len(q), end)
-    later = position[:, None] < torch.arange(first, end, device=q.device)
-    mask[:, first:].masked_fill_(later, -torch.inf)
-    out = F.scaled_dot_product_attention(
-        q.transpose(0, 1)[None],
-        k[None, :, :end],
-        v[None, :, :end],
-        attn_mask=mask,
-        enable_gqa=q.shape[1] != k.shape[0],
-    )
-    return out[0].transpose(0, 1)
-
-
-def window_attention_of(
-    q: Tensor, k: Tensor, v: Tensor, queries: Queries, window: int
+def softmax_attention_of(
+    q: Tensor, k: Tensor, v: Tensor, queries: Queries, window: int | None = None
 ) -> Tensor:
-    """Softmax over the last `window` keys, self included: blocks of P positions, each with its own
-    P + W - 1 keys.
+    """Causal softmax attention over the last `window` keys (all, if None), self included.
 
-    K and V are copied once; the blocks are overlapping views of that copy.
+    Chunks of neighbouring queries meet the keys between the first and the last that any of them
+    sees, and no others.
     """
-    B, G, T, d = k.shape
-    W = min(window, T)
-    P = min(max(W, WINDOW_BLOCK), T)
-    past = W - 1
-    n = -(-T // P)
-    rooms = n + (past > 0)  # one more than blocks, for the keys before the first
-    blocks = Blocks(queries, B, rooms, P)
-    rows = B * rooms - (past > 0)
+    chunks = _chunks(queries, k.shape[0], k.shape[2], window)
+    keys, values = _slices(k, chunks), _slices(v, chunks)
+    out = [
+        F.scaled_dot_product_attention(
+            q[chunk.start : chunk.stop].transpose(0, 1)[None],
+            some_keys,
+            some_values,
+            attn_mask=_mask(queries.position[chunk.start : chunk.stop], chunk, window, q.dtype),
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        for chunk, some_keys, some_values in zip(chunks, keys, values, strict=True)
+    ]
+    return torch.cat(out, 2)[0].transpose(0, 1)
 
-    def keys_of_blocks(x: Tensor) -> Tensor:
-        padded = F.pad(x.transpose(0, 1), (0, 0, past, rooms * P - past - T))
-        views = padded.reshape(G, B * rooms * P, d).unfold(1, P + past, P)  # [G, rows, d, P + past]
-        return views.permute(1, 0, 3, 2)
 
-    # A query at offset i of its block sees keys i .. i + past of the block's P + past, of which
-    # those of the first block begin with the padding before the first token.
-    i = blocks.offsets()[:rows, :, None]  # [rows, m, 1]
-    j = torch.arange(P + past, device=q.device)
-    starts = torch.arange(rooms, device=q.device).repeat(B)[:rows, None, None] * P
-    visible = (j >= i) & (j <= i + past) & (j + starts >= past)
-    out = F.scaled_dot_product_attention(
-        blocks.pack(q)[:rows].transpose(1, 2),
-        keys_of_blocks(k),
-        keys_of_blocks(v),
-        attn_mask=visible[:, None],
-        enable_gqa=q.shape[1] != G,
-    )
-    return blocks.unpack(out.transpose(1, 2))
+class _Chunk(NamedTuple):
+    """Queries start .. stop - 1, all of one sequence, and the keys that they meet."""
+
+    start: int
+    stop: int
+    sequence: int
+    first_key: int
+    last_key: int
+
+
+def _chunks(queries: Queries, sequences: int, length: int, window: int | None) -> list[_Chunk]:
+    reach = length if window is None else max(window, WINDOW_REACH)
+    size = FULL_CHUNK if window is None else WINDOW_CHUNK
+    blocks = -(-length // reach)
+    block = queries.sequence * blocks + torch.div(queries.position, reach, rounding_mode="floor")
+    counts = torch.bincount(block, minlength=sequences * blocks).tolist()
+    starts, stops, owners = [], [], []
+    begin = 0
+    for row, count in enumerate(counts):
+        end = begin + count
+        for start in range(begin, end, size):
+            starts.append(start)
+            stops.append(min(start + size, end))
+            owners.append(row // blocks)
+        begin = end
+    device = queries.position.device
+    first = queries.position[torch.tensor(starts, device=device)].tolist()
+    last = queries.position[torch.tensor(stops, device=device) - 1].tolist()
+    past = length if window is None else window - 1
+    return [
+        _Chunk(start, stop, sequence, max(0, low - past), high)
+        for start, stop, sequence, low, high in zip(
+            starts, stops, owners, first, last, strict=True
+        )
+    ]
+
+
+def _mask(position: Tensor, chunk: _Chunk, window: int | None, dtype: torch.dtype) -> Tensor:
+    """0 where a query sees a key and -inf elsewhere, [m, keys of the chunk].
+
+    Without a window it is 0 up to the first query, so that only what follows is compared.
+    """
+    first, last = chunk.first_key, chunk.last_key
+    mask = torch.zeros(len(position), last + 1 - first, dtype=dtype, device=position.device)
+    distance = position[:, None] - torch.arange(first, last + 1, device=position.device)
+    unseen = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    return mask.masked_fill_(unseen, -torch.inf)
+
+
+def _slices(x: Tensor, chunks: list[_Chunk]) -> tuple[Tensor, ...]:
+    """The keys or values that each chunk meets, views [1, G, s, d] of x [B, G, T, d]."""
+    return _Slices.apply(x, [(c.sequence, c.first_key, c.last_key + 1) for c in chunks])
+
+
+class _Slices(torch.autograd.Function):
+    """Views of x, whose gradients are summed where they lie.
+
+    The gradient of an ordinary slice is a tensor of the size of x, nearly all of it zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, where: list[tuple[int, int, int]]) -> tuple[Tensor, ...]:
+        ctx.where, ctx.like = where, (x.shape, x.dtype)
+        return tuple(x[row : row + 1, :, first:end] for row, first, end in where)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        shape, dtype = ctx.like
+        wide = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros(shape, dtype=wide, device=grads[0].device)
+        for (row, first, end), grad in zip(ctx.where, grads, strict=True):
+            total[row : row + 1, :, first:end] += grad
+        return total.to(dtype), None
 
 
 def linear_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
     """Kernel attention (see `linear_attention`): states for all keys, outputs for own queries."""
     B, G, T, d = k.shape
-    N, H, _ = q.shape
+    H = q.shape[1]
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = in_single_precision(q, k, v)
         P = min(LINEAR_BLOCK, T)
-        phi_k, value, state, normaliser = linear_states(k, v, P)
+        phi_k, value, before = linear_states(k, v, P)
         n = phi_k.shape[2]
         blocks = Blocks(queries, B, n, P)
         m = blocks.places
         phi_q = blocks.pack(feature_map(q)).view(B, n, m, G, H // G, d)
         phi_q = phi_q.permute(0, 3, 1, 4, 2, 5).reshape(B, G, n, H // G * m, d)
         later = blocks.offsets()[..., None] < torch.arange(P, device=q.device)  # [B n, m, P]
-        later = later.view(B, 1, n, 1, m, P)
         scores = phi_q @ phi_k.transpose(-1, -2)  # [B, G, n, H/G m, P]
-        scores = scores.view(B, G, n, H // G, m, P).masked_fill(later, 0).flatten(3, 4)
-        numerator = scores @ value + phi_q @ state
-        denominator = scores.sum(-1, keepdim=True) + phi_q @ normaliser[..., None]
-        denominator = denominator.clamp(min=torch.finfo(denominator.dtype).tiny)
-        out = (numerator / denominator).view(B, G, n, H // G, m, d)
-        out = blocks.unpack(out.permute(0, 2, 4, 1, 3, 5).reshape(B * n, m, H, d))
+        scores = scores.unflatten(3, (-1, m)).masked_fill_(later.view(B, 1, n, 1, m, P), 0)
+        out = normalised(scores.flatten(3, 4) @ value + phi_q @ before)
+        out = out.view(B, G, n, H // G, m, d).permute(0, 2, 4, 1, 3, 5)
+        out = blocks.unpack(out.reshape(B * n, m, H, d))
     return out.to(dtype)

@@ -88,7 +88,7 @@ class Full(Mechanism):
     def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
         if uses_flex(q.device.type):
             return flexible.softmax_attention_of(q, k, v, queries)
-        return gathered.full_attention_of(q, k, v, queries)
+        return gathered.softmax_attention_of(q, k, v, queries)
 
     def macs(self, position: Tensor) -> Tensor:
         return 2.0 * self.head_width * (position + 1)
@@ -113,7 +113,7 @@ class Window(Mechanism):
     def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
         if uses_flex(q.device.type):
             return flexible.softmax_attention_of(q, k, v, queries, self.window)
-        return gathered.window_attention_of(q, k, v, queries, self.window)
+        return gathered.softmax_attention_of(q, k, v, queries, self.window)
 
     def macs(self, position: Tensor) -> Tensor:
         return 2.0 * self.head_width * (position + 1).clamp(max=self.window)
