@@ -104,6 +104,7 @@ class RoutedAttention(nn.Module):
         )
         self.gain = nn.Parameter(torch.ones(len(mechanisms), shape.width))  # g_k, one per channel
         self.project_out = nn.Linear(shape.width, shape.width, bias=False)
+        self.dispatch = routed_attention
 
     def forward(self, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """normed [B, T, D], route [B, T, K] weights or [B, T] choices -> [B, T, D]."""
@@ -114,7 +115,7 @@ class RoutedAttention(nn.Module):
         inputs = Inputs(q, k, v, rotate(q, cos, sin), rotate(k, cos, sin))
         if is_choice(route):
             mechanisms = [cast(Mechanism, mechanism) for mechanism in self.mechanisms]
-            mixed = routed_attention(mechanisms, self.gain, route, inputs)
+            mixed = self.dispatch(mechanisms, self.gain, route, inputs)
         else:
             mixed = self._mix(route, inputs)
         return self.project_out(mixed)
@@ -216,8 +217,12 @@ class Transformer(nn.Module):
         return [mechanism.name for mechanism in self.mechanisms]
 
     def compile_blocks(self) -> None:
-        """Compile every block in place; the routes, and so all of Pyro, stay outside."""
+        """Compile every block in place; the routes, and so all of Pyro, stay outside.
+
+        So does the dispatch of hard routes, whose shapes follow the data.
+        """
         for block in self.blocks:
+            cast(Block, block).attention.dispatch = torch.compiler.disable(routed_attention)
             block.compile()
 
     def forward(self, tokens: Tensor, route: Route) -> Tensor:

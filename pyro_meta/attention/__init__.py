@@ -1,7 +1,7 @@
 """How a token may attend: pure tensor functions, and the mechanisms built from them."""
 
 from pyro_meta.attention.backend import backend
-from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, routed_attention
+from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, routed_attention, serves
 from pyro_meta.attention.functional import full_attention, linear_attention, window_attention
 from pyro_meta.attention.mechanisms import (
     BUILT_IN,
@@ -29,5 +29,6 @@ __all__ = [
     "full_attention",
     "linear_attention",
     "routed_attention",
+    "serves",
     "window_attention",
 ]

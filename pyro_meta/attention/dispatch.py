@@ -9,6 +9,7 @@ Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width, D
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,6 @@ class Inputs(NamedTuple):
         return Inputs(self.q, k, v, self.q_rotated, k_rotated)
 
 
-#@torch.compiler.disable
 def routed_attention(
     mechanisms: Sequence[Mechanism], gain: Tensor, choice: Tensor, inputs: Inputs
 ) -> Tensor:
@@ -105,9 +105,13 @@ def attend(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, own: Tensor) -
     They alone are served where the mechanism knows how to and it pays; else it runs on all tokens.
     """
     B, H, T, _ = q.shape
-    queries = Queries(torch.div(own, T, rounding_mode="floor"), own % T)
-    if _serves(mechanism) and len(own) < B * T and (is_forced() or pays(mechanism, queries, q)):
-        return mechanism.serve(queries.of(q), k, v, queries)
+    if len(own) < B * T:
+        if serves(mechanism):
+            queries = Queries(torch.div(own, T, rounding_mode="floor"), own % T)
+            if is_forced() or pays(mechanism, queries, q):
+                return mechanism.serve(queries.of(q), k, v, queries)
+        else:
+            _say_that_nothing_is_saved(type(mechanism))
     group = H // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -124,20 +128,16 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
     return GATHERED_COST * own + SEQUENCE_MACS * B < everyone
 
 
-_told: set[type[Mechanism]] = set()
+def serves(mechanism: Mechanism) -> bool:
+    """Whether `mechanism` can serve chosen queries alone."""
+    return type(mechanism).serve is not Mechanism.serve
 
 
-def _serves(mechanism: Mechanism) -> bool:
-    """Whether `mechanism` defines `serve`; that it does not is said once."""
-    kind = type(mechanism)
-    if kind.serve is not Mechanism.serve:
-        return True
-    if kind not in _told:
-        _told.add(kind)
-        warnings.warn(
-            f"{kind.__name__} does not define serve(q, k, v, queries): with hard routes it runs on "
-            "all tokens, and saves no time",
-            UserWarning,
-            stacklevel=2,
-        )
-    return False
+@cache
+def _say_that_nothing_is_saved(kind: type[Mechanism]) -> None:
+    warnings.warn(
+        f"{kind.__name__} does not define serve(q, k, v, queries): where routes are hard it runs "
+        "on all tokens, and saves no time",
+        UserWarning,
+        stacklevel=2,
+    )

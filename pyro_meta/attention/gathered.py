@@ -55,8 +55,9 @@ class _Chunk(NamedTuple):
     start: int
     stop: int
     sequence: int
+    first_query: int  # position
     first_key: int
-    last_key: int
+    last_key: int  # that of the last query
 
 
 def _chunks(queries: Queries, sequences: int, length: int, window: int | None) -> list[_Chunk]:
@@ -79,7 +80,7 @@ def _chunks(queries: Queries, sequences: int, length: int, window: int | None) -
     last = queries.position[torch.tensor(stops, device=device) - 1].tolist()
     past = length if window is None else window - 1
     return [
-        _Chunk(start, stop, sequence, max(0, low - past), high)
+        _Chunk(start, stop, sequence, low, max(0, low - past), high)
         for start, stop, sequence, low, high in zip(
             starts, stops, owners, first, last, strict=True
         )
@@ -89,13 +90,16 @@ def _chunks(queries: Queries, sequences: int, length: int, window: int | None) -
 def _mask(position: Tensor, chunk: _Chunk, window: int | None, dtype: torch.dtype) -> Tensor:
     """0 where a query sees a key and -inf elsewhere, [m, keys of the chunk].
 
-    Without a window it is 0 up to the first query, so that only what follows is compared.
+    Only keys that not every query of the chunk sees are compared: without a window they begin at
+    the first query.
     """
-    first, last = chunk.first_key, chunk.last_key
-    mask = torch.zeros(len(position), last + 1 - first, dtype=dtype, device=position.device)
-    distance = position[:, None] - torch.arange(first, last + 1, device=position.device)
+    first, end = chunk.first_key, chunk.last_key + 1
+    mask = torch.zeros(len(position), end - first, dtype=dtype, device=position.device)
+    compared = chunk.first_query if window is None else first
+    distance = position[:, None] - torch.arange(compared, end, device=position.device)
     unseen = distance < 0 if window is None else (distance < 0) | (distance >= window)
-    return mask.masked_fill_(unseen, -torch.inf)
+    mask[:, compared - first :].masked_fill_(unseen, -torch.inf)
+    return mask
 
 
 def _slices(x: Tensor, chunks: list[_Chunk]) -> tuple[Tensor, ...]:
