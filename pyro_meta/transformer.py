@@ -39,8 +39,8 @@ class Features(NamedTuple):
 
 
 Route = Callable[[int, Features], Tensor]
-"""`route(layer, features)` gives the weights of the mechanisms, [B, T, K] or broadcastable; or, of a
-hard route, choices: the index of one mechanism for every token, integers [B, T]."""
+"""`route(layer, features)` gives the weights of the mechanisms, [B, T, K] or broadcastable; or, if
+it is hard, choices: the index of one mechanism for every token, integers [B, T]."""
 
 
 @dataclass(frozen=True)

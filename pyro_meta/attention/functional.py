@@ -66,8 +66,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     the scores are formed, across chunks the d x d state is carried. O(T (C + d) d) time, O(T d)
     memory. Sums run in float32 at least, whatever the autocast dtype.
     """
-    B, H, T, d = q.shape
-    dtype = q.dtype
+    T, dtype = q.shape[2], q.dtype
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = in_single_precision(q, k, v)
         C = min(LINEAR_CHUNK, T)

@@ -24,6 +24,7 @@ from pyro_meta.attention.queries import Blocks, Queries
 FULL_CHUNK, WINDOW_CHUNK = 64, 32  # queries; the more, the more keys that only some of them see
 WINDOW_REACH = 512  # positions that a chunk of a window's queries may span
 LINEAR_BLOCK = 64
+LINEAR_CACHE = 1 << 17  # numbers of phi(k) at a time
 
 
 def softmax_attention_of(
@@ -81,9 +82,7 @@ def _chunks(queries: Queries, sequences: int, length: int, window: int | None) -
     past = length if window is None else window - 1
     return [
         _Chunk(start, stop, sequence, low, max(0, low - past), high)
-        for start, stop, sequence, low, high in zip(
-            starts, stops, owners, first, last, strict=True
-        )
+        for start, stop, sequence, low, high in zip(starts, stops, owners, first, last, strict=True)
     ]
 
 
@@ -129,23 +128,36 @@ class _Slices(torch.autograd.Function):
 
 
 def linear_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
-    """Kernel attention (see `linear_attention`): states for all keys, outputs for own queries."""
+    """Kernel attention (see `linear_attention`): states for all keys, outputs for own queries.
+
+    A few heads at a time, so that what is in between fits a processor's cache.
+    """
     B, G, T, d = k.shape
-    H = q.shape[1]
+    group = q.shape[1] // G
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = in_single_precision(q, k, v)
         P = min(LINEAR_BLOCK, T)
-        phi_k, value, before = linear_states(k, v, P)
-        n = phi_k.shape[2]
+        n = -(-T // P)
         blocks = Blocks(queries, B, n, P)
-        m = blocks.places
-        phi_q = blocks.pack(feature_map(q)).view(B, n, m, G, H // G, d)
-        phi_q = phi_q.permute(0, 3, 1, 4, 2, 5).reshape(B, G, n, H // G * m, d)
         later = blocks.offsets()[..., None] < torch.arange(P, device=q.device)  # [B n, m, P]
-        scores = phi_q @ phi_k.transpose(-1, -2)  # [B, G, n, H/G m, P]
-        scores = scores.unflatten(3, (-1, m)).masked_fill_(later.view(B, 1, n, 1, m, P), 0)
-        out = normalised(scores.flatten(3, 4) @ value + phi_q @ before)
-        out = out.view(B, G, n, H // G, m, d).permute(0, 2, 4, 1, 3, 5)
-        out = blocks.unpack(out.reshape(B * n, m, H, d))
+        later = later.view(B, 1, n, 1, blocks.places, P)
+        heads = max(1, min(G, LINEAR_CACHE // (B * T * d)))
+        parts = zip(q.split(heads * group, 1), k.split(heads, 1), v.split(heads, 1), strict=True)
+        out = torch.cat([_linear_heads(*part, blocks, later) for part in parts], 1)
     return out.to(dtype)
+
+
+def _linear_heads(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, later: Tensor) -> Tensor:
+    """Kernel attention of some heads; `later` [B, 1, n, 1, m, P] are the keys that are not seen."""
+    B, G, _, d = k.shape
+    _, _, n, _, m, P = later.shape
+    H = q.shape[1]
+    phi_k, value, before = linear_states(k, v, P)
+    phi_q = blocks.pack(feature_map(q)).view(B, n, m, G, H // G, d)
+    phi_q = phi_q.permute(0, 3, 1, 4, 2, 5).reshape(B, G, n, H // G * m, d)
+    scores = phi_q @ phi_k.transpose(-1, -2)  # [B, G, n, H/G m, P]
+    scores = scores.unflatten(3, (-1, m)).masked_fill_(later, 0).flatten(3, 4)
+    out = normalised(scores @ value + phi_q @ before)
+    out = out.view(B, G, n, H // G, m, d).permute(0, 2, 4, 1, 3, 5)
+    return blocks.unpack(out.reshape(B * n, m, H, d))

@@ -31,9 +31,7 @@ class Blocks:
     """
 
     def __init__(self, queries: Queries, sequences: int, blocks: int, size: int) -> None:
-        block = queries.sequence * blocks + torch.div(
-            queries.position, size, rounding_mode="floor"
-        )
+        block = queries.sequence * blocks + torch.div(queries.position, size, rounding_mode="floor")
         counts = torch.bincount(block, minlength=sequences * blocks)
         before = counts.cumsum(0) - counts
         place = torch.arange(len(block), device=block.device) - before[block]
