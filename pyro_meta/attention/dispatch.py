@@ -9,7 +9,7 @@ Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width, D
 
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, reduce
 from typing import NamedTuple
 
 import torch
@@ -93,10 +93,12 @@ def routed_attention(
         return outputs[0].view(B, T, H * d)
     if not outputs:
         return inputs.v.new_zeros(B, T, H * d)
-    rows = torch.cat(outputs)
+    dtype = reduce(torch.promote_types, (rows.dtype for rows in outputs))
     room = torch.empty if served == B * T else torch.zeros
-    out = room(B * T, H * d, dtype=rows.dtype, device=rows.device)
-    return out.index_copy(0, torch.cat(tokens), rows).view(B, T, H * d)
+    out = room(B * T, H * d, dtype=dtype, device=choice.device)
+    for own, rows in zip(tokens, outputs, strict=True):  # in place: one pass over memory
+        out.index_copy_(0, own, rows.to(dtype))
+    return out.view(B, T, H * d)
 
 
 def attend(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, own: Tensor) -> Tensor:

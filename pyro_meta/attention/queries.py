@@ -20,7 +20,8 @@ class Queries(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """Rows [N, H, d] of x [B, H, T, d]."""
-        return x.transpose(1, 2)[self.sequence, self.position]
+        tokens = x.transpose(1, 2).flatten(0, 1)  # [B T, H, d]
+        return tokens.index_select(0, self.sequence * x.shape[2] + self.position)
 
 
 class Blocks:
