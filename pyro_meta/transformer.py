@@ -219,11 +219,13 @@ class Transformer(nn.Module):
     def compile_blocks(self) -> None:
         """Compile every block in place; the routes, and so all of Pyro, stay outside.
 
-        So does the dispatch of hard routes, whose shapes follow the data.
+        So does the dispatch of hard routes, whose shapes follow the data. Every length is compiled
+        for itself: with symbolic lengths the compiler fails on the views of window attention
+        (torch 2.13, "Exponent must be non-negative").
         """
         for block in self.blocks:
             cast(Block, block).attention.dispatch = torch.compiler.disable(routed_attention)
-            block.compile()
+            block.compile(dynamic=False)
 
     def forward(self, tokens: Tensor, route: Route) -> Tensor:
         """Logits of the next token, [B, T, V], for tokens [B, T].
