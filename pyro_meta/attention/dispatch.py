@@ -9,7 +9,7 @@ Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width, D
 
 import warnings
 from collections.abc import Sequence
-from functools import cache, reduce
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -76,28 +76,29 @@ def routed_attention(
     """
     B, H, T, d = inputs.q.shape
     flat = choice.flatten()
-    tokens, outputs = [], []
-    for index, mechanism in enumerate(mechanisms):
-        own = (flat == index).nonzero()[:, 0]
-        if len(own):
-            rows = attend(mechanism, *inputs.read_by(mechanism), own)
-            tokens.append(own)
-            outputs.append(gain[index] * rows.reshape(len(own), H * d))
-    served = sum(map(len, tokens))
+    owned = [(flat == index).nonzero()[:, 0] for index in range(len(mechanisms))]
+    served = sum(map(len, owned))
     if served < B * T and served + int((flat == NO_TOKEN).sum()) < B * T:
         raise ValueError(
             f"choice: {int(flat.min())} to {int(flat.max())} given; 0 to {len(mechanisms) - 1}, "
             f"or {NO_TOKEN} for no token, is allowed"
         )
-    if served == B * T and len(outputs) == 1:
-        return outputs[0].view(B, T, H * d)
-    if not outputs:
+    out: Tensor | None = None
+    for index, (mechanism, own) in enumerate(zip(mechanisms, owned, strict=True)):
+        if not len(own):
+            continue
+        rows = attend(mechanism, *inputs.read_by(mechanism), own)
+        rows = gain[index] * rows.reshape(len(own), H * d)
+        if len(own) == B * T:
+            return rows.view(B, T, H * d)
+        if out is None:
+            out = (torch.empty if served == B * T else torch.zeros)(
+                B * T, H * d, dtype=rows.dtype, device=rows.device
+            )
+        dtype = torch.promote_types(out.dtype, rows.dtype)
+        out = out.to(dtype).index_copy_(0, own, rows.to(dtype))
+    if out is None:  # no token at all
         return inputs.v.new_zeros(B, T, H * d)
-    dtype = reduce(torch.promote_types, (rows.dtype for rows in outputs))
-    room = torch.empty if served == B * T else torch.zeros
-    out = room(B * T, H * d, dtype=dtype, device=choice.device)
-    for own, rows in zip(tokens, outputs, strict=True):  # in place: one pass over memory
-        out.index_copy_(0, own, rows.to(dtype))
     return out.view(B, T, H * d)
 
 
