@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta import Mechanism, Shape, Transformer, pinned
+from pyro_meta.attention import Queries
 from pyro_meta.evaluation import require_causal
 
 
@@ -19,9 +20,19 @@ class Ends(Mechanism):
     nominal_cost = 0.02
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys = torch.stack([k[:, :, :1].expand_as(k), k], -2)  # [B, H, T, 2, d]
-        values = torch.stack([v[:, :, :1].expand_as(v), v], -2)
-        scores = (keys @ q[..., None])[..., 0] / self.head_width**0.5  # [B, H, T, 2]
+        return self.attend(q, k, v, k[:, :, :1].expand_as(k), v[:, :, :1].expand_as(v))
+
+    def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
+        """Optional: where routes are hard, only the tokens that chose this mechanism pay for it."""
+        group = q.shape[1] // k.shape[1]  # query heads that share a key-value head
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        first = Queries(queries.sequence, torch.zeros_like(queries.position))
+        return self.attend(q, queries.of(k), queries.of(v), first.of(k), first.of(v))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, first_k: Tensor, first_v: Tensor) -> Tensor:
+        """All [.., d], one key and value of one's own and one of the first token: [.., d]."""
+        keys, values = torch.stack([first_k, k], -2), torch.stack([first_v, v], -2)  # [.., 2, d]
+        scores = (keys @ q[..., None])[..., 0] / self.head_width**0.5  # [.., 2]
         return (scores.softmax(-1)[..., None] * values).sum(-2)
 
     def macs(self, position: Tensor) -> Tensor:

@@ -88,18 +88,24 @@ class Guide(StandaloneModule):
     def mean_route(self, hard: bool | None = None) -> Route:
         """The route through posterior means: what evaluation and generation follow.
 
+        Where every token is hard it gives choices [B, T], so that each runs its own mechanism
+        alone; else weights [B, T, K].
+
         Parameters
         ----------
         hard
             True: the likeliest mechanism of every token. False: the mean itself. None: hard where
-            the posterior's uncertainty is below `threshold`, as in training.
+            the posterior's uncertainty is below `threshold`, as in training. A mixture stays one.
         """
 
         def route(layer: int, features: Features) -> Tensor:
             law = self.posterior(layer, features)
+            is_hard = float(self.hard_below) >= 1 if hard is None else hard
+            if is_hard and not self.is_mixture:
+                return law.mean.argmax(-1)
             if hard is None:
                 return harden(law.mean, uncertainty(law), self.hard_below)
-            return self.choice(law.mean) if hard else law.mean
+            return law.mean
 
         return route
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
+from pyro_meta.attention import Mechanism, Queries, backend, serves
 from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
@@ -79,8 +80,9 @@ def evaluate(
     """Validation figures on tokens and targets [N, T] under the stable names of summary.json.
 
     The network is walked twice, along posterior means (soft) and along the likeliest mechanism of
-    every token (hard). Figures of the posterior come from the walk that is deployed: the hard one
-    once every route is hard, else the soft one. `losses`, if given, is filled sequence by sequence.
+    every token (hard), which then is all that runs for it. Figures of the posterior come from the
+    walk that is deployed: the hard one once every route is hard, else the soft one. `losses`, if
+    given, is filled sequence by sequence.
     """
     with evaluating(model, guide):
         soft = _pass(model, guide, windows, batch, hard=False)
@@ -156,16 +158,19 @@ def prefix_gap(model: LanguageModel, guide: Guide, tokens: Tensor, ends: Iterabl
     """Largest change of a log-probability when the text after a token is cut off, in nats.
 
     Compares the predictions for tokens [B, T], read as a whole, with those read as prefixes that
-    end at each of `ends`, along soft and along hard routes. Anything but rounding means that the
-    future leaks.
+    end at each of `ends`, along soft and along hard routes; the latter as they are deployed, and
+    with every mechanism on its own tokens even where running it on all is faster. Anything but
+    rounding means that the future leaks.
     """
     gap = 0.0
     with evaluating(model, guide):
-        for route in (guide.mean_route(hard=False), guide.mean_route(hard=True)):
-            whole = model.network(tokens, route).float().log_softmax(-1)
-            for end in ends:
-                cut = model.network(tokens[:, :end], route).float().log_softmax(-1)
-                gap = max(gap, float((cut - whole[:, :end]).abs().max()))
+        for hard, way in ((False, "auto"), (True, "auto"), (True, "gather")):
+            route = guide.mean_route(hard)
+            with backend(way):
+                whole = model.network(tokens, route).float().log_softmax(-1)
+                for end in ends:
+                    cut = model.network(tokens[:, :end], route).float().log_softmax(-1)
+                    gap = max(gap, float((cut - whole[:, :end]).abs().max()))
     return gap
 
 
@@ -175,7 +180,8 @@ CHECKED_LENGTH, CHECKED_ENDS, ROUNDING = 200, (1, 7, 63, 64, 130), 1e-4
 def require_causal(network: Transformer) -> None:
     """Raise `UsageError` if a mechanism of `network` lets a token see later ones.
 
-    Random queries, keys and values are read whole and cut; what is left may move by rounding.
+    Random queries, keys and values are read whole and cut; what is left may move by rounding. A
+    mechanism that serves chosen queries must give them what it gives them among all.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (3, 1, 2, CHECKED_LENGTH, network.shape.head_width)
@@ -186,6 +192,20 @@ def require_causal(network: Transformer) -> None:
             for end in CHECKED_ENDS:
                 cut = mechanism(q[:, :, :end], k[:, :, :end], v[:, :, :end])
                 _require_close(cut, whole[:, :, :end], end, f"mechanisms: {mechanism.name}")
+            if serves(mechanism):
+                _require_same_rows(mechanism, q, k, v)
+
+
+def _require_same_rows(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise `UsageError` if `mechanism` serves every third query otherwise than among all."""
+    position = torch.arange(0, q.shape[2], 3, device=q.device)
+    queries = Queries(torch.zeros_like(position), position)
+    expected = queries.of(mechanism(q, k, v))
+    gap = float((mechanism.serve(queries.of(q), k, v, queries) - expected).abs().max())
+    if not gap <= ROUNDING * max(1.0, float(expected.abs().max())):
+        raise UsageError(
+            f"mechanisms: {mechanism.name}: serve() is off from the rows of forward() by {gap:.2g}"
+        )
 
 
 def require_causal_guide(model: LanguageModel, guide: Guide) -> None:

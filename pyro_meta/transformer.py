@@ -5,6 +5,8 @@
 
 Where the weights alpha come from is not its business: `forward(tokens, route)` asks
 `route(layer, features)` for them. With every route pinned to `full` it is an ordinary transformer.
+A route that answers with the index of one mechanism for every token is hard: each token then runs
+its own mechanism and no other (see `pyro_meta.attention.dispatch`).
 
 Shapes: B sequences, T tokens, L layers, K mechanisms, D width, H heads, G key-value heads,
 d = D / H head width, V vocabulary.
@@ -18,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_meta.attention import Mechanism, build_mechanisms
+from pyro_meta.attention import Inputs, Mechanism, build_mechanisms, routed_attention
 from pyro_meta.attention.rotary import rotate, rotation
 from pyro_meta.errors import UsageError
 
@@ -37,7 +39,8 @@ class Features(NamedTuple):
 
 
 Route = Callable[[int, Features], Tensor]
-"""`route(layer, features)` gives the weights of the mechanisms, [B, T, K] or broadcastable."""
+"""`route(layer, features)` gives the weights of the mechanisms, [B, T, K] or broadcastable; or, if
+it is hard, choices: the index of one mechanism for every token, integers [B, T]."""
 
 
 @dataclass(frozen=True)
@@ -101,27 +104,34 @@ class RoutedAttention(nn.Module):
         )
         self.gain = nn.Parameter(torch.ones(len(mechanisms), shape.width))  # g_k, one per channel
         self.project_out = nn.Linear(shape.width, shape.width, bias=False)
+        self.dispatch = routed_attention
 
-    def forward(self, normed: Tensor, weights: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """normed [B, T, D], weights [B, T, K] -> [B, T, D]."""
-        B, T, D = normed.shape
+    def forward(self, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """normed [B, T, D], route [B, T, K] weights or [B, T] choices -> [B, T, D]."""
+        B, T, _ = normed.shape
         split = [self.heads, self.kv_heads, self.kv_heads]
         qkv = self.project_qkv(normed).view(B, T, sum(split), self.head_width).transpose(1, 2)
         q, k, v = qkv.split(split, dim=1)  # [B, H or G, T, d]
+        inputs = Inputs(q, k, v, rotate(q, cos, sin), rotate(k, cos, sin))
+        if is_choice(route):
+            mechanisms = [cast(Mechanism, mechanism) for mechanism in self.mechanisms]
+            mixed = self.dispatch(mechanisms, self.gain, route, inputs)
+        else:
+            mixed = self._mix(route, inputs)
+        return self.project_out(mixed)
+
+    def _mix(self, weights: Tensor, inputs: Inputs) -> Tensor:
+        """sum_k alpha_k g_k A_k, [B, T, D]: every mechanism on all tokens."""
         group = self.heads // self.kv_heads
         if group > 1:
-            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        q_rotated, k_rotated = rotate(q, cos, sin), rotate(k, cos, sin)
+            inputs = inputs.with_repeated_heads(group)
         mixed: Tensor | None = None
         for index, mechanism in enumerate(self.mechanisms):
-            if cast(Mechanism, mechanism).rotary:
-                attended = mechanism(q_rotated, k_rotated, v)
-            else:
-                attended = mechanism(q, k, v)
-            attended = attended.transpose(1, 2).reshape(B, T, D)
+            attended = mechanism(*inputs.read_by(cast(Mechanism, mechanism)))
+            attended = attended.transpose(1, 2).flatten(2)
             part = weights[..., index, None] * (self.gain[index] * attended)
             mixed = part if mixed is None else mixed + part
-        return self.project_out(mixed)
+        return cast(Tensor, mixed)
 
 
 class MLP(nn.Module):
@@ -148,9 +158,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
 
     def forward(
-        self, state: Tensor, normed: Tensor, weights: Tensor, cos: Tensor, sin: Tensor
+        self, state: Tensor, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor
     ) -> Tensor:
-        state = state + self.dropout(self.attention(normed, weights, cos, sin))
+        state = state + self.dropout(self.attention(normed, route, cos, sin))
         return state + self.dropout(self.mlp(self.mlp_norm(state)))
 
 
@@ -207,9 +217,15 @@ class Transformer(nn.Module):
         return [mechanism.name for mechanism in self.mechanisms]
 
     def compile_blocks(self) -> None:
-        """Compile every block in place; the routes, and so all of Pyro, stay outside."""
+        """Compile every block in place; the routes, and so all of Pyro, stay outside.
+
+        So does the dispatch of hard routes, whose shapes follow the data. Every length is compiled
+        for itself: with symbolic lengths the compiler fails on the views of window attention
+        (torch 2.13, "Exponent must be non-negative").
+        """
         for block in self.blocks:
-            block.compile()
+            cast(Block, block).attention.dispatch = torch.compiler.disable(routed_attention)
+            block.compile(dynamic=False)
 
     def forward(self, tokens: Tensor, route: Route) -> Tensor:
         """Logits of the next token, [B, T, V], for tokens [B, T].
@@ -229,14 +245,32 @@ class Transformer(nn.Module):
                 features = Features(
                     tokens, at_least_float32(state), at_least_float32(normed), positions
                 )
-                weights = route(layer, features)
-            if weights.dim() > 3:
+                chosen = route(layer, features)
+            if chosen.dim() > 3:
                 raise ValueError(
-                    f"route of layer {layer} is {list(weights.shape)}, and [B, T, K] is needed; "
+                    f"route of layer {layer} is {list(chosen.shape)}, and [B, T, K] is needed; "
                     "particles cannot be vectorised, draw them one by one"
                 )
-            state = block(state, normed, weights, cos, sin)
+            if is_choice(chosen) and chosen.shape != tokens.shape:
+                raise ValueError(
+                    f"route of layer {layer} is {list(chosen.shape)} of {chosen.dtype}; choices "
+                    f"must be {list(tokens.shape)}, one for every token"
+                )
+            state = block(state, normed, chosen, cos, sin)
         return self.readout(self.final_norm(state))
+
+
+def is_choice(route: Tensor) -> bool:
+    """Whether what a route gave are choices [B, T], integers, rather than weights [B, T, K]."""
+    return route.dim() == 2 and not route.dtype.is_floating_point
+
+
+def as_weights(route: Tensor, mechanisms: int) -> Tensor:
+    """What a route gave, as weights: choices become one-hot, and zero where there is no token."""
+    if not is_choice(route):
+        return route
+    options = torch.arange(mechanisms, device=route.device)
+    return (route[..., None] == options).to(torch.get_default_dtype())
 
 
 def pinned(network: Transformer, name: str) -> Route:

@@ -18,6 +18,7 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
+from pyro_meta.attention import Queries
 
 
 class Sound(Mechanism):
@@ -93,6 +94,15 @@ class IsNotSaved(Sound):
         return self.scale * super().forward(q, k, v)
 
 
+class ServesTheWrongRows(Sound):
+    """It takes the queries for the first ones of their sequence."""
+
+    def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
+        v = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+        place = torch.arange(len(q)) % v.shape[2]
+        return Queries(queries.sequence, place).of(self(v, v, v))
+
+
 class PaysByTheText(Sound):
     def macs(self, position: Tensor) -> Tensor:
         return position / position.max().clamp(min=1)
@@ -118,6 +128,7 @@ MECHANISMS: dict[type[Mechanism], set[str]] = {
     CrashesInHalfPrecision: {"half_precision_agrees_with_float32"},
     IsRandom: {"evaluation_is_deterministic", "checkpoint_round_trip_changes_nothing"},
     IsNotSaved: {"checkpoint_round_trip_changes_nothing"},
+    ServesTheWrongRows: {"chosen_queries_get_their_rows"},
     PaysByTheText: {"macs_are_a_price_of_the_position"},
     IsPricedInWords: {"nominal_cost_is_a_number"},
 }

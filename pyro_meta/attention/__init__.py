@@ -1,5 +1,7 @@
 """How a token may attend: pure tensor functions, and the mechanisms built from them."""
 
+from pyro_meta.attention.backend import backend
+from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, routed_attention, serves
 from pyro_meta.attention.functional import full_attention, linear_attention, window_attention
 from pyro_meta.attention.mechanisms import (
     BUILT_IN,
@@ -10,16 +12,23 @@ from pyro_meta.attention.mechanisms import (
     build_mechanisms,
     find_mechanism,
 )
+from pyro_meta.attention.queries import Queries
 
 __all__ = [
     "BUILT_IN",
+    "NO_TOKEN",
     "Full",
+    "Inputs",
     "Linear",
     "Mechanism",
+    "Queries",
     "Window",
+    "backend",
     "build_mechanisms",
     "find_mechanism",
     "full_attention",
     "linear_attention",
+    "routed_attention",
+    "serves",
     "window_attention",
 ]

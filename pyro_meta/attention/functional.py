@@ -11,6 +11,7 @@ from torch import Tensor
 
 WINDOW_CHUNK = 64
 LINEAR_CHUNK = 64
+SUM_GROUP = 32
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -65,34 +66,69 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     the scores are formed, across chunks the d x d state is carried. O(T (C + d) d) time, O(T d)
     memory. Sums run in float32 at least, whatever the autocast dtype.
     """
-    B, H, T, d = q.shape
-    dtype = q.dtype
+    T, dtype = q.shape[2], q.dtype
     with torch.autocast(q.device.type, enabled=False):
-        if dtype in (torch.float16, torch.bfloat16):
-            q, k, v = q.float(), k.float(), v.float()
+        q, k, v = in_single_precision(q, k, v)
         C = min(LINEAR_CHUNK, T)
-        n = -(-T // C)
-        tail = n * C - T
-
-        def chunks(x: Tensor) -> Tensor:
-            return F.pad(x, (0, 0, 0, tail)).reshape(B, H, n, C, d)
-
-        # Padding comes after phi: phi(0) = 1 would count as keys. It lies in the future of every
-        # real query, so that zero rows suffice.
-        phi_q, phi_k, value = chunks(_phi(q)), chunks(_phi(k)), chunks(v)
-        state = phi_k.transpose(-1, -2) @ value  # [B, H, n, d, d]
-        normaliser = phi_k.sum(-2)  # [B, H, n, d]
-        state_before = state.cumsum(2) - state
-        normaliser_before = normaliser.cumsum(2) - normaliser
-        scores = (phi_q @ phi_k.transpose(-1, -2)).tril()  # [B, H, n, C, C]
-        numerator = scores @ value + phi_q @ state_before
-        denominator = scores.sum(-1, keepdim=True) + phi_q @ normaliser_before[..., None]
-        # Padding, and queries that find every key negligible, must not divide 0 by 0.
-        denominator = denominator.clamp(min=torch.finfo(denominator.dtype).tiny)
-        out = (numerator / denominator).reshape(B, H, n * C, d)[:, :, :T]
+        phi_q = _in_chunks(feature_map(q), C)
+        phi_k, value, before = linear_states(k, v, C)
+        scores = (phi_q @ phi_k.transpose(-1, -2)).tril_()  # [B, H, n, C, C]
+        out = normalised(scores @ value + phi_q @ before).flatten(2, 3)[:, :, :T]
     return out.to(dtype)
 
 
-def _phi(x: Tensor) -> Tensor:
-    """elu(x) + 1, written so that it keeps its digits where it is small."""
-    return F.relu(x) + x.clamp(max=0).exp()
+def linear_states(k: Tensor, v: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What queries of kernel attention meet, by chunks of C positions.
+
+    Values carry a last column of ones, so that the normaliser is summed along with them.
+
+    Returns
+    -------
+    tuple
+        phi(k) [B, H, n, C, d] and (v, 1) [B, H, n, C, d + 1] in chunks; and the sum of
+        phi(k) (v, 1)^T over the keys before each chunk, [B, H, n, d, d + 1].
+    """
+    # Padding comes after phi: phi(0) = 1 would count as keys. It lies in the future of every
+    # real query, so that zero rows suffice.
+    phi_k = _in_chunks(feature_map(k), chunk)
+    value = _in_chunks(F.pad(v, (0, 1), value=1.0), chunk)
+    state = phi_k.transpose(-1, -2) @ value
+    return phi_k, value, sums_before(state.flatten(3)).view_as(state)
+
+
+def normalised(weighted: Tensor) -> Tensor:
+    """sum_s w_s v_s / sum_s w_s of [.., d + 1], whose last column holds the sum of weights."""
+    numerator, denominator = weighted[..., :-1], weighted[..., -1:]
+    # Padding, and queries that find every key negligible, must not divide 0 by 0.
+    return numerator / denominator.clamp(min=torch.finfo(weighted.dtype).tiny)
+
+
+def sums_before(x: Tensor) -> Tensor:
+    """Sums of the rows before each row of x [.., n, F]; zero for the first.
+
+    Within groups of rows as a product with a triangle of ones, which is faster than a cumulative
+    sum along rows, and loses no digits to a subtraction.
+    """
+    n, R = x.shape[-2], SUM_GROUP
+    if n <= R:
+        return x.new_ones(n, n).tril(-1) @ x
+    groups = F.pad(x, (0, 0, 0, -n % R)).unflatten(-2, (-1, R))  # [.., n / R, R, F]
+    within = groups.new_ones(R, R).tril(-1) @ groups
+    earlier = sums_before(groups.sum(-2))[..., None, :]
+    return (within + earlier).flatten(-3, -2)[..., :n, :]
+
+
+def _in_chunks(x: Tensor, chunk: int) -> Tensor:
+    """x [B, H, T, d] as [B, H, n, C, d], padded with zeros."""
+    tail = -x.shape[2] % chunk
+    return (F.pad(x, (0, 0, 0, tail)) if tail else x).unflatten(2, (-1, chunk))
+
+
+def feature_map(x: Tensor) -> Tensor:
+    """phi(x) = elu(x) + 1, written so that it keeps its digits where it is small."""
+    return F.relu(x) + x.clamp(max=0).exp_()
+
+
+def in_single_precision(*inputs: Tensor) -> list[Tensor]:
+    """The inputs, raised to float32 if their precision is half."""
+    return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs]

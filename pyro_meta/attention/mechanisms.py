@@ -10,7 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pyro_meta.attention import flexible, gathered
+from pyro_meta.attention.backend import uses_flex
 from pyro_meta.attention.functional import full_attention, linear_attention, window_attention
+from pyro_meta.attention.queries import Queries
 from pyro_meta.errors import UsageError, require_defined
 from pyro_meta.naming import NoSuchClass, find_class
 
@@ -18,7 +21,8 @@ from pyro_meta.naming import NoSuchClass, find_class
 class Mechanism(nn.Module):
     """Causal attention over queries, keys and values that all mechanisms of a layer share.
 
-    Subclass it, set `nominal_cost`, and define `forward` and `macs`.
+    Subclass it, set `nominal_cost`, and define `forward` and `macs`. Where routes are hard a
+    mechanism serves the tokens that chose it, if it also defines `serve`; else it runs on all.
 
     Attributes
     ----------
@@ -46,6 +50,28 @@ class Mechanism(nn.Module):
         """q, k, v [B, H, T, d] -> [B, H, T, d]; row t must depend on rows 0..t alone."""
         raise NotImplementedError
 
+    def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
+        """The rows of `forward` that belong to `queries`, at a cost that follows their number.
+
+        Optional. K and V are those of all tokens, q those of the N queries alone, and key-value
+        heads G are not repeated: query head h reads key-value head h // (H / G).
+
+        Parameters
+        ----------
+        q
+            [N, H, d], N >= 1.
+        k, v
+            [B, G, T, d].
+        queries
+            Sequence and position of each query, in order.
+
+        Returns
+        -------
+        Tensor
+            [N, H, d].
+        """
+        raise NotImplementedError
+
     def macs(self, position: Tensor) -> Tensor:
         """Multiply-accumulates per head of one query at `position` (same shape, float)."""
         raise NotImplementedError
@@ -58,6 +84,11 @@ class Full(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return full_attention(q, k, v)
+
+    def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
+        if uses_flex(q.device.type):
+            return flexible.softmax_attention_of(q, k, v, queries)
+        return gathered.softmax_attention_of(q, k, v, queries)
 
     def macs(self, position: Tensor) -> Tensor:
         return 2.0 * self.head_width * (position + 1)
@@ -79,6 +110,11 @@ class Window(Mechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return window_attention(q, k, v, self.window)
 
+    def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
+        if uses_flex(q.device.type):
+            return flexible.softmax_attention_of(q, k, v, queries, self.window)
+        return gathered.softmax_attention_of(q, k, v, queries, self.window)
+
     def macs(self, position: Tensor) -> Tensor:
         return 2.0 * self.head_width * (position + 1).clamp(max=self.window)
 
@@ -91,6 +127,9 @@ class Linear(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return linear_attention(q, k, v)
+
+    def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
+        return gathered.linear_attention_of(q, k, v, queries)
 
     def macs(self, position: Tensor) -> Tensor:
         return torch.full_like(position, 2.0 * self.head_width**2, dtype=torch.get_default_dtype())

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from pyro_meta.contracts import laws
 from pyro_meta.contracts.checks import EXACT, default_dtype, require, require_close
-from pyro_meta.contracts.subjects import SHAPE, Router, text, walk
+from pyro_meta.contracts.subjects import SHAPE, K, Router, text, walk
 from pyro_meta.evaluation import evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 from pyro_meta.svi import RouteELBO
-from pyro_meta.transformer import Features
+from pyro_meta.transformer import Features, as_weights
 
 ENDS = (1, 2, 7, 16, 19)  # where texts of T tokens are cut
 
@@ -81,6 +81,7 @@ def gradients_reach_no_later_token(subject: Router) -> None:
 def mean_routes_are_valid(subject: Router) -> None:
     """Soft: the posterior mean; hard: its likeliest mechanism; by threshold: either.
 
+    A hard route may give choices [B, T] or one-hot weights, which is slower.
     A mixture (`is_mixture`) is the same throughout.
     """
     model, guide = subject.build()
@@ -94,7 +95,7 @@ def mean_routes_are_valid(subject: Router) -> None:
             ("threshold 1", None, 1.0, guide.choice(mean)),
         ):
             guide.threshold.fill_(threshold)
-            found = guide.mean_route(hard)(layer, features)
+            found = as_weights(guide.mean_route(hard)(layer, features), K)
             require_close(found, expected, 1e-6, f"mean_route at {name} is another route")
         return mean
 

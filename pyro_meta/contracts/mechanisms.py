@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pyro_meta.attention import Mechanism
+from pyro_meta.attention import Mechanism, Queries, serves
 from pyro_meta.contracts.checks import (
     EXACT,
     require,
@@ -130,6 +130,38 @@ def gradients_reach_no_later_input(subject: MechanismSubject) -> None:
                 require_close(later, torch.zeros_like(later), EXACT, what)
 
 
+def chosen_queries_get_their_rows(subject: MechanismSubject) -> None:
+    """`serve`, where it is defined, gives the rows of `forward`, in value and in gradient.
+
+    Also with fewer key-value heads than query heads, which `forward` gets repeated.
+    """
+    mechanism = subject.build().double().eval()
+    if not serves(mechanism):
+        return
+    for length in LENGTHS:
+        for heads in (2, 1):
+            q, k, v = qkv(length)
+            inputs = [x.requires_grad_() for x in (q, k[:, :heads].clone(), v[:, :heads].clone())]
+            q, k, v = inputs
+            chosen = torch.rand(2, length, generator=torch.Generator().manual_seed(length)) < 0.4
+            chosen[0, -1] = True
+            queries = Queries(*chosen.nonzero().unbind(1))
+            among_all = (x.repeat_interleave(2 // heads, 1) for x in (k, v))
+            expected = queries.of(mechanism(q, *among_all))
+            found = mechanism.serve(queries.of(q), k, v, queries)
+            what = f"for {len(expected)} of 2 x {length} queries and {heads} of 2 key-value heads"
+            require(found.shape == expected.shape, f"serve gives {list(found.shape)} {what}")
+            require_close(found, expected, EXACT, f"serve gives other rows than forward {what}")
+            if expected.requires_grad:
+                weight = torch.randn_like(expected)
+                ours, theirs = (
+                    torch.autograd.grad((x * weight).sum(), inputs, materialize_grads=True)
+                    for x in (found, expected)
+                )
+                for name, one, other in zip("qkv", ours, theirs, strict=True):
+                    require_close(one, other, EXACT, f"serve has another gradient of {name} {what}")
+
+
 def evaluation_is_deterministic(subject: MechanismSubject) -> None:
     mechanism = subject.build().eval()
     inputs = qkv(67, torch.float32)
@@ -185,6 +217,7 @@ CLAUSES = (
     later_values_move_nothing_earlier,
     cutting_the_text_moves_nothing_earlier,
     gradients_reach_no_later_input,
+    chosen_queries_get_their_rows,
     evaluation_is_deterministic,
     macs_are_a_price_of_the_position,
     nominal_cost_is_a_number,

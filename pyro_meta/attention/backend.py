@@ -1,0 +1,40 @@
+"""Which way hard routes are executed; chosen by device and size unless a test says otherwise."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+BACKENDS = ("auto", "gather", "flex")
+_chosen: ContextVar[str] = ContextVar("backend", default="auto")
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Execute hard routes in one way, whatever the device and whether it pays.
+
+    Parameters
+    ----------
+    name
+        `gather`: chunks of gathered queries on `scaled_dot_product_attention`. `flex`:
+        `flex_attention`; on a CPU it runs eagerly, without gradients. `auto`, as everywhere outside
+        this context: flex on CUDA and gather elsewhere, and a mechanism on all tokens where serving
+        its own would not be faster.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend {name!r} given; {', '.join(BACKENDS)} are allowed")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def is_forced() -> bool:
+    """Whether a mechanism serves its own tokens even where that does not pay."""
+    return _chosen.get() != "auto"
+
+
+def uses_flex(device_type: str) -> bool:
+    """Whether softmax attention runs on `flex_attention`."""
+    name = _chosen.get()
+    return name == "flex" or (name == "auto" and device_type == "cuda")

@@ -1,0 +1,59 @@
+"""Which tokens a mechanism serves, and their layout in blocks of positions.
+
+Shapes: B sequences, T tokens, N queries, P positions in a block, n blocks in a sequence, m places
+in a block.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Queries(NamedTuple):
+    """The N tokens that one mechanism serves, sorted by sequence and then by position."""
+
+    sequence: Tensor
+    """Row of the batch that each is in, [N], integer."""
+    position: Tensor
+    """Position in its sequence, [N], integer: it sees the keys 0 .. position."""
+
+    def of(self, x: Tensor) -> Tensor:
+        """Rows [N, H, d] of x [B, H, T, d]."""
+        tokens = x.transpose(1, 2).flatten(0, 1)  # [B T, H, d]
+        return tokens.index_select(0, self.sequence * x.shape[2] + self.position)
+
+
+class Blocks:
+    """Queries in a padded table [B n, m, ...]: a row for every block of P positions.
+
+    m is the largest number of queries that share a block, so that a mechanism that meets a block's
+    keys as one matrix works for its own queries, not for all positions.
+    """
+
+    def __init__(self, queries: Queries, sequences: int, blocks: int, size: int) -> None:
+        block = queries.sequence * blocks + torch.div(queries.position, size, rounding_mode="floor")
+        counts = torch.bincount(block, minlength=sequences * blocks)
+        before = counts.cumsum(0) - counts
+        place = torch.arange(len(block), device=block.device) - before[block]
+        self.rows, self.places = sequences * blocks, int(counts.max())
+        self._slot = block * self.places + place
+        self._position = queries.position
+        self._starts = torch.arange(blocks, device=block.device).repeat(sequences) * size
+
+    def pack(self, x: Tensor) -> Tensor:
+        """x [N, ...] in a table [B n, m, ...]; zero where a place is empty."""
+        table = x.new_zeros(self.rows * self.places, *x.shape[1:])
+        return table.index_copy(0, self._slot, x).view(self.rows, self.places, *x.shape[1:])
+
+    def unpack(self, table: Tensor) -> Tensor:
+        """[N, ...] of a table [B n, m, ...]."""
+        return table.flatten(0, 1).index_select(0, self._slot)
+
+    def offsets(self) -> Tensor:
+        """Positions within their block, [B n, m]; 0 where a place is empty."""
+        offset = self._starts.repeat_interleave(self.places)
+        return (
+            offset.index_copy(0, self._slot, self._position).view(self.rows, self.places)
+            - self._starts[:, None]
+        )
