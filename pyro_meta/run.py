@@ -48,7 +48,7 @@ SUMMARY_KEYS = (
     "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
     "router_parameters", "device", "seed", "versions",
 )  # fmt: skip
-OPTIONAL_KEYS = ("truth", "prior")
+OPTIONAL_KEYS = ("truth", "prior", "executed")
 
 
 class Run:
