@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 Result = dict[str, Any]
 
@@ -37,6 +37,7 @@ def time_by_length(result: Result) -> Figure:
             )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="tokens")
         _length_ticks(axes, _values(result, part, "length"))
+        _second_ticks(axes)
     _finish(figure, panels, "seconds")
     return figure
 
@@ -138,6 +139,14 @@ def _length_ticks(axes: Axes, lengths: list[int]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(lengths))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: _short(round(value)))
+
+
+def _second_ticks(axes: Axes) -> None:
+    """Plain numbers; between powers of ten where there are few of those."""
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _finish(figure: Figure, panels: dict[str, Axes], ylabel: str) -> None:

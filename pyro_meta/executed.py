@@ -19,7 +19,7 @@ from pyro_meta.measure.clock import interleaved, medians
 from pyro_meta.models import LanguageModel
 from pyro_meta.transformer import Block, Features, Route, Transformer
 
-TOKENS, REPEATS, ENOUGH_S = 8192, 5, 20.0
+TOKENS, REPEATS, ENOUGH_S = 4096, 5, 20.0
 CLOCK_FIGURES = (
     "tokens_per_second_routed",
     "tokens_per_second_full",
@@ -124,7 +124,7 @@ def _clock(
     calls = {"routed": walk(follow)}
     if "full" in network.mechanism_names:
         calls["full"] = walk(chosen_by_all(network, "full"))
-    times = medians(interleaved(dict(calls), repeats, 1, device, ENOUGH_S))
+    times = medians(interleaved(dict(calls), repeats, 1, device, enough_s=ENOUGH_S))
     figures["tokens_per_second_routed"] = count / times["routed"]
     if "full" not in times:
         return figures
@@ -136,7 +136,7 @@ def _clock(
         index = network.mechanism_names.index("full")
         pinned = [(m, gain, torch.full_like(c, index), inputs) for m, gain, c, inputs in routed]
         both = {"routed": lambda: attend_all(routed), "full": lambda: attend_all(pinned)}
-        times = medians(interleaved(dict(both), repeats, 1, device, ENOUGH_S))
+        times = medians(interleaved(dict(both), repeats, 1, device, enough_s=ENOUGH_S))
         figures["speed_up_attention"] = times["full"] / times["routed"]
     return figures
 

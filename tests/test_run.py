@@ -73,6 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "validation" in done.stdout and "load" in done.stdout and "sample" in done.stdout
     assert "unigram" in done.stdout and "sha256" in done.stdout
+    assert "times as fast as full, attention alone" in done.stdout
     return folder / "run"
 
 

@@ -61,6 +61,7 @@ class _Recorder(TorchFunctionMode):
 def recorded_arithmetic() -> Iterator[Recorded]:
     """The arithmetic of what runs meanwhile, on either way of executing hard routes."""
     calls: Recorded = []
+    recorder = _Recorder(calls)
     original = flexible._kernel
 
     def recording(device_type: str) -> Any:
@@ -68,14 +69,17 @@ def recorded_arithmetic() -> Iterator[Recorded]:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             calls.append((kernel, args, kwargs))
-            with torch._C.DisableTorchFunction():
+            recorder.__exit__(None, None, None)  # the compiler wants no mode about it
+            try:
                 return kernel(*args, **kwargs)
+            finally:
+                recorder.__enter__()
 
         return run
 
     flexible._kernel = recording  # type: ignore[assignment]
     try:
-        with _Recorder(calls):
+        with recorder:
             yield calls
     finally:
         flexible._kernel = original

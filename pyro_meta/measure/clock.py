@@ -1,12 +1,14 @@
 """Times that can be compared: calls taken in turn, medians of several."""
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
+MOST = 8
 Calls = dict[str, Callable[[], object]]
 
 
@@ -15,7 +17,8 @@ def interleaved(
     repeats: int,
     warm_up: int = 2,
     device: str | torch.device = "cpu",
-    enough_s: float | None = None,
+    longer_s: float = 0.0,
+    enough_s: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds of each call, all taken in turn: what slows a machine down slows all of them.
 
@@ -24,13 +27,16 @@ def interleaved(
     calls
         By name. Every second round runs them in reverse.
     repeats
-        Rounds that count.
+        Rounds that count: so many, but for the next two.
     warm_up
         Rounds before those.
     device
         Whose work is waited for.
+    longer_s
+        Further rounds until so many seconds have passed, at most `MOST` times as many: short calls
+        need more of them.
     enough_s
-        No further round is begun after so many seconds, warm-up included, once one has counted.
+        No further round is begun after so many seconds, once one has counted.
     """
     device = torch.device(device)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -38,9 +44,11 @@ def interleaved(
     gc.collect()
     gc.disable()
     try:
-        for round_ in range(repeats + warm_up):
-            is_late = enough_s is not None and time.perf_counter() - began > enough_s
-            if is_late and round_ > warm_up:
+        for round_ in range(warm_up + MOST * repeats):
+            elapsed_s, counted = time.perf_counter() - began, round_ - warm_up
+            if counted >= repeats and elapsed_s > longer_s:
+                break
+            if counted >= 1 and elapsed_s > enough_s:
                 break
             for name in list(calls) if round_ % 2 else list(calls)[::-1]:
                 finish(device)

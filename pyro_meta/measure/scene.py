@@ -57,7 +57,9 @@ class Scene:
 
     def time(self, calls: Calls, repeats: int | None = None) -> dict[str, list[float]]:
         """Interleaved seconds on this device."""
-        return interleaved(calls, repeats or self.repeats, warm_up=1, device=self.device)
+        return interleaved(
+            calls, repeats or self.repeats, 1, self.device, longer_s=self.repeats / 2
+        )
 
     def choices(self, share: float, length: int) -> Tensor:
         """Hard routes [L, 1, T]: `share` of the tokens of each layer full, at random places.
