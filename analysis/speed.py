@@ -27,7 +27,7 @@ def time_by_length(result: Result) -> Figure:
     for part, axes in panels.items():
         for route, colour in ALONE.items():
             points = _points(result, part, route=route)
-            axes.plot(*_columns(points, "length", "seconds"), color=colour, lw=2, label=route)
+            axes.plot(*_columns(points, "length", "seconds"), color=colour, lw=3, label=route)
         shares = _values(result, part, "share_of_full")
         for share, shade in zip(shares, _shades(len(shares)), strict=True):
             points = _points(result, part, share=share)

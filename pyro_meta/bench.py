@@ -23,6 +23,7 @@ from rich.table import Table
 
 from pyro_meta.analysis import speed
 from pyro_meta.console import command_parser, parse, run_command
+from pyro_meta.display import executed_rows
 from pyro_meta.errors import UsageError
 from pyro_meta.measure.mechanisms import bench_mechanisms
 from pyro_meta.measure.routed import LENGTHS, SHARES, Step, bench_routed, steps_of
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
     if options.what in ("all", "routed"):
         result = _routed(options, progress_out)
         _write(options.out / "routed.json", facts, result, out)
-        _print_targets(result, out)
+        _print_routed(result, out)
     if options.what in ("all", "routed", "draw"):
         for path in speed.draw(_read(options.out / "routed.json"), options.out):
             out.print(f"wrote {escape(str(path))}", soft_wrap=True)
@@ -150,7 +151,15 @@ class _Progressing:
             self._console.print(what)
 
 
-def _print_targets(result: dict[str, Any], out: Console) -> None:
+def _print_routed(result: dict[str, Any], out: Console) -> None:
+    """The trained run, if there is one, and the targets; the rest is for the pictures."""
+    if trained := result.get("trained_run"):
+        table = Table(
+            title=escape(trained["run"]), title_justify="left", box=SIMPLE_HEAD, show_header=False
+        )
+        for row in executed_rows(trained):
+            table.add_row(*row)
+        out.print(table)
     table = Table(title="targets", title_justify="left", box=SIMPLE_HEAD)
     for heading in ("target", "bound", "measured", "met"):
         table.add_column(heading, justify="left" if heading == "target" else "right")

@@ -17,6 +17,7 @@ from pyro_meta import bench, train
 from pyro_meta.attention import backend, gathered, routed_attention
 from pyro_meta.console import run_command
 from pyro_meta.errors import UsageError
+from pyro_meta.measure import mechanisms
 from pyro_meta.measure import routed as routed_module
 from pyro_meta.measure.bookkeeping import bookkeeping, recorded_arithmetic
 from pyro_meta.measure.clock import MOST, interleaved
@@ -42,8 +43,16 @@ def test_the_plain_step_is_the_same_step() -> None:
     torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
 
 
+def in_this_process(function: Any, **arguments: Any) -> Any:
+    """For speed; the routed benchmark below starts real ones."""
+    return function(**arguments)
+
+
 @pytest.mark.parametrize("what", ["svi", "mechanisms"])
-def test_the_benchmarks_write_their_json(tmp_path: Path, what: str) -> None:
+def test_the_benchmarks_write_their_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(mechanisms, "in_fresh_process", in_this_process)
     words = [f"--what={what}", f"--out={tmp_path}", "--repeats=1", "--lengths=[64,128]"]
     bench.main([*words, "--layers=1"])
     facts = json.loads((tmp_path / f"{what}.json").read_text())
@@ -154,7 +163,7 @@ def test_routes_have_exact_shares_and_are_the_same_again() -> None:
 def test_every_part_runs_in_either_precision(part: str, precision: str) -> None:
     """What a GPU runs, as far as a CPU can."""
     scene = Scene(**vars(TINY) | {"precision": precision})
-    calls = PARTS[part](scene, 40, SHARES)
+    calls = PARTS[part].calls(scene, 40, SHARES)
     assert list(calls) == [*MECHANISMS, *map(routed, SHARES)]
     for call in calls.values():
         call()
@@ -256,11 +265,20 @@ def test_targets_read_the_right_points() -> None:
     assert slowest(points, "prefill") is None
 
 
-def test_a_run_of_ones_own_is_timed(tmp_path: Path) -> None:
+def test_a_run_of_ones_own_is_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
     words = [*MOMENT, "--steps=2", f"--data.path={tmp_path / 'text.txt'}"]
     assert train.main([*words, f"--out={tmp_path / 'run'}"]) == 0
-    figures = routed_module.trained_run(tmp_path / "run", TINY)
+    capsys.readouterr()
+    attention = {"attention": PARTS["attention"]}
+    monkeypatch.setattr(routed_module, "PARTS", attention)
+    monkeypatch.setattr(routed_module, "prefill_memory", lambda *_: {"ratio_to_full": None})
+    words = ["--what=routed", f"--out={tmp_path}", "--repeats=1", "--lengths=[32,64]"]
+    bench.main([*words, f"--run={tmp_path / 'run'}", "--layers=1"])
+    figures = json.loads((tmp_path / "routed.json").read_text())["trained_run"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["executed"]
     assert figures["run"] == "run"
     assert figures["macs_per_token_model"] == summary["macs_per_token_model"]
+    assert "times as fast as full, attention alone" in capsys.readouterr().out

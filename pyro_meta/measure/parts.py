@@ -7,6 +7,7 @@ Shapes: B = 1, T tokens, L layers.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -104,11 +105,20 @@ def training_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
     return calls | {routed(share): step(given(scene.choices(share, length))) for share in shares}
 
 
-Part = Callable[[Scene, int, Sequence[float]], Calls]
-PARTS: dict[str, Part] = {
-    "attention": attention_calls,
-    "prefill": prefill_calls,
-    "training": training_calls,
+class Part(NamedTuple):
+    """What is timed under one name."""
+
+    calls: Callable[[Scene, int, Sequence[float]], Calls]
+    """Calls by name, at a length and for shares of full attention."""
+    tokens: Callable[[int], int] = int
+    """Tokens that one call works through, of the length."""
+    is_slow: bool = False
+    """A call takes several times as long as a prefill: a third of the repetitions."""
+
+
+PARTS = {
+    "attention": Part(attention_calls),
+    "prefill": Part(prefill_calls),
+    "training": Part(training_calls, is_slow=True),
 }
-"""Name in routed.json -> its calls at a length, for shares of full attention."""
-FEWER_REPEATS = ("training",)  # a step takes about four times as long as a prefill
+"""By the name in routed.json."""

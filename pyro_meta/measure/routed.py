@@ -12,7 +12,7 @@ from pyro_meta.executed import executed_figures
 from pyro_meta.measure.bookkeeping import bookkeeping
 from pyro_meta.measure.limits import attained
 from pyro_meta.measure.memory import added_peak_bytes, in_fresh_process
-from pyro_meta.measure.parts import FEWER_REPEATS, PARTS, prefill_calls, routed
+from pyro_meta.measure.parts import PARTS, prefill_calls, routed
 from pyro_meta.measure.scene import MIX, Scene
 from pyro_meta.measure.targets import break_even, targets
 from pyro_meta.run import Run
@@ -53,6 +53,9 @@ def bench_routed(
     step
         Told of the progress.
     """
+    if run is not None:  # first, since it may be at fault
+        step("the trained run")
+    trained = {"trained_run": trained_run(run, scene)} if run is not None else {}
     points: list[dict[str, Any]] = []
     for part in PARTS:
         for length in lengths:
@@ -74,10 +77,8 @@ def bench_routed(
         "bookkeeping": bookkept,
         "memory": memory,
         "limits": attained(scene, points),
+        **trained,
     }
-    if run is not None:
-        step("the trained run")
-        result["trained_run"] = trained_run(run, scene)
     is_there = close == CLOSE_LENGTH
     result["targets"] = targets(
         points,
@@ -90,8 +91,9 @@ def bench_routed(
 
 def _points(scene: Scene, part: str, length: int, shares: Sequence[float]) -> list[dict[str, Any]]:
     """One row for each route of a part at a length, all timed in turn."""
-    repeats = max(3, scene.repeats // 3) if part in FEWER_REPEATS else scene.repeats
-    seconds = scene.time(PARTS[part](scene, length, shares), min(repeats, scene.repeats))
+    own = PARTS[part]
+    repeats = min(scene.repeats, max(3, scene.repeats // 3)) if own.is_slow else scene.repeats
+    seconds = scene.time(own.calls(scene, length, shares), repeats)
     full = statistics.median(seconds["full"])
     share_of = {"full": 1.0, "window": 0.0, "linear": 0.0} | {routed(s): s for s in shares}
     rows = []
@@ -105,7 +107,7 @@ def _points(scene: Scene, part: str, length: int, shares: Sequence[float]) -> li
                 "share_of_full": share_of[route],
                 "seconds": median,
                 "seconds_range": [min(times), max(times)],
-                "tokens_per_second": length / median,
+                "tokens_per_second": own.tokens(length) / median,
                 "ratio_to_full": median / full,
                 "repeats": len(times),
             }
