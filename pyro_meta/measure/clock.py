@@ -41,7 +41,6 @@ def interleaved(
     device = torch.device(device)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
-    gc.collect()
     gc.disable()
     try:
         for round_ in range(warm_up + MOST * repeats):
