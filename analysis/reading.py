@@ -23,6 +23,7 @@ from pyro_meta.analysis.routing import (
 from pyro_meta.errors import UsageError
 
 SHOWN = ("val_nll_soft", "val_nll_hard", "cost_nominal_hard", "cost_macs_hard", "hard_fraction")
+SHOWN_IF_THERE = ("executed",)  # not in runs of before
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Reading:
             entropy_by_step=np.array([record["entropy_by_layer"] for record in metrics]),
             hard_share=np.array([record["hard_share"] for record in metrics]),
             kl_weight=np.array([record["kl_weight"] for record in metrics]),
-            summary={key: summary[key] for key in SHOWN},
+            summary={key: summary[key] for key in SHOWN}
+            | {key: summary[key] for key in SHOWN_IF_THERE if key in summary},
         )
 
     def uncertainty(self) -> Uncertainty:

@@ -71,6 +71,8 @@ def closing_table(
         table.add_row(name, value)
     for name, value in _truth_rows(summary.get("truth", {})):
         table.add_row(name, value)
+    for name, value in executed_rows(summary["executed"]):
+        table.add_row(name, value)
     console.print(table)
     loads = Table(title="load: share of hard choices", title_justify="left", box=SIMPLE_HEAD)
     loads.add_column("layer")
@@ -80,6 +82,22 @@ def closing_table(
         loads.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
     loads.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")
     console.print(loads)
+
+
+def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Hard routes as they are executed, against the same weights with full attention."""
+    share, macs = executed["macs_ratio_attention"], executed["macs_per_token_attention"]
+    yield "MACs of attention per token (share of full)", f"{macs:.3g} ({share:.1%})"
+    share, macs = executed["macs_ratio_model"], executed["macs_per_token_model"]
+    yield "MACs of the model per token, router included", f"{macs:.3g} ({share:.1%})"
+    routed, full = executed["tokens_per_second_routed"], executed["tokens_per_second_full"]
+    if full is None:
+        yield "tokens per second, hard routes", f"{routed:,.0f}"
+    else:
+        yield "tokens per second, hard routes and all full", f"{routed:,.0f}, {full:,.0f}"
+        yield "times as fast as full, the whole model", f"{executed['speed_up_model']:.2f}"
+    if executed["speed_up_attention"] is not None:
+        yield "times as fast as full, attention alone", f"{executed['speed_up_attention']:.2f}"
 
 
 def _truth_rows(truth: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from pyro_meta.analysis import plots
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.console import command_parser, parse, run_command
+from pyro_meta.display import executed_rows
 
 PICTURES = {
     "load_by_layer.png": plots.load_by_layer,
@@ -41,6 +42,16 @@ def _print_summary(reading: Reading, out: Console) -> None:
         f"attention's MACs; {summary['hard_fraction']:.0%} of tokens hard",
         soft_wrap=True,
     )
+    if executed := summary.get("executed"):
+        table = Table(
+            title=f"hard routes executed, sequences of {executed['length']:,} tokens",
+            title_justify="left", box=SIMPLE_HEAD, show_header=False,
+        )  # fmt: skip
+        table.add_column()
+        table.add_column(justify="right")
+        for name, value in executed_rows(executed):
+            table.add_row(name, value)
+        out.print(table)
     table = Table(
         title="diversity and uncertainty", title_justify="left", box=SIMPLE_HEAD, padding=0
     )

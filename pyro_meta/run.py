@@ -48,7 +48,7 @@ SUMMARY_KEYS = (
     "load_by_layer", "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
     "router_parameters", "device", "seed", "versions",
 )  # fmt: skip
-OPTIONAL_KEYS = ("truth", "prior")
+OPTIONAL_KEYS = ("truth", "prior", "executed")
 
 
 class Run:
@@ -371,7 +371,14 @@ def hardware() -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    facts: dict[str, Any] = {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
 
 
 def versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from pyro_meta.evaluation import (
     require_causal,
     require_causal_guide,
 )
+from pyro_meta.executed import executed_figures
 from pyro_meta.guides import Guide
 from pyro_meta.known_truth import score_against_truth
 from pyro_meta.models import LanguageModel
@@ -111,6 +112,8 @@ def _close(
         T = config.context
         ends = sorted({1, 2, T // 4, T // 2, T - 1} - {0})
         gap = prefix_gap(model, guide, windows[0][:2].to(device), ends)
+    with out.status("timing hard routes"):
+        executed = executed_figures(model, guide, windows, config.batch)
     summary: dict[str, Any] = figures | {
         "tokens_seen": outcome.tokens_seen,
         "seconds": outcome.seconds,
@@ -125,6 +128,7 @@ def _close(
         summary["prior"] = learned
     if truth is not None:
         summary["truth"] = scores
+    summary["executed"] = executed
     circumstances = {
         "corpus": corpus.sha256,
         "context": config.context,

@@ -1,14 +1,35 @@
 """The benchmarks run and compare like with like; no timing decides anything here."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from commands import MOMENT
 from conftest import build, text
+from PIL import Image
 
-from pyro_meta import bench
+from pyro_meta import bench, train
+from pyro_meta.attention import backend, gathered, routed_attention
+from pyro_meta.console import run_command
+from pyro_meta.errors import UsageError
+from pyro_meta.measure import mechanisms
+from pyro_meta.measure import routed as routed_module
+from pyro_meta.measure.bookkeeping import bookkeeping, recorded_arithmetic
+from pyro_meta.measure.clock import MOST, interleaved
+from pyro_meta.measure.mechanisms import growth_exponent
+from pyro_meta.measure.parts import PARTS, routed
+from pyro_meta.measure.scene import MECHANISMS, Attention, Scene
+from pyro_meta.measure.svi import plain_loss
+from pyro_meta.measure.targets import Target, break_even, slowest, speed_up
 from pyro_meta.svi import Objective
+
+TINY = Scene(repeats=1, layers=2, width=32, heads=2, window=8, vocabulary=13)
+SHARES = (0.0, 0.1, 1.0)
 
 
 @pytest.mark.usefixtures("double")
@@ -18,17 +39,246 @@ def test_the_plain_step_is_the_same_step() -> None:
     torch.manual_seed(4)
     ours = Objective(model, guide)(*text()).loss
     torch.manual_seed(4)
-    plain = bench._plain_loss(model, guide, *text())
+    plain = plain_loss(model, guide, *text())
     torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
 
 
-def test_the_benchmarks_write_their_json(tmp_path: Path) -> None:
-    bench.main([f"--out={tmp_path}", "--repeats=1", "--lengths=[64,128]", "--layers=1"])
-    for name in ("svi", "mechanisms"):
-        facts = json.loads((tmp_path / f"{name}.json").read_text())
-        assert {"command", "hardware", "versions", "setting"} <= facts.keys()
-    assert set(facts["peak_memory_bytes"]) == {"64", "128"}
+def in_this_process(function: Any, **arguments: Any) -> Any:
+    """For speed; the routed benchmark below starts real ones."""
+    return function(**arguments)
 
 
-def test_the_exponent_of_a_quadratic_is_two() -> None:
-    assert bench._exponent([10, 20, 40], [1.0, 4.0, 16.0]) == pytest.approx(2.0)
+@pytest.mark.parametrize("what", ["svi", "mechanisms"])
+def test_the_benchmarks_write_their_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(mechanisms, "in_fresh_process", in_this_process)
+    words = [f"--what={what}", f"--out={tmp_path}", "--repeats=1", "--lengths=[64,128]"]
+    bench.main([*words, "--layers=1"])
+    facts = json.loads((tmp_path / f"{what}.json").read_text())
+    assert {"command", "hardware", "versions", "setting"} <= facts.keys()
+    if what == "mechanisms":
+        assert set(facts["peak_memory_bytes"]) == {"64", "128"}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The routed benchmark at tiny sizes, by the command's own main."""
+    folder = tmp_path_factory.mktemp("routed")
+    words = ["--what=routed", f"--out={folder}", "--repeats=1", "--lengths=[64,600]"]
+    bench.main([*words, "--shares=[0,0.1,1]", "--layers=1", "--threads=1", "--device=cpu"])
+    return folder
+
+
+def test_the_routed_benchmark_says_all_it_should(measured: Path) -> None:
+    facts = json.loads((measured / "routed.json").read_text())
+    assert {"command", "hardware", "versions", "setting", "limits"} <= facts.keys()
+    assert "--shares=[0,0.1,1]" in facts["command"] and facts["hardware"]["threads"] == 1
+    names = [*MECHANISMS, *map(routed, SHARES)]
+    rows = {(p["part"], p["length"], p["route"]) for p in facts["points"]}
+    assert rows == {(part, T, name) for part in PARTS for T in (64, 600) for name in names}
+    assert len(facts["points"]) == len(rows)
+    for point in facts["points"]:
+        low, high = point["seconds_range"]
+        assert 0 < low <= point["seconds"] <= high
+        if point["route"] == "full":
+            assert point["ratio_to_full"] == 1
+    assert all(set(facts["break_even_share"][part]) == {"64", "600"} for part in PARTS)
+    assert facts["memory"]["peak_bytes_full"] != 0
+    assert {row["length"] for row in facts["limits"]["attention"]} == {64, 600}
+    assert all(row["limit_seconds"] > 0 for row in facts["limits"]["attention"])
+    known = [row for row in facts["targets"] if row["measured"] is not None]
+    assert [row["at_most"] for row in known] == [1.1], "the others are of longer texts"
+    assert all((row["met"] is None) == (row["measured"] is None) for row in facts["targets"])
+
+
+def test_the_pictures_show_something_and_are_drawn_again(measured: Path, tmp_path: Path) -> None:
+    shutil.copy(measured / "routed.json", tmp_path)
+    bench.main(["--what=draw", f"--out={tmp_path}"])
+    for name in ("routed_by_length.png", "routed_by_share.png"):
+        assert (measured / name).is_file()
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 900 and picture.height > 400
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 50
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--repeats=0"], "option --repeats: 0 given"),
+        (["--threads=0"], "option --threads: 0 given"),
+        (["--lengths=[64]"], "two or more different lengths"),
+        (["--lengths=[64,64]"], "two or more different lengths"),
+        (["--lengths=[0,64]"], "two or more different lengths"),
+        (["--shares=[0.1,1.2]"], "option --shares: [0.1, 1.2] given"),
+        (["--shares=[]"], "option --shares: [] given"),
+        (["--what=draw"], "cannot draw"),
+        (["--run=nowhere"], "nowhere is not a run"),
+        (["--waht=svi"], "did you mean --what"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        bench.main([f"--out={tmp_path / 'out'}", *words])
+    assert message in str(caught.value)
+
+
+def test_an_error_is_one_line_and_code_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["bench", f"--out={tmp_path / 'file' / 'below'}"])
+    with pytest.raises(SystemExit) as caught:
+        run_command(bench.main)
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: option --out: cannot make")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="--device: cuda given"):
+        bench.main(["--what=routed", "--device=cuda"])
+
+
+def test_the_growth_exponent_of_a_quadratic_is_two() -> None:
+    assert growth_exponent([10, 20, 40], [1.0, 4.0, 16.0]) == pytest.approx(2.0)
+
+
+# -- the parts ---------------------------------------------------------------------------------
+
+
+def test_routes_have_exact_shares_and_are_the_same_again() -> None:
+    choices = TINY.choices(0.1, 200)
+    assert choices.shape == (2, 1, 200)
+    for layer in choices:
+        assert layer.flatten().bincount().tolist() == [20, 90, 90]
+    assert not torch.equal(choices[0], choices[1])
+    assert torch.equal(choices, TINY.choices(0.1, 200))
+    assert set(TINY.choices(1.0, 7).flatten().tolist()) == {0}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("part", list(PARTS))
+def test_every_part_runs_in_either_precision(part: str, precision: str) -> None:
+    """What a GPU runs, as far as a CPU can."""
+    scene = Scene(**vars(TINY) | {"precision": precision})
+    calls = PARTS[part].calls(scene, 40, SHARES)
+    assert list(calls) == [*MECHANISMS, *map(routed, SHARES)]
+    for call in calls.values():
+        call()
+
+
+def test_alone_and_routed_to_one_are_the_same_attention() -> None:
+    """Like is compared with like: the opponents give what the dispatch gives."""
+    attention = Attention.of(TINY, 50)
+    for index in range(3):
+        choice = torch.full((1, 50), index)
+        routed_one = routed_attention(
+            attention.mechanisms, attention.gain, choice, attention.inputs
+        )
+        torch.testing.assert_close(attention.alone(index), routed_one)
+
+
+def test_interleaving_takes_turns_and_counts_rounds() -> None:
+    order: list[str] = []
+    calls: Any = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = interleaved(calls, repeats=2, warm_up=1)
+    assert order == ["b", "a", "a", "b", "b", "a"]
+    assert {name: len(own) for name, own in seconds.items()} == {"a": 2, "b": 2}
+    assert len(interleaved(calls, 2, 0, longer_s=60.0)["a"]) == 2 * MOST
+    assert len(interleaved(calls, 5, 0, enough_s=0.0)["a"]) == 1
+
+
+# -- bookkeeping -------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("way", ["gather", "flex"])
+def test_arithmetic_is_recorded_and_masks_and_tables_are_not(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Every kernel is recorded; nothing is while masks and plans are made."""
+    attention = Attention.of(TINY, 300)
+    choice = TINY.choices(0.3, 300)[0]
+    made: list[int] = []
+
+    class Watched(gathered._Masks):
+        def of(self, chunk: Any) -> torch.Tensor:
+            before = len(calls)
+            mask = super().of(chunk)
+            made.append(len(calls) - before)
+            return mask
+
+    monkeypatch.setattr(gathered, "_Masks", Watched)
+    with torch.no_grad(), backend(way), recorded_arithmetic() as calls:
+        out = routed_attention(attention.mechanisms, attention.gain, choice, attention.inputs)
+    kernels = [f.__name__ for f, _, _ in calls if f.__name__ != "mul"]
+    if way == "gather":
+        assert len(made) == kernels.count("scaled_dot_product_attention") > 0
+        assert sum(made) == 0
+    else:
+        assert kernels.count("flex_attention") == 2, "full and window"
+    assert kernels.count("matmul") >= 4, "linear"
+    with torch.no_grad(), backend(way):
+        again = routed_attention(attention.mechanisms, attention.gain, choice, attention.inputs)
+    assert torch.equal(out, again), "recording changes nothing"
+    for function, args, kwargs in calls:
+        function(*args, **kwargs)
+
+
+def test_bookkeeping_is_a_share() -> None:
+    found = bookkeeping(TINY, 128)
+    assert 0 <= found["share_of_time"] < 1 and found["length"] == 128
+
+
+# -- targets -----------------------------------------------------------------------------------
+
+
+def test_break_even_by_hand() -> None:
+    assert break_even([0.0, 0.5, 1.0], [0.2, 0.8, 1.2]) == pytest.approx(0.75)
+    assert break_even([1.0, 0.0], [0.9, 0.3]) == 1.0
+    assert break_even([0.0, 1.0], [1.1, 0.9]) == 0.0
+    assert break_even([], []) is None
+
+
+def test_a_target_is_met_on_the_right_side() -> None:
+    assert Target("fast", 3.0, at_least=3.0).met and not Target("fast", 2.9, at_least=3.0).met
+    assert Target("small", 0.1, at_most=0.1).met and not Target("small", 0.2, at_most=0.1).met
+    assert Target("unknown", None, at_least=3.0).met is None
+
+
+def test_targets_read_the_right_points() -> None:
+    def point(length: int, route: str, ratio: float) -> dict[str, Any]:
+        return {"part": "attention", "length": length, "route": route, "ratio_to_full": ratio}
+
+    points = [
+        point(256, "routed 0.5", 3.0),
+        point(512, "routed 0.5", 1.05),
+        point(512, "window", 9.0),
+        point(8192, "routed 0.1", 0.25),
+        point(8192, "routed 0.05", 0.2),
+    ]
+    assert speed_up(points, "attention", 8192) == 4.0
+    assert speed_up(points, "prefill", 8192) is None
+    assert slowest(points, "attention") == 1.05
+    assert slowest(points, "prefill") is None
+
+
+def test_a_run_of_ones_own_is_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    words = [*MOMENT, "--steps=2", f"--data.path={tmp_path / 'text.txt'}"]
+    assert train.main([*words, f"--out={tmp_path / 'run'}"]) == 0
+    capsys.readouterr()
+    attention = {"attention": PARTS["attention"]}
+    monkeypatch.setattr(routed_module, "PARTS", attention)
+    monkeypatch.setattr(routed_module, "prefill_memory", lambda *_: {"ratio_to_full": None})
+    words = ["--what=routed", f"--out={tmp_path}", "--repeats=1", "--lengths=[32,64]"]
+    bench.main([*words, f"--run={tmp_path / 'run'}", "--layers=1"])
+    figures = json.loads((tmp_path / "routed.json").read_text())["trained_run"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())["executed"]
+    assert figures["run"] == "run"
+    assert figures["macs_per_token_model"] == summary["macs_per_token_model"]
+    assert "times as fast as full, attention alone" in capsys.readouterr().out

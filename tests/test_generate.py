@@ -1,5 +1,6 @@
 """Generation and the report, on a run of a moment."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from commands import MOMENT, error_line, run
 from PIL import Image
 
-from pyro_meta import DirichletGuide
+from pyro_meta import DirichletGuide, report
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
 from pyro_meta.run import Run
@@ -105,7 +106,15 @@ def test_bad_options_are_refused_by_name(trained: Path, words: list[str], messag
 def test_the_report_prints_verdicts_and_writes_pictures(trained: Path) -> None:
     done = run("report", trained)
     assert done.returncode == 0, done.stderr
-    for word in ("diversity", "epistemic", "collapse", "Is q = p?", "one mechanism"):
+    for word in (
+        "hard routes executed",
+        "16 tokens",
+        "diversity",
+        "epistemic",
+        "collapse",
+        "Is q = p?",
+        "one mechanism",
+    ):
         assert word in done.stdout
     names = {path.name for path in (trained / "report").iterdir()}
     assert names == {"load_by_layer.png", "entropy_over_training.png", "passage.png"}
@@ -113,6 +122,19 @@ def test_the_report_prints_verdicts_and_writes_pictures(trained: Path) -> None:
         with Image.open(trained / "report" / name) as picture:
             assert picture.width > 800
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20, "not blank"
+
+
+def test_a_run_of_before_hard_routes_were_timed_is_read(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["executed"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    report.main([str(folder)])
+    printed = capsys.readouterr().out
+    assert "diversity" in printed and "executed" not in printed
 
 
 def test_the_posterior_file_has_the_promised_groups(trained: Path) -> None:

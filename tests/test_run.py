@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import pyro_meta.run as run_module
 import pyro_meta.train as train_command
 from pyro_meta import DirichletGuide, Features, LanguageModel, UsageError
+from pyro_meta.executed import CLOCK_FIGURES
 from pyro_meta.run import SUMMARY_KEYS, Run
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 40
@@ -48,6 +49,14 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def without_clock(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary without what another measurement of the same routes changes."""
+    executed = summary["executed"]
+    assert set(CLOCK_FIGURES) < set(executed)
+    kept = {key: value for key, value in executed.items() if key not in CLOCK_FIGURES}
+    return summary | {"executed": kept}
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = Run.open(folder).latest_checkpoint()
     assert checkpoint is not None
@@ -64,6 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "validation" in done.stdout and "load" in done.stdout and "sample" in done.stdout
     assert "unigram" in done.stdout and "sha256" in done.stdout
+    assert "times as fast as full, attention alone" in done.stdout
     return folder / "run"
 
 
@@ -73,7 +83,8 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     expected |= {"sequences.json"}
     assert expected | {"checkpoint"} == left
     summary = json.loads((finished / "summary.json").read_text())
-    assert tuple(summary) == SUMMARY_KEYS
+    assert tuple(summary) == (*SUMMARY_KEYS, "executed")
+    assert summary["executed"]["length"] == 16 and summary["executed"]["tokens"] == 256
     assert summary["hard_fraction"] == 1.0
     assert summary["tokens_seen"] == 12 * 4 * 16
     assert sum(summary["load"].values()) == pytest.approx(1)
@@ -101,6 +112,12 @@ def test_no_pickle_is_in_a_run(finished: Path) -> None:
 def test_a_run_is_repeated_from_its_configuration(finished: Path, tmp_path: Path) -> None:
     assert train("--config", finished / "config.yaml", "--out", tmp_path / "again") == 0
     assert metrics(tmp_path / "again") == metrics(finished)
+    ours, theirs = (
+        without_clock(json.loads((folder / "summary.json").read_text()))
+        for folder in (tmp_path / "again", finished)
+    )
+    times = dict.fromkeys(NOT_REPEATABLE)
+    assert ours | times == theirs | times
     for name, value in weights(finished).items():
         assert torch.equal(value, weights(tmp_path / "again")[name]), name
 
@@ -199,7 +216,7 @@ def test_a_finished_run_resumes_to_its_summary(finished: Path, tmp_path: Path) -
     assert train("--resume", folder) == 0
     ours = json.loads((folder / "summary.json").read_text())
     theirs = json.loads((finished / "summary.json").read_text())
-    assert ours == theirs
+    assert without_clock(ours) == without_clock(theirs)
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole(

@@ -1,0 +1,177 @@
+"""What hard routes cost when they are executed: MACs and the clock, against full attention.
+
+The opponent are the same weights with every token pinned to `full`, which asks no router. Walked
+is a fixed piece of validation text, as evaluation walks it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from pyro_meta.attention import Inputs, Mechanism, routed_attention
+from pyro_meta.evaluation import batches, evaluating
+from pyro_meta.guides import Guide
+from pyro_meta.macs import attention_macs, counted, dense_macs, full_attention_macs
+from pyro_meta.measure.clock import interleaved, medians
+from pyro_meta.models import LanguageModel
+from pyro_meta.transformer import Block, Features, Route, Transformer
+
+TOKENS, REPEATS, ENOUGH_S = 4096, 5, 20.0
+CLOCK_FIGURES = (
+    "tokens_per_second_routed",
+    "tokens_per_second_full",
+    "speed_up_model",
+    "speed_up_attention",
+)
+"""The figures that differ from one measurement to the next."""
+
+AttentionCall = tuple[list[Mechanism], Tensor, Tensor, Inputs]
+
+
+def executed_figures(
+    model: LanguageModel,
+    guide: Guide,
+    windows: tuple[Tensor, Tensor],
+    batch: int,
+    repeats: int = REPEATS,
+) -> dict[str, Any]:
+    """The section `executed` of summary.json.
+
+    Parameters
+    ----------
+    model, guide
+        Walked along `guide.mean_route(hard=True)`, whether or not training has ended hard.
+    windows
+        Validation tokens and targets [N, T]; the first rows, about `TOKENS` tokens, are walked.
+    batch
+        Rows at a time.
+    repeats
+        Interleaved repetitions of the clock, fewer where they would take longer than `ENOUGH_S`.
+
+    Returns
+    -------
+    dict
+        `length` and `tokens` of what was walked; `macs_per_token_attention` (all layers),
+        `macs_per_token_router` and `macs_per_token_model` (everything, the router included);
+        `macs_ratio_attention` and `macs_ratio_model`, over the same weights with full attention and
+        no router; then the clock: tokens per second of the whole model, routed and full, and how
+        many times faster the routed one is, the whole model and attention alone (on one batch).
+        Clock figures are None if `full` is not among the mechanisms; that of attention alone also
+        for a mixture, which is not dispatched.
+    """
+    network = model.network
+    shape = network.shape
+    T = windows[0].shape[1]
+    rows = max(1, TOKENS // T)
+    device = network.embedding.weight.device
+    pieces = [
+        tokens.to(device)
+        for tokens, _ in batches((windows[0][:rows], windows[1][:rows]), min(batch, rows))
+    ]
+    count = sum(tokens.numel() for tokens in pieces)
+    follow = guide.mean_route(hard=True)
+    with evaluating(model, guide):
+        attention, router = _count_macs(network, follow, pieces)
+        clock = _clock(network, follow, pieces, repeats)
+    dense = dense_macs(shape)
+    full = shape.layers * full_attention_macs(shape, T) / T
+    whole = attention / count + router / count + dense
+    return {
+        "length": T,
+        "tokens": count,
+        "macs_per_token_attention": attention / count,
+        "macs_per_token_router": router / count,
+        "macs_per_token_model": whole,
+        "macs_ratio_attention": attention / count / full,
+        "macs_ratio_model": whole / (full + dense),
+        **clock,
+    }
+
+
+def _count_macs(network: Transformer, follow: Route, pieces: list[Tensor]) -> tuple[float, int]:
+    """MACs of attention and of the router, summed over layers and tokens."""
+    attention, router = 0.0, 0
+
+    def route(layer: int, features: Features) -> Tensor:
+        nonlocal attention, router
+        chosen, macs = counted(lambda: follow(layer, features))
+        router += macs
+        attention += attention_macs(network.mechanisms, network.shape.heads, chosen)
+        return chosen
+
+    for tokens in pieces:
+        network(tokens, route)
+    return attention, router
+
+
+def _clock(
+    network: Transformer, follow: Route, pieces: list[Tensor], repeats: int
+) -> dict[str, float | None]:
+    figures: dict[str, float | None] = dict.fromkeys(CLOCK_FIGURES)
+    device = network.embedding.weight.device
+    count = sum(tokens.numel() for tokens in pieces)
+
+    def walk(route: Route) -> Callable[[], None]:
+        def run() -> None:
+            for tokens in pieces:
+                network(tokens, route)
+
+        return run
+
+    calls = {"routed": walk(follow)}
+    if "full" in network.mechanism_names:
+        calls["full"] = walk(chosen_by_all(network, "full"))
+    times = medians(interleaved(dict(calls), repeats, 1, device, enough_s=ENOUGH_S))
+    figures["tokens_per_second_routed"] = count / times["routed"]
+    if "full" not in times:
+        return figures
+    figures["tokens_per_second_full"] = count / times["full"]
+    figures["speed_up_model"] = times["full"] / times["routed"]
+    with attention_calls(network) as routed:
+        network(pieces[0], follow)
+    if routed:
+        index = network.mechanism_names.index("full")
+        pinned = [(m, gain, torch.full_like(c, index), inputs) for m, gain, c, inputs in routed]
+        both = {"routed": lambda: attend_all(routed), "full": lambda: attend_all(pinned)}
+        times = medians(interleaved(dict(both), repeats, 1, device, enough_s=ENOUGH_S))
+        figures["speed_up_attention"] = times["full"] / times["routed"]
+    return figures
+
+
+def chosen_by_all(network: Transformer, name: str) -> Route:
+    """A hard route that gives every token the mechanism called `name`; it asks no router."""
+    index = network.mechanism_names.index(name)
+
+    def route(layer: int, features: Features) -> Tensor:
+        return torch.full_like(features.tokens, index)
+
+    return route
+
+
+@contextmanager
+def attention_calls(network: Transformer) -> Iterator[list[AttentionCall]]:
+    """What the layers of `network` hand to the dispatch of hard routes meanwhile."""
+    calls: list[AttentionCall] = []
+    layers = [cast(Block, block).attention for block in network.blocks]
+    originals = [layer.dispatch for layer in layers]
+
+    def record(mechanisms: Any, gain: Tensor, choice: Tensor, inputs: Inputs) -> Tensor:
+        calls.append((mechanisms, gain, choice, inputs))
+        return routed_attention(mechanisms, gain, choice, inputs)
+
+    for layer in layers:
+        layer.dispatch = record
+    try:
+        yield calls
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.dispatch = original
+
+
+def attend_all(calls: list[AttentionCall]) -> None:
+    """Run what was recorded."""
+    for call in calls:
+        routed_attention(*call)

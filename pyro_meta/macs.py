@@ -1,0 +1,75 @@
+"""Multiply-accumulates (MACs) of a network, counted from the routes that it executes.
+
+Counted is what multiplies matrices: projections, MLP, read-out, the router, and attention as each
+mechanism declares it. Norms, softmax, rotation and the look-up of embeddings are not, as in
+`torch.utils.flop_counter`, whose FLOPs are twice these MACs. They agree but in one point: causal
+full attention is counted here as the keys that are seen, T (T + 1) / 2, and there as T^2.
+
+Shapes: B sequences, T tokens, L layers, K mechanisms, D width, H heads, G key-value heads,
+d = D / H head width, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyro_meta.attention import Mechanism, serves
+from pyro_meta.transformer import Shape, is_choice
+
+
+def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -> float:
+    """MACs of attention in one layer, summed over all tokens.
+
+    Each token pays for its own mechanism. One that cannot serve its own tokens alone runs on all if
+    anybody chose it, and so does every mechanism where the route is a mixture. Where the dispatch
+    runs a mechanism on all tokens since that is faster, what is counted is still what was asked
+    for: such work is done to save time.
+
+    Parameters
+    ----------
+    mechanisms
+        The K mechanisms of the layer.
+    heads
+        Query heads H.
+    route
+        Choices [B, T] (integers; negative: no token), or weights [B, T, K].
+    """
+    B, T = route.shape[:2]
+    positions = torch.arange(T, dtype=torch.float64)
+    total = 0.0
+    for index, mechanism in enumerate(mechanisms):
+        macs = mechanism.macs(positions).double().cpu()  # [T]
+        served = torch.full((T,), B)
+        if is_choice(route):
+            chosen = (route == index).sum(0).cpu()
+            served = chosen if serves(mechanism) or not chosen.any() else served
+        total += float((macs * served).sum())
+    return heads * total
+
+
+def full_attention_macs(shape: Shape, length: int) -> float:
+    """MACs of causal full attention in one layer over one sequence of `length` tokens."""
+    return shape.heads * shape.head_width * length * (length + 1)
+
+
+def dense_macs(shape: Shape) -> int:
+    """MACs of one token outside attention and router: projections and MLP of L layers, read-out."""
+    D = shape.width
+    kv = 2 * (shape.kv_heads or shape.heads) * shape.head_width
+    projections = D * (D + kv) + D * D
+    mlp = 2 * D * 4 * D
+    return shape.layers * (projections + mlp) + D * shape.vocabulary
+
+
+def counted(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What `call` returns, and the MACs that PyTorch's own counter sees in it.
+
+    It sees products of matrices and convolutions; of `scaled_dot_product_attention` on a CPU only
+    the math backend.
+    """
+    with FlopCounterMode(display=False) as counter:
+        result = call()
+    return result, counter.get_total_flops() // 2

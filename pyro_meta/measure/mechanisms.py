@@ -1,0 +1,74 @@
+"""Forward and backward time and peak memory of each mechanism by length."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_meta.attention import build_mechanisms
+from pyro_meta.measure.clock import interleaved, medians
+from pyro_meta.measure.memory import added_peak_bytes, in_fresh_process
+
+MECHANISMS = ("full", "window", "linear")
+HEADS, HEAD_WIDTH, WINDOW = 4, 32, 64
+
+
+def bench_mechanisms(lengths: list[int], repeats: int) -> dict[str, Any]:
+    """Times by mechanism and length, growth exponents, ratios to full attention, peak memory."""
+    forward: dict[int, dict[str, float]] = {}
+    both: dict[int, dict[str, float]] = {}
+    memory: dict[int, dict[str, int | None]] = {}
+    for length in lengths:
+        calls = {name: _call(name, length, backward=False) for name in MECHANISMS}
+        forward[length] = medians(interleaved(dict(calls), repeats))
+        calls = {name: _call(name, length, backward=True) for name in MECHANISMS}
+        both[length] = medians(interleaved(dict(calls), max(3, repeats // 3)))
+        memory[length] = {
+            name: in_fresh_process(peak_bytes, name=name, length=length) for name in MECHANISMS
+        }
+    return {
+        "setting": {"batch": 1, "heads": HEADS, "head_width": HEAD_WIDTH, "window": WINDOW},
+        "forward_seconds": forward,
+        "forward_backward_seconds": both,
+        "peak_memory_bytes": memory,
+        "growth_exponent_forward_backward": {
+            name: growth_exponent(lengths, [both[length][name] for length in lengths])
+            for name in MECHANISMS
+        },
+        "target_growth_exponent_at_most": {"window": 1.15, "linear": 1.15},
+        "forward_ratio_to_full": {
+            length: {name: times[name] / times["full"] for name in MECHANISMS}
+            for length, times in forward.items()
+        },
+        "target_forward_ratio_at_4096_at_most": {"window": 0.35, "linear": 0.25},
+    }
+
+
+def growth_exponent(lengths: list[int], seconds: list[float]) -> float:
+    """Slope of log time over log length, between the first and the last length."""
+    return float(np.log(seconds[-1] / seconds[0]) / np.log(lengths[-1] / lengths[0]))
+
+
+def peak_bytes(name: str, length: int) -> int | None:
+    """Bytes that a forward and backward pass adds to this process at its peak."""
+    _call(name, 64, backward=True)()  # libraries load now, not in the measurement
+    return added_peak_bytes(_call(name, length, backward=True))
+
+
+def _call(name: str, length: int, backward: bool) -> Callable[[], None]:
+    mechanism = build_mechanisms([name], HEAD_WIDTH, WINDOW)[0]
+    q, k, v = torch.randn(3, 1, HEADS, length, HEAD_WIDTH)
+    if not backward:
+
+        def forward_only() -> None:
+            with torch.no_grad():
+                mechanism(q, k, v)
+
+        return forward_only
+
+    def forward_and_backward() -> None:
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        mechanism(*inputs).sum().backward()
+
+    return forward_and_backward

@@ -1,0 +1,124 @@
+"""The timed parts of the routed benchmark: each gives calls by name, to be taken in turn.
+
+Names: `full`, `window`, `linear` (one mechanism for all tokens), and `routed SHARE` (random hard
+routes with that share of full attention). `PARTS` lists them; a new part is one more function.
+
+Shapes: B = 1, T tokens, L layers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_meta.attention import routed_attention
+from pyro_meta.executed import chosen_by_all
+from pyro_meta.measure.clock import Calls
+from pyro_meta.measure.scene import MECHANISMS, Attention, Scene
+from pyro_meta.transformer import Features, Route
+
+
+def routed(share: float) -> str:
+    """Name of the calls with a share of full attention."""
+    return f"routed {share:g}"
+
+
+def attention_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
+    """Attention of one layer, from q, k and v to [1, T, D].
+
+    Alone, a mechanism runs without dispatch and gain: `full` is `scaled_dot_product_attention`,
+    causal, and nothing else but the layout of its result.
+    """
+    attention = Attention.of(scene, length)
+
+    def alone(index: int) -> Callable[[], object]:
+        def run() -> None:
+            with torch.no_grad():
+                attention.alone(index)
+
+        return run
+
+    def along(choice: Tensor) -> Callable[[], object]:
+        def run() -> None:
+            with torch.no_grad():
+                routed_attention(attention.mechanisms, attention.gain, choice, attention.inputs)
+
+        return run
+
+    calls: Calls = {name: alone(index) for index, name in enumerate(MECHANISMS)}
+    return calls | {routed(share): along(scene.choices(share, length)[0]) for share in shares}
+
+
+def prefill_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
+    """The whole model reads T tokens.
+
+    Routed, every layer asks the router and then follows given routes: the router's work is in the
+    time, and the share is what it should be. Pinned to one mechanism, no router is asked.
+    """
+    model, guide = scene.network(length)
+    network, tokens = model.network, scene.tokens(length)
+
+    def walk(route: Route) -> Callable[[], object]:
+        def run() -> None:
+            with torch.no_grad(), scene.autocast():
+                network(tokens, route)
+
+        return run
+
+    def asked(choices: Tensor) -> Route:
+        ask = guide.mean_route(hard=True)
+
+        def route(layer: int, features: Features) -> Tensor:
+            ask(layer, features)
+            return choices[layer]
+
+        return route
+
+    calls: Calls = {name: walk(chosen_by_all(network, name)) for name in MECHANISMS}
+    return calls | {routed(share): walk(asked(scene.choices(share, length))) for share in shares}
+
+
+def training_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
+    """Loss and gradients of the network along given hard routes; no router, no optimiser."""
+    model, _ = scene.network(length)
+    network, tokens = model.network.train(), scene.tokens(length)
+
+    def step(route: Route) -> Callable[[], object]:
+        def run() -> None:
+            network.zero_grad(set_to_none=True)
+            with scene.autocast():
+                logits = network(tokens, route)
+                loss = F.cross_entropy(logits[0, :-1].float(), tokens[0, 1:])
+            loss.backward()
+
+        return run
+
+    def given(choices: Tensor) -> Route:
+        def route(layer: int, features: Features) -> Tensor:
+            return choices[layer]
+
+        return route
+
+    calls: Calls = {name: step(chosen_by_all(network, name)) for name in MECHANISMS}
+    return calls | {routed(share): step(given(scene.choices(share, length))) for share in shares}
+
+
+class Part(NamedTuple):
+    """What is timed under one name."""
+
+    calls: Callable[[Scene, int, Sequence[float]], Calls]
+    """Calls by name, at a length and for shares of full attention."""
+    tokens: Callable[[int], int] = int
+    """Tokens that one call works through, of the length."""
+    is_slow: bool = False
+    """A call takes several times as long as a prefill: a third of the repetitions."""
+
+
+PARTS = {
+    "attention": Part(attention_calls),
+    "prefill": Part(prefill_calls),
+    "training": Part(training_calls, is_slow=True),
+}
+"""By the name in routed.json."""
