@@ -21,7 +21,6 @@ from pyro_meta.models.module import StandaloneModule
 from pyro_meta.simplex import Hardened, harden, one_hot, uncertainty
 from pyro_meta.transformer import Features, Route, Transformer
 
-
 Posterior = TypeVar("Posterior", bound=Callable[..., Any])
 
 

@@ -139,7 +139,8 @@ class RoutedAttention(nn.Module):
         split = [self.heads, self.kv_heads, self.kv_heads]
         qkv = self.project_qkv(normed).view(B, T, sum(split), self.head_width).transpose(1, 2)
         q, k, v = qkv.split(split, dim=1)  # [B, H or G, T, d]
-        return Inputs(q, k, v, rotate(q, cos, sin), rotate(k, cos, sin))
+        rotated = rotate(qkv[:, : self.heads + self.kv_heads], cos, sin)
+        return Inputs(q, k, v, *rotated.split(split[:2], dim=1))
 
     def _attend(self, route: Tensor, inputs: Inputs) -> Tensor:
         if not is_choice(route):
