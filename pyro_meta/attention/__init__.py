@@ -1,7 +1,7 @@
 """How a token may attend: pure tensor functions, and the mechanisms built from them."""
 
 from pyro_meta.attention.backend import backend
-from pyro_meta.attention.cache import Cache, LayerCache, Span
+from pyro_meta.attention.cache import Cache, LayerCache, Span, decodes, read_in_pieces, recurs
 from pyro_meta.attention.dispatch import (
     NO_TOKEN,
     Inputs,
@@ -35,10 +35,13 @@ __all__ = [
     "Window",
     "backend",
     "build_mechanisms",
+    "decodes",
     "find_mechanism",
     "full_attention",
     "is_choice",
     "linear_attention",
+    "read_in_pieces",
+    "recurs",
     "routed_attention",
     "serves",
     "window_attention",

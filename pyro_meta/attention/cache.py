@@ -13,12 +13,12 @@ D = H d, N queries.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from pyro_meta.attention.dispatch import Inputs, is_choice, serves
+from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, is_choice, routed_attention, serves
 from pyro_meta.attention.mechanisms import Mechanism
 from pyro_meta.attention.queries import Queries
 
@@ -341,6 +341,56 @@ class Cache:
             layer.replace(rows, new, length)
         for row, count in zip(rows, other.lengths, strict=True):
             self.lengths[row] = count
+
+
+def read_in_pieces(
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Sequence[int]]
+) -> Tensor:
+    """Rows of `forward`, as they come where a text is read piece by piece through a cache.
+
+    Parameters
+    ----------
+    mechanism
+        Every token chooses it.
+    q
+        [B, H, T, d], as the mechanism reads it.
+    k, v
+        [B, G, T, d].
+    pieces
+        How many tokens each of B rows is given, piece by piece; they may differ, and be 0 in some.
+
+    Returns
+    -------
+    Tensor
+        [B, H, T, d]; zero behind what was read.
+    """
+    B, H, _, d = q.shape
+    cache, gain = LayerCache([mechanism]), q.new_ones(1, H * d)
+    out = torch.zeros_like(q)
+    starts = [0] * B
+    for counts in pieces:
+        size = max(counts)
+        span = Span(starts, counts, size)
+        q_new, k_new, v_new = (_next(x, span) for x in (q, k, v))
+        choice = torch.zeros(B, size, dtype=torch.long, device=q.device)
+        is_token = span.is_token(q.device)
+        if is_token is not None:
+            choice = choice.masked_fill(~is_token, NO_TOKEN)
+        inputs = Inputs(q_new, k_new, v_new, q_new, k_new)
+        begin = partial(routed_attention, [mechanism], gain, choice)
+        rows = cache.extend(gain, choice, inputs, span, begin).view(B, size, H, d).transpose(1, 2)
+        for row in span.rows:
+            out[row, :, starts[row] : span.ends[row]] = rows[row, :, : counts[row]]
+        starts = span.ends
+    return out
+
+
+def _next(x: Tensor, span: Span) -> Tensor:
+    """The new ones of x [B, G, T, d], padded with something that would show."""
+    out = x.new_ones(*x.shape[:2], span.size, x.shape[3])
+    for row in span.rows:
+        out[row, :, : span.counts[row]] = x[row, :, span.starts[row] : span.ends[row]]
+    return out
 
 
 def recurs(mechanism: Mechanism) -> bool:
