@@ -350,6 +350,8 @@ class Transformer(nn.Module):
         if positions.dim() == 2:  # rows are at different positions
             cos, sin = (x.view(len(tokens), 1, span.size, -1) for x in (cos, sin))
         state = self.dropout(self.embedding(tokens))
+        if not span.rows:  # nothing but padding
+            return state
         for layer, block in enumerate(self.blocks):
             block = cast(Block, block)
             normed = block.attention_norm(state)
@@ -388,14 +390,14 @@ def _asked_of_new(route: Route, layer: int, features: Features, cache: Cache, sp
         whole = cache.remember(layer, tokens, state, normed, span)
         features = Features(*whole, torch.arange(span.end, device=tokens.device))
     elif not span.is_aligned:  # side by side, as one row of tokens, each at its own position
-        row = [x.flatten(0, 1)[None] for x in (tokens, state, normed)]
-        features = Features(*row, positions.flatten())
+        tokens, state, normed = (x.flatten(0, 1)[None] for x in (tokens, state, normed))
+        features = Features(tokens, state, normed, positions.flatten())
     chosen = _asked(route, layer, features)
     if not is_choice(chosen):
         chosen = chosen.expand(*features.tokens.shape, chosen.shape[-1])
     if cache.keeps_features:
         return span.newest(chosen)
-    return chosen.reshape(*tokens.shape, *chosen.shape[2:])
+    return chosen.reshape(-1, span.size, *chosen.shape[2:])
 
 
 def as_weights(route: Tensor, mechanisms: int) -> Tensor:
