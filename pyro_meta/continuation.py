@@ -9,6 +9,7 @@ Shapes: B texts, V vocabulary.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class Reader:
         context: int | None = None,
     ) -> None:
         self._network, self._guide, self._modules = model.network, guide, (model, guide)
+        self._parts = [part for module in self._modules for part in module.modules()]
         self._route = guide.mean_route()
         self._texts = [list(text) for text in texts]
         self._context = context or model.network.shape.context
@@ -67,7 +69,7 @@ class Reader:
 
     def logits(self) -> Tensor:
         """Of the next token of every text, [B, V]."""
-        with evaluating(*self._modules):
+        with self._still():
             starts = [first_read(len(text), self._context) for text in self._texts]
             everyone = list(range(len(starts)))
             if not self._uses_cache:
@@ -88,6 +90,12 @@ class Reader:
                 last[fresh] = self._read(fresh, starts, rebuilt)
                 cache.replace(fresh, rebuilt)
             return self._network.readout(last)
+
+    def _still(self) -> AbstractContextManager[None]:
+        """Evaluation mode; to set it in every module takes as long as a layer of one token."""
+        if any(part.training for part in self._parts):
+            return evaluating(*self._modules)
+        return torch.no_grad()
 
     def _empty(self, rows: int) -> Cache:
         return self._network.new_cache(rows, not self._guide.is_of_own_token)

@@ -293,6 +293,10 @@ def test_what_does_not_fit_is_refused() -> None:
             network(tokens, route, network.new_cache(2), lengths)
     with pytest.raises(ValueError, match="2 rows, and the cache 1"):
         network(tokens, route, network.new_cache(1))
+    cache = network.new_cache(2)
+    network(tokens, route, cache)
+    with pytest.raises(ValueError, match="choice: 3 given; 0 to 2"):
+        network(tokens, lambda layer, features: 0 * features.tokens + 3, cache)
     with pytest.raises(ValueError, match="no cache"):
         network(tokens, route, None, [3, 2])
 

@@ -186,8 +186,13 @@ class LayerCache:
         chosen = choice.tolist()
         tokens = [(row, place) for row in span.rows for place in range(span.counts[row])]
         for number, (row, place) in enumerate(tokens):
-            owned[chosen[row][place]].append(number)
-        out = inputs.v.new_zeros(B * S, H * d)
+            index = chosen[row][place]
+            if not NO_TOKEN <= index < len(owned):
+                raise ValueError(f"choice: {index} given; 0 to {len(owned) - 1} is allowed")
+            if index != NO_TOKEN:
+                owned[index].append(number)
+        dtype = torch.promote_types(gain.dtype, inputs.v.dtype)
+        out = inputs.v.new_zeros(B * S, H * d, dtype=dtype)
         for index, own in enumerate(owned):
             if len(own) == B * S:
                 rows = self._rows(index, inputs, span, None)
@@ -195,7 +200,7 @@ class LayerCache:
             if own:
                 rows = gain[index] * self._rows(index, inputs, span, own).flatten(1)
                 where = [tokens[number][0] * S + tokens[number][1] for number in own]
-                out[where] = rows.to(out.dtype)
+                out[where] = rows.to(dtype)
         return out.view(B, S, H * d)
 
     def _mixed(self, gain: Tensor, weights: Tensor, inputs: Inputs, span: Span) -> Tensor:
