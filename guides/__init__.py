@@ -1,6 +1,6 @@
 """The inference side: amortised posteriors over routes, one file a guide."""
 
-from pyro_meta.guides.base import Guide
+from pyro_meta.guides.base import Guide, of_own_token
 from pyro_meta.guides.concrete import ConcreteGuide
 from pyro_meta.guides.dirichlet import DirichletGuide
 from pyro_meta.guides.given import FixedGuide, RandomGuide
@@ -21,4 +21,5 @@ __all__ = [
     "PriorGuide",
     "RandomGuide",
     "TokenTableGuide",
+    "of_own_token",
 ]

@@ -7,8 +7,8 @@ is the one that is deployed. The price is a conditioning gap: the best it can do
 posterior given y, but its average over what may follow (Bayer et al. 2021, arXiv 2101.07046).
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import pyro
 import torch
@@ -20,6 +20,18 @@ from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.models.module import StandaloneModule
 from pyro_meta.simplex import Hardened, harden, one_hot, uncertainty
 from pyro_meta.transformer import Features, Route, Transformer
+
+Posterior = TypeVar("Posterior", bound=Callable[..., Any])
+
+
+def of_own_token(posterior: Posterior) -> Posterior:
+    """Declare that a `posterior` looks at each token's own features, tokens or position alone.
+
+    Then generation asks it for the newest token, and not for the whole text again with every one.
+    A subclass that defines another posterior declares it anew, or not.
+    """
+    setattr(posterior, "is_of_own_token", True)  # noqa: B010
+    return posterior
 
 
 class Guide(StandaloneModule):
@@ -61,9 +73,15 @@ class Guide(StandaloneModule):
     def posterior(self, layer: int, features: Features) -> Distribution:
         """q(alpha_l | x, alpha_{<l}): batch [B, T], event [K], reparameterised.
 
-        Training, evaluation, read-out and generation all ask here and nowhere else.
+        Training, evaluation, read-out and generation all ask here and nowhere else. One that needs
+        the features of each token alone is declared so by the decorator `of_own_token`.
         """
         raise NotImplementedError
+
+    @property
+    def is_of_own_token(self) -> bool:
+        """Whether the posterior of a token depends on that token's features alone."""
+        return getattr(type(self).posterior, "is_of_own_token", False)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> None:
         """Sample the sites route_{l} for tokens [B, T]; `targets` are taken and not looked at."""

@@ -1,7 +1,7 @@
 """A relaxed categorical guide."""
 
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import HeadsGuide, leads
+from pyro_meta.guides.base import HeadsGuide, leads, of_own_token
 from pyro_meta.laws import LEAST_TEMPERATURE, Concrete
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.transformer import Features
@@ -40,5 +40,6 @@ class ConcreteGuide(HeadsGuide):
             )
         self.temperature = temperature
 
+    @of_own_token
     def posterior(self, layer: int, features: Features) -> Concrete:
         return Concrete(self.temperature, self.heads[layer](features.normed))

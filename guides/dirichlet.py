@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_meta.bounded import bounded, unbounded
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import HeadsGuide, leads
+from pyro_meta.guides.base import HeadsGuide, leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.transformer import Features, Transformer
 
@@ -58,5 +58,6 @@ class DirichletGuide(HeadsGuide):
     ) -> None:
         super().__init__(model, hidden, start_at(model.network, total, start))
 
+    @of_own_token
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         return by_mean_and_total(self.heads[layer](features.normed))  # from [B, T, K + 1]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import Guide
+from pyro_meta.guides.base import Guide, of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.simplex import Point
 from pyro_meta.transformer import Features, Transformer
@@ -38,6 +38,7 @@ class FixedGuide(Guide):
         super().__init__(model)
         self.register_buffer("loads", shares(model.network, loads))
 
+    @of_own_token
     def posterior(self, layer: int, features: Features) -> Point:
         weights = self.loads[layer].to(features.state)
         return Point(weights.expand(*features.tokens.shape, -1))

@@ -2,7 +2,7 @@
 
 from pyro_meta.bounded import bounded, unbounded
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import HeadsGuide, leads
+from pyro_meta.guides.base import HeadsGuide, leads, of_own_token
 from pyro_meta.laws import LogisticNormal
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.transformer import Features
@@ -43,6 +43,7 @@ class LogisticNormalGuide(HeadsGuide):
         bias = [[*loc, *([raw_scale] * len(loc))] for loc in leads(model.network, start)]
         super().__init__(model, hidden, bias)
 
+    @of_own_token
     def posterior(self, layer: int, features: Features) -> LogisticNormal:
         loc, scale = self.heads[layer](features.normed).chunk(2, -1)  # [B, T, K] each
         return LogisticNormal(loc, bounded(scale, LEAST_SCALE, MOST_SCALE))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from pyro.distributions import Dirichlet
 
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import HeadsGuide
+from pyro_meta.guides.base import HeadsGuide, of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.transformer import Features
 
@@ -37,6 +37,7 @@ class PaperGuide(HeadsGuide):
                 f"{type(model.prior).__name__} is not"
             )
 
+    @of_own_token
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         shape = self.model.network.shape
         norm = features.state.detach().norm(dim=-1, keepdim=True) / shape.width**0.5

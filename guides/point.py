@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_meta.guides.base import HeadsGuide, leads
+from pyro_meta.guides.base import HeadsGuide, leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.simplex import Point
 from pyro_meta.transformer import Features
@@ -27,5 +27,6 @@ class PointGuide(HeadsGuide):
     def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 2.5) -> None:
         super().__init__(model, hidden, leads(model.network, start))
 
+    @of_own_token
     def posterior(self, layer: int, features: Features) -> Point:
         return Point(torch.softmax(self.heads[layer](features.normed), -1))

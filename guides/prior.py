@@ -2,7 +2,7 @@
 
 from torch.distributions import Distribution
 
-from pyro_meta.guides.base import Guide
+from pyro_meta.guides.base import Guide, of_own_token
 from pyro_meta.transformer import Features
 
 
@@ -11,6 +11,7 @@ class PriorGuide(Guide):
 
     pays_kl = False
 
+    @of_own_token
     def posterior(self, layer: int, features: Features) -> Distribution:
         prior = self.model.prior(layer, features.positions)
         return prior.expand(features.tokens.shape)

@@ -4,7 +4,7 @@ import torch
 from pyro.distributions import Dirichlet
 from torch import nn
 
-from pyro_meta.guides.base import Guide
+from pyro_meta.guides.base import Guide, of_own_token
 from pyro_meta.guides.dirichlet import by_mean_and_total, start_at
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.transformer import Features
@@ -36,5 +36,6 @@ class TokenTableGuide(Guide):
 
         self.tables = nn.ModuleList(map(table, start_at(model.network, total, start)))
 
+    @of_own_token
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         return by_mean_and_total(self.tables[layer](features.tokens))  # from [B, T, K + 1]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
-from pyro_meta.attention import Mechanism, Queries, backend, serves
+from pyro_meta.attention import Cache, Mechanism, Queries, backend, read_in_pieces, serves
 from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
@@ -181,7 +181,8 @@ def require_causal(network: Transformer) -> None:
     """Raise `UsageError` if a mechanism of `network` lets a token see later ones.
 
     Random queries, keys and values are read whole and cut; what is left may move by rounding. A
-    mechanism that serves chosen queries must give them what it gives them among all.
+    mechanism that serves chosen queries must give them what it gives them among all, and a text
+    that is read in pieces must get what it gets as a whole.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (3, 1, 2, CHECKED_LENGTH, network.shape.head_width)
@@ -194,6 +195,7 @@ def require_causal(network: Transformer) -> None:
                 _require_close(cut, whole[:, :, :end], end, f"mechanisms: {mechanism.name}")
             if serves(mechanism):
                 _require_same_rows(mechanism, q, k, v)
+            _require_same_continued(mechanism, q, k, v)
 
 
 def _require_same_rows(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -208,10 +210,25 @@ def _require_same_rows(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) ->
         )
 
 
+def _require_same_continued(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise `UsageError` if a text that is read in pieces gets other rows than as a whole."""
+    pieces = [[100], [1], [1], [60]]
+    length = sum(count for (count,) in pieces)
+    expected = mechanism(q, k, v)[:, :, :length]
+    found = read_in_pieces(mechanism, q, k, v, pieces)[:, :, :length]
+    gap = float((found - expected).abs().max())
+    if not gap <= ROUNDING * max(1.0, float(expected.abs().max())):
+        raise UsageError(
+            f"mechanisms: {mechanism.name}: where a text is continued, the rows that decode(), or "
+            f"state_of() and resume(), give are off from those of forward() by {gap:.2g}"
+        )
+
+
 def require_causal_guide(model: LanguageModel, guide: Guide) -> None:
     """Raise `UsageError` if the posterior of a token depends on later ones, or is no posterior.
 
-    Random tokens, no more than the context, are read whole and cut.
+    Random tokens, no more than the context, are read whole and cut. A posterior that is declared
+    to look at each token alone must be the same where tokens are read in pieces.
     """
     shape = model.network.shape
     length = min(CHECKED_LENGTH, shape.context)
@@ -229,6 +246,16 @@ def require_causal_guide(model: LanguageModel, guide: Guide) -> None:
             if end < length:
                 cut = _posterior_means(model, guide, tokens[:, :end])
                 _require_close(cut, whole[:, :, :end], end, f"guide: {name}")
+        if guide.is_of_own_token and length > 1:
+            cache = model.network.new_cache(1, keeps_features=False)
+            pieces = tokens.split([length // 2, length - length // 2], dim=1)
+            parts = [_posterior_means(model, guide, piece, cache) for piece in pieces]
+            gap = float((torch.cat(parts, 2) - whole).abs().max())
+            if not gap <= ROUNDING:
+                raise UsageError(
+                    f"guide: the posterior of {name} is declared of_own_token, and depends on "
+                    f"other tokens: it moves by {gap:.2g} where a text is read in pieces"
+                )
 
 
 def _require_close(cut: Tensor, whole: Tensor, end: int, who: str) -> None:
@@ -240,7 +267,9 @@ def _require_close(cut: Tensor, whole: Tensor, end: int, who: str) -> None:
         )
 
 
-def _posterior_means(model: LanguageModel, guide: Guide, tokens: Tensor) -> Tensor:
+def _posterior_means(
+    model: LanguageModel, guide: Guide, tokens: Tensor, cache: Cache | None = None
+) -> Tensor:
     """Posterior means along the soft mean route, [L, B, T, K]."""
     means: list[Tensor] = []
 
@@ -260,7 +289,7 @@ def _posterior_means(model: LanguageModel, guide: Guide, tokens: Tensor) -> Tens
             )
         return means[-1]
 
-    model.network(tokens, route)
+    model.network(tokens, route, cache)
     return torch.stack(means)
 
 

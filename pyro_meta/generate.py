@@ -1,8 +1,9 @@
 """`python -m pyro_meta.generate RUN --prompt "..."`: continue a text with a trained model."""
 
-import codecs
 import sys
 from dataclasses import fields
+from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -10,7 +11,7 @@ from pyro_meta.console import command_parser, parse, run_command
 from pyro_meta.errors import UsageError
 from pyro_meta.run import Run
 from pyro_meta.sampling import Sampling, continue_tokens
-from pyro_meta.vocabulary import ByteVocabulary, Vocabulary
+from pyro_meta.vocabulary import Vocabulary
 
 
 def main(argv: list[str]) -> None:
@@ -18,39 +19,62 @@ def main(argv: list[str]) -> None:
     parser = command_parser("generate", "Continue a text with a trained model.")
     parser.add_argument("run", metavar="RUN", type=str, help="Folder of a run.")
     parser.add_argument("--prompt", type=str | None, help="Text to continue (default: none).")
+    parser.add_argument("--prompt_file", type=Path | None, help="UTF-8 file to continue instead.")
     parser.add_argument("--max_tokens", type=int, default=200, help="Tokens to add.")
     parser.add_class_arguments(Sampling)
+    parser.add_argument(
+        "--cache",
+        type=bool,
+        default=True,
+        help="Keep what was read, instead of reading it again for every token; the text is the "
+        "same.",
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the draws.")
     options = parse(parser, argv)
     if options.max_tokens < 0:
         raise UsageError(f"option --max_tokens: {options.max_tokens} given; at least 0 is allowed")
     if not 0 <= options.seed < 1 << 63:
         raise UsageError(f"option --seed: {options.seed} given; 0 to 2**63 - 1 are allowed")
+    text = _text(options.prompt, options.prompt_file)
     sampling = Sampling(**{field.name: options[field.name] for field in fields(Sampling)})
     model, guide, vocabulary, _ = Run.open(options.run).load()
     if torch.cuda.is_available():
         model.cuda(), guide.cuda()
-    prompt = _prompt(options.prompt, vocabulary)
-    new = continue_tokens(model, guide, prompt, options.max_tokens, sampling, options.seed)
-    if isinstance(vocabulary, ByteVocabulary):  # as they come; a character may span several
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        _show(decoder.decode(bytes(prompt)))
-        for token in new:
-            _show(decoder.decode(bytes([token])))
-        _show(decoder.decode(b"", final=True))
-    else:
-        _show(vocabulary.decode([*prompt, *new]))
+    name = "prompt" if options.prompt_file is None else "prompt_file"
+    prompt = _prompt(text, f"option --{name}", vocabulary)
+    new = continue_tokens(
+        model, guide, prompt, options.max_tokens, sampling, options.seed, options.cache
+    )
+    for piece in vocabulary.streamed(chain(prompt, new)):
+        _show(piece)
     _show("\n")
 
 
-def _prompt(text: str | None, vocabulary: Vocabulary) -> list[int]:
+def _text(prompt: str | None, file: Path | None) -> str | None:
+    """The text to continue, if one was given."""
+    if file is None:
+        return prompt
+    if prompt is not None:
+        raise UsageError("option --prompt_file: give it or --prompt, not both")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"option --prompt_file: {file} is not UTF-8 text ({error})") from error
+    except OSError as error:
+        raise UsageError(f"option --prompt_file: {file}: {error.strerror}") from error
+
+
+def _prompt(text: str | None, name: str, vocabulary: Vocabulary) -> list[int]:
     """Tokens to continue; without a text, a line end if the vocabulary has one, else any token."""
     try:
-        return vocabulary.encode("\n" if text is None else text).tolist()
+        tokens = vocabulary.encode("\n" if text is None else text).tolist()
     except UsageError as error:
         if text is None:
             return [0]
-        raise UsageError(f"option --prompt: {error}") from error
+        raise UsageError(f"{name}: {error}") from error
+    if not tokens:
+        raise UsageError(f"{name}: it is empty; at least one token is needed")
+    return tokens
 
 
 def _show(text: str) -> None:

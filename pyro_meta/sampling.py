@@ -1,13 +1,13 @@
 """Sampling text from a trained model, token by token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pyro_meta.continuation import Reader
 from pyro_meta.errors import UsageError
-from pyro_meta.evaluation import evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 
@@ -71,22 +71,60 @@ def continue_tokens(
     count: int,
     sampling: Sampling,
     seed: int,
+    cache: bool = True,
 ) -> Iterator[int]:
-    """Yield `count` tokens that continue `prompt` (not empty).
+    """Yield `count` tokens that continue `prompt` (not empty); see `continue_batch`."""
+    for (token,) in continue_batch(model, guide, [prompt], count, sampling, seed, cache):
+        yield token
 
-    Always in evaluation mode, along the mean route, hard where training left it hard. The model
-    reads the last `context` tokens.
+
+def continue_batch(
+    model: LanguageModel,
+    guide: Guide,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    sampling: Sampling,
+    seed: int,
+    cache: bool = True,
+    context: int | None = None,
+) -> Iterator[list[int]]:
+    """Yield `count` times the next token of every prompt, one list for all.
+
+    Always in evaluation mode, along the mean route, hard where training left it hard.
+
+    Parameters
+    ----------
+    model, guide
+        As of `Run.load`.
+    prompts
+        Token ids, at least one in each; they may differ in length.
+    count
+        Tokens to add to each.
+    sampling
+        How a token is chosen.
+    seed
+        Of the first prompt's draws; the next one has the next seed, so that what becomes of a
+        prompt does not depend on those beside it.
+    cache
+        Whether what was read is kept, or read again for every token: the text is the same.
+    context
+        Most tokens that are read (default: the context of training); of a longer text what
+        `pyro_meta.continuation` says.
+
+    Raises
+    ------
+    UsageError
+        A prompt is empty.
     """
-    if not prompt:
+    if not all(prompts):
         raise UsageError("option --prompt: it is empty; at least one token is needed")
-    network = model.network
-    device = network.embedding.weight.device
-    generator = torch.Generator(device).manual_seed(seed)
-    route = guide.mean_route()
-    tokens = list(prompt)
+    if not prompts:
+        return
+    device = model.network.embedding.weight.device
+    generators = [torch.Generator(device).manual_seed(seed + row) for row in range(len(prompts))]
+    reader = Reader(model, guide, prompts, cache, context)
     for _ in range(count):
-        with evaluating(model, guide):
-            seen = torch.tensor([tokens[-network.shape.context :]], device=device)
-            logits = network(seen, route)[0, -1]
-        tokens.append(sampling.choose(logits, generator))
-        yield tokens[-1]
+        logits = reader.logits()
+        new = [sampling.choose(*pair) for pair in zip(logits, generators, strict=True)]
+        reader.append(new)
+        yield new

@@ -8,8 +8,11 @@ Where the weights alpha come from is not its business: `forward(tokens, route)` 
 A route that answers with the index of one mechanism for every token is hard: each token then runs
 its own mechanism and no other (see `pyro_meta.attention.dispatch`).
 
-Shapes: B sequences, T tokens, L layers, K mechanisms, D width, H heads, G key-value heads,
-d = D / H head width, V vocabulary.
+With a cache, `forward(tokens, route, cache)` reads the tokens that follow those read before, and a
+new token pays for its own route only (see `pyro_meta.attention.cache`).
+
+Shapes: B sequences, T tokens, S new ones, L layers, K mechanisms, D width, H heads, G key-value
+heads, d = D / H head width, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_meta.attention import Inputs, Mechanism, build_mechanisms, routed_attention
+from pyro_meta.attention import (
+    NO_TOKEN,
+    Cache,
+    Inputs,
+    LayerCache,
+    Mechanism,
+    Span,
+    build_mechanisms,
+    is_choice,
+    routed_attention,
+)
 from pyro_meta.attention.rotary import rotate, rotation
 from pyro_meta.errors import UsageError
 
@@ -108,17 +121,32 @@ class RoutedAttention(nn.Module):
 
     def forward(self, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """normed [B, T, D], route [B, T, K] weights or [B, T] choices -> [B, T, D]."""
+        return self.project_out(self._attend(route, self._inputs(normed, cos, sin)))
+
+    def extend(
+        self, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor, past: LayerCache, span: Span
+    ) -> Tensor:
+        """The same for S new tokens, [B, S, D], that follow those in `past`, which takes them."""
+
+        def begin(inputs: Inputs) -> Tensor:
+            return self._attend(route, inputs)
+
+        inputs = self._inputs(normed, cos, sin)
+        return self.project_out(past.extend(self.gain, route, inputs, span, begin))
+
+    def _inputs(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Inputs:
         B, T, _ = normed.shape
         split = [self.heads, self.kv_heads, self.kv_heads]
         qkv = self.project_qkv(normed).view(B, T, sum(split), self.head_width).transpose(1, 2)
         q, k, v = qkv.split(split, dim=1)  # [B, H or G, T, d]
-        inputs = Inputs(q, k, v, rotate(q, cos, sin), rotate(k, cos, sin))
-        if is_choice(route):
-            mechanisms = [cast(Mechanism, mechanism) for mechanism in self.mechanisms]
-            mixed = self.dispatch(mechanisms, self.gain, route, inputs)
-        else:
-            mixed = self._mix(route, inputs)
-        return self.project_out(mixed)
+        rotated = rotate(qkv[:, : self.heads + self.kv_heads], cos, sin)
+        return Inputs(q, k, v, *rotated.split(split[:2], dim=1))
+
+    def _attend(self, route: Tensor, inputs: Inputs) -> Tensor:
+        if not is_choice(route):
+            return self._mix(route, inputs)
+        mechanisms = [cast(Mechanism, mechanism) for mechanism in self.mechanisms]
+        return self.dispatch(mechanisms, self.gain, route, inputs)
 
     def _mix(self, weights: Tensor, inputs: Inputs) -> Tensor:
         """sum_k alpha_k g_k A_k, [B, T, D]: every mechanism on all tokens."""
@@ -161,6 +189,20 @@ class Block(nn.Module):
         self, state: Tensor, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor
     ) -> Tensor:
         state = state + self.dropout(self.attention(normed, route, cos, sin))
+        return state + self.dropout(self.mlp(self.mlp_norm(state)))
+
+    def extend(
+        self,
+        state: Tensor,
+        normed: Tensor,
+        route: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        past: LayerCache,
+        span: Span,
+    ) -> Tensor:
+        """`forward` for new tokens that follow those in `past`; never compiled."""
+        state = state + self.dropout(self.attention.extend(normed, route, cos, sin, past, span))
         return state + self.dropout(self.mlp(self.mlp_norm(state)))
 
 
@@ -227,42 +269,135 @@ class Transformer(nn.Module):
             cast(Block, block).attention.dispatch = torch.compiler.disable(routed_attention)
             block.compile(dynamic=False)
 
-    def forward(self, tokens: Tensor, route: Route) -> Tensor:
+    def new_cache(self, rows: int, keeps_features: bool = True) -> Cache:
+        """An empty cache for texts in `rows` rows.
+
+        `keeps_features` may be false where the route of a token looks at that token's own features
+        alone, which is faster.
+        """
+        layers = [
+            [cast(Mechanism, one) for one in cast(Block, block).attention.mechanisms]
+            for block in self.blocks
+        ]
+        return Cache(layers, rows, keeps_features)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        route: Route,
+        cache: Cache | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
         """Logits of the next token, [B, T, V], for tokens [B, T].
 
         `route` is called once per layer, outside autocast and with features in at least float32, so
         that distributions over routes never meet half precision.
+
+        Parameters
+        ----------
+        tokens
+            Token ids. With a cache, those that follow the ones it has read, which it takes in.
+        route
+            Gives weights or choices.
+        cache
+            Of `new_cache`. Then no gradients are kept.
+        lengths
+            Only with a cache: how many tokens of each row are no padding, which stands on the
+            right, gets logits without meaning and leaves no trace.
+
+        Raises
+        ------
+        ValueError
+            Tokens, lengths or what the route gave have another shape.
         """
+        return self.readout(self.states(tokens, route, cache, lengths))
+
+    def states(
+        self,
+        tokens: Tensor,
+        route: Route,
+        cache: Cache | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """What `readout` turns into logits, [B, T, D]; arguments as of `forward`."""
         if tokens.dim() != 2 or tokens.shape[1] < 1:
             raise ValueError(f"tokens must be [B, T] with T >= 1, not {list(tokens.shape)}")
+        if cache is None and lengths is not None:
+            raise ValueError("lengths are given, and no cache")
+        if cache is not None:
+            with torch.no_grad():
+                return self._extended(tokens, route, cache, lengths)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         cos, sin = rotation(positions, self.shape.head_width)
         state = self.dropout(self.embedding(tokens))  # [B, T, D]
         for layer, block in enumerate(self.blocks):
             block = cast(Block, block)
             normed = block.attention_norm(state)
-            with torch.autocast(tokens.device.type, enabled=False):
-                features = Features(
-                    tokens, at_least_float32(state), at_least_float32(normed), positions
-                )
-                chosen = route(layer, features)
-            if chosen.dim() > 3:
-                raise ValueError(
-                    f"route of layer {layer} is {list(chosen.shape)}, and [B, T, K] is needed; "
-                    "particles cannot be vectorised, draw them one by one"
-                )
-            if is_choice(chosen) and chosen.shape != tokens.shape:
-                raise ValueError(
-                    f"route of layer {layer} is {list(chosen.shape)} of {chosen.dtype}; choices "
-                    f"must be {list(tokens.shape)}, one for every token"
-                )
+            chosen = _asked(route, layer, Features(tokens, state, normed, positions))
             state = block(state, normed, chosen, cos, sin)
-        return self.readout(self.final_norm(state))
+        return self.final_norm(state)
+
+    def _extended(
+        self, tokens: Tensor, route: Route, cache: Cache, lengths: Sequence[int] | None
+    ) -> Tensor:
+        """`states` of tokens that follow those in `cache`."""
+        if len(tokens) != len(cache.lengths):
+            raise ValueError(f"tokens have {len(tokens)} rows, and the cache {len(cache.lengths)}")
+        span = cache.span(tokens.shape[1], lengths)
+        positions = span.positions(tokens.device)
+        is_token = span.is_token(tokens.device)
+        cos, sin = rotation(positions.flatten(), self.shape.head_width)
+        if positions.dim() == 2:  # rows are at different positions
+            cos, sin = (x.view(len(tokens), 1, span.size, -1) for x in (cos, sin))
+        state = self.dropout(self.embedding(tokens))
+        if not span.rows:  # nothing but padding
+            return state
+        for layer, block in enumerate(self.blocks):
+            block = cast(Block, block)
+            normed = block.attention_norm(state)
+            features = Features(tokens, state, normed, positions)
+            chosen = _asked_of_new(route, layer, features, cache, span)
+            if is_token is not None and is_choice(chosen):
+                chosen = chosen.masked_fill(~is_token, NO_TOKEN)
+            state = block.extend(state, normed, chosen, cos, sin, cache.layers[layer], span)
+        cache.lengths = span.ends
+        return self.final_norm(state)
 
 
-def is_choice(route: Tensor) -> bool:
-    """Whether what a route gave are choices [B, T], integers, rather than weights [B, T, K]."""
-    return route.dim() == 2 and not route.dtype.is_floating_point
+def _asked(route: Route, layer: int, features: Features) -> Tensor:
+    """What `route` gives, checked."""
+    tokens, state, normed, positions = features
+    with torch.autocast(tokens.device.type, enabled=False):
+        wide = Features(tokens, at_least_float32(state), at_least_float32(normed), positions)
+        chosen = route(layer, wide)
+    if chosen.dim() > 3:
+        raise ValueError(
+            f"route of layer {layer} is {list(chosen.shape)}, and [B, T, K] is needed; "
+            "particles cannot be vectorised, draw them one by one"
+        )
+    if is_choice(chosen) and chosen.shape != tokens.shape:
+        raise ValueError(
+            f"route of layer {layer} is {list(chosen.shape)} of {chosen.dtype}; choices "
+            f"must be {list(tokens.shape)}, one for every token"
+        )
+    return chosen
+
+
+def _asked_of_new(route: Route, layer: int, features: Features, cache: Cache, span: Span) -> Tensor:
+    """What `route` gives for the new tokens of a span."""
+    tokens, state, normed, positions = features
+    if cache.keeps_features:
+        whole = cache.remember(layer, tokens, state, normed, span)
+        features = Features(*whole, torch.arange(span.end, device=tokens.device))
+    elif not span.is_aligned:  # side by side, as one row of tokens, each at its own position
+        tokens, state, normed = (x.flatten(0, 1)[None] for x in (tokens, state, normed))
+        features = Features(tokens, state, normed, positions.flatten())
+    chosen = _asked(route, layer, features)
+    if not is_choice(chosen):
+        chosen = chosen.expand(*features.tokens.shape, chosen.shape[-1])
+    if cache.keeps_features:
+        return span.newest(chosen)
+    return chosen.reshape(-1, span.size, *chosen.shape[2:])
 
 
 def as_weights(route: Tensor, mechanisms: int) -> Tensor:

@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ class Vocabulary(ABC):
         """The text that each token adds, one string per id; their sum is `decode(ids)`."""
         return [self.decode([token]) for token in ids]
 
+    def streamed(self, ids: Iterable[int]) -> Iterator[str]:
+        """The same text as it comes, held back only where a character is not whole yet."""
+        for token in ids:
+            yield self.decode([token])
+
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_json(), ensure_ascii=False), encoding="utf-8")
 
@@ -79,6 +84,12 @@ class ByteVocabulary(Vocabulary):
     def pieces(self, ids: Iterable[int]) -> list[str]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         return [decoder.decode(bytes([token])) for token in ids]
+
+    def streamed(self, ids: Iterable[int]) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in ids:
+            yield decoder.decode(bytes([token]))
+        yield decoder.decode(b"", final=True)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "byte"}
@@ -175,6 +186,22 @@ class FileVocabulary(Vocabulary):
         ends = [len(self.decode(ids[:stop])) for stop in range(len(ids) + 1)]
         whole = self.decode(ids)
         return [whole[begin:end] for begin, end in itertools.pairwise(ends)]
+
+    def streamed(self, ids: Iterable[int]) -> Iterator[str]:
+        # What a token adds depends on those before it: the last ones that were shown are decoded
+        # with those that are not yet.
+        shown: list[int] = []
+        waiting: list[int] = []
+        for token in ids:
+            waiting.append(token)
+            text = self._added(shown, waiting)
+            if not text.endswith("\ufffd"):
+                yield text
+                shown, waiting = waiting, []
+        yield self._added(shown, waiting)
+
+    def _added(self, shown: list[int], waiting: list[int]) -> str:
+        return self.decode([*shown, *waiting]).removeprefix(self.decode(shown))
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "tokenizer", "tokenizer": self._serialised}

@@ -19,6 +19,7 @@ from pyro_meta import (
     UsageError,
 )
 from pyro_meta.attention import Queries
+from pyro_meta.guides.base import of_own_token
 
 
 class Sound(Mechanism):
@@ -103,6 +104,21 @@ class ServesTheWrongRows(Sound):
         return Queries(queries.sequence, place).of(self(v, v, v))
 
 
+class CountsPadding(Sound):
+    """Its state is the sum of values and their number, of places without a token too."""
+
+    def state_of(
+        self, k: Tensor, v: Tensor, past: Tensor | None, is_token: Tensor | None
+    ) -> Tensor:
+        new = torch.cat([v, torch.ones_like(v[..., :1])], -1).sum(2)  # [B, G, d + 1]
+        return new if past is None else past + new
+
+    def resume(self, q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tensor:
+        sums = past[:, :, None] + torch.cat([v, torch.ones_like(v[..., :1])], -1).cumsum(2)
+        mean = self.gain * sums[..., :-1] / sums[..., -1:]
+        return mean.repeat_interleave(q.shape[1] // v.shape[1], 1)
+
+
 class PaysByTheText(Sound):
     def macs(self, position: Tensor) -> Tensor:
         return position / position.max().clamp(min=1)
@@ -129,6 +145,7 @@ MECHANISMS: dict[type[Mechanism], set[str]] = {
     IsRandom: {"evaluation_is_deterministic", "checkpoint_round_trip_changes_nothing"},
     IsNotSaved: {"checkpoint_round_trip_changes_nothing"},
     ServesTheWrongRows: {"chosen_queries_get_their_rows"},
+    CountsPadding: {"continued_text_gets_its_rows"},
     PaysByTheText: {"macs_are_a_price_of_the_position"},
     IsPricedInWords: {"nominal_cost_is_a_number"},
 }
@@ -288,6 +305,16 @@ class GuideThatSeesTheLength(SoundGuide):
         return Dirichlet(super().base(layer, features).concentration + 1 / len(features.positions))
 
 
+class GuideThatLooksBack(SoundGuide):
+    """The mean of the features so far, declared to be those of the token."""
+
+    @of_own_token
+    def posterior(self, layer: int, features: Features) -> Any:
+        count = features.normed.new_ones(features.normed.shape[1]).cumsum(0)[:, None]
+        mean = 10 * features.normed.cumsum(1) / count
+        return super().posterior(layer, features._replace(normed=mean))
+
+
 class GuideThatMixesSequences(SoundGuide):
     def base(self, layer: int, features: Features) -> Dirichlet:
         mean = features.normed.mean(0, keepdim=True).expand_as(features.normed)
@@ -398,6 +425,7 @@ GUIDES: dict[type[DirichletGuide], set[str]] = {
         "cutting_the_text_moves_nothing_earlier",
     },
     GuideThatSeesTheLength: {"cutting_the_text_moves_nothing_earlier"},
+    GuideThatLooksBack: {"posterior_of_own_token_needs_no_other"},
     GuideThatMixesSequences: {"sequences_do_not_meet"},
     GuideWithAnIdleParameter: {"gradients_are_finite_and_reach_every_parameter"},
     GuideWithNaNGradients: {

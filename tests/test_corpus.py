@@ -46,6 +46,8 @@ def test_a_tokenizer_file_is_read(sample: Path, tmp_path: Path) -> None:
     ids = corpus.tokens[:9].tolist()
     assert again.decode(ids) == corpus.vocabulary.decode(ids)
     assert "".join(again.pieces(ids)) == again.decode(ids)
+    ids = again.encode(SAMPLE).tolist()
+    assert "".join(again.streamed(ids)) == again.decode(ids)
 
 
 def test_pieces_add_up_to_the_text() -> None:
@@ -53,6 +55,9 @@ def test_pieces_add_up_to_the_text() -> None:
     ids = vocabulary.encode("aß世").tolist()
     assert len(vocabulary.pieces(ids)) == len(ids)
     assert "".join(vocabulary.pieces(ids)) == "aß世"
+    assert list(vocabulary.streamed(ids)) == ["a", "", "ß", "", "", "世", ""]
+    assert list(vocabulary.streamed(ids[:2])) == ["a", "", "\ufffd"]
+    assert list(CharVocabulary("ab").streamed([1, 0])) == ["b", "a"]
 
 
 def test_a_character_that_the_corpus_lacks_is_refused() -> None:

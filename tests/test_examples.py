@@ -6,24 +6,47 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import MOMENT, error_line, run
 
 from pyro_meta.contracts import contract
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+NEEDS_A_RUN = {"long_file"}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(example: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, example.name],
+def start(example: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, example.name, *map(str, words)],
         cwd=example.parent,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    "example", [one for one in EXAMPLES if one.stem not in NEEDS_A_RUN], ids=lambda path: path.stem
+)
+def test_an_example_runs(example: Path) -> None:
+    done = start(example)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() and not done.stderr.strip()
+
+
+@pytest.mark.parametrize("guide", ["DirichletGuide", "RandomGuide"])
+def test_a_long_file_is_read_by_a_run(guide: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("she sells sea shells by the sea shore. " * 60)
+    words = [f"--data.path={tmp_path / 'text.txt'}", f"--guide={guide}"]
+    assert run("train", *MOMENT, *words, f"--out={tmp_path / 'run'}").returncode == 0
+    (example,) = (one for one in EXAMPLES if one.stem == "long_file")
+    done = start(example, tmp_path / "run", "--length=150", "--tokens=12")
+    assert done.returncode == 0, done.stderr
+    for word in ("150 tokens read, 12 added", "routed", "all full", "share of each", "sea shells"):
+        assert word in done.stdout
+    done = start(example, tmp_path / "run", tmp_path / "text.txt", "--length=40", "--tokens=2")
+    assert done.returncode == 0 and "40 tokens read, 2 added" in done.stdout
+    assert "no such file" in error_line(start(example, tmp_path / "run", tmp_path / "gone.txt"))
 
 
 test_my_prior = contract("my_prior.CheapBelow", cheap=2)

@@ -43,6 +43,28 @@ def test_standard_output_is_the_text_alone(trained: Path) -> None:
     assert other.stdout != done.stdout
 
 
+def test_the_cache_changes_no_text(trained: Path) -> None:
+    """The context of the run is 16: it is filled several times."""
+    words = ("generate", trained, "--prompt", "she sells", "--max_tokens=40", "--greedy=true")
+    kept, again = run(*words), run(*words, "--cache=false")
+    assert kept.returncode == 0 and len(kept.stdout) > 40
+    assert kept.stdout == again.stdout
+
+
+def test_a_file_is_continued(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "begun.txt"
+    file.write_text("she sells grüße; " * 9, encoding="utf-8")
+    done = run("generate", trained, "--prompt_file", file, "--max_tokens=3")
+    assert done.returncode == 0 and done.stdout.startswith("she sells grüße; " * 9)
+    words = ("generate", trained, "--prompt_file")
+    assert "not both" in error_line(run(*words, file, "--prompt=x"))
+    assert "gone.txt: No such file" in error_line(run(*words, tmp_path / "gone.txt"))
+    file.write_bytes(b"caf\xe9")
+    assert "is not UTF-8 text" in error_line(run(*words, file))
+    file.write_bytes(b"")
+    assert "option --prompt_file: it is empty" in error_line(run(*words, file))
+
+
 def test_generation_is_in_evaluation_mode_whatever_the_mode_was(trained: Path) -> None:
     """The run has dropout: in training mode greedy text would differ from call to call."""
     model, guide, vocabulary, _ = Run.open(trained).load()

@@ -1,7 +1,14 @@
 """How a token may attend: pure tensor functions, and the mechanisms built from them."""
 
 from pyro_meta.attention.backend import backend
-from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, routed_attention, serves
+from pyro_meta.attention.cache import Cache, LayerCache, Span, decodes, read_in_pieces, recurs
+from pyro_meta.attention.dispatch import (
+    NO_TOKEN,
+    Inputs,
+    is_choice,
+    routed_attention,
+    serves,
+)
 from pyro_meta.attention.functional import full_attention, linear_attention, window_attention
 from pyro_meta.attention.mechanisms import (
     BUILT_IN,
@@ -17,17 +24,24 @@ from pyro_meta.attention.queries import Queries
 __all__ = [
     "BUILT_IN",
     "NO_TOKEN",
+    "Cache",
     "Full",
     "Inputs",
+    "LayerCache",
     "Linear",
     "Mechanism",
     "Queries",
+    "Span",
     "Window",
     "backend",
     "build_mechanisms",
+    "decodes",
     "find_mechanism",
     "full_attention",
+    "is_choice",
     "linear_attention",
+    "read_in_pieces",
+    "recurs",
     "routed_attention",
     "serves",
     "window_attention",

@@ -131,6 +131,11 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
     return GATHERED_COST * own + SEQUENCE_MACS * B < everyone
 
 
+def is_choice(route: Tensor) -> bool:
+    """Whether what a route gave are choices [B, T], integers, rather than weights [B, T, K]."""
+    return route.dim() == 2 and not route.dtype.is_floating_point
+
+
 def serves(mechanism: Mechanism) -> bool:
     """Whether `mechanism` can serve chosen queries alone."""
     return type(mechanism).serve is not Mechanism.serve

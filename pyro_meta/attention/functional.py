@@ -19,6 +19,17 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of the newest token, which sees every key.
+
+    q [B, H, 1, d], k and v [B, G, T, d] -> [B, H, 1, d]. The query heads that share a key-value
+    head are its rows, so that no key is copied.
+    """
+    B, H, _, d = q.shape
+    rows = q.reshape(B, k.shape[1], -1, d)  # [B, G, H / G, d]
+    return F.scaled_dot_product_attention(rows, k, v).reshape(B, H, 1, d)
+
+
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Causal softmax attention over the last `window` keys, the token itself included.
 
@@ -75,6 +86,53 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (phi_q @ phi_k.transpose(-1, -2)).tril_()  # [B, H, n, C, C]
         out = normalised(scores @ value + phi_q @ before).flatten(2, 3)[:, :, :T]
     return out.to(dtype)
+
+
+def linear_attention_after(q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tensor:
+    """Kernel attention (see `linear_attention`) of tokens that follow others.
+
+    Parameters
+    ----------
+    q
+        [B, H, S, d], those of the S new tokens.
+    k, v
+        [B, G, S, d], likewise.
+    past
+        [B, G, d, d + 1], `linear_state` of the tokens before them.
+
+    Returns
+    -------
+    Tensor
+        [B, H, S, d].
+    """
+    _, H, S, _ = q.shape
+    G, dtype = k.shape[1], q.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v = in_single_precision(q, k, v)
+        if S == 1:
+            phi_q = feature_map(q).view(-1, G, H // G, q.shape[-1])
+            return normalised(phi_q @ (past + linear_state(k, v))).view_as(q).to(dtype)
+        C = min(LINEAR_CHUNK, S)
+        phi_k, value, before = linear_states(k, v, C)
+        before = before + past[:, :, None]
+        phi_q = _in_chunks(feature_map(q), C).unflatten(1, (G, H // G))  # [B, G, H/G, n, C, d]
+        phi_k, value, before = phi_k[:, :, None], value[:, :, None], before[:, :, None]
+        scores = (phi_q @ phi_k.transpose(-1, -2)).tril_()
+        out = normalised(scores @ value + phi_q @ before).flatten(3, 4).flatten(1, 2)[:, :, :S]
+    return out.to(dtype)
+
+
+def linear_state(k: Tensor, v: Tensor, is_token: Tensor | None = None) -> Tensor:
+    """sum_s phi(k_s) (v_s, 1)^T, [B, G, d, d + 1], of k and v [B, G, S, d]; float32 at least.
+
+    `is_token` [B, S] tells tokens from padding, which counts for nothing.
+    """
+    with torch.autocast(k.device.type, enabled=False):
+        k, v = in_single_precision(k, v)
+        value = F.pad(v, (0, 1), value=1.0)
+        if is_token is not None:
+            value = value * is_token[:, None, :, None]
+        return feature_map(k).transpose(-1, -2) @ value
 
 
 def linear_states(k: Tensor, v: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:

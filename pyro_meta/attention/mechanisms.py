@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from pyro_meta.attention import flexible, gathered
 from pyro_meta.attention.backend import uses_flex
-from pyro_meta.attention.functional import full_attention, linear_attention, window_attention
+from pyro_meta.attention.functional import (
+    full_attention,
+    last_row_of_attention,
+    linear_attention,
+    linear_attention_after,
+    linear_state,
+    window_attention,
+)
 from pyro_meta.attention.queries import Queries
 from pyro_meta.errors import UsageError, require_defined
 from pyro_meta.naming import NoSuchClass, find_class
@@ -23,6 +30,11 @@ class Mechanism(nn.Module):
 
     Subclass it, set `nominal_cost`, and define `forward` and `macs`. Where routes are hard a
     mechanism serves the tokens that chose it, if it also defines `serve`; else it runs on all.
+
+    Text that is continued is read through a cache (`pyro_meta.attention.cache`). A mechanism that
+    defines nothing more has everything it reads kept and is asked again; `serve` spares it all but
+    the new queries. One that looks back at keys gives a new token its row by `decode`. One that
+    carries a running state defines `state_of` and `resume`, and no key is kept for it.
 
     Attributes
     ----------
@@ -72,6 +84,69 @@ class Mechanism(nn.Module):
         """
         raise NotImplementedError
 
+    def decode(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The last row of `forward`: what the newest token gets.
+
+        Optional, for mechanisms that define `serve`, which else is asked for one query.
+
+        Parameters
+        ----------
+        q
+            [B, H, 1, d], of the newest token alone.
+        k, v
+            [B, G, T, d], of all T tokens: views of the cache, to be sliced and not to be copied.
+
+        Returns
+        -------
+        Tensor
+            [B, H, 1, d].
+        """
+        raise NotImplementedError
+
+    def state_of(
+        self, k: Tensor, v: Tensor, past: Tensor | None, is_token: Tensor | None
+    ) -> Tensor:
+        """All that later tokens need to know of the text so far, of fixed size.
+
+        Optional, together with `resume`. Every token enters the state, whichever mechanism it
+        chose, since any later one may choose this.
+
+        Parameters
+        ----------
+        k, v
+            [B, G, S, d], of the S newest tokens.
+        past
+            [B, ...], the state before them; None at the beginning of the text.
+        is_token
+            [B, S], false where a shorter row is padded: such a place must change nothing. None
+            where there is no padding.
+
+        Returns
+        -------
+        Tensor
+            [B, ...], another tensor than `past`.
+        """
+        raise NotImplementedError
+
+    def resume(self, q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tensor:
+        """The last S rows of `forward`: those of tokens that follow a state.
+
+        Parameters
+        ----------
+        q
+            [B, H, S, d].
+        k, v
+            [B, G, S, d].
+        past
+            [B, ...], the state before these tokens, of `state_of`.
+
+        Returns
+        -------
+        Tensor
+            [B, H, S, d].
+        """
+        raise NotImplementedError
+
     def macs(self, position: Tensor) -> Tensor:
         """Multiply-accumulates per head of one query at `position` (same shape, float)."""
         raise NotImplementedError
@@ -89,6 +164,9 @@ class Full(Mechanism):
         if uses_flex(q.device.type):
             return flexible.softmax_attention_of(q, k, v, queries)
         return gathered.softmax_attention_of(q, k, v, queries)
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return last_row_of_attention(q, k, v)
 
     def macs(self, position: Tensor) -> Tensor:
         return 2.0 * self.head_width * (position + 1)
@@ -115,6 +193,9 @@ class Window(Mechanism):
             return flexible.softmax_attention_of(q, k, v, queries, self.window)
         return gathered.softmax_attention_of(q, k, v, queries, self.window)
 
+    def decode(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return last_row_of_attention(q, k[:, :, -self.window :], v[:, :, -self.window :])
+
     def macs(self, position: Tensor) -> Tensor:
         return 2.0 * self.head_width * (position + 1).clamp(max=self.window)
 
@@ -130,6 +211,15 @@ class Linear(Mechanism):
 
     def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
         return gathered.linear_attention_of(q, k, v, queries)
+
+    def state_of(
+        self, k: Tensor, v: Tensor, past: Tensor | None, is_token: Tensor | None
+    ) -> Tensor:
+        new = linear_state(k, v, is_token)
+        return new if past is None else past + new
+
+    def resume(self, q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tensor:
+        return linear_attention_after(q, k, v, past)
 
     def macs(self, position: Tensor) -> Tensor:
         return torch.full_like(position, 2.0 * self.head_width**2, dtype=torch.get_default_dtype())

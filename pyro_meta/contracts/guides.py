@@ -103,6 +103,26 @@ def mean_routes_are_valid(subject: Router) -> None:
         model.network(text()[0], route)
 
 
+def posterior_of_own_token_needs_no_other(subject: Router) -> None:
+    """If it is declared `of_own_token`: tokens read in pieces, without those before, give the same.
+
+    Predictions are compared, along soft and hard routes.
+    """
+    with default_dtype(torch.float64):
+        model, guide = subject.build()
+        if not guide.is_of_own_token:
+            return
+        tokens = text()[0]
+        with evaluating(model, guide):
+            for hard in (False, True):
+                route = guide.mean_route(hard)
+                cache = model.network.new_cache(len(tokens), keeps_features=False)
+                pieces = tokens.split([9, 1, 1, tokens.shape[1] - 11], dim=1)
+                found = torch.cat([model.network(piece, route, cache) for piece in pieces], 1)
+                what = "other tokens are looked at: a text read in pieces gets other predictions"
+                require_close(found, model.network(tokens, route), EXACT, what)
+
+
 def targets_are_not_looked_at(subject: Router) -> None:
     _, guide = subject.build()
     tokens, targets = text()
@@ -162,6 +182,7 @@ CLAUSES = (
     cutting_the_text_moves_nothing_earlier,
     gradients_reach_no_later_token,
     mean_routes_are_valid,
+    posterior_of_own_token_needs_no_other,
     targets_are_not_looked_at,
     plain_svi_gives_the_same_loss,
 )

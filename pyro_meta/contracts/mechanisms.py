@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pyro_meta.attention import Mechanism, Queries, serves
+from pyro_meta.attention import Mechanism, Queries, decodes, read_in_pieces, recurs, serves
 from pyro_meta.contracts.checks import (
     EXACT,
     require,
@@ -22,6 +22,11 @@ from pyro_meta.contracts.subjects import MechanismSubject
 
 LENGTHS = (1, 2, 7, 64, 67, 150)
 ENDS = (1, 7, 63, 64, 65, 130)  # where the longest is cut
+CONTINUED = (  # tokens of either row, piece by piece
+    [(1, 1)] * 12,
+    [(70, 70), (1, 1), (1, 1), (66, 66)],
+    [(3, 9), (1, 1), (0, 1), (66, 2), (1, 1), (1, 0), (5, 70), (1, 1)],
+)
 SINGLE, HALF = 1e-4, 3e-2  # RMS ratios of float32 to float64, and of bf16 to float32
 
 
@@ -162,6 +167,28 @@ def chosen_queries_get_their_rows(subject: MechanismSubject) -> None:
                     require_close(one, other, EXACT, f"serve has another gradient of {name} {what}")
 
 
+def continued_text_gets_its_rows(subject: MechanismSubject) -> None:
+    """`decode`, or `state_of` and `resume`, where defined, give the rows of `forward`.
+
+    Rows of a batch stand at different positions, some get nothing in a piece, and others are
+    padded; also with fewer key-value heads than query heads, which `forward` gets repeated.
+    """
+    mechanism = subject.build().double().eval()
+    if not (decodes(mechanism) or recurs(mechanism)):
+        return
+    q, k, v = qkv(LENGTHS[-1])
+    for heads in (2, 1):
+        k, v = k[:, :heads], v[:, :heads]
+        expected = mechanism(q, *(x.repeat_interleave(2 // heads, 1) for x in (k, v)))
+        for pieces in CONTINUED:
+            with torch.no_grad():
+                found = read_in_pieces(mechanism, q, k, v, pieces)
+            for row, counts in enumerate(zip(*pieces, strict=True)):
+                end = sum(counts)
+                what = f"a text read in pieces of {list(counts)} gets other rows than at once"
+                require_close(found[row, :, :end], expected[row, :, :end], EXACT, what)
+
+
 def evaluation_is_deterministic(subject: MechanismSubject) -> None:
     mechanism = subject.build().eval()
     inputs = qkv(67, torch.float32)
@@ -218,6 +245,7 @@ CLAUSES = (
     cutting_the_text_moves_nothing_earlier,
     gradients_reach_no_later_input,
     chosen_queries_get_their_rows,
+    continued_text_gets_its_rows,
     evaluation_is_deterministic,
     macs_are_a_price_of_the_position,
     nominal_cost_is_a_number,

@@ -1,0 +1,422 @@
+"""What is kept of a text that has been read, so that its next tokens pay for themselves alone.
+
+Every layer keeps K and V of all tokens, since any later token may look back at them, and the
+running state of the mechanisms that have one. Then a new token pays for its own route only: `full`
+reads all keys, `window` the last W, `linear` its state. Memory is not saved: keys and values are
+those of an ordinary transformer.
+
+Rows of a batch may differ in length. Each stands at the front of its own row, so that what is
+behind its last token lies in the future, where no causal mechanism looks.
+
+Shapes: B rows, T tokens read before, S new ones, H query heads, G key-value heads, d head width,
+D = H d, N queries.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, is_choice, routed_attention, serves
+from pyro_meta.attention.mechanisms import Mechanism
+from pyro_meta.attention.queries import Queries
+
+ROOM = 64  # tokens that a cache begins with
+
+
+class Span:
+    """The new tokens of every row: `counts[b]` of them, from position `starts[b]` on.
+
+    They come as [B, S], S >= 1, padded on the right.
+    """
+
+    def __init__(self, starts: Sequence[int], counts: Sequence[int], size: int) -> None:
+        self.starts, self.counts, self.size = list(starts), list(counts), size
+        self.ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        self.is_first = not any(self.starts)  # nothing was read before
+        self.is_aligned = min(self.starts) == max(self.starts)  # all rows are at one position
+        self.is_full = min(self.counts) == size  # no padding
+        self.rows = [row for row, count in enumerate(self.counts) if count]
+
+    @property
+    def end(self) -> int:
+        """Length of the longest row."""
+        return max(self.ends)
+
+    def positions(self, device: torch.device) -> Tensor:
+        """Positions of the new tokens, [S] if they are the same in all rows, else [B, S]."""
+        steps = torch.arange(self.size, device=device)
+        if self.is_aligned:
+            return steps + self.starts[0]
+        return torch.tensor(self.starts, device=device)[:, None] + steps
+
+    def is_token(self, device: torch.device) -> Tensor | None:
+        """Which of [B, S] are no padding; None if all are."""
+        if self.is_full:
+            return None
+        counts = torch.tensor(self.counts, device=device)
+        return torch.arange(self.size, device=device) < counts[:, None]
+
+    def newest(self, x: Tensor) -> Tensor:
+        """The new ones [B, S, ...] among all tokens of x [B, T + S, ...]."""
+        if self.is_aligned and self.is_full:
+            return x[:, self.starts[0] :]
+        starts = torch.tensor(self.starts, device=x.device)[:, None]
+        place = (starts + torch.arange(self.size, device=x.device)).clamp(max=self.end - 1)
+        return x[torch.arange(len(x), device=x.device)[:, None], place]
+
+    @cached_property
+    def numbered(self) -> Tensor:
+        """Row and place of each new token, [N, 2], in order."""
+        if self.is_full:
+            whole = torch.ones(len(self.counts), self.size, dtype=torch.bool)
+        else:
+            whole = torch.arange(self.size) < torch.tensor(self.counts)[:, None]
+        return whole.nonzero()
+
+
+class Growing:
+    """Numbers [B, G, T, d] of which there are more with every token; room is doubled when spent."""
+
+    def __init__(self) -> None:
+        self.room: Tensor | None = None
+
+    def write(self, x: Tensor, span: Span) -> None:
+        """Put x [B, G, S, d] behind what each row has."""
+        self._make_room(x, span.end)
+        assert self.room is not None
+        if span.is_aligned and span.is_full:
+            self.room[:, :, span.starts[0] : span.end] = x
+            return
+        for row in span.rows:
+            self.room[row, :, span.starts[row] : span.ends[row]] = x[row, :, : span.counts[row]]
+
+    def read(self, length: int) -> Tensor:
+        """The first `length` of every row, a view [B, G, length, d]."""
+        assert self.room is not None
+        return self.room[:, :, :length]
+
+    def replace(self, rows: list[int], other: "Growing", length: int) -> None:
+        """Put the `length` first of another's rows in place of `rows`."""
+        new = other.read(length)
+        self._make_room(new, length)
+        assert self.room is not None
+        for row, own in zip(rows, new, strict=True):
+            self.room[row, :, :length] = own
+
+    def _make_room(self, like: Tensor, length: int) -> None:
+        there = 0 if self.room is None else self.room.shape[2]
+        if length <= there:
+            return
+        # Zeros: what lies behind a row is never counted, but 0 times NaN would be NaN.
+        B, G, _, d = like.shape
+        B = B if self.room is None else self.room.shape[0]
+        room = like.new_zeros(B, G, max(length, 2 * there, ROOM), d)
+        if self.room is not None:
+            room[:, :, :there] = self.room
+        self.room = room
+
+
+class LayerCache:
+    """What one layer keeps of the text so far.
+
+    Parameters
+    ----------
+    mechanisms
+        Those of the layer, in the order of choices.
+    """
+
+    def __init__(self, mechanisms: Sequence[Mechanism]) -> None:
+        self.mechanisms = list(mechanisms)
+        self.states: list[Tensor | None] = [None for _ in mechanisms]
+        names = {name for one in mechanisms for name in _read_again(one)}
+        self.kept = {name: Growing() for name in Inputs._fields if name in names}
+
+    def extend(
+        self,
+        gain: Tensor,
+        route: Tensor,
+        inputs: Inputs,
+        span: Span,
+        begin: Callable[[Inputs], Tensor],
+    ) -> Tensor:
+        """Read S new tokens, and attend as they choose: sum_k alpha_k g_k A_k, [B, S, D].
+
+        Parameters
+        ----------
+        gain
+            [K, D], one factor per channel.
+        route
+            Choices [B, S], or weights [B, S, K] or broadcastable.
+        inputs
+            Queries, keys and values of the new tokens.
+        span
+            Where they stand. Padding gets any finite number.
+        begin
+            Attends where nothing was read before, as in training.
+        """
+        for name, growing in self.kept.items():
+            growing.write(getattr(inputs, name), span)
+        if span.is_first:
+            mixed = begin(inputs)
+        elif is_choice(route):
+            mixed = self._routed(gain, route, inputs, span)
+        else:
+            mixed = self._mixed(gain, route, inputs, span)
+        is_token = span.is_token(inputs.v.device)
+        for index, mechanism in enumerate(self.mechanisms):
+            if recurs(mechanism):
+                _, k, v = inputs.read_by(mechanism)
+                self.states[index] = mechanism.state_of(k, v, self.states[index], is_token)
+        return mixed
+
+    def replace(self, rows: list[int], other: "LayerCache", length: int) -> None:
+        """Put another's rows, of at most `length` tokens, in place of `rows`."""
+        for name, growing in self.kept.items():
+            growing.replace(rows, other.kept[name], length)
+        for ours, theirs in zip(self.states, other.states, strict=True):
+            if ours is not None and theirs is not None:
+                ours[rows] = theirs
+
+    def _routed(self, gain: Tensor, choice: Tensor, inputs: Inputs, span: Span) -> Tensor:
+        """Every token attends by the mechanism that it chose, and by no other."""
+        B, H, S, d = inputs.q.shape
+        owned: list[list[int]] = [[] for _ in self.mechanisms]
+        chosen = choice.tolist()
+        tokens = [(row, place) for row in span.rows for place in range(span.counts[row])]
+        for number, (row, place) in enumerate(tokens):
+            index = chosen[row][place]
+            if not NO_TOKEN <= index < len(owned):
+                raise ValueError(f"choice: {index} given; 0 to {len(owned) - 1} is allowed")
+            if index != NO_TOKEN:
+                owned[index].append(number)
+        dtype = torch.promote_types(gain.dtype, inputs.v.dtype)
+        out = inputs.v.new_zeros(B * S, H * d, dtype=dtype)
+        for index, own in enumerate(owned):
+            if len(own) == B * S:
+                rows = self._rows(index, inputs, span, None)
+                return (gain[index] * rows.flatten(1)).view(B, S, H * d)
+            if own:
+                rows = gain[index] * self._rows(index, inputs, span, own).flatten(1)
+                where = [tokens[number][0] * S + tokens[number][1] for number in own]
+                out[where] = rows.to(dtype)
+        return out.view(B, S, H * d)
+
+    def _mixed(self, gain: Tensor, weights: Tensor, inputs: Inputs, span: Span) -> Tensor:
+        """Every token attends by all mechanisms, weighed."""
+        B, H, S, d = inputs.q.shape
+        parts = []
+        for index in range(len(self.mechanisms)):
+            rows = self._rows(index, inputs, span, None).flatten(1)
+            if not span.is_full:
+                row, place = span.numbered.to(rows.device).unbind(1)
+                rows = rows.new_zeros(B * S, H * d).index_copy_(0, row * S + place, rows)
+            parts.append(weights[..., index, None] * (gain[index] * rows.view(B, S, H * d)))
+        return torch.stack(parts).sum(0)
+
+    def _rows(self, index: int, inputs: Inputs, span: Span, own: list[int] | None) -> Tensor:
+        """Rows [N, H, d] of a mechanism for its `own` tokens: numbers among all, or all."""
+        mechanism = self.mechanisms[index]
+        if recurs(mechanism):
+            return self._resumed(index, inputs, span, own)
+        if span.size == 1 and decodes(mechanism):
+            return self._decoded(mechanism, inputs, span, own)
+        return self._looked_up(mechanism, inputs, span, own)
+
+    def _resumed(self, index: int, inputs: Inputs, span: Span, own: list[int] | None) -> Tensor:
+        """Rows of a mechanism that has a state."""
+        mechanism, past = self.mechanisms[index], self.states[index]
+        assert past is not None
+        q, k, v = inputs.read_by(mechanism)
+        if span.size == 1:  # own tokens are own rows
+            rows = span.rows if own is None else [span.rows[number] for number in own]
+            if len(rows) < len(q):
+                q, k, v, past = q[rows], k[rows], v[rows], past[rows]
+            return mechanism.resume(q, k, v, past)[:, :, 0]
+        out = mechanism.resume(q, k, v, past).transpose(1, 2)  # [B, S, H, d]
+        if own is None and span.is_full:
+            return out.flatten(0, 1)
+        row, place = _chosen(span, own).to(q.device).unbind(1)
+        return out[row, place]
+
+    def _decoded(
+        self, mechanism: Mechanism, inputs: Inputs, span: Span, own: list[int] | None
+    ) -> Tensor:
+        """Rows of a mechanism that looks back, one new token in each row."""
+        q, k, v = self._seen_by(mechanism, inputs, span.end)
+        if own is None and span.is_aligned and span.is_full:
+            return mechanism.decode(q, k, v)[:, :, 0]
+        rows = span.rows if own is None else [span.rows[number] for number in own]
+        parts = []
+        for row in rows:  # one by one: to gather rows is to copy all their keys
+            one, end = slice(row, row + 1), span.ends[row]
+            parts.append(mechanism.decode(q[one], k[one, :, :end], v[one, :, :end])[:, :, 0])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _looked_up(
+        self, mechanism: Mechanism, inputs: Inputs, span: Span, own: list[int] | None
+    ) -> Tensor:
+        """Rows of a mechanism that is asked again, for its own queries if it serves them."""
+        row, place = _chosen(span, own).to(inputs.v.device).unbind(1)
+        starts = torch.tensor(span.starts, device=row.device)
+        queries = Queries(row, place + starts[row])
+        q, k, v = self._seen_by(mechanism, inputs, span.end)
+        if serves(mechanism):
+            return mechanism.serve(q.transpose(1, 2)[row, place], k, v, queries)
+        group = inputs.q.shape[1] // k.shape[1]
+        q = self.kept["q_rotated" if mechanism.rotary else "q"].read(span.end)
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        return queries.of(mechanism(q, k, v))
+
+    def _seen_by(
+        self, mechanism: Mechanism, inputs: Inputs, end: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """New queries and all keys and values, as `mechanism` reads them."""
+        k = self.kept["k_rotated" if mechanism.rotary else "k"].read(end)
+        return inputs.read_by(mechanism)[0], k, self.kept["v"].read(end)
+
+
+class Cache:
+    """What a transformer keeps of texts that it has read, in B rows.
+
+    `Transformer.new_cache` makes one.
+
+    Parameters
+    ----------
+    layers
+        The mechanisms of every layer.
+    rows
+        B.
+    keeps_features
+        Whether the features of all tokens are kept for the route, which is then asked about whole
+        texts again and again. Needed where the route of a token depends on the features of others.
+
+    Attributes
+    ----------
+    lengths
+        Tokens read in each row.
+    """
+
+    def __init__(
+        self, layers: Sequence[Sequence[Mechanism]], rows: int, keeps_features: bool
+    ) -> None:
+        self.layers = [LayerCache(mechanisms) for mechanisms in layers]
+        self.lengths = [0] * rows
+        self.keeps_features = keeps_features
+        self._tokens = Growing()  # [B, 1, T, 1]
+        self._features = [(Growing(), Growing()) for _ in layers]  # state, normed: [B, 1, T, D]
+
+    def remember(
+        self, layer: int, tokens: Tensor, state: Tensor, normed: Tensor, span: Span
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [B, T + S], state and normed [B, T + S, D] of all, those of new ones given."""
+        pairs = zip(
+            (self._tokens, *self._features[layer]), (tokens[..., None], state, normed), strict=True
+        )
+        for growing, x in pairs:
+            growing.write(x[:, None], span)
+        states, norms = (growing.read(span.end)[:, 0] for growing in self._features[layer])
+        return self._tokens.read(span.end)[:, 0, :, 0], states, norms
+
+    def span(self, size: int, lengths: Sequence[int] | None = None) -> Span:
+        """Where S new tokens in every row stand; `lengths` [B] of them are no padding.
+
+        Raises
+        ------
+        ValueError
+            Lengths that do not fit.
+        """
+        counts = [size] * len(self.lengths) if lengths is None else list(lengths)
+        if len(counts) != len(self.lengths) or not all(0 <= count <= size for count in counts):
+            raise ValueError(
+                f"lengths: {counts} given; {len(self.lengths)} of 0 to {size} are needed"
+            )
+        return Span(self.lengths, counts, size)
+
+    def replace(self, rows: list[int], other: "Cache") -> None:
+        """Put the texts of another cache in place of `rows`."""
+        length = max(other.lengths)
+        if self.keeps_features:
+            self._tokens.replace(rows, other._tokens, length)
+            for ours, theirs in zip(self._features, other._features, strict=True):
+                for mine, its in zip(ours, theirs, strict=True):
+                    mine.replace(rows, its, length)
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            layer.replace(rows, new, length)
+        for row, count in zip(rows, other.lengths, strict=True):
+            self.lengths[row] = count
+
+
+def read_in_pieces(
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Sequence[int]]
+) -> Tensor:
+    """Rows of `forward`, as they come where a text is read piece by piece through a cache.
+
+    Parameters
+    ----------
+    mechanism
+        Every token chooses it.
+    q
+        [B, H, T, d], as the mechanism reads it.
+    k, v
+        [B, G, T, d].
+    pieces
+        How many tokens each of B rows is given, piece by piece; they may differ, and be 0 in some.
+
+    Returns
+    -------
+    Tensor
+        [B, H, T, d]; zero behind what was read.
+    """
+    B, H, _, d = q.shape
+    cache, gain = LayerCache([mechanism]), q.new_ones(1, H * d)
+    out = torch.zeros_like(q)
+    starts = [0] * B
+    for counts in pieces:
+        size = max(counts)
+        span = Span(starts, counts, size)
+        q_new, k_new, v_new = (_next(x, span) for x in (q, k, v))
+        choice = torch.zeros(B, size, dtype=torch.long, device=q.device)
+        is_token = span.is_token(q.device)
+        if is_token is not None:
+            choice = choice.masked_fill(~is_token, NO_TOKEN)
+        inputs = Inputs(q_new, k_new, v_new, q_new, k_new)
+        begin = partial(routed_attention, [mechanism], gain, choice)
+        rows = cache.extend(gain, choice, inputs, span, begin).view(B, size, H, d).transpose(1, 2)
+        for row in span.rows:
+            out[row, :, starts[row] : span.ends[row]] = rows[row, :, : counts[row]]
+        starts = span.ends
+    return out
+
+
+def _next(x: Tensor, span: Span) -> Tensor:
+    """The new ones of x [B, G, T, d], padded with something that would show."""
+    out = x.new_ones(*x.shape[:2], span.size, x.shape[3])
+    for row in span.rows:
+        out[row, :, : span.counts[row]] = x[row, :, span.starts[row] : span.ends[row]]
+    return out
+
+
+def recurs(mechanism: Mechanism) -> bool:
+    """Whether `mechanism` carries a running state."""
+    return type(mechanism).resume is not Mechanism.resume
+
+
+def decodes(mechanism: Mechanism) -> bool:
+    """Whether `mechanism` has a way of its own to give the newest token its row."""
+    return type(mechanism).decode is not Mechanism.decode
+
+
+def _read_again(mechanism: Mechanism) -> set[str]:
+    """Which of a layer's `Inputs` have to be kept for `mechanism`."""
+    if recurs(mechanism):
+        return set()
+    suffix = "_rotated" if mechanism.rotary else ""
+    kept = {f"k{suffix}", "v"}
+    return kept if serves(mechanism) else kept | {f"q{suffix}"}
+
+
+def _chosen(span: Span, own: list[int] | None) -> Tensor:
+    """Row and place of `own` tokens, or of all."""
+    return span.numbered if own is None else span.numbered[own]
