@@ -17,6 +17,7 @@ TITLES = {
     "attention": "attention alone",
     "prefill": "whole model, prefill",
     "training": "whole model, training step",
+    "decoding": "whole model, decoding",
 }
 INK, GRID = "#222222", "#eeeeee"
 
@@ -90,8 +91,13 @@ def draw(result: Result, folder: Path) -> list[Path]:
 
 def _panels(result: Result) -> tuple[Figure, dict[str, Axes]]:
     parts = list(dict.fromkeys(point["part"] for point in result["points"]))
-    figure = Figure(figsize=(4.2 * len(parts), 4.4), layout="constrained")
-    grid = figure.subplots(1, len(parts), squeeze=False)[0]
+    columns = min(2, len(parts))
+    rows = -(-len(parts) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows + 0.7), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(parts) :]:
+        axes.remove()
+    grid = grid[: len(parts)]
     for part, axes in zip(parts, grid, strict=True):
         axes.set_title(TITLES.get(part, part), loc="left", fontsize=10, color=INK)
     return figure, dict(zip(parts, grid, strict=True))

@@ -28,7 +28,6 @@ from pyro_meta import (
 )
 from pyro_meta.attention import Full, Linear, Queries, Window
 from pyro_meta.continuation import Reader, first_read
-from pyro_meta.decoding_clock import measure_decoding
 from pyro_meta.evaluation import require_causal, require_causal_guide
 from pyro_meta.guides import of_own_token
 from pyro_meta.sampling import Sampling, continue_batch, continue_tokens
@@ -349,8 +348,3 @@ def test_a_guide_that_looks_back_is_asked_about_the_whole_text() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
         with_cache.append([step, 1, 2])
         without.append([step, 1, 2])
-
-
-def test_decoding_is_timed() -> None:
-    found = measure_decoding(length=30, layers=2, width=16, heads=2, window=4, steps=2, repeats=3)
-    assert found["speed_up"] > 0 and set(found["tokens_per_second"]) == {"routed", "full"}

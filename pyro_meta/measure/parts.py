@@ -19,6 +19,8 @@ from pyro_meta.measure.clock import Calls
 from pyro_meta.measure.scene import MECHANISMS, Attention, Scene
 from pyro_meta.transformer import Features, Route
 
+DECODED = 16  # tokens of a call of the decoding part
+
 
 def routed(share: float) -> str:
     """Name of the calls with a share of full attention."""
@@ -105,6 +107,45 @@ def training_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
     return calls | {routed(share): step(given(scene.choices(share, length))) for share in shares}
 
 
+def decoding_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
+    """`DECODED` tokens, one by one, after T tokens were read.
+
+    Each call goes on where the last one ended. Every route has a cache of its own, filled along
+    that route. Routed, every layer asks the router for every token and then follows given routes.
+    """
+    model, guide = scene.network(length)
+    network, tokens = model.network, scene.tokens(length)
+    ask = guide.mean_route(hard=True)
+
+    def after(route: Route, is_asking: bool) -> Callable[[], object]:
+        def asking(layer: int, features: Features) -> Tensor:
+            ask(layer, features)
+            return route(layer, features)
+
+        followed = asking if is_asking else route
+        with torch.no_grad(), scene.autocast():
+            cache = network.new_cache(1, keeps_features=False)
+            network.states(tokens, route, cache)
+
+        def run() -> None:
+            with torch.no_grad(), scene.autocast():
+                for step in range(DECODED):
+                    network(tokens[:, step % length, None], followed, cache)
+
+        return run
+
+    def given(choices: Tensor) -> Route:
+        def route(layer: int, features: Features) -> Tensor:
+            return choices[layer][:, features.positions % length].view_as(features.tokens)
+
+        return route
+
+    calls: Calls = {name: after(chosen_by_all(network, name), False) for name in MECHANISMS}
+    return calls | {
+        routed(share): after(given(scene.choices(share, length)), True) for share in shares
+    }
+
+
 class Part(NamedTuple):
     """What is timed under one name."""
 
@@ -120,5 +161,6 @@ PARTS = {
     "attention": Part(attention_calls),
     "prefill": Part(prefill_calls),
     "training": Part(training_calls, is_slow=True),
+    "decoding": Part(decoding_calls, tokens=lambda _: DECODED),
 }
 """By the name in routed.json."""
