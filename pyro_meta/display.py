@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,11 +10,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pyro_meta.trainer import Watcher
+if TYPE_CHECKING:  # reports draw tables too, and load no torch
+    from pyro_meta.trainer import Watcher
 
 
 @contextmanager
-def progress_bar(steps: int, done: int, console: Console) -> Iterator[Watcher]:
+def progress_bar(steps: int, done: int, console: Console) -> "Iterator[Watcher]":
     """A bar with loss, KL, cost, hard share, tokens per second and time left; on a stderr console.
 
     Where there is no terminal to draw on, one line is printed every tenth of the way.
