@@ -12,6 +12,7 @@ import statistics
 import time
 from typing import NamedTuple
 
+import pyro
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -38,6 +39,7 @@ class Reading(NamedTuple):
     new: list[int]
 
 
+@pyro.validation_enabled(False)
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="folder of a run")

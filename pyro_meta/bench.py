@@ -13,6 +13,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
+import pyro
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.box import SIMPLE_HEAD
@@ -26,6 +27,7 @@ from pyro_meta.console import command_parser, parse, run_command
 from pyro_meta.display import executed_rows
 from pyro_meta.errors import UsageError
 from pyro_meta.measure.mechanisms import bench_mechanisms
+from pyro_meta.measure.parts import PARTS
 from pyro_meta.measure.routed import LENGTHS, SHARES, Step, bench_routed, steps_of
 from pyro_meta.measure.scene import Scene
 from pyro_meta.measure.svi import bench_svi
@@ -35,6 +37,7 @@ REPEATS, ROUTED_REPEATS = 15, 7
 MECHANISM_LENGTHS = [1024, 2048, 4096, 8192]
 
 
+@pyro.validation_enabled(False)
 def main(argv: list[str]) -> None:
     """Run the benchmarks and write one JSON file for each."""
     options = parse(_parser(), argv)
@@ -76,6 +79,7 @@ def _parser() -> ArgumentParser:
     add("--repeats", type=int | None, help="Interleaved repetitions (default: 15; routed: 7).")
     add("--lengths", type=list[int] | None, help="Lengths T (default: each benchmark's own).")
     add("--shares", type=list[float], default=SHARES, help="Routed: shares of full attention.")
+    add("--parts", type=list[str], default=list(PARTS), help=f"Routed: of {', '.join(PARTS)}.")
     add("--layers", type=int, default=4, help="Layers of the networks.")
     add("--threads", type=int | None, help="Threads of PyTorch (default: as it chooses).")
     add("--run", type=Path | None, help="Routed: a trained run whose own routes are timed too.")
@@ -103,6 +107,11 @@ def _check(options: Namespace) -> None:
         raise UsageError(
             f"option --shares: {shares} given; one or more different shares from 0 to 1 are allowed"
         )
+    parts = options.parts
+    if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(PARTS):
+        raise UsageError(
+            f"option --parts: {parts} given; one or more of {', '.join(PARTS)} are allowed"
+        )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("option --device: cuda given, and there is none here; cpu is allowed")
     if options.run is not None:
@@ -118,9 +127,9 @@ def _routed(options: Namespace, progress_out: Console) -> dict[str, Any]:
         precision = "bfloat16" if device == "cuda" else "float32"
     scene = Scene(device, precision, options.repeats or ROUTED_REPEATS, options.layers)
     lengths = options.lengths or LENGTHS[device]
-    total = steps_of(lengths, options.run is not None)
+    total = steps_of(lengths, options.parts, options.run is not None)
     with _Progressing(total, progress_out) as step:
-        return bench_routed(scene, lengths, options.shares, options.run, step)
+        return bench_routed(scene, lengths, options.shares, options.parts, options.run, step)
 
 
 class _Progressing:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 
+import pyro
 import torch
 
 from pyro_meta.console import command_parser, parse, run_command
@@ -14,6 +15,7 @@ from pyro_meta.sampling import Sampling, continue_tokens
 from pyro_meta.vocabulary import Vocabulary
 
 
+@pyro.validation_enabled(False)
 def main(argv: list[str]) -> None:
     """Print the prompt and its continuation, and nothing else, on standard output."""
     parser = command_parser("generate", "Continue a text with a trained model.")

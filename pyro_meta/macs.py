@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_meta.attention import Mechanism, serves
-from pyro_meta.transformer import Shape, is_choice
+from pyro_meta.attention.dispatch import is_choice
+from pyro_meta.transformer import Shape
 
 
 def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -> float:

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
@@ -83,7 +84,8 @@ def main(argv: list[str]) -> int:
             )
             return INTERRUPTED
         if fabric.is_global_zero:
-            with torch.compiler.set_stance("force_eager"):  # lengths vary from here on
+            eager = torch.compiler.set_stance("force_eager")  # lengths vary from here on
+            with eager, pyro.validation_enabled(config.debug):
                 _close(config, corpus, run, fabric, model, guide, outcome, out)
         fabric.barrier()
     return 0

@@ -18,7 +18,6 @@ from pyro_meta.attention import backend, gathered, routed_attention
 from pyro_meta.console import run_command
 from pyro_meta.errors import UsageError
 from pyro_meta.measure import mechanisms
-from pyro_meta.measure import routed as routed_module
 from pyro_meta.measure.bookkeeping import bookkeeping, recorded_arithmetic
 from pyro_meta.measure.clock import MOST, interleaved
 from pyro_meta.measure.mechanisms import growth_exponent
@@ -112,6 +111,7 @@ def test_the_pictures_show_something_and_are_drawn_again(measured: Path, tmp_pat
         (["--lengths=[0,64]"], "two or more different lengths"),
         (["--shares=[0.1,1.2]"], "option --shares: [0.1, 1.2] given"),
         (["--shares=[]"], "option --shares: [] given"),
+        (["--parts=[decode]"], "option --parts: ['decode'] given; one or more of attention, "),
         (["--what=draw"], "cannot draw"),
         (["--run=nowhere"], "nowhere is not a run"),
         (["--waht=svi"], "did you mean --what"),
@@ -265,19 +265,17 @@ def test_targets_read_the_right_points() -> None:
     assert slowest(points, "prefill") is None
 
 
-def test_a_run_of_ones_own_is_timed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_ones_own_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
     words = [*MOMENT, "--steps=2", f"--data.path={tmp_path / 'text.txt'}"]
     assert train.main([*words, f"--out={tmp_path / 'run'}"]) == 0
     capsys.readouterr()
-    attention = {"attention": PARTS["attention"]}
-    monkeypatch.setattr(routed_module, "PARTS", attention)
-    monkeypatch.setattr(routed_module, "prefill_memory", lambda *_: {"ratio_to_full": None})
     words = ["--what=routed", f"--out={tmp_path}", "--repeats=1", "--lengths=[32,64]"]
-    bench.main([*words, f"--run={tmp_path / 'run'}", "--layers=1"])
-    figures = json.loads((tmp_path / "routed.json").read_text())["trained_run"]
+    bench.main([*words, f"--run={tmp_path / 'run'}", "--layers=1", "--parts=[decoding]"])
+    facts = json.loads((tmp_path / "routed.json").read_text())
+    assert {point["part"] for point in facts["points"]} == {"decoding"}
+    assert not {"bookkeeping", "memory", "limits"} & facts.keys()
+    figures = facts["trained_run"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["executed"]
     assert figures["run"] == "run"
     assert figures["macs_per_token_model"] == summary["macs_per_token_model"]

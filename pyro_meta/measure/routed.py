@@ -30,13 +30,18 @@ Step = Callable[[str], None]
 """Called with what comes next, before it is done."""
 
 
-def steps_of(lengths: Sequence[int], has_run: bool) -> int:
+def steps_of(lengths: Sequence[int], parts: Sequence[str], has_run: bool) -> int:
     """How often `bench_routed` says what comes next."""
-    return len(PARTS) * len(lengths) + 3 + has_run
+    return len(parts) * len(lengths) + 2 * ("attention" in parts) + ("prefill" in parts) + has_run
 
 
 def bench_routed(
-    scene: Scene, lengths: Sequence[int], shares: Sequence[float], run: Path | None, step: Step
+    scene: Scene,
+    lengths: Sequence[int],
+    shares: Sequence[float],
+    parts: Sequence[str],
+    run: Path | None,
+    step: Step,
 ) -> dict[str, Any]:
     """Everything that routed.json says but for the machine.
 
@@ -48,6 +53,8 @@ def bench_routed(
         T of every part.
     shares
         Shares of full attention, each within 0 and 1.
+    parts
+        Of `PARTS`. Bookkeeping and limits belong to `attention`, memory to `prefill`.
     run
         A trained run whose own routes are measured too, on its validation text.
     step
@@ -57,33 +64,36 @@ def bench_routed(
         step("the trained run")
     trained = {"trained_run": trained_run(run, scene)} if run is not None else {}
     points: list[dict[str, Any]] = []
-    for part in PARTS:
+    for part in parts:
         for length in lengths:
             step(f"{part}, {length:,} tokens")
             points += _points(scene, part, length, shares)
     close = min(CLOSE_LENGTH, max(lengths))
-    step(f"bookkeeping, {close:,} tokens")
-    bookkept = bookkeeping(scene, close)
-    step(f"memory, {close:,} tokens")
-    memory = prefill_memory(scene, close)
-    step("limits of the machine")
+    looks: dict[str, dict[str, Any]] = {}
+    if "attention" in parts:
+        step(f"bookkeeping, {close:,} tokens")
+        looks["bookkeeping"] = bookkeeping(scene, close)
+    if "prefill" in parts:
+        step(f"memory, {close:,} tokens")
+        looks["memory"] = prefill_memory(scene, close)
+    if "attention" in parts:
+        step("limits of the machine")
+        looks["limits"] = attained(scene, points)
     result = {
         "setting": dataclasses.asdict(scene) | {"batch": 1, "head_width": scene.head_width},
         "points": points,
         "break_even_share": {
             part: {length: _break_even(points, part, length) for length in lengths}
-            for part in PARTS
+            for part in parts
         },
-        "bookkeeping": bookkept,
-        "memory": memory,
-        "limits": attained(scene, points),
+        **looks,
         **trained,
     }
     is_there = close == CLOSE_LENGTH
     result["targets"] = targets(
         points,
-        bookkept["share_of_time"] if is_there else None,
-        memory["ratio_to_full"] if is_there else None,
+        looks.get("bookkeeping", {}).get("share_of_time") if is_there else None,
+        looks.get("memory", {}).get("ratio_to_full") if is_there else None,
         scene.device,
     )
     return result
