@@ -110,13 +110,14 @@ def read_on(
     cache = network.new_cache(1, keeps_features=not looks_at_own_token)
     started = time.perf_counter()
     logits = network(tokens, route, cache)[0]
-    was_read = time.perf_counter()
+    read_seconds = time.perf_counter() - started
     nats = F.cross_entropy(logits[:-1].float(), tokens[0, 1:])
+    started = time.perf_counter()
     new: list[int] = []
     for _ in range(count):
         new.append(int(logits[-1].argmax()))
         logits = network(torch.tensor([new[-1:]]), route, cache)[0]
-    return Reading(was_read - started, time.perf_counter() - was_read, float(nats), new)
+    return Reading(read_seconds, time.perf_counter() - started, float(nats), new)
 
 
 def clock(turns: dict[str, list[Reading]], length: int, count: int, context: int) -> Table:

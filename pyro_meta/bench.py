@@ -103,7 +103,7 @@ def _check(options: Namespace) -> None:
             f"option --lengths: {lengths} given; two or more different lengths are allowed"
         )
     shares = options.shares
-    if not shares or len(set(shares)) < len(shares) or not 0 <= min(shares) <= max(shares) <= 1:
+    if not shares or len(set(shares)) < len(shares) or not all(0 <= s <= 1 for s in shares):
         raise UsageError(
             f"option --shares: {shares} given; one or more different shares from 0 to 1 are allowed"
         )

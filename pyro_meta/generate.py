@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     """Print the prompt and its continuation, and nothing else, on standard output."""
     parser = command_parser("generate", "Continue a text with a trained model.")
     parser.add_argument("run", metavar="RUN", type=str, help="Folder of a run.")
-    parser.add_argument("--prompt", type=str | None, help="Text to continue (default: none).")
+    parser.add_argument("--prompt", type=str, help="Text to continue (default: none).")
     parser.add_argument("--prompt_file", type=Path | None, help="UTF-8 file to continue instead.")
     parser.add_argument("--max_tokens", type=int, default=200, help="Tokens to add.")
     parser.add_class_arguments(Sampling)

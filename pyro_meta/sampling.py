@@ -1,5 +1,6 @@
 """Sampling text from a trained model, token by token."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,10 +33,10 @@ class Sampling:
     """Take the likeliest token; temperature, top_k and top_p then play no part."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not 1e-300 < self.temperature < math.inf:
             raise UsageError(
-                f"option --temperature: {self.temperature} given; above 0 is allowed "
-                "(for the likeliest token use --greedy true)"
+                f"option --temperature: {self.temperature} given; a finite number above 0 "
+                "is allowed (for the likeliest token use --greedy true)"
             )
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"option --top_k: {self.top_k} given; at least 1 is allowed")
@@ -50,7 +51,7 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution [V] that a token is drawn from."""
-        logits = (logits.float() - logits.max()) / self.temperature  # 0 at the likeliest
+        logits = (logits.double() - logits.max()) / self.temperature  # 0 at the likeliest
         if self.top_k is not None and self.top_k < len(logits):
             least = logits.topk(self.top_k).values[-1]
             logits = logits.masked_fill(logits < least, -torch.inf)
@@ -61,7 +62,7 @@ class Sampling:
                 torch.zeros_like(logits, dtype=torch.bool).scatter(0, index, before >= self.top_p),
                 -torch.inf,
             )
-        return logits.softmax(-1)
+        return logits.softmax(-1).float()
 
 
 def continue_tokens(

@@ -102,6 +102,7 @@ def test_sampling_keeps_what_it_says() -> None:
     torch.testing.assert_close(nucleus, two)
     cold = Sampling(temperature=1e-40).probabilities(logits)
     assert cold.tolist() == [1, 0, 0, 0]
+    assert Sampling(temperature=1e-200).probabilities(logits).tolist() == [1, 0, 0, 0]
     tiny = Sampling(top_p=1e-9).probabilities(logits)
     assert tiny.tolist() == [1, 0, 0, 0], "the likeliest token always stays"
 
@@ -110,6 +111,7 @@ def test_sampling_keeps_what_it_says() -> None:
     ("words", "message"),
     [
         (["--temperature=0"], "--greedy true"),
+        (["--temperature=.inf"], "a finite number above 0"),
         (["--top_k=0"], "at least 1"),
         (["--top_p=1.5"], "0 < p <= 1"),
         (["--max_tokens=-1"], "at least 0"),
@@ -123,6 +125,16 @@ def test_bad_options_are_refused_by_name(trained: Path, words: list[str], messag
 
     with pytest.raises(UsageError, match=message):
         main([str(trained), *words])
+
+
+@pytest.mark.parametrize("prompt", ["# a heading", "null", "~", "1e3", "[x]"])
+def test_a_prompt_is_text_whatever_it_looks_like(
+    trained: Path, prompt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pyro_meta.generate import main
+
+    main([str(trained), f"--prompt={prompt}", "--max_tokens=0"])
+    assert capsys.readouterr().out == f"{prompt}\n"
 
 
 def test_the_report_prints_verdicts_and_writes_pictures(trained: Path) -> None:

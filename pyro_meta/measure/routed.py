@@ -21,7 +21,7 @@ LENGTHS = {
     "cpu": [512, 1024, 2048, 4096, 8192, 16384],
     "cuda": [512, 2048, 8192, 32768, 131072],
 }
-SHARES = [0.0, 0.05, 0.10, 0.25, 0.50, 1.0]
+SHARES = [0.0, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 1.0]
 CLOSE_LENGTH = 8192
 """Where bookkeeping and memory are looked at; the longest measured length if that is shorter."""
 MEMORY_REPEATS = 3
