@@ -21,6 +21,7 @@ from pyro_meta.attention import (
     Full,
     Inputs,
     Linear,
+    Queries,
     Window,
     backend,
     build_mechanisms,
@@ -28,6 +29,7 @@ from pyro_meta.attention import (
     routed_attention,
 )
 from pyro_meta.attention.functional import sums_before
+from pyro_meta.attention.gathered import softmax_attention_of
 from pyro_meta.evaluation import prefix_gap, require_causal
 from pyro_meta.transformer import as_weights
 
@@ -345,3 +347,15 @@ class Counted:
     def __call__(self, *args: Any) -> Tensor:
         self.calls += 1
         return self.function(*args)
+
+
+def test_far_positions_are_exact() -> None:
+    """Behind 2^24, where float32 no longer counts one by one."""
+    far, window = 1 << 24, 4
+    k = torch.zeros(1, 1, far + 64, 1)
+    v = k.clone()
+    v[0, 0, far + 1] = 1.0  # in the future of the first query, in the window of the second
+    position = torch.tensor([far, far + 2])
+    queries = Queries(torch.zeros_like(position), position)
+    out = softmax_attention_of(torch.zeros(2, 1, 1), k, v, queries, window)
+    assert out.flatten().tolist() == [0.0, 0.25]

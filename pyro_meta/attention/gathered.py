@@ -92,25 +92,26 @@ class _Masks:
     """Masks of chunks: 0 where a query sees a key, and below every score where it does not.
 
     In floating-point arithmetic, which on a CPU is several times faster than comparing and
-    filling. Positions below 2^24 are exact.
+    filling. Positions are counted from the first key of a chunk, so that they are exact.
     """
 
     def __init__(self, queries: Queries, length: int, window: int | None, dtype: torch.dtype):
-        self._position = queries.position.float()[:, None]  # [N, 1]
+        self._position = queries.position[:, None]  # [N, 1], integer
         self._keys = torch.arange(length, dtype=torch.float32, device=queries.position.device)
         self._window, self._dtype = window, dtype
 
     def of(self, chunk: _Chunk) -> Tensor:
         """[m, keys of the chunk]."""
-        position = self._position[chunk.start : chunk.stop]
-        first, end = chunk.first_key, chunk.last_key + 1
+        first, count = chunk.first_key, chunk.last_key + 1 - chunk.first_key
+        position = (self._position[chunk.start : chunk.stop] - first).float()
         if self._window is None:  # every query sees the keys up to the first
-            mask = position.new_zeros(len(position), end - first)
-            unseen = mask[:, chunk.first_query - first :]
-            unseen.add_((position - self._keys[chunk.first_query : end]).clamp_(max=0))
+            mask = position.new_zeros(len(position), count)
+            seen = chunk.first_query - first
+            unseen = mask[:, seen:]
+            unseen.add_((position - self._keys[seen:count]).clamp_(max=0))
             unseen.mul_(FAR)
         else:
-            distance = position - self._keys[first:end]
+            distance = position - self._keys[:count]
             mask = (self._window - 1 - distance).clamp_(max=0)
             mask.add_(distance.clamp_(max=0)).mul_(FAR)
         return mask.to(self._dtype)
