@@ -28,6 +28,7 @@ from pyro_meta.attention import (
     gathered,
     routed_attention,
 )
+from pyro_meta.attention.backend import uses_flex
 from pyro_meta.attention.functional import sums_before
 from pyro_meta.attention.gathered import softmax_attention_of
 from pyro_meta.evaluation import prefix_gap, require_causal
@@ -359,3 +360,11 @@ def test_far_positions_are_exact() -> None:
     queries = Queries(torch.zeros_like(position), position)
     out = softmax_attention_of(torch.zeros(2, 1, 1), k, v, queries, window)
     assert out.flatten().tolist() == [0.0, 0.25]
+
+
+def test_flex_is_chosen_where_its_kernel_can_run() -> None:
+    assert uses_flex("cuda", 16) and not uses_flex("cuda", 8) and not uses_flex("cpu", 64)
+    with backend("flex"):
+        assert uses_flex("cpu", 8)
+    with backend("gather"):
+        assert not uses_flex("cuda", 64)

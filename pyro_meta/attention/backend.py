@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 BACKENDS = ("auto", "gather", "flex")
+LEAST_WIDTH = 16  # of a head, below which the compiled kernel of flex_attention is refused
 _chosen: ContextVar[str] = ContextVar("backend", default="auto")
 
 
@@ -34,7 +35,8 @@ def is_forced() -> bool:
     return _chosen.get() != "auto"
 
 
-def uses_flex(device_type: str) -> bool:
-    """Whether softmax attention runs on `flex_attention`."""
+def uses_flex(device_type: str, head_width: int) -> bool:
+    """Whether softmax attention runs on `flex_attention`, by itself from `LEAST_WIDTH` on."""
     name = _chosen.get()
-    return name == "flex" or (name == "auto" and device_type == "cuda")
+    is_able = device_type == "cuda" and head_width >= LEAST_WIDTH
+    return name == "flex" or (name == "auto" and is_able)

@@ -161,7 +161,7 @@ class Full(Mechanism):
         return full_attention(q, k, v)
 
     def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
-        if uses_flex(q.device.type):
+        if uses_flex(q.device.type, q.shape[-1]):
             return flexible.softmax_attention_of(q, k, v, queries)
         return gathered.softmax_attention_of(q, k, v, queries)
 
@@ -189,7 +189,7 @@ class Window(Mechanism):
         return window_attention(q, k, v, self.window)
 
     def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
-        if uses_flex(q.device.type):
+        if uses_flex(q.device.type, q.shape[-1]):
             return flexible.softmax_attention_of(q, k, v, queries, self.window)
         return gathered.softmax_attention_of(q, k, v, queries, self.window)
 
