@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError, require_defined
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.models.module import StandaloneModule
-from pyro_meta.simplex import Hardened, harden, one_hot, uncertainty
+from pyro_meta.simplex import Hardened, decide, harden, uncertainty, vertex
 from pyro_meta.transformer import Features, Route, Transformer
 
 Posterior = TypeVar("Posterior", bound=Callable[..., Any])
@@ -47,6 +48,9 @@ class Guide(StandaloneModule):
     threshold
         A token whose posterior has uncertainty below it is executed hard; 0 keeps every route
         soft, 1 makes every route hard. A buffer: it is saved with the guide.
+    price
+        Nats by which a mechanism must be likelier than another to be executed, for each unit by
+        which it is dearer (MACs, full attention = 1). A buffer, too.
     """
 
     pays_kl: ClassVar[bool] = True
@@ -54,6 +58,7 @@ class Guide(StandaloneModule):
     is_mixture: ClassVar[bool] = False
     """Whether tokens run a mixture of mechanisms to the end, instead of turning hard."""
     threshold: Tensor
+    price: Tensor
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -65,6 +70,8 @@ class Guide(StandaloneModule):
             )
         self._model = (model,)  # in a tuple: known, but no submodule of the guide
         self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("price", torch.zeros(()))
+        self._priced: tuple[Tensor, float, Tensor] | None = None
 
     @property
     def model(self) -> LanguageModel:
@@ -88,7 +95,8 @@ class Guide(StandaloneModule):
         model = self.model
 
         def draw(layer: int, features: Features) -> Tensor:
-            law = Hardened(self.posterior(layer, features), self.hard_below)
+            base = self.posterior(layer, features)
+            law = Hardened(base, self.hard_below, self._prices(features.positions))
             return pyro.sample(f"route_{layer}", law)
 
         with model.plates(tokens), pyro.poutine.scale(scale=model.kl_weight):
@@ -99,9 +107,29 @@ class Guide(StandaloneModule):
         """Uncertainty below which a token is executed hard: `threshold`, or 0 for a mixture."""
         return self.threshold * 0 if self.is_mixture else self.threshold
 
-    def choice(self, mean: Tensor) -> Tensor:
-        """What is executed once everything is hard, [.., K]: one mechanism, or the mixture."""
-        return mean if self.is_mixture else one_hot(mean)
+    def decide(self, mean: Tensor, positions: Tensor) -> Tensor:
+        """The mechanism that a hard token runs, [.., T], from means [.., T, K] at positions [T].
+
+        argmax_k (log m_k - price c_k): who hardly cares does not pay for full attention.
+        """
+        return decide(mean, self._prices(positions))
+
+    def choice(self, mean: Tensor, positions: Tensor) -> Tensor:
+        """What runs once everything is hard, as weights [.., T, K]: one mechanism, or the mixture.
+
+        Arguments as of `decide`.
+        """
+        return mean if self.is_mixture else vertex(self.decide(mean, positions), mean)
+
+    def _prices(self, positions: Tensor) -> Tensor | None:
+        """What executing each mechanism must be worth at positions [T]: [T, K] in nats."""
+        price = float(self.price)
+        if not price:
+            return None
+        if self._priced is None or self._priced[0] is not positions or self._priced[1] != price:
+            prices = price * costs_at(self.model.network, "macs", positions)
+            self._priced = positions, price, prices  # all layers ask for the same positions
+        return self._priced[2]
 
     def mean_route(self, hard: bool | None = None) -> Route:
         """The route through posterior means: what evaluation and generation follow.
@@ -112,17 +140,19 @@ class Guide(StandaloneModule):
         Parameters
         ----------
         hard
-            True: the likeliest mechanism of every token. False: the mean itself. None: hard where
-            the posterior's uncertainty is below `threshold`, as in training. A mixture stays one.
+            True: what is decided (`decide`) for every token. False: the mean itself. None: hard
+            where the posterior's uncertainty is below `threshold`, as in training. A mixture stays
+            one.
         """
 
         def route(layer: int, features: Features) -> Tensor:
             law = self.posterior(layer, features)
             is_hard = float(self.hard_below) >= 1 if hard is None else hard
             if is_hard and not self.is_mixture:
-                return law.mean.argmax(-1)
+                return self.decide(law.mean, features.positions)
             if hard is None:
-                return harden(law.mean, uncertainty(law), self.hard_below)
+                choice = self.decide(law.mean, features.positions)
+                return harden(law.mean, uncertainty(law), self.hard_below, choice)
             return law.mean
 
         return route

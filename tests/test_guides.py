@@ -12,6 +12,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from pyro_meta import DirichletGuide, Features, Guide, PaperGuide, Prior, UsageError
 from pyro_meta.attention import BUILT_IN
+from pyro_meta.costs import costs_at
 from pyro_meta.evaluation import prefix_gap
 from pyro_meta.simplex import Point, divergence
 from pyro_meta.svi import Objective
@@ -120,6 +121,35 @@ def test_mean_route_hardens_by_the_threshold() -> None:
     guide.threshold.fill_(1.0)
     assert torch.equal(guide.mean_route()(0, features[0]), hard)
     assert torch.equal(hard, soft.argmax(-1))  # choices: each token runs its own mechanism
+
+
+def test_a_hard_token_weighs_its_posterior_against_the_price() -> None:
+    """In evaluation, in training, and for the prior's own figures, by position."""
+    model, guide = build()
+    K, T = 3, 20
+    guide.price.fill_(2.0)
+    guide.threshold.fill_(1.0)
+    tokens = text()[0]
+    positions = torch.arange(T)
+    priced = 2.0 * costs_at(model.network, "macs", positions)
+    decided: list[Tensor] = []
+    dear: list[bool] = []
+
+    def route(layer: int, features: Features) -> Tensor:
+        mean = guide.posterior(layer, features).mean
+        expected = (mean.log() - priced).argmax(-1)
+        dear.append(bool((expected != mean.argmax(-1)).any()))
+        for hard in (None, True):
+            assert torch.equal(guide.mean_route(hard)(layer, features), expected)
+        assert torch.equal(guide.choice(mean, positions), torch.eye(K)[expected])
+        decided.append(expected)
+        return expected
+
+    with torch.no_grad():
+        model.network(tokens, route)
+        terms = Objective(model, guide)(*text())
+    assert any(dear), "the price decided nothing"
+    assert torch.equal(terms.routes.argmax(-1), torch.stack(decided))
 
 
 class NotDirichlet(Prior):
