@@ -50,7 +50,7 @@ class Guide(StandaloneModule):
         soft, 1 makes every route hard. A buffer: it is saved with the guide.
     price
         Nats by which a mechanism must be likelier than another to be executed, for each unit by
-        which it is dearer (MACs, full attention = 1). A buffer, too.
+        which it is dearer (MACs averaged over the context, full attention = 1). A buffer, too.
     """
 
     pays_kl: ClassVar[bool] = True
@@ -59,6 +59,7 @@ class Guide(StandaloneModule):
     """Whether tokens run a mixture of mechanisms to the end, instead of turning hard."""
     threshold: Tensor
     price: Tensor
+    costs: Tensor
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -71,7 +72,10 @@ class Guide(StandaloneModule):
         self._model = (model,)  # in a tuple: known, but no submodule of the guide
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("price", torch.zeros(()))
-        self._priced: tuple[Tensor, float, Tensor] | None = None
+        everywhere = torch.arange(model.network.shape.context)
+        costs = costs_at(model.network, "macs", everywhere).mean(0)  # [K]
+        self.register_buffer("costs", costs, persistent=False)
+        self.register_load_state_dict_pre_hook(_at_no_price)
 
     @property
     def model(self) -> LanguageModel:
@@ -95,8 +99,7 @@ class Guide(StandaloneModule):
         model = self.model
 
         def draw(layer: int, features: Features) -> Tensor:
-            base = self.posterior(layer, features)
-            law = Hardened(base, self.hard_below, self._prices(features.positions))
+            law = Hardened(self.posterior(layer, features), self.hard_below, self.prices)
             return pyro.sample(f"route_{layer}", law)
 
         with model.plates(tokens), pyro.poutine.scale(scale=model.kl_weight):
@@ -107,29 +110,21 @@ class Guide(StandaloneModule):
         """Uncertainty below which a token is executed hard: `threshold`, or 0 for a mixture."""
         return self.threshold * 0 if self.is_mixture else self.threshold
 
-    def decide(self, mean: Tensor, positions: Tensor) -> Tensor:
-        """The mechanism that a hard token runs, [.., T], from means [.., T, K] at positions [T].
+    @property
+    def prices(self) -> Tensor:
+        """What executing each mechanism must be worth, [K] in nats: price times cost."""
+        return self.price * self.costs
+
+    def decide(self, mean: Tensor) -> Tensor:
+        """The mechanism that a hard token runs, [..], from posterior means [.., K].
 
         argmax_k (log m_k - price c_k): who hardly cares does not pay for full attention.
         """
-        return decide(mean, self._prices(positions))
+        return decide(mean, self.prices)
 
-    def choice(self, mean: Tensor, positions: Tensor) -> Tensor:
-        """What runs once everything is hard, as weights [.., T, K]: one mechanism, or the mixture.
-
-        Arguments as of `decide`.
-        """
-        return mean if self.is_mixture else vertex(self.decide(mean, positions), mean)
-
-    def _prices(self, positions: Tensor) -> Tensor | None:
-        """What executing each mechanism must be worth at positions [T]: [T, K] in nats."""
-        price = float(self.price)
-        if not price:
-            return None
-        if self._priced is None or self._priced[0] is not positions or self._priced[1] != price:
-            prices = price * costs_at(self.model.network, "macs", positions)
-            self._priced = positions, price, prices  # all layers ask for the same positions
-        return self._priced[2]
+    def choice(self, mean: Tensor) -> Tensor:
+        """What runs once everything is hard, as weights [.., K]: one mechanism, or the mixture."""
+        return mean if self.is_mixture else vertex(self.decide(mean), mean)
 
     def mean_route(self, hard: bool | None = None) -> Route:
         """The route through posterior means: what evaluation and generation follow.
@@ -145,17 +140,24 @@ class Guide(StandaloneModule):
             one.
         """
 
+        is_hard = float(self.hard_below) >= 1 if hard is None else hard
+        prices = self.prices
+
         def route(layer: int, features: Features) -> Tensor:
             law = self.posterior(layer, features)
-            is_hard = float(self.hard_below) >= 1 if hard is None else hard
             if is_hard and not self.is_mixture:
-                return self.decide(law.mean, features.positions)
+                return decide(law.mean, prices)
             if hard is None:
-                choice = self.decide(law.mean, features.positions)
+                choice = decide(law.mean, prices)
                 return harden(law.mean, uncertainty(law), self.hard_below, choice)
             return law.mean
 
         return route
+
+
+def _at_no_price(guide: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Checkpoints of before the price ran the likeliest mechanism."""
+    state.setdefault(f"{prefix}price", torch.zeros(()))
 
 
 class HeadsGuide(Guide):
@@ -211,6 +213,6 @@ def leads(network: Transformer, lead: float) -> list[list[float]]:
     Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a
     network learns soonest from what is near: so `window` comes second in the first layer too.
     """
-    first = {"full": lead, "window": max(0.0, lead - 1.0)}
+    first = {"full": lead, "window": max(0.0, lead - 1.75)}
     ahead = [first, *[{"window": lead}] * (network.shape.layers - 1)]
     return [[layer.get(name, 0.0) for name in network.mechanism_names] for layer in ahead]

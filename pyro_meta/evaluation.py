@@ -125,7 +125,7 @@ def _pass(
 
     def route(layer: int, features: Features) -> Tensor:
         law = guide.posterior(layer, features)
-        mean, choice, undecided = law.mean, guide.choice(law.mean, features.positions), uncertainty(law)
+        mean, choice, undecided = law.mean, guide.choice(law.mean), uncertainty(law)
         nominal = costs_at(network, "nominal", features.positions)
         macs = costs_at(network, "macs", features.positions)
         totals.mean[layer] += mean.sum((0, 1)).cpu()

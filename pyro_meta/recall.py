@@ -3,10 +3,11 @@
     filler ... <k3=1><k5=0><k17=3> ... filler ... <?> <k17> <3> ... filler ... <?> <k3> <1> ...
 
 Definitions stand together, by increasing key, in the first third of a sequence; queries stand at
-least `distance` tokens after it, and each asks for any of the keys. The answer to a query can only
-be found by an exact look-up, and next to nothing else is told by the distant past: definitions in
-any order and place would tell which keys are left, and keys that are never defined would tell at
-every mark which key cannot follow. So it is known which tokens need long-range attention, and a
+least `distance` tokens after it, from a random place on, and each asks for any of the keys. The
+answer to a query can only be found by an exact look-up, and next to nothing else is told by the
+distant past: definitions in any order and place would tell which keys are left, keys that are never
+defined would tell at every mark which key cannot follow, and queries that begin at the same place
+in all sequences would be foreseen by whoever counts. So it is known which tokens need long-range attention, and a
 router can be scored (`pyro_meta.known_truth`). Undecided, and left out of the score, are queries
 whose answer stood less than `distance` tokens before, unmarked strangers, which only the
 definitions tell from queries, and filler that goes on after a gap of `distance` tokens or more.
@@ -35,6 +36,7 @@ Filler = Callable[[np.random.Generator, int, int, bool], Ints]
 """`filler(rng, rows, length, is_validation)` gives tokens [rows, length]."""
 
 VALIDATION_SEED = 1 << 63  # seeds of training are below
+REVISION = 2  # of the generator: the same options give other sequences than before
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ class Recall(Data):
             filler = _text(text, symbols)
             source = self.filler_path
             identity = [hashlib.sha256(text.encode()).hexdigest()]
-        digest = hashlib.sha256(json.dumps([identity, asdict(self.plan)]).encode()).hexdigest()
+        described = json.dumps([REVISION, identity, asdict(self.plan)])
+        digest = hashlib.sha256(described.encode()).hexdigest()
         return RecallCorpus(self.plan, symbols, filler, source, digest)
 
 
@@ -284,7 +287,10 @@ class RecallCorpus(Corpus):
 
         count = plan.queries + plan.strangers
         is_stranger = rng.permuted(np.tile(np.arange(count) < plan.strangers, (rows, 1)), axis=1)
-        at = begins + _place(rng, np.where(is_stranger, 1, plan.query_length), length - begins)
+        free = length - begins - plan.questions_length
+        opens = begins + rng.integers(0, free // 2 + 1, (rows, 1))
+        lengths = np.where(is_stranger, 1, plan.query_length)
+        at = opens + _place(rng, lengths, length - opens)
         asked = rng.integers(0, max(1, plan.pairs), (rows, plan.queries))
         query_at = at[~is_stranger].reshape(rows, plan.queries)
         if plan.marked:
@@ -325,8 +331,8 @@ def _resumes(is_filler: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
     return is_filler & (before >= 0) & (position - before > max(distance, 1))
 
 
-def _place(rng: np.random.Generator, lengths: Ints, room: int) -> Ints:
-    """Starts [B, n] of items of `lengths` [B, n] at random in `room` tokens, without overlap."""
+def _place(rng: np.random.Generator, lengths: Ints, room: Ints) -> Ints:
+    """Starts [B, n] of items of `lengths` [B, n] at random in `room` [B, 1], without overlap."""
     free = room - lengths.sum(1, keepdims=True)
     gaps = np.sort(rng.integers(0, free + 1, lengths.shape), axis=1)
     return gaps + np.cumsum(lengths, 1) - lengths

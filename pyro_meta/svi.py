@@ -138,9 +138,9 @@ class HardeningSchedule:
     """Share of training done when the threshold is final."""
     final: float = 1.0
     """Final threshold: 1 makes every route hard, 0 keeps every route soft."""
-    price: float = 0.5
+    price: float = 0.7
     """Nats by which a mechanism must be likelier to be chosen, per unit of cost that it is dearer
-    (MACs, full attention = 1)."""
+    (MACs over the context, full attention = 1)."""
 
     def __post_init__(self) -> None:
         _check_span("harden", self.begin, self.end)

@@ -155,7 +155,7 @@ def train(
                 error_if_nonfinite=False,
             )
             assert norm is not None
-            figures = _figures(terms, costs) | model.prior.measure(_choices(terms, guide))
+            figures = _figures(terms, costs) | model.prior.measure(guide.choice(_means(terms)))
             figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
             figures = _average(fabric, figures)
             _require_finite(figures, step + 1, run)
@@ -275,12 +275,6 @@ def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, 
 def _means(collected: list[ELBOTerms]) -> Tensor:
     """Posterior means of a step on this process, [L, B, T, K]."""
     return torch.cat([terms.means for terms in collected], 1)
-
-
-def _choices(collected: list[ELBOTerms], guide: Guide) -> Tensor:
-    """What would run for every token of a step once it is hard, [L, B, T, K]."""
-    means = _means(collected)
-    return guide.choice(means, torch.arange(means.shape[2], device=means.device))
 
 
 def _entropy_by_layer(means: Tensor) -> list[float]:

@@ -124,24 +124,24 @@ def test_mean_route_hardens_by_the_threshold() -> None:
 
 
 def test_a_hard_token_weighs_its_posterior_against_the_price() -> None:
-    """In evaluation, in training, and for the prior's own figures, by position."""
+    """In evaluation and in training."""
     model, guide = build()
-    K, T = 3, 20
     guide.price.fill_(2.0)
     guide.threshold.fill_(1.0)
     tokens = text()[0]
-    positions = torch.arange(T)
-    priced = 2.0 * costs_at(model.network, "macs", positions)
+    everywhere = torch.arange(model.network.shape.context)
+    prices = 2.0 * costs_at(model.network, "macs", everywhere).mean(0)
+    assert float(prices[0]) == pytest.approx(2.0)  # full attention is the unit
     decided: list[Tensor] = []
     dear: list[bool] = []
 
     def route(layer: int, features: Features) -> Tensor:
         mean = guide.posterior(layer, features).mean
-        expected = (mean.log() - priced).argmax(-1)
+        expected = (mean.log() - prices).argmax(-1)
         dear.append(bool((expected != mean.argmax(-1)).any()))
         for hard in (None, True):
             assert torch.equal(guide.mean_route(hard)(layer, features), expected)
-        assert torch.equal(guide.choice(mean, positions), torch.eye(K)[expected])
+        assert torch.equal(guide.choice(mean), torch.eye(3)[expected])
         decided.append(expected)
         return expected
 
@@ -150,6 +150,14 @@ def test_a_hard_token_weighs_its_posterior_against_the_price() -> None:
         terms = Objective(model, guide)(*text())
     assert any(dear), "the price decided nothing"
     assert torch.equal(terms.routes.argmax(-1), torch.stack(decided))
+
+
+def test_a_checkpoint_of_before_the_price_is_read_at_none() -> None:
+    _, guide = build()
+    state = {name: value for name, value in guide.state_dict().items() if name != "price"}
+    guide.price.fill_(0.3)
+    guide.load_state_dict(state)
+    assert float(guide.price) == 0.0
 
 
 class NotDirichlet(Prior):

@@ -71,6 +71,18 @@ def test_definitions_stand_together_by_increasing_key() -> None:
     assert len(begins) > 10
 
 
+def test_counting_does_not_tell_when_the_queries_begin() -> None:
+    """Neither from the start of a sequence nor from its definitions on."""
+    rows = planted(Recall(pairs=4, queries=20, distance=8).corpus(), rows=400, length=200)
+    first = np.array([row.index("⟨?⟩") for row, _ in rows])
+    defined = np.array([next(i for i, s in enumerate(row) if "=" in s) for row, _ in rows])
+    free = 200 - (200 // 3 + 8) - 60  # letters from the first possible place on
+    for begins in (first, first - defined):
+        shares = np.bincount(begins - begins.min()) / len(rows)
+        assert shares.max() < 0.12, f"one place in {1 / shares.max():.0f}"
+        assert np.ptp(begins) > free // 2 - 5
+
+
 def test_a_repetition_is_an_answer_that_stood_near() -> None:
     corpus = Recall(pairs=3, queries=9, distance=12).corpus()
     sequences = corpus.plant(np.random.default_rng(0), 30, 97)
