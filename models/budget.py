@@ -25,7 +25,7 @@ class BudgetDirichlet(Prior):
 
     After every step of the optimiser a `DualController` sets the price of cost in the loss, about
     5 w lambda nats per unit (w being the weight of the KL), by how far the realised cost of the
-    batch is off: that of what would run for every token once it is hard, averaged over layers and tokens.
+    batch is off: of what would run for a token once it is hard, averaged over layers and tokens.
 
     Parameters
     ----------

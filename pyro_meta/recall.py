@@ -1,17 +1,18 @@
 """`--data Recall`: look-ups planted in filler, with the truth of which tokens need them.
 
-    filler ... <k3=1><k5=0><k17=3> ... filler ... <?> <k17> <3> ... filler ... <?> <k3> <1> ...
+    <k3=1><k5=0><k17=3> ... filler ... <?> <k17> <3> ... filler ... <?> <k3> <1> ...
 
-Definitions stand together, by increasing key, in the first third of a sequence; queries stand at
-least `distance` tokens after it, from a random place on, and each asks for any of the keys. The
-answer to a query can only be found by an exact look-up, and next to nothing else is told by the
-distant past: definitions in any order and place would tell which keys are left, keys that are never
-defined would tell at every mark which key cannot follow, and queries that begin at the same place
-in all sequences would be foreseen by whoever counts. So it is known which tokens need long-range attention, and a
-router can be scored (`pyro_meta.known_truth`). Undecided, and left out of the score, are queries
-whose answer stood less than `distance` tokens before, unmarked strangers, which only the
-definitions tell from queries, and filler that goes on after a gap of `distance` tokens or more.
-Short sequences (`Plan.fitted`) define some of the keys only, so that their marks do tell something.
+Definitions come first, by increasing key; queries stand at least `distance` tokens after them, and
+each asks for any of the keys. The answer to a query can only be found by an exact look-up, and next
+to nothing else is told by the distant past: definitions in any order would tell which keys are
+left, definitions that begin somewhere would tell letters whether they have been, queries that begin
+at a place of their own would be foreseen by whoever counts (so that they begin at any letter with
+the same chance), and keys that are never defined would tell at every mark which key cannot follow.
+So it is known which tokens need long-range attention, and a router can be scored
+(`pyro_meta.known_truth`). Undecided, and left out of the score, are queries whose answer stood less
+than `distance` tokens before, unmarked strangers, which only the definitions tell from queries, and
+filler that goes on after a gap of `distance` tokens or more. Short sequences (`Plan.fitted`) define
+some of the keys only, so that their marks do tell something.
 Associative recall as a test of attention: Arora et al. 2023, Zoology (arXiv 2312.04927). Shapes: B
 sequences, T tokens of context.
 """
@@ -64,15 +65,13 @@ class Plan:
     def questions_length(self) -> int:
         return self.queries * self.query_length + self.strangers
 
-    def sections(self, length: int) -> tuple[int, int]:
-        """Where the definitions end and where the queries begin, in `length` tokens."""
-        ends = length // 3
-        return ends, ends + self.distance
+    @property
+    def begins(self) -> int:
+        """Where the first query may stand; the definitions come first."""
+        return self.definitions_length + self.distance
 
     def fits(self, length: int) -> bool:
-        ends, begins = self.sections(length)
-        is_roomy = self.definitions_length <= ends and self.questions_length <= length - begins
-        return is_roomy and self.definitions_length + self.questions_length < length
+        return self.begins + self.questions_length < length
 
     def fitted(self, length: int) -> "Plan":
         """This plan, or half of everything, or a quarter, ...: what fits into `length`."""
@@ -231,11 +230,11 @@ class RecallCorpus(Corpus):
 
     def require(self, context: int) -> None:
         if not self.plan.fits(context + 1):
-            ends, begins = self.plan.sections(context + 1)
+            plan = self.plan
             raise UsageError(
-                f"data: {self.plan.definitions_length} tokens of definitions and "
-                f"{self.plan.questions_length} of queries do not fit into a context of {context}: "
-                f"there is room for {ends} and {max(0, context + 1 - begins)}"
+                f"data: {plan.definitions_length} tokens of definitions, {plan.distance} of "
+                f"distance and {plan.questions_length} of queries do not fit into a context of "
+                f"{context}"
             )
         length = context + 1 - self.plan.definitions_length - self.plan.questions_length
         try:
@@ -272,13 +271,11 @@ class RecallCorpus(Corpus):
             out[every, columns] = tokens
             is_planted[every, columns] = True
 
-        ends, begins = plan.sections(length)
         shuffled = rng.permuted(np.tile(np.arange(plan.keys), (rows, 1)), axis=1)
         defined, foreign = np.sort(shuffled[:, : plan.pairs], 1), shuffled[:, plan.pairs :]
         values = rng.integers(0, plan.values, (rows, plan.pairs))
 
-        block = np.arange(plan.pairs) * plan.hops
-        at = rng.integers(0, ends - plan.definitions_length + 1, (rows, 1)) + block
+        at = np.tile(np.arange(plan.pairs) * plan.hops, (rows, 1))
         if plan.hops == 1:
             put(at, self._definition + defined * plan.values + values)
         else:
@@ -287,8 +284,9 @@ class RecallCorpus(Corpus):
 
         count = plan.queries + plan.strangers
         is_stranger = rng.permuted(np.tile(np.arange(count) < plan.strangers, (rows, 1)), axis=1)
-        free = length - begins - plan.questions_length
-        opens = begins + rng.integers(0, free // 2 + 1, (rows, 1))
+        free = length - plan.begins - plan.questions_length
+        waits = rng.geometric(1 / (1 + free / 4), (rows, 1)) - 1  # as likely to end at any token
+        opens = plan.begins + np.minimum(waits, free)
         lengths = np.where(is_stranger, 1, plan.query_length)
         at = opens + _place(rng, lengths, length - opens)
         asked = rng.integers(0, max(1, plan.pairs), (rows, plan.queries))
@@ -332,9 +330,13 @@ def _resumes(is_filler: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
 
 
 def _place(rng: np.random.Generator, lengths: Ints, room: Ints) -> Ints:
-    """Starts [B, n] of items of `lengths` [B, n] at random in `room` [B, 1], without overlap."""
+    """Starts [B, n] of items of `lengths` [B, n] in `room` [B, 1], without overlap.
+
+    The first starts at 0, the others at random.
+    """
     free = room - lengths.sum(1, keepdims=True)
     gaps = np.sort(rng.integers(0, free + 1, lengths.shape), axis=1)
+    gaps[:, :1] = 0
     return gaps + np.cumsum(lengths, 1) - lengths
 
 

@@ -126,12 +126,12 @@ def test_mean_route_hardens_by_the_threshold() -> None:
 def test_a_hard_token_weighs_its_posterior_against_the_price() -> None:
     """In evaluation and in training."""
     model, guide = build()
-    guide.price.fill_(2.0)
+    guide.price.fill_(9.0)
     guide.threshold.fill_(1.0)
     tokens = text()[0]
     everywhere = torch.arange(model.network.shape.context)
-    prices = 2.0 * costs_at(model.network, "macs", everywhere).mean(0)
-    assert float(prices[0]) == pytest.approx(2.0)  # full attention is the unit
+    prices = 9.0 * costs_at(model.network, "macs", everywhere).mean(0)
+    assert float(prices[0]) == pytest.approx(9.0)  # full attention is the unit
     decided: list[Tensor] = []
     dear: list[bool] = []
 

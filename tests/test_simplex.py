@@ -9,8 +9,8 @@ from torch.distributions import Distribution, kl_divergence
 
 from pyro_meta.simplex import (
     Hardened,
-    decide,
     Point,
+    decide,
     entropy,
     expected_entropy,
     harden,
