@@ -213,6 +213,6 @@ def leads(network: Transformer, lead: float) -> list[list[float]]:
     Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a
     network learns soonest from what is near: so `window` comes second in the first layer too.
     """
-    first = {"full": lead, "window": max(0.0, lead - 1.75)}
+    first = {"full": lead, "window": max(0.0, lead - 0.5)}
     ahead = [first, *[{"window": lead}] * (network.shape.layers - 1)]
     return [[layer.get(name, 0.0) for name in network.mechanism_names] for layer in ahead]

@@ -1,16 +1,16 @@
 """`--data Recall`: look-ups planted in filler, with the truth of which tokens need them.
 
-    <k3=1><k5=0><k17=3> ... filler ... <?> <k17> <3> ... filler ... <?> <k3> <1> ...
+    filler ... <!> <k3=1><k5=0><k17=3> ... filler ... <!> <?> <k17> <3> ... <?> <k3> <1> ...
 
-Definitions come first, by increasing key; queries stand at least `distance` tokens after them, and
-each asks for any of the keys. The answer to a query can only be found by an exact look-up, and next
-to nothing else is told by the distant past: definitions in any order would tell which keys are
-left, definitions that begin somewhere would tell letters whether they have been, queries that begin
-at a place of their own would be foreseen by whoever counts (so that they begin at any letter with
-the same chance), and keys that are never defined would tell at every mark which key cannot follow.
-So it is known which tokens need long-range attention, and a router can be scored
-(`pyro_meta.known_truth`). Undecided, and left out of the score, are queries whose answer stood less
-than `distance` tokens before, unmarked strangers, which only the definitions tell from queries, and
+Definitions stand together, by increasing key; queries stand at least `distance` tokens after them,
+and each asks for any of the keys. The answer to a query can only be found by an exact look-up, and
+next to nothing else is told by the distant past: definitions in any order would tell which keys are
+left; keys that are never defined would tell at every mark which key cannot follow; and wherever
+definitions or queries begin at a place of their own, whoever counts or remembers foresees them. So
+both are opened by the same sign, which may come after any filler with the same chance. So it is
+known which tokens need long-range attention, and a router can be scored (`pyro_meta.known_truth`).
+Undecided, and left out of the score, are the opening signs, queries whose answer stood less than
+`distance` tokens before, unmarked strangers, which only the definitions tell from queries, and
 filler that goes on after a gap of `distance` tokens or more. Short sequences (`Plan.fitted`) define
 some of the keys only, so that their marks do tell something.
 Associative recall as a test of attention: Arora et al. 2023, Zoology (arXiv 2312.04927). Shapes: B
@@ -59,19 +59,21 @@ class Plan:
 
     @property
     def definitions_length(self) -> int:
-        return self.pairs * self.hops
+        """Tokens of the definitions and of what opens them."""
+        return self.pairs * self.hops + (self.pairs > 0)
 
     @property
     def questions_length(self) -> int:
-        return self.queries * self.query_length + self.strangers
+        """Tokens of queries and strangers and of what opens them."""
+        count = self.queries * self.query_length + self.strangers
+        return count + (count > 0)
 
-    @property
-    def begins(self) -> int:
-        """Where the first query may stand; the definitions come first."""
-        return self.definitions_length + self.distance
+    def free(self, length: int) -> int:
+        """Tokens of filler in a sequence of `length`, beyond the least distance."""
+        return length - self.definitions_length - self.distance - self.questions_length
 
     def fits(self, length: int) -> bool:
-        return self.begins + self.questions_length < length
+        return self.free(length) > 0
 
     def fitted(self, length: int) -> "Plan":
         """This plan, or half of everything, or a quarter, ...: what fits into `length`."""
@@ -210,11 +212,12 @@ class RecallCorpus(Corpus):
             if plan.pairs and plan.hops == 1
             else []
         )
-        self._mark = len(symbols)
+        self._opening = len(symbols)
+        self._mark = self._opening + 1
         self._key = self._mark + 1
         self._value = self._key + len(keys)
         self._definition = self._value + len(values)
-        self.vocabulary = SymbolVocabulary([*symbols, "⟨?⟩", *keys, *values, *definitions])
+        self.vocabulary = SymbolVocabulary([*symbols, "⟨!⟩", "⟨?⟩", *keys, *values, *definitions])
         self._context = 512  # of the sample in `train`, until `require` names one
         kind = "marked" if plan.marked else "unmarked"
         self.description = (
@@ -236,7 +239,7 @@ class RecallCorpus(Corpus):
                 f"distance and {plan.questions_length} of queries do not fit into a context of "
                 f"{context}"
             )
-        length = context + 1 - self.plan.definitions_length - self.plan.questions_length
+        length = self.plan.free(context + 1) + self.plan.distance
         try:
             for is_validation in (False, True):
                 self.filler(step_rng(0, 0), 1, length, is_validation)
@@ -275,7 +278,11 @@ class RecallCorpus(Corpus):
         defined, foreign = np.sort(shuffled[:, : plan.pairs], 1), shuffled[:, plan.pairs :]
         values = rng.integers(0, plan.values, (rows, plan.pairs))
 
-        at = np.tile(np.arange(plan.pairs) * plan.hops, (rows, 1))
+        free = plan.free(length)
+        opens = _wait(rng, rows, free)
+        if plan.pairs:
+            put(opens, self._opening)
+        at = opens + 1 + np.arange(plan.pairs) * plan.hops
         if plan.hops == 1:
             put(at, self._definition + defined * plan.values + values)
         else:
@@ -284,11 +291,12 @@ class RecallCorpus(Corpus):
 
         count = plan.queries + plan.strangers
         is_stranger = rng.permuted(np.tile(np.arange(count) < plan.strangers, (rows, 1)), axis=1)
-        free = length - plan.begins - plan.questions_length
-        waits = rng.geometric(1 / (1 + free / 4), (rows, 1)) - 1  # as likely to end at any token
-        opens = plan.begins + np.minimum(waits, free)
+        opens = opens + plan.definitions_length + plan.distance + _wait(rng, rows, free)
+        if count:
+            put(opens, self._opening)
+        is_undecided |= out[:, :-1] == self._opening
         lengths = np.where(is_stranger, 1, plan.query_length)
-        at = opens + _place(rng, lengths, length - opens)
+        at = opens + 1 + _place(rng, lengths, length - opens - 1)
         asked = rng.integers(0, max(1, plan.pairs), (rows, plan.queries))
         query_at = at[~is_stranger].reshape(rows, plan.queries)
         if plan.marked:
@@ -309,9 +317,9 @@ class RecallCorpus(Corpus):
                 is_undecided |= at_stranger[:, :-1]
         is_undecided |= _resumes(~is_planted, plan.distance)[:, 1:]
 
-        left = length - plan.definitions_length - plan.questions_length
+        left = free + plan.distance
         out[~is_planted] = self.filler(rng, rows, left, is_validation).ravel()
-        return Sequences(out, Truth(is_answer, is_undecided, self._mark))
+        return Sequences(out, Truth(is_answer, is_undecided, self._opening))
 
 
 def _repeats(asked: Ints, at: Ints, distance: int) -> NDArray[np.bool_]:
@@ -327,6 +335,14 @@ def _resumes(is_filler: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
     last = np.maximum.accumulate(np.where(is_filler, position, -1), axis=1)
     before = np.pad(last, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
     return is_filler & (before >= 0) & (position - before > max(distance, 1))
+
+
+def _wait(rng: np.random.Generator, rows: int, free: int) -> Ints:
+    """Tokens of filler until something opens, [B, 1]: at any of them with the same chance.
+
+    A quarter of `free` on average, and at most half.
+    """
+    return np.minimum(rng.geometric(1 / (1 + free / 4), (rows, 1)) - 1, free // 2)
 
 
 def _place(rng: np.random.Generator, lengths: Ints, room: Ints) -> Ints:

@@ -59,29 +59,32 @@ def test_every_query_asks_for_a_definition_far_behind(
         assert sum(symbol == "⟨?⟩" for symbol in row) == queries * marked
 
 
-def test_definitions_come_first_by_increasing_key() -> None:
+def test_definitions_stand_together_by_increasing_key() -> None:
     corpus = Recall(pairs=6, queries=0, keys=9, distance=8).corpus()
     defined = set()
     for row, _ in planted(corpus, rows=40):
         at = [index for index, symbol in enumerate(row) if "=" in symbol]
-        assert at == list(range(6))
+        assert at == list(range(at[0], at[0] + 6)) and row[at[0] - 1] == "⟨!⟩"
         keys = [int(row[index][2:].split("=")[0]) for index in at]
         assert keys == sorted(set(keys))
         defined |= set(keys)
     assert defined == set(range(9))
 
 
-def test_counting_does_not_tell_when_the_queries_begin() -> None:
-    """At any letter beyond the distance the chance is the same, however many have passed."""
-    rows = planted(Recall(pairs=4, queries=20, distance=8).corpus(), rows=2000, length=200)
-    first = np.array([row.index("⟨?⟩") for row, _ in rows]) - 4 - 8
-    free = 200 - 4 - 8 - 3 * 20
-    assert first.min() == 0 and first.mean() == pytest.approx(free / 4, rel=0.1)
-    for passed in (0, 10, 20, 40):
-        waiting = first[first >= passed]
-        ended = (waiting < passed + 10).mean()
-        expected = 1 - (1 - 1 / (1 + free / 4)) ** 10
-        assert ended == pytest.approx(expected, abs=4 * (0.25 / len(waiting)) ** 0.5)
+def test_counting_does_not_tell_when_definitions_and_queries_begin() -> None:
+    """Either is opened by the same sign, after any filler with the same chance."""
+    rows = planted(Recall(pairs=4, queries=20, distance=8).corpus(), rows=2000, length=250)
+    signs = np.array([[i for i, symbol in enumerate(row) if symbol == "⟨!⟩"] for row, _ in rows])
+    free = 250 - 5 - 8 - 61
+    for wait in (signs[:, 0], signs[:, 1] - signs[:, 0] - 5 - 8):
+        assert wait.min() == 0 and wait.max() == free // 2
+        for passed in (0, 20, 40, 60):
+            waiting = wait[wait >= passed]
+            ended = (waiting < passed + 20).mean()
+            expected = 1 - (1 - 1 / (1 + free / 4)) ** 20
+            assert ended == pytest.approx(expected, abs=4 * (0.25 / len(waiting)) ** 0.5)
+    for (row, _), (_, opening) in zip(rows, signs, strict=True):
+        assert row[opening + 1] == "⟨?⟩"
 
 
 def test_a_repetition_is_an_answer_that_stood_near() -> None:
