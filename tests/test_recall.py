@@ -127,7 +127,8 @@ def test_filler_behind_a_long_block_is_undecided() -> None:
     for row, undecided in zip(sequences.rows, sequences.truth.is_undecided, strict=True):
         last = max(at for at in range(97) if "=" in corpus.vocabulary.symbols[row[at]])  # type: ignore[attr-defined]
         first = last - 19
-        expected = [last] if first > 0 else []
+        opening = first - 1
+        expected = [opening, last] if opening > 0 else [opening]
         assert np.flatnonzero(undecided).tolist() == expected
 
 
@@ -207,7 +208,7 @@ def test_short_sequences_get_a_share_of_everything() -> None:
 
 def test_without_pairs_there_is_nothing_but_filler() -> None:
     corpus = Recall(pairs=0, letters=5).corpus()
-    assert corpus.vocabulary.size == 6 and corpus.truth(32, 64) is None
+    assert corpus.vocabulary.size == 5 + 2 and corpus.truth(32, 64) is None
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         Recall(pairs=32).corpus().require(64)
     short = tmp_path / "short.txt"
     short.write_text("word " * 30)
-    with pytest.raises(UsageError, match=r"15 characters for validation are too few for .* 79"):
+    with pytest.raises(UsageError, match=r"15 characters for validation are too few for .* 77"):
         Recall(**SMALL, filler=str(short)).corpus().require(96)
 
 
