@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention.backend import is_forced
-from pyro_meta.attention.mechanisms import Mechanism
+from pyro_meta.attention.mechanisms import Mechanism, serves
 from pyro_meta.attention.queries import Queries
 
 NO_TOKEN = -1
@@ -116,7 +116,7 @@ def attend(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, own: Tensor) -
             if is_forced() or pays(mechanism, queries, q):
                 return mechanism.serve(queries.of(q), k, v, queries)
         else:
-            _say_that_nothing_is_saved(type(mechanism).__name__)
+            _say_that_nothing_is_saved(type(mechanism))
     group = H // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -146,16 +146,11 @@ def is_choice(route: Tensor) -> bool:
     return route.dim() == 2 and not route.dtype.is_floating_point
 
 
-def serves(mechanism: Mechanism) -> bool:
-    """Whether `mechanism` can serve chosen queries alone."""
-    return type(mechanism).serve is not Mechanism.serve
-
-
 @cache
-def _say_that_nothing_is_saved(name: str) -> None:
+def _say_that_nothing_is_saved(kind: type[Mechanism]) -> None:
     warnings.warn(
-        f"{name} does not define serve(q, k, v, queries): where routes are hard it runs "
-        "on all tokens, and saves no time",
+        f"{kind.__name__} does not define serve(q, k, v, queries) beside its forward: where routes "
+        "are hard it runs on all tokens, and saves no time",
         UserWarning,
         stacklevel=2,
     )
