@@ -116,7 +116,7 @@ def attend(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, own: Tensor) -
             if is_forced() or pays(mechanism, queries, q):
                 return mechanism.serve(queries.of(q), k, v, queries)
         else:
-            _say_that_nothing_is_saved(type(mechanism))
+            _say_that_nothing_is_saved(type(mechanism).__module__, type(mechanism).__name__)
     group = H // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -147,9 +147,9 @@ def is_choice(route: Tensor) -> bool:
 
 
 @cache
-def _say_that_nothing_is_saved(kind: type[Mechanism]) -> None:
+def _say_that_nothing_is_saved(module: str, name: str) -> None:
     warnings.warn(
-        f"{kind.__name__} does not define serve(q, k, v, queries) beside its forward: where routes "
+        f"{module}.{name} does not define serve(q, k, v, queries) beside its forward: where routes "
         "are hard it runs on all tokens, and saves no time",
         UserWarning,
         stacklevel=2,

@@ -38,19 +38,15 @@ def softmax_attention_of(
     sees, and no others.
     """
     chunks = _chunks(queries, k.shape[0], k.shape[2], window)
-    parts = zip(
-        q.transpose(0, 1)[None].split([chunk.size for chunk in chunks], 2),
-        _slices(k, chunks),
-        _slices(v, chunks),
-        _masks(queries, chunks, window, q.dtype),
-        strict=True,
-    )
+    own = q.transpose(0, 1)[None].split([chunk.size for chunk in chunks], 2)
+    keys, values = _slices(k, chunks), _slices(v, chunks)
+    masks = _masks(queries, chunks, window, q.dtype)
     is_grouped = q.shape[1] != k.shape[1]
     out = [
-        F.scaled_dot_product_attention(*own, attn_mask=mask, enable_gqa=is_grouped).transpose(1, 2)
-        for *own, mask in parts
+        F.scaled_dot_product_attention(*three, attn_mask=mask, enable_gqa=is_grouped)
+        for three, mask in zip(zip(own, keys, values, strict=True), masks, strict=True)
     ]
-    return torch.cat(out, 1)[0]
+    return torch.cat([rows.transpose(1, 2) for rows in out], 1)[0]
 
 
 class _Chunk(NamedTuple):
@@ -77,11 +73,12 @@ def _chunks(queries: Queries, sequences: int, length: int, window: int | None) -
             owners.append(row // blocks)
         begin += count
     device = queries.position.device
-    start, size = torch.tensor(starts, device=device), torch.tensor(sizes, device=device)
-    first, last = (queries.position[place].tolist() for place in (start, start + size - 1))
+    begins, counted = torch.tensor(starts, device=device), torch.tensor(sizes, device=device)
+    first = queries.position[begins].tolist()
+    last = queries.position[begins + counted - 1].tolist()
     past = length if window is None else window - 1
     return [
-        _Chunk(size, sequence, begin := max(0, low - past), high + 1 - begin)
+        _Chunk(size, sequence, max(0, low - past), high + 1 - max(0, low - past))
         for size, sequence, low, high in zip(sizes, owners, first, last, strict=True)
     ]
 
@@ -100,7 +97,8 @@ def _masks(
     line[max(0, span - (window or span)) : span] = 0
     sizes = [chunk.size for chunk in chunks]
     first_key = torch.tensor([chunk.first_key for chunk in chunks], device=device)
-    place = queries.position - first_key.repeat_interleave(torch.tensor(sizes, device=device))
+    first_key = first_key.repeat_interleave(torch.tensor(sizes, device=device))
+    place = queries.position - first_key
     for chunk, own in zip(chunks, (span - 1 - place).split(sizes), strict=True):
         yield line.as_strided((span, chunk.keys), (1, 1)).index_select(0, own)
 
@@ -167,7 +165,8 @@ def _linear_heads(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, seen: Tensor)
     phi_k, value, before = linear_states(k, v, P)
     phi_q = blocks.pack(feature_map(q)).view(B, n, m, h, g, d).permute(0, 3, 1, 4, 2, 5)
     phi_q = phi_q.reshape(B, h, n, g * m, d)  # heads of a group are rows: no key is copied
-    scores = (phi_q @ phi_k.transpose(-1, -2)).view(B, h, n, g, m, P) * seen
+    scores = (phi_q @ phi_k.transpose(-1, -2)).view(B, h, n, g, m, P)
+    scores = scores.mul_(seen)
     out = normalised(scores.flatten(3, 4) @ value + phi_q @ before)
     out = out.view(B, h, n, g, m, d).permute(0, 2, 4, 1, 3, 5)
     return blocks.unpack(out.reshape(B * n, m, h, g, d))

@@ -5,7 +5,6 @@ import path (`my_file.MyMechanism`).
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -256,19 +255,19 @@ def _redefines(mechanism: Mechanism, method: str) -> bool:
     return getattr(type(mechanism), method) is not getattr(Mechanism, method)
 
 
-@cache
-def _lineage(kind: type, method: str) -> int:
-    """How many classes up from `kind` its `method` is defined."""
-    return next(up for up, one in enumerate(kind.__mro__) if method in vars(one))
-
-
 def _is_of_forward(mechanism: Mechanism, method: str) -> bool:
     """Whether `method` is defined, and belongs to the `forward` that `mechanism` has.
 
     A subclass that defines another `forward` attends otherwise than the methods it inherits.
     """
-    kind = type(mechanism)
-    return _redefines(mechanism, method) and _lineage(kind, method) <= _lineage(kind, "forward")
+    if not _redefines(mechanism, method):
+        return False
+    lineage = type(mechanism).__mro__
+    owner, of_forward = (
+        next(up for up, one in enumerate(lineage) if name in vars(one))
+        for name in (method, "forward")
+    )
+    return owner <= of_forward
 
 
 BUILT_IN: dict[str, type[Mechanism]] = {"full": Full, "window": Window, "linear": Linear}
