@@ -1,0 +1,30 @@
+"""Routes drawn from the guide's posterior, and run as training runs them."""
+
+from torch import Tensor
+from torch.distributions import Dirichlet, Distribution
+
+from pyro_meta.guides import Guide
+from pyro_meta.simplex import Point, harden, log_ratio, uncertainty
+
+
+def executed(guide: Guide, law: Distribution, draw: Tensor) -> Tensor:
+    """What runs for a draw from `law`, [.., K]: one-hot where the guide is certain enough."""
+    return harden(draw, uncertainty(law), guide.hard_below)
+
+
+def has_density(law: Distribution) -> bool:
+    """Whether a law can be weighed against another: a point cannot."""
+    return not isinstance(law, Point)
+
+
+def draw_and_weigh(law: Distribution, prior: Distribution) -> tuple[Tensor, Tensor]:
+    """A draw [.., K] and log p - log q of it [..].
+
+    A Dirichlet is drawn in float64: with a concentration of .05, one draw in a hundred has a
+    component below the least number of float32, and weights live in that tail.
+    """
+    if isinstance(law, Dirichlet) and isinstance(prior, Dirichlet):
+        law, prior = (Dirichlet(one.concentration.double()) for one in (law, prior))
+    draw = law.rsample()
+    return draw, -log_ratio(law, prior.expand(law.batch_shape), draw)
+
