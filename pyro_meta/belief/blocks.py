@@ -27,10 +27,10 @@ from pyro_meta.transformer import Features
 
 LENGTHS = (1, 16)
 """Tokens in a block; the last is the one that is judged, the others show how k-hat grows."""
-DRAWS = 400
-ENDS, ROWS = 8, 8
+DRAWS = 256
+ENDS, ROWS = 8, 6
 """Blocks of each length: at so many places of the context, in so many sequences."""
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 64
 
 
 class BlockTerms(NamedTuple):

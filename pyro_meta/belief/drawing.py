@@ -8,7 +8,12 @@ from pyro_meta.simplex import Point, harden, log_ratio, uncertainty
 
 
 def executed(guide: Guide, law: Distribution, draw: Tensor) -> Tensor:
-    """What runs for a draw from `law`, [.., K]: one-hot where the guide is certain enough."""
+    """What runs for a draw from `law`: one-hot where the guide is certain enough, [.., K].
+
+    Once every route is hard these are choices [..], so that each token runs one mechanism alone.
+    """
+    if float(guide.hard_below) >= 1:
+        return draw.argmax(-1)
     return harden(draw, uncertainty(law), guide.hard_below)
 
 
