@@ -66,6 +66,7 @@ LAYOUT: dict[str, dict[str, Variable]] = {
             ("layer", "token"), "i1", "mechanism that runs once it is hard; -1: a mixture runs"
         ),
         "concentration": Variable(("layer", "token"), "f4", "a_0 of a Dirichlet, else NaN"),
+        "prior_concentration": Variable(("layer", "token"), "f4", "the same of the prior"),
         "entropy_total": Variable(("layer", "token"), "f4", "H(E_q[alpha]), nats"),
         "entropy_expected": Variable(("layer", "token"), "f4", "E_q[H(alpha)], nats"),
         "entropy_epistemic": Variable(("layer", "token"), "f4", "total - expected, nats"),

@@ -150,17 +150,23 @@ class _Walk:
 def _facts_of(law: Distribution, prior: Distribution) -> dict[str, Tensor]:
     """What is known of a posterior in closed form, [B, T] or [B, T, K] each."""
     total, expected = entropy(law.mean), expected_entropy(law)
-    is_dirichlet = isinstance(law, Dirichlet)
-    nothing = torch.full_like(total, torch.nan)
     return {
         "posterior_mean": law.mean,
         "prior_mean": prior.mean.expand_as(law.mean),
-        "concentration": law.concentration.sum(-1) if is_dirichlet else nothing,
+        "concentration": _concentration(law, total),
+        "prior_concentration": _concentration(prior, total),
         "entropy_total": total,
         "entropy_expected": expected,
         "entropy_epistemic": total - expected,
         "kl": divergence(law, prior),
     }
+
+
+def _concentration(law: Distribution, like: Tensor) -> Tensor:
+    """a_0 [B, T] of a Dirichlet; NaN for another law."""
+    if not isinstance(law, Dirichlet):
+        return torch.full_like(like, torch.nan)
+    return law.concentration.sum(-1).expand_as(like)
 
 
 def _append_draws(
