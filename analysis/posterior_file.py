@@ -84,6 +84,9 @@ LAYOUT: dict[str, dict[str, Variable]] = {
         "block_log_likelihood": Variable(
             ("block_draw", "block"), "f8", "log p(y | alpha) of the block, nats"
         ),
+        "block_expected_log_likelihood": Variable(
+            ("block_draw", "block"), "f8", "the same, expected for y as the deployed route predicts"
+        ),
         "block_log_ratio": Variable(
             ("block_draw", "block"), "f8", "log p(alpha) - log q(alpha) of the block, nats"
         ),

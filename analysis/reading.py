@@ -36,6 +36,8 @@ class Blocks:
     """Position of its first token, [R]."""
     log_likelihood: Array
     """log p(y | alpha), [S, R]."""
+    expected_log_likelihood: Array
+    """The same, expected for y as the deployed route predicts it, [S, R]."""
     log_ratio: Array
     """log p(alpha) - log q(alpha | x), [S, R]."""
 
@@ -46,6 +48,7 @@ class Blocks:
             self.length[kept],
             self.position[kept],
             self.log_likelihood[:, kept],
+            self.expected_log_likelihood[:, kept],
             self.log_ratio[:, kept],
         )
 
@@ -175,8 +178,10 @@ class Reading:
             blocks=Blocks(
                 stats["block_length"].values,
                 stats["block_position"].values,
-                stats["block_log_likelihood"].transpose("block_draw", "block").values,
-                stats["block_log_ratio"].transpose("block_draw", "block").values,
+                *(
+                    stats[f"block_{name}"].transpose("block_draw", "block").values
+                    for name in ("log_likelihood", "expected_log_likelihood", "log_ratio")
+                ),
             ),
             sequence=stats["sequence"].values,
             position=stats["position"].values,

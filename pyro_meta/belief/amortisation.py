@@ -19,7 +19,7 @@ from pyro_meta.belief.free import FreePosterior, fit
 from pyro_meta.belief.objective import Loss, Parts, against, against_prediction, averaged
 from pyro_meta.guides import Guide
 
-TEXTS, LENGTH, STEPS, DRAWS = 4, 256, 80, 24
+TEXTS, LENGTH, STEPS, DRAWS = 4, 256, 60, 16
 
 
 @dataclass(frozen=True)

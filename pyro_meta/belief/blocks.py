@@ -6,7 +6,9 @@ the text after it is cut off. For such a block
 
     log r = log p(y_block | alpha) / w + log p(alpha) - log q(alpha | x)
 
-is exact up to a constant. Its two terms are kept apart, so that any w can be looked at.
+is exact up to a constant. Its terms are kept apart, so that any w can be looked at. Beside the log
+likelihood of what came stands its expectation for y as the deployed route predicts it: with that in
+its place, r is of the posterior that a router which runs before y can aim at.
 
 Shapes: S draws, R rows, L layers, K mechanisms.
 """
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from pyro_meta.attention import Cache
 from pyro_meta.belief.drawing import draw_and_weigh, executed, has_density
+from pyro_meta.belief.objective import against_prediction
 from pyro_meta.evaluation import token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
@@ -44,6 +47,8 @@ class BlockTerms(NamedTuple):
     """Tokens in the block, [R]."""
     log_likelihood: Tensor
     """log p(y_block | alpha), [S, R]."""
+    expected_log_likelihood: Tensor
+    """E[log p(y_block | alpha)] for y of the deployed prediction, [S, R]."""
     log_ratio: Tensor
     """log p(alpha) - log q(alpha | x), [S, R]."""
 
@@ -80,7 +85,8 @@ def _terms_of(
     past = model.network.new_cache(len(x), keeps_features=not guide.is_of_own_token)
     if T > length:
         model.network.states(x[:, : T - length], guide.mean_route(), past)
-    likelihoods, ratios = [], []
+    expected = against_prediction(guide, x[:, T - length :], _copied(past))
+    likelihoods, expectations, ratios = [], [], []
     for _ in range(-(-draws // copies)):
         ratio = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         drawn = _Drawing(model, guide, length, ratio)
@@ -88,6 +94,7 @@ def _terms_of(
         if not drawn.has_density:
             return None
         likelihoods.append(-token_nll(logits, y).double().sum(1).view(copies, R))
+        expectations.append(-expected(logits).double().sum(1).view(copies, R))
         ratios.append(ratio.view(copies, R))
     sequence = torch.arange(R)
     return BlockTerms(
@@ -95,6 +102,7 @@ def _terms_of(
         torch.full_like(sequence, T - length),
         torch.full_like(sequence, length),
         torch.cat(likelihoods)[:draws].cpu(),
+        torch.cat(expectations)[:draws].cpu(),
         torch.cat(ratios)[:draws].cpu(),
     )
 

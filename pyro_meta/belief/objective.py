@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_meta.attention import Cache
 from pyro_meta.evaluation import token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
@@ -58,10 +59,13 @@ def against(targets: Tensor) -> Loss:
     return lambda logits: token_nll(logits, targets)
 
 
-def against_prediction(guide: Guide, tokens: Tensor) -> Loss:
-    """E[-log p(y)] for y as the deployed route predicts it: what can be known without y."""
+def against_prediction(guide: Guide, tokens: Tensor, past: Cache | None = None) -> Loss:
+    """E[-log p(y)] for y as the deployed route predicts it: what can be known without y.
+
+    With `past`, tokens are those that follow it.
+    """
     with torch.no_grad():
-        expected = guide.model.network(tokens, guide.mean_route()).float().softmax(-1)
+        expected = guide.model.network(tokens, guide.mean_route(), past).float().softmax(-1)
 
     def loss(logits: Tensor) -> Tensor:
         return F.cross_entropy(
