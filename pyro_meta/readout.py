@@ -8,7 +8,6 @@ routes drawn below it; they are of the first sequences alone. The variables are 
 Shapes: B sequences, T tokens, L layers, K mechanisms, S draws, V vocabulary.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from torch.distributions import Dirichlet, Distribution
 from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
 from pyro_meta.belief import blocks
 from pyro_meta.belief.drawing import executed
+from pyro_meta.errors import UsageError
 from pyro_meta.evaluation import batches, evaluating, token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
+from pyro_meta.run import Run
 from pyro_meta.simplex import divergence, entropy, expected_entropy
 from pyro_meta.transformer import Features, Route
 from pyro_meta.vocabulary import Vocabulary
@@ -29,9 +30,6 @@ from pyro_meta.vocabulary import Vocabulary
 DRAWS = 100
 DRAWN_TOKENS = 4096
 """At most so many tokens are drawn, whole sequences if one fits."""
-
-Advance = Callable[[int], None]
-"""Told of tokens as they are done: a progress bar."""
 
 
 def write_posterior(
@@ -45,7 +43,6 @@ def write_posterior(
     kl_weight: float,
     draws: int = DRAWS,
     drawn_tokens: int = DRAWN_TOKENS,
-    advance: Advance = lambda tokens: None,
 ) -> None:
     """Write posterior.nc at `path` for tokens and targets [B, T], `batch` sequences at a time.
 
@@ -90,17 +87,39 @@ def write_posterior(
                     "sample_stats": stats,
                 },
             )
-            advance(tokens.numel())
         for row in range(min(rows, len(windows[0]))):
             x, y = (part[row, :cut].to(device) for part in windows)
             _append_draws(out, row * T, model, guide, x, y, draws, batch)
-            advance(draws * cut)
         out.put("prior", "route", _draw_prior(model, cut, draws)[None])
         for terms in blocks.block_terms(
             model, guide, (windows[0].to(device), windows[1].to(device))
         ):
             named = {f"block_{name}": value for name, value in terms._asdict().items()}
             out.append("block", {"sample_stats": named})
+
+
+def reread(folder: Path) -> None:
+    """Write posterior.nc of a finished run anew from its checkpoint and text.
+
+    Raises
+    ------
+    UsageError
+        It is no run, has no whole checkpoint, or the text is not the one that it was trained on.
+    """
+    run = Run.open(folder)
+    state = run.state()
+    model, guide, vocabulary, config = run.load()
+    corpus = config.data.corpus()
+    if corpus.sha256 != state["corpus"]:
+        raise UsageError(
+            f"data: {folder} was trained on a text of sha256 {state['corpus'][:12]}; now it is "
+            f"{corpus.description}"
+        )
+    windows = corpus.windows(config.context, config.validation_tokens)
+    write_posterior(
+        run.posterior_path, model, guide, windows, vocabulary, config.batch, config.seed,
+        config.kl.weight,
+    )  # fmt: skip
 
 
 def _by_token(
