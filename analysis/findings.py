@@ -28,6 +28,14 @@ MOST_UNCERTAIN = 12
 """Kinds of tokens that are listed as the most, and as the least uncertain."""
 
 
+COLLAPSES = {
+    "prior": "a guide that only repeats its prior has learned nothing",
+    "token-blind": "a router that tells every token the same could be a constant",
+    "one mechanism": "where one runs for all tokens there is nothing to route",
+}
+"""What each collapse would mean."""
+
+
 @dataclass(frozen=True)
 class Judgement:
     """One line of the verdict box."""
@@ -282,7 +290,7 @@ class Findings:
         lines = [
             Judgement(
                 verdict.question, "yes" if verdict.is_collapsed else "no",
-                not verdict.is_collapsed, str(verdict),
+                not verdict.is_collapsed, f"{COLLAPSES[verdict.name]}: {verdict}",
             )
             for verdict in run.verdicts()
         ]  # fmt: skip
@@ -290,6 +298,21 @@ class Findings:
         lines.append(_of_gap(self.belief, run.kl_weight))
         lines.append(_of_hardening(run))
         return lines
+
+    def headline(self) -> str:
+        """The verdict in a sentence."""
+        collapses = [verdict for verdict in self.reading.verdicts() if verdict.is_collapsed]
+        lines = self.judgements()
+        rest = [line for line in lines[3:] if line.is_good is False]
+        first = (
+            f"The router has collapsed in {len(collapses)} of three ways"
+            if collapses
+            else "The router has not collapsed"
+        )
+        other = (
+            f"{len(rest)} of {len(lines) - 3} other checks failed" if rest else "no check failed"
+        )
+        return f"{first}; {other}."
 
     def to_json(self) -> dict[str, Any]:
         """Every number, as report.json holds it; None for what is no number."""
@@ -299,6 +322,7 @@ class Findings:
                 "run": str(run.folder.name),
                 "facts": run.facts,
                 "summary": run.summary,
+                "headline": self.headline(),
                 "verdicts": [asdict(line) for line in self.judgements()],
                 "diversity_by_layer": run.diversity(),
                 "groups_of_tokens": self.by_group(),

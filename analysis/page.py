@@ -121,4 +121,3 @@ def render(
         comparison=comparison,
         visible=lambda text: "".join(VISIBLE.get(c, c).strip() or "\u2423" for c in text),
     )
-

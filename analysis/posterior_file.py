@@ -198,7 +198,9 @@ class PosteriorWriter:
                 variable.dtype,
                 chunks=_chunks(variable.dims, self._sizes),
                 fillvalue=np.nan if str(variable.dtype).startswith("f") else None,
-                **({} if variable.dtype is TEXT else {"compression": "gzip", "compression_opts": 1}),
+                **(
+                    {} if variable.dtype is TEXT else {"compression": "gzip", "compression_opts": 1}
+                ),
             )
             made.attrs["long_name"] = variable.meaning
 

@@ -171,8 +171,13 @@ class Reading:
             tokens={
                 name: stats[name].values
                 for name in (
-                    "nll_soft", "nll_hard", "nll_averaged", "top_probability", "top_is_right",
-                    "top_probability_averaged", "top_is_right_averaged",
+                    "nll_soft",
+                    "nll_hard",
+                    "nll_averaged",
+                    "top_probability",
+                    "top_is_right",
+                    "top_probability_averaged",
+                    "top_is_right_averaged",
                 )
             },  # fmt: skip
             blocks=Blocks(

@@ -62,7 +62,7 @@ def risk_coverage(uncertainty: Array, is_wrong: Array) -> RiskCoverage:
     N = len(uncertainty)
     order = np.argsort(uncertainty, kind="stable")
     risks = np.cumsum(is_wrong[order], dtype=float) / np.arange(1, N + 1)
-    kept = np.unique(np.linspace(1, N, min(COVERAGES, N)).round().astype(int))
+    kept = np.unique(np.linspace(max(1, N // COVERAGES), N, min(COVERAGES, N)).round().astype(int))
     return RiskCoverage(kept / N, risks[kept - 1], float(risks.mean()))
 
 

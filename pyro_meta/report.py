@@ -179,7 +179,9 @@ def _mean(layers: list[dict[str, float]], name: str) -> str:
 def _draw_comparison(comparison: dict[str, Any], folder: Path) -> list[page.Drawn]:
     names, pairs = comparison["names"], [pair for pair, _ in comparison["pairs"]]
     costs, losses = comparison["costs"], comparison["losses"]
-    points = [f"{n}: cost {c:.3f}, loss {x:.4f}" for n, c, x in zip(names, costs, losses, strict=True)]
+    points = [
+        f"{n}: cost {c:.3f}, loss {x:.4f}" for n, c, x in zip(names, costs, losses, strict=True)
+    ]
     out = [
         _drawn(
             "pareto", "Loss against cost",
@@ -202,11 +204,11 @@ def _say(pair: Pair) -> str:
     return f"{pair.ours} minus {pair.theirs}: {pair.mean:+.4f}, {position(pair)}"
 
 
-def _drawn(
-    name: str, title: str, how: str, figure: Figure, says: str, folder: Path
-) -> page.Drawn:
+def _drawn(name: str, title: str, how: str, figure: Figure, says: str, folder: Path) -> page.Drawn:
     save_png(figure, folder / f"{name}.png")
-    picture = Picture(name, "comparison", title, how, lambda findings: figure, lambda findings: says)
+    picture = Picture(
+        name, "comparison", title, how, lambda findings: figure, lambda findings: says
+    )
     return page.Drawn(picture, as_data_uri(figure), says)
 
 

@@ -44,7 +44,9 @@ class Knowing(Guide):
 
     is_of_own_token = True  # type: ignore[assignment]
 
-    def __init__(self, model: LanguageModel, targets: Tensor, w: float, factor: float = 1.0) -> None:
+    def __init__(
+        self, model: LanguageModel, targets: Tensor, w: float, factor: float = 1.0
+    ) -> None:
         super().__init__(model)
         self.targets, self.w, self.factor = targets, w, factor
 
@@ -53,12 +55,18 @@ class Knowing(Guide):
 
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         B, T = features.tokens.shape
-        rows = self.targets if len(self.targets) == B else self.targets.repeat(B // len(self.targets), 1)
+        rows = (
+            self.targets
+            if len(self.targets) == B
+            else self.targets.repeat(B // len(self.targets), 1)
+        )
         # Asked about the end of a text, as a cache does, it answers for the end.
         return Dirichlet(self.factor * self.exact(rows)[:, -T:])
 
 
-def conjugate(rows: int, length: int, w: float, factor: float = 1.0) -> tuple[Knowing, Tensor, Tensor]:
+def conjugate(
+    rows: int, length: int, w: float, factor: float = 1.0
+) -> tuple[Knowing, Tensor, Tensor]:
     """The guide of factor 1 is exact; with it tokens and targets [B, T]."""
     generator = torch.Generator().manual_seed(3)
     tokens, targets = torch.randint(K, (2, rows, length), generator=generator)

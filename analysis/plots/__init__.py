@@ -25,6 +25,7 @@ class Picture:
     says: Callable[[Findings], str]
     """What is to be seen, in words: the alternative text."""
     applies: Callable[[Findings], bool] = lambda findings: True
+    is_narrow: bool = False
 
 
 def _percent(values: dict[str, float]) -> str:
@@ -63,9 +64,7 @@ def _k_hats(findings: Findings) -> str:
 
 
 def _gaps(findings: Findings) -> str:
-    rows = [
-        f"{name} {value:.3g}" for name, value, _ in belief.gap_rows(findings.belief)
-    ]
+    rows = [f"{name} {value:.3g}" for name, value, _ in belief.gap_rows(findings.belief)]
     return "Gaps in nats per token: " + "; ".join(rows) + "."
 
 
@@ -171,6 +170,6 @@ PICTURES = (
         "calibration", "use", "Calibration of the next token",
         "On the diagonal a prediction of 70% comes true 70% of the time; below it the model is too "
         "sure. Bins hold equally many tokens.",
-        use.calibration, _calibration,
+        use.calibration, _calibration, is_narrow=True,
     ),
 )  # fmt: skip

@@ -87,7 +87,9 @@ def gap_rows(belief: dict[str, Any]) -> list[tuple[str, float, tuple[float, floa
     for kind in ("amortisation", "approximation") if beside else ():
         values = [found[kind] for found in beside]
         name = "both of these" if kind == "amortisation" else "approximation"
-        rows.append((f"{name}, handful, w = {beside[0]['kl_weight']:g}", float(np.mean(values)), None))
+        rows.append(
+            (f"{name}, handful, w = {beside[0]['kl_weight']:g}", float(np.mean(values)), None)
+        )
     return rows
 
 
@@ -107,7 +109,9 @@ def beside_truth(findings: Findings) -> Figure:
                 spread = moments[f"{who}_deviation"][layer, token, k]
                 ends = np.clip([mean - spread, mean + spread], 0, 1)
                 shift = y + (0.05 if who == "truth" else -0.05)
-                axes.plot(ends, [shift] * 2, color=colour(k), lw=1, ls="-" if who == "guide" else ":")
+                axes.plot(
+                    ends, [shift] * 2, color=colour(k), lw=1, ls="-" if who == "guide" else ":"
+                )
                 axes.plot(mean, shift, marker, ms=5, mec=colour(k), mfc=face)
     axes.set(
         yticks=range(L * n),

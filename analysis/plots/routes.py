@@ -127,6 +127,7 @@ def _corners(axes: Axes, names: list[str], indices: Array) -> None:
     ):
         getattr(axes, setter)(name, color=colour(int(index)), fontsize=9, weight="bold")
         getattr(axes, f"{side}axis").set_label_position("corner")
+        getattr(axes, f"{side}axis").set_label_rotation_mode("horizontal")
         getattr(axes, f"{side}axis").set_ticks([])
     for spine in axes.spines.values():
         spine.set_color(FAINT)

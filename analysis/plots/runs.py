@@ -16,7 +16,9 @@ def pareto(names: Sequence[str], costs: Sequence[float], losses: Sequence[float]
     axes = figure.subplots()
     front = pareto_front(costs, losses)
     order = [int(i) for i in np.argsort(costs) if front[i]]
-    axes.step([costs[i] for i in order], [losses[i] for i in order], where="post", color=FAINT, lw=1)
+    axes.step(
+        [costs[i] for i in order], [losses[i] for i in order], where="post", color=FAINT, lw=1
+    )
     for index, (name, cost, loss) in enumerate(zip(names, costs, losses, strict=True)):
         tint = colour(index)
         axes.plot(cost, loss, "o", ms=8, mec=tint, mfc=tint if front[index] else "none")

@@ -33,7 +33,9 @@ def risk_coverage(findings: Findings) -> Figure:
     axes = figure.subplots()
     curves = findings.selective()
     for (name, curve), tint in zip(curves.items(), COLOURS, strict=True):
-        axes.plot(curve.coverage, curve.risk, color=tint, label=f"by {name} (area {curve.area:.3f})")
+        axes.plot(
+            curve.coverage, curve.risk, color=tint, label=f"by {name} (area {curve.area:.3f})"
+        )
     overall = next(iter(curves.values())).risk[-1]
     axes.axhline(overall, color=INK, ls=":", lw=1, label=f"kept at random ({overall:.3f})")
     axes.set(

@@ -32,4 +32,3 @@ def draw_and_weigh(law: Distribution, prior: Distribution) -> tuple[Tensor, Tens
         law, prior = (Dirichlet(one.concentration.double()) for one in (law, prior))
     draw = law.rsample()
     return draw, -log_ratio(law, prior.expand(law.batch_shape), draw)
-

@@ -196,4 +196,3 @@ class Handful:
 def in_double(law: Distribution) -> Distribution:
     """A Dirichlet in float64; another law as it is."""
     return Dirichlet(law.concentration.double()) if isinstance(law, Dirichlet) else law
-

@@ -1,8 +1,8 @@
 """belief.json: what only the network itself can say about its posterior, measured once and kept.
 
-    amortisation      per tempering: gaps on whole texts, see `amortisation`
-    beside_truth      the guide beside the exact posterior of a handful of tokens
-    checkpoint        of which weights this holds
+amortisation      per tempering: gaps on whole texts, see `amortisation`
+beside_truth      the guide beside the exact posterior of a handful of tokens
+checkpoint        of which weights this holds
 """
 
 import json

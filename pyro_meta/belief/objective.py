@@ -1,6 +1,6 @@
 """The objective of training, text by text, for the guide and for what is put in its place.
 
-    J(q) = E_q[-log p(y | alpha)] + w KL(q || p)        nats per token
+J(q) = E_q[-log p(y | alpha)] + w KL(q || p)        nats per token
 """
 
 from collections.abc import Callable, Iterator
