@@ -88,7 +88,7 @@ def collapse_verdicts(means: Array, kl: Array, loads: Array) -> list[Verdict]:
 
 
 def share_at_prior(kl: Array) -> Array:
-    """P_t(KL_t < .01) by layer: kl [L, N] -> [L]; the (eps, delta)-collapse of Lucas et al. 2019."""
+    """P_t(KL_t < .01) by layer, [L, N] -> [L]: the (eps, delta)-collapse of Lucas et al. 2019."""
     return (kl < PRIOR_KL).mean(-1)
 
 

@@ -82,7 +82,7 @@ def mean_pairwise_divergence(weights: Array, pairs: int = PAIRS) -> float:
     N = len(weights)
     if N < 2:
         return 0.0
-    if N * (N - 1) // 2 <= pairs:
+    if pairs >= N * (N - 1) // 2:
         left, right = np.triu_indices(N, 1)
     else:
         rng = np.random.default_rng(0)

@@ -1,7 +1,7 @@
-"""The report as one HTML file that needs nothing else: no network, no library, no folder beside it.
+"""The report as one HTML file that needs nothing else: no network, no library, no folder.
 
-Everything that comes from a run is escaped by the template; the page's own policy forbids it to load
-anything.
+Everything that comes from a run is escaped by the template; the page's own policy forbids it to
+load anything.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,10 +6,10 @@
     observed_data   next_token, input_token, text [token]
     sample_stats    by token, by draw and by block: see `LAYOUT`
 
-`token` counts all validation tokens in `observed_data` and `sample_stats`; draws are of the first of
-them alone, whole sequences if one fits, and so `token` is shorter in `posterior`. What is known of
-drawn tokens only is NaN for the others. Every group is one netCDF group, as ArviZ wants it, and grows
-along its last unlimited dimension: memory is that of one piece, however long the text.
+`token` counts all validation tokens in `observed_data` and `sample_stats`; draws are of the first
+of them alone, whole sequences if one fits, and so `token` is shorter in `posterior`. What is known
+of drawn tokens only is NaN for the others. Every group is one netCDF group, as ArviZ wants it, and
+grows along its unlimited dimensions: memory is that of one piece, however long the text.
 
 Dimensions: S draws, L layers, N tokens, K mechanisms.
 """

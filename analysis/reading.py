@@ -23,6 +23,10 @@ from pyro_meta.analysis.posterior_file import VERSION
 from pyro_meta.errors import UsageError
 
 SHOWN = ("val_nll_soft", "val_nll_hard", "cost_nominal_hard", "cost_macs_hard", "hard_fraction")
+BY_TOKEN = (
+    "nll_soft", "nll_hard", "nll_averaged", "top_probability", "top_is_right",
+    "top_probability_averaged", "top_is_right_averaged",
+)  # fmt: skip
 SHOWN_IF_THERE = ("executed", "truth", "seed", "parameters")  # not in runs of before
 
 
@@ -168,18 +172,7 @@ class Reading:
             expected=by_layer("entropy_expected"),
             epistemic=by_layer("entropy_epistemic"),
             kl=by_layer("kl"),
-            tokens={
-                name: stats[name].values
-                for name in (
-                    "nll_soft",
-                    "nll_hard",
-                    "nll_averaged",
-                    "top_probability",
-                    "top_is_right",
-                    "top_probability_averaged",
-                    "top_is_right_averaged",
-                )
-            },  # fmt: skip
+            tokens={name: stats[name].values for name in BY_TOKEN},
             blocks=Blocks(
                 stats["block_length"].values,
                 stats["block_position"].values,

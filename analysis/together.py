@@ -1,8 +1,8 @@
 """Several runs, compared in pairs on the same validation sequences.
 
-ArviZ's `compare` is not used: its leave-one-out estimate corrects draws of a posterior that has seen
-the data, and a guide never sees the targets, so that losses on held-out sequences need no correction
-at all. Sequences are exchangeable, tokens are not: intervals are over sequences.
+ArviZ's `compare` is not used: its leave-one-out estimate corrects draws of a posterior that has
+seen the data, and a guide never sees the targets, so that losses on held-out sequences need no
+correction at all. Sequences are exchangeable, tokens are not: intervals are over sequences.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Pair:
 
 
 def names_of(readings: Sequence[Reading]) -> list[str]:
-    """Short names that tell the runs apart: the folder's, with its parent's where that is needed."""
+    """Short names that tell the runs apart: the folder's, with its parent's where needed."""
     short = [reading.folder.resolve().name for reading in readings]
     if len(set(short)) == len(short):
         return short

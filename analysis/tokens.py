@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 COMMON, KNOWN = 0.5, 0.95
-"""Common tokens: the most frequent ids that make up half of the text. Rare: all beyond 95% of it."""
+"""Common tokens: the most frequent ids that make up half of the text. Rare: those beyond 95%."""
 
 
 def kinds(text: Sequence[str]) -> dict[str, NDArray[np.bool_]]:

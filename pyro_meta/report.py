@@ -1,4 +1,4 @@
-"""`python -m pyro_meta.report RUN [RUN ...]`: what a run's router does, and whether to believe it."""
+"""`python -m pyro_meta.report RUN [RUN ...]`: what a router does, and whether to believe it."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

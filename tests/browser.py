@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over a pipe in its DevTools protocol; nothing but Python is needed."""
+"""A headless Chromium, spoken to over a pipe in its DevTools protocol, by Python alone."""
 
 import base64
 import fcntl

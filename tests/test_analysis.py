@@ -135,9 +135,12 @@ def test_pieces_become_one_file(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "posterior.nc"
-    with pytest.raises(RuntimeError), PosteriorWriter(path, SIZES, ["full"], {}) as out:
-        out.append("token", {"sample_stats": {"nll_soft": np.ones(3)}})
-        raise RuntimeError
+    ragged = {"nll_soft": np.ones(3), "nll_hard": np.ones(4)}
+    with (
+        pytest.raises(ValueError, match="too many values"),
+        PosteriorWriter(path, SIZES, ["full"], {}) as out,
+    ):
+        out.append("token", {"sample_stats": ragged})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,7 +156,8 @@ piece = np.full((4, 8192, 3), 0.5, np.float32)
 with PosteriorWriter(Path(sys.argv[1]), sizes, ["a", "b", "c"], {}) as out:
     for _ in range(128):
         stats = {"posterior_mean": piece, "prior_mean": piece, "kl": piece[..., 0]}
-        out.append("token", {"sample_stats": stats, "observed_data": {"text": as_text(["x"] * 8192)}})
+        text = as_text(["x"] * 8192)
+        out.append("token", {"sample_stats": stats, "observed_data": {"text": text}})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     done = subprocess.run(

@@ -32,7 +32,7 @@ W = 0.5
 
 @pytest.mark.parametrize("w", [1.0, 0.25])
 def test_free_posteriors_find_the_conjugate_ones(w: float) -> None:
-    """Dirichlet(1 + onehot(y) / w): the mean to Monte Carlo error, the objective to 1% of the KL."""
+    """Dirichlet(1 + onehot(y) / w): the mean to Monte Carlo error, the objective to 1%."""
     exact, tokens, targets = conjugate(2, 8, w)
     free = FreePosterior(exact, tokens)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_the_conjugate_handful_has_no_gaps() -> None:
     log_evidence = float(ratio.sum())  # B(1 + onehot / w) / B(1), and B(1, 1, 1) = 1 / Gamma(3)
     assert found.optimum == pytest.approx(-W * log_evidence / 2, abs=0.01)
     assert abs(found.guide - found.optimum) < 0.02
-    assert 0 <= found.approximation + 1e-3 and found.approximation < 0.02
+    assert found.approximation + 1e-3 >= 0 and found.approximation < 0.02
 
 
 def test_enumeration_agrees_with_weighted_draws_of_the_prior() -> None:
@@ -210,5 +210,5 @@ def test_both_temperings_are_measured_and_no_guide_without_a_posterior() -> None
     with evaluating(exact.model, exact):
         found = measure(exact, (tokens, targets), W)
     assert [gap["kl_weight"] for gap in found["amortisation"]] == [W, 1.0]
-    model, guide = build(guide=PriorGuide)
+    _, guide = build(guide=PriorGuide)
     assert measure(guide, text(1, 9), W) == {"amortisation": [], "beside_truth": []}

@@ -73,8 +73,8 @@ def _beside(findings: Findings) -> str:
     mean = {who: np.array(found["moments"][f"{who}_mean"]) for who in ("guide", "truth")}
     apart = np.abs(mean["guide"] - mean["truth"]).sum(-1) / 2
     return (
-        f"Guide and {found['method']} differ in the mean route of {apart.size} tokens and layers by "
-        f"{apart.mean():.2f} in total variation on average, {apart.max():.2f} at most."
+        f"Guide and {found['method']} differ in the mean route of {apart.size} tokens and layers "
+        f"by {apart.mean():.2f} in total variation on average, {apart.max():.2f} at most."
     )
 
 
@@ -131,8 +131,8 @@ PICTURES = (
     ),
     Picture(
         "kl_by_layer", "collapse", "KL to the prior",
-        "Each line shows how far the posteriors of one layer's tokens are from the prior: all of it "
-        "at 0 is a guide that has learned nothing.",
+        "Each line shows how far the posteriors of one layer's tokens are from the prior: all of "
+        "it at 0 is a guide that has learned nothing.",
         lambda findings: belief.kl_by_layer(findings.reading), _kl,
     ),
     Picture(
@@ -162,8 +162,8 @@ PICTURES = (
     ),
     Picture(
         "risk_coverage", "use", "Risk and coverage",
-        "Keep the surest tokens and count the errors among them: the lower the line to the left, the "
-        "more its uncertainty knows.",
+        "Keep the surest tokens and count the errors among them: the lower the line to the left, "
+        "the more its uncertainty knows.",
         use.risk_coverage, _risk,
     ),
     Picture(

@@ -1,7 +1,7 @@
 """How every picture looks: colours that all eyes tell apart, and ink that follows light and dark.
 
-Pictures are drawn once, in SVG and in PNG. The page shows the SVG, in which every colour of `DARK` is
-turned into its counterpart where the reader prefers dark.
+Pictures are drawn once, in SVG and in PNG. The page shows the SVG, in which every colour of `DARK`
+is turned into its counterpart where the reader prefers dark.
 """
 
 import base64

@@ -13,6 +13,6 @@ p_w, and against the posterior itself (w = 1) where that is said. A route is exe
 training: rounded to one mechanism where the guide is certain enough.
 
 The guide sees x and never y. So even the best guide misses p_w(alpha | x, y) by what y says about
-the routes, the conditioning gap (Bayer et al. 2021, arXiv 2101.07046), and every gap and k-hat below
-contains it.
+the routes, the conditioning gap (Bayer et al. 2021, arXiv 2101.07046). Where it is told apart, y is
+replaced by what the deployed route predicts.
 """

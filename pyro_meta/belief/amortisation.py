@@ -1,7 +1,7 @@
 """What the objective would gain if every token had a posterior of its own, the network frozen.
 
-    J(q_guide) - J(q_free | x, y)  =  [J(q_guide) - J(q_free | x)]  +  [J(q_free | x) - J(q_free | x, y)]
-                                       amortisation gap                 conditioning gap
+    amortisation gap    J(q_guide) - J(q_free | x)
+    conditioning gap    J(q_free | x) - J(q_free | x, y)
 
 (Cremer et al. 2018, arXiv 1801.03558; Bayer et al. 2021, arXiv 2101.07046.) q_free | x, y is fitted
 to the targets, q_free | x to what the deployed route predicts in their place; all are judged on the

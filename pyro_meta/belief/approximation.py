@@ -3,9 +3,9 @@
     J(q_guide) + w log Z  =  [J(q_guide) - J(q_best)]  +  [J(q_best) + w log Z]
                              amortisation, conditioning    approximation
 
-with J(q) = E_q[-log p(y | alpha)] + w KL(q || p), Z the evidence of the tempered posterior and q_best
-the best Dirichlets for these very tokens (Cremer et al. 2018, arXiv 1801.03558). Where Z has no
-finite sum it is bounded from below by importance weights of q_best (Burda et al. 2016, arXiv
+with J(q) = E_q[-log p(y | alpha)] + w KL(q || p), Z the evidence of the tempered posterior and
+q_best the best Dirichlets for these very tokens (Cremer et al. 2018, arXiv 1801.03558). Where Z has
+no finite sum it is bounded from below by importance weights of q_best (Burda et al. 2016, arXiv
 1509.00519), and the approximation gap is then at least what is found.
 """
 

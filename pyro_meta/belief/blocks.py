@@ -83,7 +83,7 @@ def _terms_of(
     copies = max(1, min(draws, ROWS_AT_ONCE // R))
     x, y = tokens.repeat(copies, 1), targets.repeat(copies, 1)[:, T - length :]
     past = model.network.new_cache(len(x), keeps_features=not guide.is_of_own_token)
-    if T > length:
+    if length < T:
         model.network.states(x[:, : T - length], guide.mean_route(), past)
     expected = against_prediction(guide, x[:, T - length :], _copied(past))
     likelihoods, expectations, ratios = [], [], []

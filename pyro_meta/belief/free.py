@@ -1,4 +1,4 @@
-"""A posterior of its own for every token of a few texts: what an amortised guide could be at best."""
+"""A posterior of its own for every token of a few texts: the best that a guide could be."""
 
 import torch
 from torch import Tensor, nn

@@ -8,7 +8,7 @@ has few dimensions, and what the guide says can stand beside what is so. Where r
 likelihood depends on which mechanism each token chose and on nothing else, so that posterior and
 evidence are finite sums over choices:
 
-    p_w(c | x, y)  proportional to  P(argmax alpha = c) p(y | c)^(1/w),      alpha | c from the prior.
+    p_w(c | x, y)  proportional to  P(argmax alpha = c) p(y | c)^(1/w),    alpha | c from the prior.
 
 Shapes: S draws, L layers, n tokens, K mechanisms, P = K^(L n) patterns of choices.
 """

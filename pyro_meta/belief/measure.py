@@ -49,7 +49,7 @@ def believe(run: Run, tell: Tell = lambda what: None) -> dict[str, Any] | None:
             pass
     tell("reading the checkpoint")
     try:
-        model, guide, vocabulary, config = run.load()
+        model, guide, _, config = run.load()
         corpus = config.data.corpus()
     except UsageError:
         return None
