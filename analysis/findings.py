@@ -366,8 +366,8 @@ def _of_gap(belief: Mapping[str, Any], w: float) -> Judgement:
         is_good,
         f"a posterior fitted to every token by itself gains {gap['gap']:.4f} nats per token "
         f"({low:.4f} to {high:.4f}), {gap['share_of_loss']:.1%} of the loss (at most "
-        f"{MOST_GAP:.0%} wanted), w = {w:g}; with the target in sight, which a router never has, it "
-        f"would gain {further['gap']:.4f} more",
+        f"{MOST_GAP:.0%} wanted), w = {w:g}; with the target in sight, which a router never has, "
+        f"it would gain {further['gap']:.4f} more",
     )
 
 
