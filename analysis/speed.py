@@ -44,10 +44,7 @@ def time_by_length(result: Result) -> Figure:
 
 
 def time_by_share(result: Result) -> Figure:
-    """Time over that of full attention, against the share of full, with the break-even line.
-
-    A cross marks where a length crosses it.
-    """
+    """Time over that of full attention, against the share of full, with the break-even line."""
     figure, panels = _panels(result)
     for part, axes in panels.items():
         lengths = _values(result, part, "length")
@@ -63,9 +60,6 @@ def time_by_share(result: Result) -> Figure:
                 ms=3.5,
                 label=f"{_short(length)} tokens",
             )
-            crossing = result["break_even_share"][part][str(length)]
-            if crossing is not None and 0 < crossing < max(shares):
-                axes.plot(crossing, 1, marker="x", ms=7, mew=2, color=shade, zorder=4)
         axes.axhline(1, color=ALONE["full"], lw=1.6, ls="--", zorder=1, label="break-even")
         top = max(p["ratio_to_full"] for p in result["points"] if p["route"].startswith("routed"))
         axes.set(xlabel="share of tokens that run full attention", ylim=(0, max(1.2, 1.08 * top)))
@@ -80,11 +74,16 @@ PICTURES: dict[str, Callable[[Result], Figure]] = {
 }
 
 
-def draw(result: Result, folder: Path) -> list[Path]:
-    """Write the pictures of `result`, the content of routed.json, into `folder`."""
+def pictures(result: Result) -> dict[str, Figure]:
+    """Pictures of `result`, the content of routed.json, by file name."""
+    return {name: picture(result) for name, picture in PICTURES.items()}
+
+
+def save(drawn: dict[str, Figure], folder: Path) -> list[Path]:
+    """Write pictures into `folder`, and say where."""
     written = []
-    for name, picture in PICTURES.items():
-        picture(result).savefig(folder / name, dpi=150)
+    for name, figure in drawn.items():
+        figure.savefig(folder / name, dpi=150)
         written.append(folder / name)
     return written
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError, require_defined
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.models.module import StandaloneModule
-from pyro_meta.simplex import Hardened, harden, one_hot, uncertainty
+from pyro_meta.simplex import Hardened, decide, harden, uncertainty, vertex
 from pyro_meta.transformer import Features, Route, Transformer
 
 Posterior = TypeVar("Posterior", bound=Callable[..., Any])
@@ -47,6 +48,9 @@ class Guide(StandaloneModule):
     threshold
         A token whose posterior has uncertainty below it is executed hard; 0 keeps every route
         soft, 1 makes every route hard. A buffer: it is saved with the guide.
+    price
+        Nats by which a mechanism must be likelier than another to be executed, for each unit by
+        which it is dearer (MACs averaged over the context, full attention = 1). A buffer, too.
     """
 
     pays_kl: ClassVar[bool] = True
@@ -54,6 +58,8 @@ class Guide(StandaloneModule):
     is_mixture: ClassVar[bool] = False
     """Whether tokens run a mixture of mechanisms to the end, instead of turning hard."""
     threshold: Tensor
+    price: Tensor
+    costs: Tensor
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -65,6 +71,11 @@ class Guide(StandaloneModule):
             )
         self._model = (model,)  # in a tuple: known, but no submodule of the guide
         self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("price", torch.zeros(()))
+        everywhere = torch.arange(model.network.shape.context)
+        costs = costs_at(model.network, "macs", everywhere).mean(0)  # [K]
+        self.register_buffer("costs", costs, persistent=False)
+        self.register_load_state_dict_pre_hook(_at_no_price)
 
     @property
     def model(self) -> LanguageModel:
@@ -88,7 +99,7 @@ class Guide(StandaloneModule):
         model = self.model
 
         def draw(layer: int, features: Features) -> Tensor:
-            law = Hardened(self.posterior(layer, features), self.hard_below)
+            law = Hardened(self.posterior(layer, features), self.hard_below, self.prices)
             return pyro.sample(f"route_{layer}", law)
 
         with model.plates(tokens), pyro.poutine.scale(scale=model.kl_weight):
@@ -99,9 +110,21 @@ class Guide(StandaloneModule):
         """Uncertainty below which a token is executed hard: `threshold`, or 0 for a mixture."""
         return self.threshold * 0 if self.is_mixture else self.threshold
 
+    @property
+    def prices(self) -> Tensor:
+        """What executing each mechanism must be worth, [K] in nats: price times cost."""
+        return self.price * self.costs
+
+    def decide(self, mean: Tensor) -> Tensor:
+        """The mechanism that a hard token runs, [..], from posterior means [.., K].
+
+        argmax_k (log m_k - price c_k): who hardly cares does not pay for full attention.
+        """
+        return decide(mean, self.prices)
+
     def choice(self, mean: Tensor) -> Tensor:
-        """What is executed once everything is hard, [.., K]: one mechanism, or the mixture."""
-        return mean if self.is_mixture else one_hot(mean)
+        """What runs once everything is hard, as weights [.., K]: one mechanism, or the mixture."""
+        return mean if self.is_mixture else vertex(self.decide(mean), mean)
 
     def mean_route(self, hard: bool | None = None) -> Route:
         """The route through posterior means: what evaluation and generation follow.
@@ -112,20 +135,29 @@ class Guide(StandaloneModule):
         Parameters
         ----------
         hard
-            True: the likeliest mechanism of every token. False: the mean itself. None: hard where
-            the posterior's uncertainty is below `threshold`, as in training. A mixture stays one.
+            True: what is decided (`decide`) for every token. False: the mean itself. None: hard
+            where the posterior's uncertainty is below `threshold`, as in training. A mixture stays
+            one.
         """
+
+        is_hard = float(self.hard_below) >= 1 if hard is None else hard
+        prices = self.prices
 
         def route(layer: int, features: Features) -> Tensor:
             law = self.posterior(layer, features)
-            is_hard = float(self.hard_below) >= 1 if hard is None else hard
             if is_hard and not self.is_mixture:
-                return law.mean.argmax(-1)
+                return decide(law.mean, prices)
             if hard is None:
-                return harden(law.mean, uncertainty(law), self.hard_below)
+                choice = decide(law.mean, prices)
+                return harden(law.mean, uncertainty(law), self.hard_below, choice)
             return law.mean
 
         return route
+
+
+def _at_no_price(guide: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Checkpoints of before the price ran the likeliest mechanism."""
+    state.setdefault(f"{prefix}price", torch.zeros(()))
 
 
 class HeadsGuide(Guide):
@@ -181,6 +213,6 @@ def leads(network: Transformer, lead: float) -> list[list[float]]:
     Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a
     network learns soonest from what is near: so `window` comes second in the first layer too.
     """
-    first = {"full": lead, "window": max(0.0, lead - 1.0)}
+    first = {"full": lead, "window": max(0.0, lead - 0.5)}
     ahead = [first, *[{"window": lead}] * (network.shape.layers - 1)]
     return [[layer.get(name, 0.0) for name in network.mechanism_names] for layer in ahead]

@@ -23,7 +23,7 @@ class ConcreteGuide(HeadsGuide):
         2017, arXiv 1611.00712), which is the default for three mechanisms.
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
-        `window` one behind it, and `window` in the others.
+        `window` half as far, and `window` in the others.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class DirichletGuide(HeadsGuide):
         a_0 at the start.
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
-        `window` one behind it, and `window` in the others.
+        `window` half as far, and `window` in the others.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ class PointGuide(HeadsGuide):
         Width of the hidden layer; by default an eighth of the model's, about 1% of its parameters.
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
-        `window` one behind it, and `window` in the others.
+        `window` half as far, and `window` in the others.
     """
 
     pays_kl = False

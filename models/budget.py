@@ -8,7 +8,6 @@ from pyro_meta.costs import Costs
 from pyro_meta.errors import UsageError
 from pyro_meta.models.dual import DualController
 from pyro_meta.models.priors import Prior, by_cost, require_positive
-from pyro_meta.simplex import one_hot
 from pyro_meta.transformer import Transformer
 
 TURN = 3.0  # from this |lambda| on the strength grows with it
@@ -26,7 +25,7 @@ class BudgetDirichlet(Prior):
 
     After every step of the optimiser a `DualController` sets the price of cost in the loss, about
     5 w lambda nats per unit (w being the weight of the KL), by how far the realised cost of the
-    batch is off: that of every token's likeliest mechanism, averaged over layers and tokens.
+    batch is off: of what would run for a token once it is hard, averaged over layers and tokens.
 
     Parameters
     ----------
@@ -43,6 +42,7 @@ class BudgetDirichlet(Prior):
     """
 
     learns_from_kl = True
+    is_controlled = True
     rate: Tensor
 
     def __init__(
@@ -84,11 +84,11 @@ class BudgetDirichlet(Prior):
         strength = self.strength * (self.rate.abs() / TURN).clamp(min=1.0)
         return by_cost(self.costs(positions), self.rate, strength, self.floor)
 
-    def measure(self, means: Tensor) -> dict[str, float]:
-        if means.shape[2] < self.network.shape.context:
+    def measure(self, choices: Tensor) -> dict[str, float]:
+        if choices.shape[2] < self.network.shape.context:
             return {}  # sequences that are short at first cost less, whatever their routes
-        costs = self.costs(torch.arange(means.shape[2], device=means.device))
-        return {"cost_budgeted": float((one_hot(means) * costs).sum(-1).mean())}
+        costs = self.costs(torch.arange(choices.shape[2], device=choices.device))
+        return {"cost_budgeted": float((choices * costs).sum(-1).mean())}
 
     def adapt(self, figures: dict[str, float], kl_weight: float) -> None:
         if kl_weight >= WARM and "cost_budgeted" in figures:

@@ -29,6 +29,8 @@ class Prior(nn.Module):
 
     learns_from_kl: ClassVar[bool] = False
     """Whether the prior adapts to the posterior, and so needs a guide that pays a KL."""
+    is_controlled: ClassVar[bool] = False
+    """Whether `adapt` steers towards a goal, and so needs a guide that follows to the end."""
 
     def __init__(self, network: Transformer) -> None:
         super().__init__()
@@ -57,11 +59,11 @@ class Prior(nn.Module):
         All that a checkpoint holds is there by then.
         """
 
-    def measure(self, means: Tensor) -> dict[str, float]:
+    def measure(self, choices: Tensor) -> dict[str, float]:
         """Figures of a batch that the prior asks for, logged under their names.
 
-        `means` [L, B, T, K] are the posterior means of its routes; over several processes the
-        figures are averaged.
+        `choices` [L, B, T, K] are its routes as they would be executed hard, one-hot (a mixture's
+        are its weights); over several processes the figures are averaged.
         """
         return {}
 

@@ -9,7 +9,10 @@ Times are medians of interleaved repetitions; only ratios within one file mean a
 """
 
 import json
+import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +27,7 @@ from rich.table import Table
 
 from pyro_meta.analysis import speed
 from pyro_meta.console import command_parser, parse, run_command
-from pyro_meta.display import executed_rows
+from pyro_meta.display import executed_rows, trained_rows
 from pyro_meta.errors import UsageError
 from pyro_meta.measure.mechanisms import bench_mechanisms
 from pyro_meta.measure.parts import PARTS
@@ -35,13 +38,33 @@ from pyro_meta.run import Run, hardware, versions
 
 REPEATS, ROUTED_REPEATS = 15, 7
 MECHANISM_LENGTHS = [1024, 2048, 4096, 8192]
+ROUTED = (
+    "repeats",
+    "lengths",
+    "shares",
+    "parts",
+    "layers",
+    "threads",
+    "run",
+    "device",
+    "precision",
+)
+READS: dict[str, tuple[str, ...]] = {
+    "all": ROUTED,
+    "svi": ("repeats", "layers", "threads"),
+    "mechanisms": ("repeats", "lengths", "threads"),
+    "routed": ROUTED,
+    "draw": (),
+}
+"""The options that a benchmark looks at, beside --out; others are refused."""
 
 
 @pyro.validation_enabled(False)
 def main(argv: list[str]) -> None:
     """Run the benchmarks and write one JSON file for each."""
-    options = parse(_parser(), argv)
-    _check(options)
+    parser = _parser()
+    options = parse(parser, argv)
+    _check(options, parser.get_defaults())
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
@@ -66,13 +89,13 @@ def main(argv: list[str]) -> None:
         _write(options.out / "routed.json", facts, result, out)
         _print_routed(result, out)
     if options.what in ("all", "routed", "draw"):
-        for path in speed.draw(_read(options.out / "routed.json"), options.out):
+        for path in _draw(options.out / "routed.json"):
             out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
 def _parser() -> ArgumentParser:
     parser = command_parser("bench", "Measure what the parts cost on this machine.")
-    kinds = Literal["all", "svi", "mechanisms", "routed", "draw"]
+    kinds = Literal["all", "svi", "mechanisms", "routed", "draw"]  # the keys of READS
     add = parser.add_argument
     add("--what", type=kinds, default="all", help="Which benchmark.")
     add("--out", type=Path, default=Path("benchmarks/results"), help="Folder of the JSON files.")
@@ -82,7 +105,7 @@ def _parser() -> ArgumentParser:
     add("--parts", type=list[str], default=list(PARTS), help=f"Routed: of {', '.join(PARTS)}.")
     add("--layers", type=int, default=4, help="Layers of the networks.")
     add("--threads", type=int | None, help="Threads of PyTorch (default: as it chooses).")
-    add("--run", type=Path | None, help="Routed: a trained run whose own routes are timed too.")
+    add("--run", type=Path | None, help="Routed: a trained run whose routes are timed too.")
     devices, precisions = Literal["auto", "cpu", "cuda"], Literal["auto", "float32", "bfloat16"]
     add("--device", type=devices, default="auto", help="Routed: where it runs.")
     add(
@@ -92,15 +115,29 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _check(options: Namespace) -> None:
+def _check(options: Namespace, defaults: Namespace) -> None:
+    what = options.what
+    for name in ROUTED:
+        if name not in READS[what] and options[name] != defaults[name]:
+            those = ", ".join(f"--{other}" for other in ("out", *READS[what]))
+            raise UsageError(
+                f"option --{name}: it does nothing with --what {what}; {those} are allowed"
+            )
     for name in ("repeats", "layers", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"option --{name}: {value} given; at least 1 is allowed")
-    lengths = options.lengths
-    if lengths is not None and (len(set(lengths)) < max(2, len(lengths)) or min(lengths) < 1):
+    most = os.cpu_count() or 1
+    if options.threads is not None and options.threads > most:
         raise UsageError(
-            f"option --lengths: {lengths} given; two or more different lengths are allowed"
+            f"option --threads: {options.threads} given; 1 to {most}, the processors of this "
+            "machine, are allowed"
+        )
+    lengths, least = options.lengths, 1 if what == "routed" else 2  # growth takes two
+    if lengths is not None and not _are_lengths(lengths, least):
+        raise UsageError(
+            f"option --lengths: {lengths} given; {('one', 'two')[least - 1]} or more different "
+            "lengths are allowed"
         )
     shares = options.shares
     if not shares or len(set(shares)) < len(shares) or not all(0 <= s <= 1 for s in shares):
@@ -116,6 +153,10 @@ def _check(options: Namespace) -> None:
         raise UsageError("option --device: cuda given, and there is none here; cpu is allowed")
     if options.run is not None:
         Run.open(options.run).state()  # before an hour of measuring
+
+
+def _are_lengths(lengths: list[int], least: int) -> bool:
+    return len(lengths) >= least and len(set(lengths)) == len(lengths) and min(lengths) >= 1
 
 
 def _routed(options: Namespace, progress_out: Console) -> dict[str, Any]:
@@ -166,7 +207,7 @@ def _print_routed(result: dict[str, Any], out: Console) -> None:
         table = Table(
             title=escape(trained["run"]), title_justify="left", box=SIMPLE_HEAD, show_header=False
         )
-        for row in executed_rows(trained):
+        for row in (*executed_rows(trained), *trained_rows(trained)):
             table.add_row(*row)
         out.print(table)
     table = Table(title="targets", title_justify="left", box=SIMPLE_HEAD)
@@ -183,19 +224,36 @@ def _print_routed(result: dict[str, Any], out: Console) -> None:
 
 def _write(path: Path, facts: dict[str, Any], result: dict[str, Any], out: Console) -> None:
     whole = facts | {"hardware": hardware(), "versions": versions()} | result
-    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    with _writing(path):
+        path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A file that this command wrote; raises `UsageError` if it is none."""
+def _draw(path: Path) -> list[Path]:
+    """Draw a file that this command wrote, beside it; raises `UsageError` if it is none."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not result["points"]:
             raise ValueError("it has no points")
-        return result
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"cannot draw {path}: {error}") from error
+        pictures = speed.pictures(result)
+    except OSError as error:
+        raise UsageError(f"cannot draw {path}: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"cannot draw {path}: it is not what --what routed writes "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    with _writing(path.parent):
+        return speed.save(pictures, path.parent)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        name = error.filename or path
+        raise UsageError(f"option --out: cannot write {name}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import Cache
+from pyro_meta.errors import UsageError
 from pyro_meta.evaluation import evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
@@ -43,6 +44,11 @@ class Reader:
         rounding.
     context
         Most tokens read of a text (default: the context of training).
+
+    Raises
+    ------
+    UsageError
+        `context` is below 1.
     """
 
     def __init__(
@@ -57,10 +63,13 @@ class Reader:
         self._parts = [part for module in self._modules for part in module.modules()]
         self._route = guide.mean_route()
         self._texts = [list(text) for text in texts]
-        self._context = context or model.network.shape.context
+        self._context = model.network.shape.context if context is None else context
+        if self._context < 1:
+            raise UsageError(f"context: {context} given; at least 1 is allowed")
         self._uses_cache = uses_cache
         self._cache: Cache | None = None
         self._starts: list[int] = []  # where each row of the cache begins in its text
+        self._last: Tensor | None = None  # state after the newest token that was read, [B, D]
 
     def append(self, tokens: Sequence[int]) -> None:
         """Add a token to every text."""
@@ -74,21 +83,19 @@ class Reader:
             everyone = list(range(len(starts)))
             if not self._uses_cache:
                 return self._network.readout(self._read(everyone, starts, None))
-            cache = self._cache
-            if cache is None:
-                fresh = everyone
+            cache, last = self._cache, self._last
+            self._cache = None  # begun anew if what follows is interrupted
+            fresh = [row for row in everyone if cache is None or starts[row] != self._starts[row]]
+            if cache is None or last is None or len(fresh) == len(everyone):
+                cache = self._empty(len(everyone))
+                last = self._read(everyone, starts, cache)
             else:
-                fresh = [row for row in everyone if starts[row] != self._starts[row]]
-            self._starts = starts
-            if len(fresh) == len(everyone):
-                self._cache = self._empty(len(everyone))
-                return self._network.readout(self._read(everyone, starts, self._cache))
-            assert cache is not None
-            last = self._read_on(cache, fresh)
-            if fresh:
-                rebuilt = self._empty(len(fresh))
-                last[fresh] = self._read(fresh, starts, rebuilt)
-                cache.replace(fresh, rebuilt)
+                last = self._read_on(cache, fresh, last)
+                if fresh:
+                    rebuilt = self._empty(len(fresh))
+                    last[fresh] = self._read(fresh, starts, rebuilt)
+                    cache.replace(fresh, rebuilt)
+            self._cache, self._starts, self._last = cache, starts, last
             return self._network.readout(last)
 
     def _still(self) -> AbstractContextManager[None]:
@@ -103,22 +110,40 @@ class Reader:
     def _read(self, rows: list[int], starts: list[int], cache: Cache | None) -> Tensor:
         """State after each of `rows`, [B, D], read from its start on."""
         seen = [self._texts[row][starts[row] :] for row in rows]
-        lengths = list(map(len, seen))
-        longest = max(lengths)
-        tokens = self._tensor([text + [0] * (longest - len(text)) for text in seen])
+        tokens, lengths = self._padded(seen)
         if cache is None:  # what is behind a text lies in its future
             states = self._network.states(tokens, self._route)
         else:
             states = self._network.states(tokens, self._route, cache, lengths)
-        if min(lengths) == longest:
+        if min(lengths) == tokens.shape[1]:
             return states[:, -1]
         return states[torch.arange(len(rows)), torch.tensor(lengths) - 1]
 
-    def _read_on(self, cache: Cache, skipped: list[int]) -> Tensor:
-        """State after the newest token of each row, [B, D]; without meaning in those `skipped`."""
-        tokens = self._tensor([text[-1:] for text in self._texts])
-        lengths = [int(row not in skipped) for row in range(len(tokens))] if skipped else None
-        return self._network.states(tokens, self._route, cache, lengths)[:, 0]
+    def _read_on(self, cache: Cache, skipped: list[int], last: Tensor) -> Tensor:
+        """State after the newest token of each row, [B, D], of what the cache has not read yet.
+
+        The `last` one where there is nothing new, and in rows that are `skipped`.
+        """
+        news = [
+            [] if row in skipped else text[self._starts[row] + cache.lengths[row] :]
+            for row, text in enumerate(self._texts)
+        ]
+        if not any(news):
+            return last
+        tokens, lengths = self._padded(news)
+        states = self._network.states(tokens, self._route, cache, lengths)
+        if min(lengths) == tokens.shape[1]:
+            return states[:, -1]
+        rows = [row for row, count in enumerate(lengths) if count]
+        last = last.clone()
+        last[rows] = states[rows, [lengths[row] - 1 for row in rows]]
+        return last
+
+    def _padded(self, rows: list[list[int]]) -> tuple[Tensor, list[int]]:
+        """Token ids [B, S] of all rows, zeros behind the shorter ones; and the length of each."""
+        lengths = list(map(len, rows))
+        longest = max(lengths)
+        return self._tensor([row + [0] * (longest - len(row)) for row in rows]), lengths
 
     def _tensor(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, device=self._network.embedding.weight.device)

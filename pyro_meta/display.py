@@ -101,6 +101,21 @@ def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "times as fast as full, attention alone", f"{executed['speed_up_attention']:.2f}"
 
 
+def trained_rows(trained: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `executed_rows` gives of a trained run, of a training step and of decoding."""
+    for part, name in (("training", "a training step"), ("decoding", "decoding")):
+        figures = trained[part]
+        routed, full = figures["tokens_per_second_routed"], figures["tokens_per_second_full"]
+        if full is None:
+            yield f"tokens per second, {name}, hard routes", f"{routed:,.0f}"
+        else:
+            yield (
+                f"tokens per second, {name}, hard routes and all full",
+                f"{routed:,.0f}, {full:,.0f}",
+            )
+            yield f"times as fast as full, {name}", f"{figures['speed_up']:.2f}"
+
+
 def _truth_rows(truth: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The router against the truth, where the data knows it."""
     if not truth:

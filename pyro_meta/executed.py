@@ -1,7 +1,7 @@
 """What hard routes cost when they are executed: MACs and the clock, against full attention.
 
 The opponent are the same weights with every token pinned to `full`, which asks no router. Walked
-is a fixed piece of validation text, as evaluation walks it.
+is a fixed piece of validation text, in the precision that the run was trained in (`as_trained`).
 """
 
 from collections.abc import Callable, Iterator
@@ -31,6 +31,18 @@ CLOCK_FIGURES = (
 AttentionCall = tuple[list[Mechanism], Tensor, Tensor, Inputs]
 
 
+def as_trained(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a run of `--precision` computes on `device`.
+
+    `bf16-mixed` is autocast to bfloat16, and so is `auto` on CUDA; where a device cannot, and for
+    all else, it stays float32.
+    """
+    is_cuda = device.type == "cuda"
+    is_half = precision == "bf16-mixed" or (precision == "auto" and is_cuda)
+    is_able = not is_cuda or torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_half and is_able)
+
+
 def executed_figures(
     model: LanguageModel,
     guide: Guide,
@@ -38,7 +50,7 @@ def executed_figures(
     batch: int,
     repeats: int = REPEATS,
 ) -> dict[str, Any]:
-    """The section `executed` of summary.json.
+    """The section `executed` of summary.json, in the precision of the context that it is called in.
 
     Parameters
     ----------
@@ -54,13 +66,13 @@ def executed_figures(
     Returns
     -------
     dict
-        `length` and `tokens` of what was walked; `macs_per_token_attention` (all layers),
-        `macs_per_token_router` and `macs_per_token_model` (everything, the router included);
-        `macs_ratio_attention` and `macs_ratio_model`, over the same weights with full attention and
-        no router; then the clock: tokens per second of the whole model, routed and full, and how
-        many times faster the routed one is, the whole model and attention alone (on one batch).
-        Clock figures are None if `full` is not among the mechanisms; that of attention alone also
-        for a mixture, which is not dispatched.
+        `length` and `tokens` of what was walked, and its `precision`;
+        `macs_per_token_attention` (all layers), `macs_per_token_router` and `macs_per_token_model`
+        (everything, the router included); `macs_ratio_attention` and `macs_ratio_model`, over the
+        same weights with full attention and no router; then the clock: tokens per second of the
+        whole model, routed and full, and how many times faster the routed one is, the whole model
+        and attention alone (on one batch). Clock figures are None if `full` is not among the
+        mechanisms; that of attention alone also for a mixture, which is not dispatched.
     """
     network = model.network
     shape = network.shape
@@ -82,6 +94,7 @@ def executed_figures(
     return {
         "length": T,
         "tokens": count,
+        "precision": precision_of(device),
         "macs_per_token_attention": attention / count,
         "macs_per_token_router": router / count,
         "macs_per_token_model": whole,
@@ -89,6 +102,13 @@ def executed_figures(
         "macs_ratio_model": whole / (full + dense),
         **clock,
     }
+
+
+def precision_of(device: torch.device) -> str:
+    """What products of matrices are computed in here: `float32`, or the dtype of autocast."""
+    is_half = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if is_half else torch.get_default_dtype()
+    return str(dtype).removeprefix("torch.")
 
 
 def _count_macs(network: Transformer, follow: Route, pieces: list[Tensor]) -> tuple[float, int]:
@@ -130,7 +150,7 @@ def _clock(
         return figures
     figures["tokens_per_second_full"] = count / times["full"]
     figures["speed_up_model"] = times["full"] / times["routed"]
-    with attention_calls(network) as routed:
+    with recorded_attention(network) as routed:
         network(pieces[0], follow)
     if routed:
         index = network.mechanism_names.index("full")
@@ -152,7 +172,7 @@ def chosen_by_all(network: Transformer, name: str) -> Route:
 
 
 @contextmanager
-def attention_calls(network: Transformer) -> Iterator[list[AttentionCall]]:
+def recorded_attention(network: Transformer) -> Iterator[list[AttentionCall]]:
     """What the layers of `network` hand to the dispatch of hard routes meanwhile."""
     calls: list[AttentionCall] = []
     layers = [cast(Block, block).attention for block in network.blocks]

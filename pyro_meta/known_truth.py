@@ -67,7 +67,8 @@ def score_against_truth(
         absent = {"full_used": 0.0, "full_used_by_layer": None}
         return figures | absent | {"auroc": None, "auroc_by_layer": None}
     weight = hard.means[:, is_scored, full]  # [L, N']
-    used = guide.choice(torch.from_numpy(hard.means))[..., full].numpy()[:, is_scored]
+    choice = guide.choice(torch.from_numpy(hard.means).to(guide.price.device))
+    used = choice[..., full].cpu().numpy()[:, is_scored]
     needed = int(is_needed.sum())
     return figures | {
         "full_used": float(used.sum() / needed) if needed else None,

@@ -1,16 +1,18 @@
 """`--data Recall`: look-ups planted in filler, with the truth of which tokens need them.
 
-    filler ... <k3=1><k5=0><k17=3> ... filler ... <?> <k17> <3> ... filler ... <?> <k3> <1> ...
+    filler ... <!> <k3=1><k5=0><k17=3> ... filler ... <!> <?> <k17> <3> ... <?> <k3> <1> ...
 
-Definitions stand together, by increasing key, in the first third of a sequence; queries stand at
-least `distance` tokens after it, and each asks for any of the keys. The answer to a query can only
-be found by an exact look-up, and next to nothing else is told by the distant past: definitions in
-any order and place would tell which keys are left, and keys that are never defined would tell at
-every mark which key cannot follow. So it is known which tokens need long-range attention, and a
-router can be scored (`pyro_meta.known_truth`). Undecided, and left out of the score, are queries
-whose answer stood less than `distance` tokens before, unmarked strangers, which only the
-definitions tell from queries, and filler that goes on after a gap of `distance` tokens or more.
-Short sequences (`Plan.fitted`) define some of the keys only, so that their marks do tell something.
+Definitions stand together, by increasing key; queries stand at least `distance` tokens after them,
+and each asks for any of the keys. The answer to a query can only be found by an exact look-up, and
+next to nothing else is told by the distant past: definitions in any order would tell which keys are
+left; keys that are never defined would tell at every mark which key cannot follow; and wherever
+definitions or queries begin at a place of their own, whoever counts or remembers foresees them. So
+both are opened by the same sign, which may come after any filler with the same chance. So it is
+known which tokens need long-range attention, and a router can be scored (`pyro_meta.known_truth`).
+Undecided, and left out of the score, are the opening signs, queries whose answer stood less than
+`distance` tokens before, unmarked strangers, which only the definitions tell from queries, and
+filler that goes on after a gap of `distance` tokens or more. Short sequences (`Plan.fitted`) define
+some of the keys only, so that their marks do tell something.
 Associative recall as a test of attention: Arora et al. 2023, Zoology (arXiv 2312.04927). Shapes: B
 sequences, T tokens of context.
 """
@@ -35,6 +37,7 @@ Filler = Callable[[np.random.Generator, int, int, bool], Ints]
 """`filler(rng, rows, length, is_validation)` gives tokens [rows, length]."""
 
 VALIDATION_SEED = 1 << 63  # seeds of training are below
+REVISION = 2  # of the generator: the same options give other sequences than before
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,21 @@ class Plan:
 
     @property
     def definitions_length(self) -> int:
-        return self.pairs * self.hops
+        """Tokens of the definitions and of what opens them."""
+        return self.pairs * self.hops + (self.pairs > 0)
 
     @property
     def questions_length(self) -> int:
-        return self.queries * self.query_length + self.strangers
+        """Tokens of queries and strangers and of what opens them."""
+        count = self.queries * self.query_length + self.strangers
+        return count + (count > 0)
 
-    def sections(self, length: int) -> tuple[int, int]:
-        """Where the definitions end and where the queries begin, in `length` tokens."""
-        ends = length // 3
-        return ends, ends + self.distance
+    def free(self, length: int) -> int:
+        """Tokens of filler in a sequence of `length`, beyond the least distance."""
+        return length - self.definitions_length - self.distance - self.questions_length
 
     def fits(self, length: int) -> bool:
-        ends, begins = self.sections(length)
-        is_roomy = self.definitions_length <= ends and self.questions_length <= length - begins
-        return is_roomy and self.definitions_length + self.questions_length < length
+        return self.free(length) > 0
 
     def fitted(self, length: int) -> "Plan":
         """This plan, or half of everything, or a quarter, ...: what fits into `length`."""
@@ -190,7 +193,8 @@ class Recall(Data):
             filler = _text(text, symbols)
             source = self.filler_path
             identity = [hashlib.sha256(text.encode()).hexdigest()]
-        digest = hashlib.sha256(json.dumps([identity, asdict(self.plan)]).encode()).hexdigest()
+        described = json.dumps([REVISION, identity, asdict(self.plan)])
+        digest = hashlib.sha256(described.encode()).hexdigest()
         return RecallCorpus(self.plan, symbols, filler, source, digest)
 
 
@@ -208,11 +212,12 @@ class RecallCorpus(Corpus):
             if plan.pairs and plan.hops == 1
             else []
         )
-        self._mark = len(symbols)
+        self._opening = len(symbols)
+        self._mark = self._opening + 1
         self._key = self._mark + 1
         self._value = self._key + len(keys)
         self._definition = self._value + len(values)
-        self.vocabulary = SymbolVocabulary([*symbols, "⟨?⟩", *keys, *values, *definitions])
+        self.vocabulary = SymbolVocabulary([*symbols, "⟨!⟩", "⟨?⟩", *keys, *values, *definitions])
         self._context = 512  # of the sample in `train`, until `require` names one
         kind = "marked" if plan.marked else "unmarked"
         self.description = (
@@ -228,13 +233,13 @@ class RecallCorpus(Corpus):
 
     def require(self, context: int) -> None:
         if not self.plan.fits(context + 1):
-            ends, begins = self.plan.sections(context + 1)
+            plan = self.plan
             raise UsageError(
-                f"data: {self.plan.definitions_length} tokens of definitions and "
-                f"{self.plan.questions_length} of queries do not fit into a context of {context}: "
-                f"there is room for {ends} and {max(0, context + 1 - begins)}"
+                f"data: {plan.definitions_length} tokens of definitions, {plan.distance} of "
+                f"distance and {plan.questions_length} of queries do not fit into a context of "
+                f"{context}"
             )
-        length = context + 1 - self.plan.definitions_length - self.plan.questions_length
+        length = self.plan.free(context + 1) + self.plan.distance
         try:
             for is_validation in (False, True):
                 self.filler(step_rng(0, 0), 1, length, is_validation)
@@ -269,13 +274,15 @@ class RecallCorpus(Corpus):
             out[every, columns] = tokens
             is_planted[every, columns] = True
 
-        ends, begins = plan.sections(length)
         shuffled = rng.permuted(np.tile(np.arange(plan.keys), (rows, 1)), axis=1)
         defined, foreign = np.sort(shuffled[:, : plan.pairs], 1), shuffled[:, plan.pairs :]
         values = rng.integers(0, plan.values, (rows, plan.pairs))
 
-        block = np.arange(plan.pairs) * plan.hops
-        at = rng.integers(0, ends - plan.definitions_length + 1, (rows, 1)) + block
+        free = plan.free(length)
+        opens = _wait(rng, rows, free)
+        if plan.pairs:
+            put(opens, self._opening)
+        at = opens + 1 + np.arange(plan.pairs) * plan.hops
         if plan.hops == 1:
             put(at, self._definition + defined * plan.values + values)
         else:
@@ -284,7 +291,12 @@ class RecallCorpus(Corpus):
 
         count = plan.queries + plan.strangers
         is_stranger = rng.permuted(np.tile(np.arange(count) < plan.strangers, (rows, 1)), axis=1)
-        at = begins + _place(rng, np.where(is_stranger, 1, plan.query_length), length - begins)
+        opens = opens + plan.definitions_length + plan.distance + _wait(rng, rows, free)
+        if count:
+            put(opens, self._opening)
+        is_undecided |= out[:, :-1] == self._opening
+        lengths = np.where(is_stranger, 1, plan.query_length)
+        at = opens + 1 + _place(rng, lengths, length - opens - 1)
         asked = rng.integers(0, max(1, plan.pairs), (rows, plan.queries))
         query_at = at[~is_stranger].reshape(rows, plan.queries)
         if plan.marked:
@@ -305,9 +317,9 @@ class RecallCorpus(Corpus):
                 is_undecided |= at_stranger[:, :-1]
         is_undecided |= _resumes(~is_planted, plan.distance)[:, 1:]
 
-        left = length - plan.definitions_length - plan.questions_length
+        left = free + plan.distance
         out[~is_planted] = self.filler(rng, rows, left, is_validation).ravel()
-        return Sequences(out, Truth(is_answer, is_undecided, self._mark))
+        return Sequences(out, Truth(is_answer, is_undecided, self._opening))
 
 
 def _repeats(asked: Ints, at: Ints, distance: int) -> NDArray[np.bool_]:
@@ -325,10 +337,22 @@ def _resumes(is_filler: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
     return is_filler & (before >= 0) & (position - before > max(distance, 1))
 
 
-def _place(rng: np.random.Generator, lengths: Ints, room: int) -> Ints:
-    """Starts [B, n] of items of `lengths` [B, n] at random in `room` tokens, without overlap."""
+def _wait(rng: np.random.Generator, rows: int, free: int) -> Ints:
+    """Tokens of filler until something opens, [B, 1]: at any of them with the same chance.
+
+    A quarter of `free` on average, and at most half.
+    """
+    return np.minimum(rng.geometric(1 / (1 + free / 4), (rows, 1)) - 1, free // 2)
+
+
+def _place(rng: np.random.Generator, lengths: Ints, room: Ints) -> Ints:
+    """Starts [B, n] of items of `lengths` [B, n] in `room` [B, 1], without overlap.
+
+    The first starts at 0, the others at random.
+    """
     free = room - lengths.sum(1, keepdims=True)
     gaps = np.sort(rng.integers(0, free + 1, lengths.shape), axis=1)
+    gaps[:, :1] = 0
     return gaps + np.cumsum(lengths, 1) - lengths
 
 

@@ -26,7 +26,7 @@ class Sampling:
     temperature: float = 0.8
     """Divides the logits; below 1 is bolder than the model, above 1 wilder."""
     top_k: int | None = None
-    """Keep the k likeliest tokens."""
+    """Keep the k likeliest tokens; of equally likely ones, any that make up the number."""
     top_p: float | None = None
     """Keep the fewest tokens whose probabilities sum to p (nucleus sampling)."""
     greedy: bool = False
@@ -53,8 +53,9 @@ class Sampling:
         """The distribution [V] that a token is drawn from."""
         logits = (logits.double() - logits.max()) / self.temperature  # 0 at the likeliest
         if self.top_k is not None and self.top_k < len(logits):
-            least = logits.topk(self.top_k).values[-1]
-            logits = logits.masked_fill(logits < least, -torch.inf)
+            likeliest = logits.topk(self.top_k)
+            kept = torch.full_like(logits, -torch.inf)
+            logits = kept.scatter(0, likeliest.indices, likeliest.values)
         if self.top_p is not None:
             ordered, index = logits.softmax(-1).sort(descending=True)
             before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
@@ -115,7 +116,7 @@ def continue_batch(
     Raises
     ------
     UsageError
-        A prompt is empty.
+        A prompt is empty, or `context` is below 1.
     """
     if not all(prompts):
         raise UsageError("option --prompt: it is empty; at least one token is needed")

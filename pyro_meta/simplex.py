@@ -45,14 +45,31 @@ def uncertainty(law: Distribution) -> Tensor:
     return undecided / math.log(K) if K > 1 else undecided * 0.0
 
 
+def decide(mean: Tensor, price: Tensor | None = None) -> Tensor:
+    """argmax_k (log m_k - price_k): [..] for points [.., K] and prices that broadcast to them.
+
+    The likeliest mechanism, unless a cheaper one is nearly as likely.
+    """
+    return (mean if price is None else mean.log() - price).argmax(-1)
+
+
+def vertex(choice: Tensor, like: Tensor) -> Tensor:
+    """Choices [..] as one-hot weights [.., K] of the dtype and the K of `like`."""
+    return F.one_hot(choice, like.shape[-1]).to(like.dtype)
+
+
 def one_hot(weights: Tensor) -> Tensor:
     """The vertex nearest to each point, in the dtype of `weights`."""
-    return F.one_hot(weights.argmax(-1), weights.shape[-1]).to(weights.dtype)
+    return vertex(decide(weights), weights)
 
 
-def straight_through(weights: Tensor) -> Tensor:
-    """One-hot in value, identity in gradient (Bengio et al. 2013, arXiv 1308.3432)."""
-    return one_hot(weights) + (weights - weights.detach())
+def straight_through(weights: Tensor, choice: Tensor | None = None) -> Tensor:
+    """The vertex of `choice` (by default the nearest) in value, identity in gradient.
+
+    Bengio et al. 2013, arXiv 1308.3432.
+    """
+    hard = one_hot(weights) if choice is None else vertex(choice, weights)
+    return hard + (weights - weights.detach())
 
 
 def is_hard(undecided: Tensor, threshold: Tensor | float) -> Tensor:
@@ -64,9 +81,18 @@ def is_hard(undecided: Tensor, threshold: Tensor | float) -> Tensor:
     return (undecided < threshold) | (threshold >= 1)
 
 
-def harden(weights: Tensor, undecided: Tensor, threshold: Tensor | float) -> Tensor:
-    """Make weights [.., K] one-hot, straight through, where `undecided` [..] < threshold."""
-    return torch.where(is_hard(undecided, threshold)[..., None], straight_through(weights), weights)
+def harden(
+    weights: Tensor,
+    undecided: Tensor,
+    threshold: Tensor | float,
+    choice: Tensor | None = None,
+) -> Tensor:
+    """Make weights [.., K] one-hot, straight through, where `undecided` [..] < threshold.
+
+    They become the vertex of `choice` [..], by default the nearest.
+    """
+    hard = straight_through(weights, choice)
+    return torch.where(is_hard(undecided, threshold)[..., None], hard, weights)
 
 
 def divergence(q: Distribution, p: Distribution, draw: Tensor | None = None) -> Tensor:
@@ -113,25 +139,28 @@ class Point(TorchDistribution):
 
 
 class Hardened(TorchDistribution):
-    """A posterior as it is executed: certain draws are rounded to one mechanism.
+    """A posterior as it is executed: where it is certain enough, one mechanism runs.
 
-    Draws alpha from `base`; where uncertainty(base) < threshold the draw is replaced by its
-    straight-through one-hot. The KL is that of `base`, whose law of alpha is what is inferred;
-    rounding is part of how the network executes it.
+    Draws alpha from `base`; where uncertainty(base) < threshold the draw is replaced, straight
+    through, by what is decided from the mean (`decide`, with `price`): that is what evaluation and
+    generation run, too. The KL is that of `base`, whose law of alpha is what is inferred; deciding
+    is part of how the network executes it.
     """
 
     arg_constraints = {}
     support = constraints.simplex
     has_rsample = True
 
-    def __init__(self, base: Distribution, threshold: Tensor | float) -> None:
-        self.base, self.threshold = base, threshold
+    def __init__(
+        self, base: Distribution, threshold: Tensor | float, price: Tensor | None = None
+    ) -> None:
+        self.base, self.threshold, self.price = base, threshold, price
         self.draw: Tensor | None = None
         self._executed: Tensor | None = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Hardened":
-        return Hardened(self.base.expand(batch_shape), self.threshold)
+        return Hardened(self.base.expand(batch_shape), self.threshold, self.price)
 
     @property
     def mean(self) -> Tensor:
@@ -139,7 +168,8 @@ class Hardened(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         self.draw = self.base.rsample(torch.Size(sample_shape))
-        self._executed = harden(self.draw, uncertainty(self.base), self.threshold)
+        choice = decide(self.base.mean, self.price).expand(self.draw.shape[:-1])
+        self._executed = harden(self.draw, uncertainty(self.base), self.threshold, choice)
         return self._executed
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -138,11 +138,16 @@ class HardeningSchedule:
     """Share of training done when the threshold is final."""
     final: float = 1.0
     """Final threshold: 1 makes every route hard, 0 keeps every route soft."""
+    price: float = 0.7
+    """Nats by which a mechanism must be likelier to be chosen, per unit of cost that it is dearer
+    (MACs over the context, full attention = 1)."""
 
     def __post_init__(self) -> None:
         _check_span("harden", self.begin, self.end)
         if not 0 <= self.final <= 1:
             raise UsageError(f"harden.final: {self.final} given; between 0 and 1 is allowed")
+        if not 0 <= self.price < math.inf:
+            raise UsageError(f"harden.price: {self.price} given; at least 0 is allowed")
 
     def __call__(self, progress: float) -> float:
         """The threshold after a share `progress` in [0, 1] of training."""
@@ -197,6 +202,9 @@ class Optimisation:
     """Learning rate of the guide, and of a prior that learns, in units of the network's."""
     router_begin: float = 0.35
     """Share of training done when the guide begins to learn: what there is to attend to first."""
+    router_end: float = 0.6
+    """Share of training done when the guide stops, so that the network settles on its routes. It
+    goes on where the prior is controlled, by a budget for one."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip", "router"):
@@ -212,9 +220,10 @@ class Optimisation:
                 raise UsageError(
                     f"optim.{name}: {getattr(self, name)} given; at least 0 and below 1 is allowed"
                 )
-        if not 0 <= self.router_begin <= 1:
+        if not 0 <= self.router_begin < self.router_end <= 1:
             raise UsageError(
-                f"optim.router_begin: {self.router_begin} given; between 0 and 1 is allowed"
+                f"optim.router_begin, optim.router_end: {self.router_begin}, {self.router_end} "
+                "given; 0 <= begin < end <= 1 is allowed"
             )
 
     def lr_at(self, progress: float) -> float:
@@ -223,15 +232,21 @@ class Optimisation:
             return self.lr * progress / self.warmup
         return self.lr + (self.final_lr - self.lr) * _rise(progress, self.warmup, 1.0)
 
-    def router_lr_at(self, progress: float) -> float:
-        """Learning rate of guide and prior after a share `progress` in [0, 1] of training."""
-        return self.router * self.lr_at(progress) if progress > self.router_begin else 0.0
+    def router_lr_at(self, progress: float, goes_on: bool = False) -> float:
+        """Learning rate of guide and prior after a share `progress` in [0, 1] of training.
+
+        It is 0 from `router_end` on, unless the router `goes_on`.
+        """
+        is_learning = self.router_begin < progress and (goes_on or progress <= self.router_end)
+        return self.router * self.lr_at(progress) if is_learning else 0.0
 
     def set_lr(self, optimiser: torch.optim.Optimizer, progress: float) -> None:
         """Give every group its learning rate after a share `progress` of training."""
         for group in optimiser.param_groups:
-            lr_at = self.router_lr_at if group["is_router"] else self.lr_at
-            group["lr"] = lr_at(progress)
+            if group["is_router"]:
+                group["lr"] = self.router_lr_at(progress, group["goes_on"])
+            else:
+                group["lr"] = self.lr_at(progress)
 
     @staticmethod
     def drop_resting(optimiser: torch.optim.Optimizer) -> None:
@@ -253,7 +268,12 @@ class Optimisation:
         groups = [
             {"params": decayed, "weight_decay": self.weight_decay, "is_router": False},
             {"params": kept, "weight_decay": 0.0, "is_router": False},
-            {"params": routing, "weight_decay": 0.0, "is_router": True},
+            {
+                "params": routing,
+                "weight_decay": 0.0,
+                "is_router": True,
+                "goes_on": objective.model.prior.is_controlled,
+            },
         ]
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
 

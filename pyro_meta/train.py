@@ -23,7 +23,7 @@ from pyro_meta.evaluation import (
     require_causal,
     require_causal_guide,
 )
-from pyro_meta.executed import executed_figures
+from pyro_meta.executed import as_trained, executed_figures
 from pyro_meta.guides import Guide
 from pyro_meta.known_truth import score_against_truth
 from pyro_meta.models import LanguageModel
@@ -113,7 +113,7 @@ def _close(
         T = config.context
         ends = sorted({1, 2, T // 4, T // 2, T - 1} - {0})
         gap = prefix_gap(model, guide, windows[0][:2].to(device), ends)
-    with out.status("timing hard routes"):
+    with out.status("timing hard routes"), as_trained(config.precision, device):
         executed = executed_figures(model, guide, windows, config.batch)
     summary: dict[str, Any] = figures | {
         "tokens_seen": outcome.tokens_seen,

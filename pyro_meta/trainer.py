@@ -155,7 +155,7 @@ def train(
                 error_if_nonfinite=False,
             )
             assert norm is not None
-            figures = _figures(terms, costs) | model.prior.measure(_means(terms))
+            figures = _figures(terms, costs) | model.prior.measure(guide.choice(_means(terms)))
             figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
             figures = _average(fabric, figures)
             _require_finite(figures, step + 1, run)
@@ -201,6 +201,7 @@ def _set_schedules(
     progress = (step + 1) / config.steps
     model.kl_weight = config.kl(progress)
     guide.threshold.fill_(config.harden(progress))
+    guide.price.fill_(config.harden.price)
     config.optim.set_lr(optimiser, progress)
 
 

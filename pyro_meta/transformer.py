@@ -300,7 +300,8 @@ class Transformer(nn.Module):
         route
             Gives weights or choices.
         cache
-            Of `new_cache`. Then no gradients are kept.
+            Of `new_cache`. Then no gradients are kept. If a layer or a route raises, the cache is
+            as it was.
         lengths
             Only with a cache: how many tokens of each row are no padding, which stands on the
             right, gets logits without meaning and leaves no trace.
@@ -360,8 +361,9 @@ class Transformer(nn.Module):
             if is_token is not None and is_choice(chosen):
                 chosen = chosen.masked_fill(~is_token, NO_TOKEN)
             state = block.extend(state, normed, chosen, cos, sin, cache.layers[layer], span)
-        cache.lengths = span.ends
-        return self.final_norm(state)
+        state = self.final_norm(state)
+        cache.commit(span)
+        return state
 
 
 def _asked(route: Route, layer: int, features: Features) -> Tensor:
@@ -394,7 +396,10 @@ def _asked_of_new(route: Route, layer: int, features: Features, cache: Cache, sp
         features = Features(tokens, state, normed, positions.flatten())
     chosen = _asked(route, layer, features)
     if not is_choice(chosen):
-        chosen = chosen.expand(*features.tokens.shape, chosen.shape[-1])
+        size = features.tokens.shape
+        if chosen.dim() == 3 and len(chosen) == len(span.counts) and not cache.keeps_features:
+            size = torch.Size([len(chosen), span.size])  # weights of each row, also side by side
+        chosen = chosen.expand(*size, chosen.shape[-1])
     if cache.keeps_features:
         return span.newest(chosen)
     return chosen.reshape(-1, span.size, *chosen.shape[2:])

@@ -3,8 +3,9 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,20 +13,24 @@ import torch
 from commands import MOMENT
 from conftest import build, text
 from PIL import Image
+from test_cache import LooksBackAndSaysNothing
+from torch import Tensor
 
 from pyro_meta import bench, train
 from pyro_meta.attention import backend, gathered, routed_attention
 from pyro_meta.console import run_command
 from pyro_meta.errors import UsageError
-from pyro_meta.measure import mechanisms
+from pyro_meta.guides import DirichletGuide, FixedGuide, Guide
+from pyro_meta.measure import mechanisms, trained
 from pyro_meta.measure.bookkeeping import bookkeeping, recorded_arithmetic
 from pyro_meta.measure.clock import MOST, interleaved
 from pyro_meta.measure.mechanisms import growth_exponent
-from pyro_meta.measure.parts import PARTS, routed
+from pyro_meta.measure.parts import DECODED, PARTS, routed
 from pyro_meta.measure.scene import MECHANISMS, Attention, Scene
 from pyro_meta.measure.svi import plain_loss
 from pyro_meta.measure.targets import Target, break_even, slowest, speed_up
 from pyro_meta.svi import Objective
+from pyro_meta.transformer import Transformer
 
 TINY = Scene(repeats=1, layers=2, width=32, heads=2, window=8, vocabulary=13)
 SHARES = (0.0, 0.1, 1.0)
@@ -52,8 +57,8 @@ def test_the_benchmarks_write_their_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(mechanisms, "in_fresh_process", in_this_process)
-    words = [f"--what={what}", f"--out={tmp_path}", "--repeats=1", "--lengths=[64,128]"]
-    bench.main([*words, "--layers=1"])
+    own = {"svi": "--layers=1", "mechanisms": "--lengths=[64,128]"}[what]
+    bench.main([f"--what={what}", f"--out={tmp_path}", "--repeats=1", own])
     facts = json.loads((tmp_path / f"{what}.json").read_text())
     assert {"command", "hardware", "versions", "setting"} <= facts.keys()
     if what == "mechanisms":
@@ -106,14 +111,23 @@ def test_the_pictures_show_something_and_are_drawn_again(measured: Path, tmp_pat
     [
         (["--repeats=0"], "option --repeats: 0 given"),
         (["--threads=0"], "option --threads: 0 given"),
+        (["--threads=100000"], "option --threads: 100000 given; 1 to "),
         (["--lengths=[64]"], "two or more different lengths"),
+        (["--what=mechanisms", "--lengths=[64]"], "two or more different lengths"),
+        (["--what=routed", "--lengths=[]"], "one or more different lengths"),
+        (["--what=routed", "--lengths=[0]"], "one or more different lengths"),
+        (["--what=svi", "--run=here"], "option --run: it does nothing with --what svi; --out, "),
+        (["--what=svi", "--parts=[decoding]"], "option --parts: it does nothing with --what svi"),
+        (["--what=svi", "--lengths=[1,2]"], "option --lengths: it does nothing with --what svi"),
+        (["--what=mechanisms", "--layers=2"], "--layers: it does nothing with --what mechanisms"),
+        (["--what=draw", "--threads=1"], "option --threads: it does nothing with --what draw"),
         (["--lengths=[64,64]"], "two or more different lengths"),
         (["--lengths=[0,64]"], "two or more different lengths"),
         (["--shares=[0.1,1.2]"], "option --shares: [0.1, 1.2] given"),
         (["--shares=[0.1,.nan]"], "option --shares: [0.1, nan] given"),
         (["--shares=[]"], "option --shares: [] given"),
         (["--parts=[decode]"], "option --parts: ['decode'] given; one or more of attention, "),
-        (["--what=draw"], "cannot draw"),
+        (["--what=draw"], "routed.json: No such file or directory"),
         (["--run=nowhere"], "nowhere is not a run"),
         (["--waht=svi"], "did you mean --what"),
     ],
@@ -134,6 +148,29 @@ def test_an_error_is_one_line_and_code_two(
     assert caught.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: option --out: cannot make")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "3", '{"points": 3}', '{"points": []}', '{"points": [1]}', '{"points": [{}]}',
+     '{"points": [{"part": "attention", "length": "far", "route": "routed 1"}]}'],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "routed.json").write_text(content)
+    with pytest.raises(
+        UsageError, match=r"cannot draw .*routed\.json: it is not what --what routed"
+    ):
+        bench.main(["--what=draw", f"--out={tmp_path}"])
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, measured: Path) -> None:
+    (tmp_path / "svi.json").mkdir()
+    with pytest.raises(UsageError, match=r"--out: cannot write .*svi\.json: Is a directory"):
+        bench.main(["--what=svi", f"--out={tmp_path}", "--repeats=1", "--layers=1"])
+    shutil.copy(measured / "routed.json", tmp_path)
+    (tmp_path / "routed_by_share.png").mkdir()
+    with pytest.raises(UsageError, match=r"--out: cannot write .*by_share\.png: Is a directory"):
+        bench.main(["--what=draw", f"--out={tmp_path}"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
@@ -159,15 +196,95 @@ def test_routes_have_exact_shares_and_are_the_same_again() -> None:
     assert set(TINY.choices(1.0, 7).flatten().tolist()) == {0}
 
 
+class Watch(NamedTuple):
+    """A pass through the network: what was read, along which choices, and how."""
+
+    tokens: int
+    choices: Tensor  # [L, tokens]
+    is_half: bool
+    has_cache: bool
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watch]:
+    """Every pass through a transformer from here on."""
+    passes: list[Watch] = []
+    states = Transformer.states
+
+    def watching(self: Transformer, tokens: Tensor, route: Any, *rest: Any) -> Tensor:
+        seen: list[Tensor] = []
+
+        def noted(layer: int, features: Any) -> Tensor:
+            seen.append(route(layer, features))
+            return seen[-1]
+
+        out = states(self, tokens, noted, *rest)
+        is_half = torch.is_autocast_enabled("cpu")
+        passes.append(Watch(tokens.numel(), torch.cat(seen), is_half, any(rest)))
+        return out
+
+    monkeypatch.setattr(Transformer, "states", watching)
+    return passes
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("part", list(PARTS))
-def test_every_part_runs_in_either_precision(part: str, precision: str) -> None:
+@pytest.mark.parametrize("part", ["prefill", "training", "decoding"])
+def test_every_part_runs_what_it_names_in_either_precision(
+    part: str, precision: str, watched: list[Watch], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a GPU runs, as far as a CPU can."""
+    asked: list[int] = []
+    posterior = DirichletGuide.posterior
+    monkeypatch.setattr(
+        DirichletGuide,
+        "posterior",
+        lambda self, layer, features: asked.append(layer) or posterior(self, layer, features),
+    )
     scene = Scene(**vars(TINY) | {"precision": precision})
     calls = PARTS[part].calls(scene, 40, SHARES)
     assert list(calls) == [*MECHANISMS, *map(routed, SHARES)]
-    for call in calls.values():
+    for name, call in calls.items():
+        watched.clear(), asked.clear()
         call()
+        is_routed = name not in MECHANISMS
+        assert sum(one.tokens for one in watched) == PARTS[part].tokens(40)
+        assert all(one.is_half == (precision == "bfloat16") for one in watched)
+        assert all(one.has_cache == (part == "decoding") for one in watched)
+        times = len(watched) if is_routed and part != "training" else 0
+        assert len(asked) == scene.layers * times
+        choices = torch.cat([one.choices for one in watched], 1)
+        if not is_routed:
+            assert (choices == MECHANISMS.index(name)).all()
+        elif part != "decoding":
+            assert torch.equal(choices, scene.choices(float(name.split()[1]), 40)[:, 0])
+
+
+def test_a_training_step_has_gradients_and_the_others_have_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = TINY.network(40)
+    monkeypatch.setattr(Scene, "network", lambda *_: pair)
+    weight = pair[0].network.readout.weight
+    for part, has_gradient in (("prefill", False), ("decoding", False), ("training", True)):
+        PARTS[part].calls(TINY, 40, [])["window"]()
+        assert (weight.grad is not None) == has_gradient
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_attention_alone_gives_what_the_routed_one_gives(precision: str) -> None:
+    scene = Scene(**vars(TINY) | {"precision": precision})
+    calls = PARTS["attention"].calls(scene, 40, SHARES)
+    assert list(calls) == [*MECHANISMS, *map(routed, SHARES)]
+    kernels = {}
+    for name, call in calls.items():
+        with recorded_arithmetic() as recorded:
+            call()
+        kernels[name] = {function.__name__ for function, _, _ in recorded}
+        for function, args, _ in recorded:
+            assert "scaled" not in function.__name__ or args[0].dtype == scene.dtype
+    assert kernels["full"] == kernels["window"] == {"scaled_dot_product_attention"}
+    assert "matmul" in kernels["linear"] and "scaled_dot_product_attention" not in kernels["linear"]
+    assert kernels[routed(0.1)] >= kernels["linear"] | kernels["full"]
 
 
 def test_alone_and_routed_to_one_are_the_same_attention() -> None:
@@ -204,20 +321,23 @@ def test_arithmetic_is_recorded_and_masks_and_tables_are_not(
     choice = TINY.choices(0.3, 300)[0]
     made: list[int] = []
 
-    class Watched(gathered._Masks):
-        def of(self, chunk: Any) -> torch.Tensor:
-            before = len(calls)
-            mask = super().of(chunk)
-            made.append(len(calls) - before)
-            return mask
+    masks = gathered._masks
 
-    monkeypatch.setattr(gathered, "_Masks", Watched)
+    def watched_masks(*args: Any) -> Iterator[Tensor]:
+        before = len(calls)
+        for mask in masks(*args):
+            made.append(len(calls) - before)
+            yield mask
+            before = len(calls)
+
+    monkeypatch.setattr(gathered, "_masks", watched_masks)
     with torch.no_grad(), backend(way), recorded_arithmetic() as calls:
         out = routed_attention(attention.mechanisms, attention.gain, choice, attention.inputs)
-    kernels = [f.__name__ for f, _, _ in calls if f.__name__ != "mul"]
+    kernels = [f.__name__ for f, _, _ in calls]
     if way == "gather":
         assert len(made) == kernels.count("scaled_dot_product_attention") > 0
         assert sum(made) == 0
+        assert kernels.count("mul") == 3, "the gains, and no mask"
     else:
         assert kernels.count("flex_attention") == 2, "full and window"
     assert kernels.count("matmul") >= 4, "linear"
@@ -228,18 +348,34 @@ def test_arithmetic_is_recorded_and_masks_and_tables_are_not(
         function(*args, **kwargs)
 
 
-def test_bookkeeping_is_a_share() -> None:
-    found = bookkeeping(TINY, 128)
-    assert 0 <= found["share_of_time"] < 1 and found["length"] == 128
+@pytest.mark.parametrize(("routed_s", "replay_s", "share"), [(4.0, 3.0, 0.25), (3.0, 3.1, 0.0)])
+def test_bookkeeping_is_what_is_left_of_the_replay(
+    monkeypatch: pytest.MonkeyPatch, routed_s: float, replay_s: float, share: float
+) -> None:
+    counts: dict[str, int] = {}
+
+    def timed(scene: Scene, calls: Any, repeats: int) -> dict[str, list[float]]:
+        for name, call in calls.items():
+            with recorded_arithmetic() as recorded:
+                call()
+            counts[name] = len(recorded)
+        return {"routed": [routed_s] * repeats, "arithmetic": [replay_s] * repeats}
+
+    monkeypatch.setattr(Scene, "time", timed)
+    found = bookkeeping(TINY, 128, 0.5)
+    assert found["share_of_time"] == pytest.approx(share)
+    assert (found["length"], found["share_of_full"]) == (128, 0.5)
+    assert 0 < counts["arithmetic"] <= counts["routed"], "it repeats arithmetic and nothing else"
 
 
 # -- targets -----------------------------------------------------------------------------------
 
 
 def test_break_even_by_hand() -> None:
-    assert break_even([0.0, 0.5, 1.0], [0.2, 0.8, 1.2]) == pytest.approx(0.75)
+    assert break_even([0.0, 0.5, 1.0], [0.2, 0.8, 1.2]) == 0.5, "between 0.5 and 1 nobody looked"
     assert break_even([1.0, 0.0], [0.9, 0.3]) == 1.0
-    assert break_even([0.0, 1.0], [1.1, 0.9]) == 0.0
+    assert break_even([0.0, 0.5, 1.0], [0.2, 1.1, 0.9]) == 0.0, "up to it all are faster"
+    assert break_even([0.0, 1.0], [1.1, 0.9]) is None
     assert break_even([], []) is None
 
 
@@ -271,7 +407,7 @@ def test_a_run_of_ones_own_is_timed(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = [*MOMENT, "--steps=2", f"--data.path={tmp_path / 'text.txt'}"]
     assert train.main([*words, f"--out={tmp_path / 'run'}"]) == 0
     capsys.readouterr()
-    words = ["--what=routed", f"--out={tmp_path}", "--repeats=1", "--lengths=[32,64]"]
+    words = ["--what=routed", f"--out={tmp_path}", "--repeats=1", "--lengths=[32]"]
     bench.main([*words, f"--run={tmp_path / 'run'}", "--layers=1", "--parts=[decoding]"])
     facts = json.loads((tmp_path / "routed.json").read_text())
     assert {point["part"] for point in facts["points"]} == {"decoding"}
@@ -280,4 +416,39 @@ def test_a_run_of_ones_own_is_timed(tmp_path: Path, capsys: pytest.CaptureFixtur
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["executed"]
     assert figures["run"] == "run"
     assert figures["macs_per_token_model"] == summary["macs_per_token_model"]
-    assert "times as fast as full, attention alone" in capsys.readouterr().out
+    for part in ("training", "decoding"):
+        own = figures[part]
+        ratio = own["tokens_per_second_routed"] / own["tokens_per_second_full"]
+        assert own["speed_up"] == pytest.approx(ratio)
+    said = capsys.readouterr().out
+    for part in ("attention alone", "a training step", "decoding"):
+        assert f"times as fast as full, {part}" in said
+
+
+@pytest.mark.parametrize("kind", [DirichletGuide, FixedGuide, LooksBackAndSaysNothing])
+def test_a_training_step_and_decoding_along_the_routes_of_a_run(
+    kind: type[Guide], watched: list[Watch]
+) -> None:
+    """Of a router, of a mixture, and of a router that has to see whole texts."""
+    model, guide = build(guide=kind)
+    model.train()
+    tokens = text(2, 20)[0]
+    trained.training(model, guide, tokens, TINY)
+    first, *steps = watched
+    assert len(steps) == 2 * 2, "two ways, one round to warm up and one that counts"
+    for one in steps:
+        is_full = (one.choices == 0).all() if one.choices.dim() == 2 else False
+        assert is_full or torch.equal(one.choices, first.choices)
+    assert model.training and all(p.grad is None for p in model.network.parameters())
+    watched.clear()
+    trained.decoding(model, guide, tokens[:1], TINY)
+    assert [one.tokens for one in watched] == [10, 10, *[1] * (4 * DECODED)]
+    assert all(one.has_cache for one in watched)
+
+
+def test_a_run_without_full_has_no_opponent() -> None:
+    model, guide = build(mechanisms=("window", "linear"))
+    for part in (trained.training, trained.decoding):
+        own = part(model, guide, text(1, 20)[0], TINY)
+        assert own["tokens_per_second_full"] is own["speed_up"] is None
+        assert own["tokens_per_second_routed"] > 0

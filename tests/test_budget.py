@@ -99,10 +99,10 @@ def test_at_first_it_is_a_cost_dirichlet(network: Transformer) -> None:
 
 def test_it_reckons_with_hard_routes(network: Transformer) -> None:
     prior = BudgetDirichlet(network, 0.5, cost=[1.0, 0.3, 0.15])
-    tokens = torch.tensor([[0.4, 0.3, 0.3], [0.2, 0.5, 0.3]])
-    means = tokens.repeat(network.shape.context // 2, 1).expand(2, 3, -1, 3)
-    assert prior.measure(means)["cost_budgeted"] == pytest.approx(0.65)
-    assert prior.measure(means[:, :, :-2]) == {}, "short sequences are on another scale"
+    tokens = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    choices = tokens.repeat(network.shape.context // 2, 1).expand(2, 3, -1, 3)
+    assert prior.measure(choices)["cost_budgeted"] == pytest.approx(0.65)
+    assert prior.measure(choices[:, :, :-2]) == {}, "short sequences are on another scale"
     prior.adapt({"cost_budgeted": 0.65}, 1e-6)
     assert prior.figures() == {"lambda": 0.0}, "a KL that is off is no time to act"
     prior.adapt({"cost_budgeted": 0.65}, 0.005)

@@ -26,12 +26,22 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.attention import Full, Linear, Queries, Window
+from pyro_meta.attention import (
+    Cache,
+    Full,
+    LayerCache,
+    Linear,
+    Queries,
+    Window,
+    decodes,
+    recurs,
+    serves,
+)
 from pyro_meta.continuation import Reader, first_read
 from pyro_meta.evaluation import require_causal, require_causal_guide
 from pyro_meta.guides import of_own_token
 from pyro_meta.sampling import Sampling, continue_batch, continue_tokens
-from pyro_meta.transformer import Route
+from pyro_meta.transformer import Route, as_weights
 
 VOCABULARY = 11
 GREEDY = Sampling(greedy=True)
@@ -223,6 +233,144 @@ def test_a_cache_is_rebuilt_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -
     assert sizes == [3, *[1] * 9, 7, *[1] * 5, 7, *[1] * 5, 7, *[1] * 5, 7, 1]
 
 
+@pytest.mark.usefixtures("double")
+def test_a_reader_reads_what_is_new_once_whatever_the_order_of_calls() -> None:
+    """Logits asked for twice, several tokens at once, and a text that outgrows the context."""
+    model, guide = trained_like(PointGuide, 1.0)
+    with_cache, without = (Reader(model, guide, PROMPTS, uses) for uses in (True, False))
+    for step in range(8):
+        for _ in range(step % 3):
+            for reader in (with_cache, without):
+                reader.append([step, step + 1, step + 2])
+        for _ in range(2):
+            torch.testing.assert_close(
+                with_cache.logits(), without.logits(), rtol=1e-10, atol=1e-10
+            )
+
+
+@pytest.mark.usefixtures("double")
+def test_a_reader_that_was_interrupted_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, guide = trained_like(PointGuide, 1.0)
+    with_cache, without = (Reader(model, guide, PROMPTS, uses) for uses in (True, False))
+    for step in range(6):
+        for reader in (with_cache, without):
+            reader.append([step, 1, 2])
+        with monkeypatch.context() as patch:
+            name = ("extend", "replace")[step % 2]  # rows are replaced in some of the steps
+            patch.setattr(LayerCache, name, interrupt)
+            patch.setattr(Cache, "commit", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                with_cache.logits()
+        torch.testing.assert_close(with_cache.logits(), without.logits(), rtol=1e-10, atol=1e-10)
+
+
+def test_a_context_of_nothing_is_refused() -> None:
+    model, guide = trained_like(PointGuide, 1.0)
+    with pytest.raises(UsageError, match="context: 0 given; at least 1"):
+        Reader(model, guide, [[1]], context=0)
+    texts = [list(continue_tokens(model, guide, [1, 2], 9, GREEDY, 0))]
+    texts += [[new[0] for new in continue_batch(model, guide, [[1, 2]], 9, GREEDY, 0, context=c)]
+              for c in (None, model.network.shape.context)]  # fmt: skip
+    assert texts[0] == texts[1] == texts[2]
+
+
+def interrupt(*args: Any, **named: Any) -> Tensor:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("counts", [None, [2, 0, 1]])
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_raises_on_the_way_leaves_the_cache_as_it_was(
+    kind: str, counts: list[int] | None, begun: bool
+) -> None:
+    network = network_of()
+    route = by_hash(network, kind)
+    tokens = torch.randint(VOCABULARY, (3, 90))
+
+    def fails_late(layer: int, features: Features) -> Tensor:
+        return interrupt() if layer == 1 else route(layer, features)
+
+    for keeps_features in (False, True):
+        cache = network.new_cache(3, keeps_features)
+        if begun:
+            network(tokens[:, :20], route, cache, [20, 7, 12])
+        before = list(cache.lengths)
+        with pytest.raises(KeyboardInterrupt):
+            network(tokens[:, -2:], fails_late, cache, counts)
+        assert cache.lengths == before
+        piece = tokens[:, 30:33]
+        found = network(piece, route, cache)
+        for row, length in enumerate(before):
+            whole = network(torch.cat([tokens[row, :length], piece[row]])[None], route)
+            torch.testing.assert_close(found[row], whole[0, -3:], rtol=1e-10, atol=1e-10)
+
+
+def test_an_exchange_of_texts_that_was_interrupted_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = network_of(BUILT_IN)
+    route, tokens = by_hash(network, "hard"), torch.zeros(1, 3, dtype=torch.long)
+    cache, fresh = network.new_cache(1), network.new_cache(1)
+    for one in (cache, fresh):
+        network(tokens, route, one)
+    monkeypatch.setattr(LayerCache, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache.replace([0], fresh)
+    with pytest.raises(RuntimeError, match="interrupted while its texts were exchanged"):
+        network(tokens, route, cache)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("mechanisms", [EVERY, ("linear",)])
+@pytest.mark.parametrize("keeps_features", [False, True])
+def test_rows_of_a_cache_that_has_read_nothing_take_texts(
+    mechanisms: tuple[str, ...], keeps_features: bool
+) -> None:
+    network = network_of(mechanisms)
+    route = by_hash(network, "hard")
+    text = torch.randint(VOCABULARY, (1, 70))
+    empty, fresh = network.new_cache(1, keeps_features), network.new_cache(1, keeps_features)
+    network(text, route, fresh)
+    cache = network.new_cache(3, keeps_features)
+    cache.replace([2], empty)  # nothing in place of nothing
+    cache.replace([1], fresh)
+    assert cache.lengths == [0, 70, 0]
+    new = torch.randint(VOCABULARY, (3, 2))
+    found = network(new, route, cache)
+    cache.replace([1], empty)
+    again = network(new[:, :1], route, cache)
+    for row, before in enumerate((text[0, :0], text[0], text[0, :0])):
+        whole = network(torch.cat([before, new[row]])[None], route)[0, -2:]
+        torch.testing.assert_close(found[row], whole, rtol=1e-10, atol=1e-10)
+    whole = network(new[1:2, :1], route)
+    torch.testing.assert_close(again[1], whole[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("keeps_features", [False, True])
+@pytest.mark.parametrize("shape", [(3, 1, 6), (3, 2, 6), (1, 1, 6), (6,)])
+def test_weights_of_whole_rows_serve_rows_at_different_positions(
+    keeps_features: bool, shape: tuple[int, ...]
+) -> None:
+    if keeps_features and shape[-2:-1] == (2,):
+        pytest.skip("such a route is asked about whole texts, not about 2 tokens")
+    network = network_of()
+    weights = torch.rand(shape)
+    tokens = torch.randint(VOCABULARY, (3, 9))
+    cache = network.new_cache(3, keeps_features)
+    starts = [7, 2, 4]
+    mean = weights if len(shape) == 1 else weights[..., :1, :]
+    network(tokens[:, :7], lambda layer, features: mean, cache, starts)
+    found = network(tokens[:, 7:], lambda layer, features: weights, cache)
+    for row, start in enumerate(starts):
+        own = weights if len(shape) == 1 else weights[row % len(weights), :]
+        first = own if own.dim() == 1 else own[:1].expand(start, -1)
+        both = own if own.dim() == 1 else torch.cat([first, own.expand(2, -1)])[None]
+        text = torch.cat([tokens[row, :start], tokens[row, 7:]])[None]
+        whole = network(text, lambda layer, features, both=both: both)
+        torch.testing.assert_close(found[row], whole[0, -2:], rtol=1e-10, atol=1e-10)
+
+
 def refuse(*args: Any) -> Tensor:
     raise AssertionError("a mechanism was run that no token chose")
 
@@ -298,6 +446,56 @@ def test_what_does_not_fit_is_refused() -> None:
         network(tokens, lambda layer, features: 0 * features.tokens + 3, cache)
     with pytest.raises(ValueError, match="no cache"):
         network(tokens, route, None, [3, 2])
+
+
+class OwnForward(Full):
+    """It attends otherwise than `Full`, whose other ways of attending it inherits."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return 2 * super().forward(q, k, v)
+
+
+class OwnState(Linear):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return 2 * super().forward(q, k, v)
+
+
+class OwnWindow(Window):
+    """What is inherited with `forward` holds."""
+
+
+def test_what_is_inherited_beside_another_forward_is_not_used() -> None:
+    ways = (serves, decodes, recurs)
+    assert [way(OwnForward(4, 5)) for way in ways] == [False, False, False]
+    assert [way(OwnState(4, 5)) for way in ways] == [False, False, False]
+    assert [way(OwnWindow(4, 5)) for way in ways] == [True, True, False]
+    assert [way(Linear(4, 5)) for way in ways] == [True, False, True]
+    network = network_of(tuple(f"{__name__}.{name}" for name in ("OwnForward", "OwnState")))
+    route, weigh = by_hash(network, "hard"), by_hash(network, "soft")
+    tokens = torch.randint(VOCABULARY, (2, 90))
+    for own in (route, weigh):
+        cache = network.new_cache(2, keeps_features=False)
+        pieces = [network(piece, own, cache) for piece in tokens.split([60, 1, 29], dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, 1), network(tokens, own), rtol=1e-4, atol=1e-4)
+    hard = network(tokens, route)
+    dense = network(tokens, lambda *asked: as_weights(route(*asked), 2))
+    torch.testing.assert_close(hard, dense, rtol=1e-4, atol=1e-4)
+
+
+class OnlyResumes(Own):
+    def resume(self, q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tensor:
+        return q
+
+
+class OnlyHasAState(Own):
+    def state_of(self, k: Tensor, v: Tensor, past: Any, is_token: Any) -> Tensor:
+        return k
+
+
+@pytest.mark.parametrize("kind", [OnlyResumes, OnlyHasAState])
+def test_half_a_state_is_refused(kind: type[Mechanism]) -> None:
+    with pytest.raises(UsageError, match=f"{kind.__name__} defines one of state_of and resume"):
+        kind(head_width=4, window=5)
 
 
 class DecodesTheFirst(Own):

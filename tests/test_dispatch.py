@@ -149,6 +149,29 @@ def test_many_chunks_and_blocks(way: str) -> None:
         assert_same([case.run(way)], [case.run("dense")])
 
 
+@pytest.mark.parametrize("heads", [(8, 4), (3, 3), (6, 2)])
+def test_linear_attention_a_few_heads_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int]
+) -> None:
+    """As it runs on long texts, where the heads do not fit a processor's cache together."""
+    case = Case([150, 90], heads=heads, shares=(0.3, 0.3, 0.4))
+    expected = case.results("dense")
+    calls = 0
+
+    def counted(*args: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return some(*args)
+
+    some = gathered._linear_heads
+    monkeypatch.setattr(gathered, "_linear_heads", counted)
+    for together, times in ((1, heads[1]), (3, -(-heads[1] // 3))):
+        monkeypatch.setattr(gathered, "LINEAR_CACHE", together * 2 * 150 * 4)
+        calls = 0
+        assert_same(case.results("gather"), expected)
+        assert calls == times
+
+
 @settings(max_examples=20, deadline=None)
 @given(gaps=st.lists(st.integers(1, 900), min_size=1, max_size=80), window=st.integers(1, 700))
 def test_a_window_serves_scattered_and_crowded_queries(gaps: list[int], window: int) -> None:
@@ -234,9 +257,11 @@ def test_one_mechanism_for_all_runs_as_it_always_does(monkeypatch: pytest.Monkey
 def test_below_break_even_full_attention_runs_on_all(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Case([600], shares=(share, (1 - share) / 2, (1 - share) / 2), width=32)
+    """Gathered queries cost more each: at a large share that outweighs those that are spared."""
+    case = Case([4096], shares=(share, (1 - share) / 2, (1 - share) / 2), width=32)
     monkeypatch.setattr(Full, "forward" if share < 0.5 else "serve", refuse)
-    case.run("auto")
+    with torch.no_grad():
+        case.run("auto")
 
 
 @pytest.mark.parametrize("wrong", [3, -2])

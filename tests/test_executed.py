@@ -18,11 +18,17 @@ from pyro_meta import (
     TokenTableGuide,
     Transformer,
 )
-from pyro_meta.attention import build_mechanisms
+from pyro_meta.attention import Queries, build_mechanisms, gathered
 from pyro_meta.attention.mechanisms import Mechanism
 from pyro_meta.costs import costs_at
 from pyro_meta.evaluation import evaluate
-from pyro_meta.executed import CLOCK_FIGURES, attention_calls, chosen_by_all, executed_figures
+from pyro_meta.executed import (
+    CLOCK_FIGURES,
+    as_trained,
+    chosen_by_all,
+    executed_figures,
+    recorded_attention,
+)
 from pyro_meta.macs import attention_macs, counted, dense_macs, full_attention_macs
 from pyro_meta.transformer import Features, Route
 
@@ -153,6 +159,67 @@ def test_a_mixture_is_timed_as_a_whole() -> None:
 def test_what_is_recorded_are_the_calls_of_each_layer() -> None:
     model, _ = build()
     choices = torch.randint(3, (2, 3, 20))
-    with attention_calls(model.network) as calls, torch.no_grad():
+    with recorded_attention(model.network) as calls, torch.no_grad():
         model.network(text()[0], given(choices))
     assert torch.equal(torch.stack([choice for _, _, choice, _ in calls]), choices)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("auto", torch.float32), ("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)],
+)
+def test_a_run_is_measured_as_it_was_trained(precision: str, dtype: torch.dtype) -> None:
+    """On a CPU, where `auto` is float32."""
+    model, guide = build()
+    with (
+        as_trained(precision, torch.device("cpu")),
+        recorded_attention(model.network) as calls,
+    ):
+        section = executed_figures(model, guide, text(), 2, 1)
+    assert {inputs.q.dtype for _, _, _, inputs in calls} == {dtype}
+    assert section["precision"] == str(dtype).removeprefix("torch.")
+    assert section["macs_per_token_router"] == linear_layers(guide)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("T", [40, 200])
+@pytest.mark.parametrize("name", ["full", "window"])
+def test_executed_softmax_is_what_torch_counts_and_no_less_than_declared(
+    name: str, T: int, kv_heads: int
+) -> None:
+    """A chunk of queries meets the keys from the first to the last that any of them sees.
+
+    Declared are those that each sees alone; what is counted beyond them stays within a chunk.
+    """
+    d, W = 8, 5
+    mechanism = build_mechanisms([name], head_width=d, window=W)[0]
+    assert isinstance(mechanism, Mechanism)
+    k, v = torch.randn(2, 2, kv_heads, T, d)
+    queries = Queries(*(torch.rand(2, T) < 0.4).nonzero().unbind(1))
+    q = torch.randn(len(queries.position), 4, d)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        _, macs = counted(lambda: mechanism.serve(q, k, v, queries))
+    chunks = gathered._chunks(queries, 2, T, W if name == "window" else None)
+    assert macs == 4 * 2 * d * sum(chunk.size * chunk.keys for chunk in chunks)
+    declared = 4 * float(mechanism.macs(queries.position.float()).sum())
+    places = torch.arange(len(queries.position)).split([chunk.size for chunk in chunks])
+    spans = [int(queries.position[own[-1]] - queries.position[own[0]]) for own in places]
+    beyond = 4 * 2 * d * sum(c.size * span for c, span in zip(chunks, spans, strict=True))
+    assert declared <= macs <= declared + beyond
+
+
+def test_executed_linear_attention_is_what_torch_counts() -> None:
+    """Declared is a query's look at the state, 2 d^2; counted are the columns d (d + 1) of it, the
+    keys of the query's own block, and what does not follow the queries: the states of all keys.
+    """
+    d, H, T, P, n = 8, 4, 200, 64, 4
+    mechanism = build_mechanisms(["linear"], head_width=d, window=1)[0]
+    k, v = torch.randn(2, 1, H, T, d)
+    position = torch.arange(1, T, 2)
+    queries = Queries(torch.zeros_like(position), position)
+    _, macs = counted(lambda: mechanism.serve(torch.randn(len(position), H, d), k, v, queries))
+    m = P // 2  # queries in a block; the last block is padded to as many
+    states = H * (n * P * d * (d + 1) + n * n * d * (d + 1))
+    looks = H * n * m * (d * (d + 1) + P * d + P * (d + 1))
+    assert macs == states + looks
+    assert 4 * float(mechanism.macs(position.float()).sum()) / 2 <= looks

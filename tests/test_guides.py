@@ -12,6 +12,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from pyro_meta import DirichletGuide, Features, Guide, PaperGuide, Prior, UsageError
 from pyro_meta.attention import BUILT_IN
+from pyro_meta.costs import costs_at
 from pyro_meta.evaluation import prefix_gap
 from pyro_meta.simplex import Point, divergence
 from pyro_meta.svi import Objective
@@ -120,6 +121,43 @@ def test_mean_route_hardens_by_the_threshold() -> None:
     guide.threshold.fill_(1.0)
     assert torch.equal(guide.mean_route()(0, features[0]), hard)
     assert torch.equal(hard, soft.argmax(-1))  # choices: each token runs its own mechanism
+
+
+def test_a_hard_token_weighs_its_posterior_against_the_price() -> None:
+    """In evaluation and in training."""
+    model, guide = build()
+    guide.price.fill_(9.0)
+    guide.threshold.fill_(1.0)
+    tokens = text()[0]
+    everywhere = torch.arange(model.network.shape.context)
+    prices = 9.0 * costs_at(model.network, "macs", everywhere).mean(0)
+    assert float(prices[0]) == pytest.approx(9.0)  # full attention is the unit
+    decided: list[Tensor] = []
+    dear: list[bool] = []
+
+    def route(layer: int, features: Features) -> Tensor:
+        mean = guide.posterior(layer, features).mean
+        expected = (mean.log() - prices).argmax(-1)
+        dear.append(bool((expected != mean.argmax(-1)).any()))
+        for hard in (None, True):
+            assert torch.equal(guide.mean_route(hard)(layer, features), expected)
+        assert torch.equal(guide.choice(mean), torch.eye(3)[expected])
+        decided.append(expected)
+        return expected
+
+    with torch.no_grad():
+        model.network(tokens, route)
+        terms = Objective(model, guide)(*text())
+    assert any(dear), "the price decided nothing"
+    assert torch.equal(terms.routes.argmax(-1), torch.stack(decided))
+
+
+def test_a_checkpoint_of_before_the_price_is_read_at_none() -> None:
+    _, guide = build()
+    state = {name: value for name, value in guide.state_dict().items() if name != "price"}
+    guide.price.fill_(0.3)
+    guide.load_state_dict(state)
+    assert float(guide.price) == 0.0
 
 
 class NotDirichlet(Prior):

@@ -61,14 +61,30 @@ def test_every_query_asks_for_a_definition_far_behind(
 
 def test_definitions_stand_together_by_increasing_key() -> None:
     corpus = Recall(pairs=6, queries=0, keys=9, distance=8).corpus()
-    begins = set()
+    defined = set()
     for row, _ in planted(corpus, rows=40):
         at = [index for index, symbol in enumerate(row) if "=" in symbol]
-        assert at == list(range(at[0], at[0] + 6))
+        assert at == list(range(at[0], at[0] + 6)) and row[at[0] - 1] == "⟨!⟩"
         keys = [int(row[index][2:].split("=")[0]) for index in at]
         assert keys == sorted(set(keys))
-        begins.add(at[0])
-    assert len(begins) > 10
+        defined |= set(keys)
+    assert defined == set(range(9))
+
+
+def test_counting_does_not_tell_when_definitions_and_queries_begin() -> None:
+    """Either is opened by the same sign, after any filler with the same chance."""
+    rows = planted(Recall(pairs=4, queries=20, distance=8).corpus(), rows=2000, length=250)
+    signs = np.array([[i for i, symbol in enumerate(row) if symbol == "⟨!⟩"] for row, _ in rows])
+    free = 250 - 5 - 8 - 61
+    for wait in (signs[:, 0], signs[:, 1] - signs[:, 0] - 5 - 8):
+        assert wait.min() == 0 and wait.max() == free // 2
+        for passed in (0, 20, 40, 60):
+            waiting = wait[wait >= passed]
+            ended = (waiting < passed + 20).mean()
+            expected = 1 - (1 - 1 / (1 + free / 4)) ** 20
+            assert ended == pytest.approx(expected, abs=4 * (0.25 / len(waiting)) ** 0.5)
+    for (row, _), (_, opening) in zip(rows, signs, strict=True):
+        assert row[opening + 1] == "⟨?⟩"
 
 
 def test_a_repetition_is_an_answer_that_stood_near() -> None:
@@ -97,10 +113,10 @@ def test_only_the_definitions_tell_an_unmarked_stranger_from_a_query(marked: boo
     for row, answers, undecided in zip(
         sequences.rows, truth.is_answer, truth.is_undecided, strict=True
     ):
-        for at in np.flatnonzero(~answers):
+        for at in np.flatnonzero(~np.append(answers, False)):
             if re.fullmatch(r"⟨k\d+⟩", symbols[row[at]]):
                 strangers += 1
-                assert undecided[at] or marked
+                assert marked or at == len(answers) or undecided[at]  # the last has no target
     assert strangers == 9 * 3
 
 
@@ -111,7 +127,8 @@ def test_filler_behind_a_long_block_is_undecided() -> None:
     for row, undecided in zip(sequences.rows, sequences.truth.is_undecided, strict=True):
         last = max(at for at in range(97) if "=" in corpus.vocabulary.symbols[row[at]])  # type: ignore[attr-defined]
         first = last - 19
-        expected = [last] if first > 0 else []
+        opening = first - 1
+        expected = [opening, last] if opening > 0 else [opening]
         assert np.flatnonzero(undecided).tolist() == expected
 
 
@@ -191,7 +208,7 @@ def test_short_sequences_get_a_share_of_everything() -> None:
 
 def test_without_pairs_there_is_nothing_but_filler() -> None:
     corpus = Recall(pairs=0, letters=5).corpus()
-    assert corpus.vocabulary.size == 6 and corpus.truth(32, 64) is None
+    assert corpus.vocabulary.size == 5 + 2 and corpus.truth(32, 64) is None
 
 
 @pytest.mark.parametrize(
@@ -227,7 +244,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         Recall(pairs=32).corpus().require(64)
     short = tmp_path / "short.txt"
     short.write_text("word " * 30)
-    with pytest.raises(UsageError, match=r"15 characters for validation are too few for .* 79"):
+    with pytest.raises(UsageError, match=r"15 characters for validation are too few for .* 77"):
         Recall(**SMALL, filler=str(short)).corpus().require(96)
 
 

@@ -50,11 +50,15 @@ def test_only_weights_of_linear_maps_decay() -> None:
     assert isinstance(decayed["params"][0], torch.nn.Parameter)
 
 
-def test_the_guide_begins_later_and_learns_faster() -> None:
+@pytest.mark.parametrize("is_controlled", [False, True])
+def test_the_guide_begins_later_learns_faster_and_stops(is_controlled: bool) -> None:
+    """Unless the prior is controlled, and needs a guide that follows."""
     objective = Objective(*build())
-    optim = Optimisation(router=3.0, router_begin=0.4)
+    objective.model.prior.is_controlled = is_controlled
+    optim = Optimisation(router=3.0, router_begin=0.4, router_end=0.7)
     optimiser = optim.optimiser(objective)
-    for progress, ratio in ((0.1, 0.0), (0.4, 0.0), (0.41, 3.0), (1.0, 3.0)):
+    last = 3.0 if is_controlled else 0.0
+    for progress, ratio in ((0.1, 0.0), (0.4, 0.0), (0.41, 3.0), (0.7, 3.0), (0.71, last)):
         optim.set_lr(optimiser, progress)
         *network, router = (group["lr"] for group in optimiser.param_groups)
         assert network == [optim.lr_at(progress)] * 2
@@ -89,7 +93,9 @@ def test_sequences_are_short_first() -> None:
         (lambda: ShortFirst(factor=0), "short.factor: 0"),
         (lambda: ShortFirst(until=1.5), "short.until: 1.5"),
         (lambda: Optimisation(router=0.0), "optim.router: 0.0"),
-        (lambda: Optimisation(router_begin=2.0), "optim.router_begin: 2.0"),
+        (lambda: Optimisation(router_begin=2.0), "optim.router_begin, optim.router_end: 2.0, 0.6"),
+        (lambda: Optimisation(router_end=1.5), "optim.router_end: 0.35, 1.5"),
+        (lambda: HardeningSchedule(price=-1.0), "harden.price: -1.0"),
         (lambda: KLSchedule(weight=0.0), "kl.weight: 0.0"),
         (lambda: KLSchedule(begin=0.9, end=0.1), "kl.begin"),
         (lambda: HardeningSchedule(begin=-0.1), "harden.begin"),

@@ -1,13 +1,12 @@
 """How a token may attend: pure tensor functions, and the mechanisms built from them."""
 
 from pyro_meta.attention.backend import backend
-from pyro_meta.attention.cache import Cache, LayerCache, Span, decodes, read_in_pieces, recurs
+from pyro_meta.attention.cache import Cache, LayerCache, Span, read_in_pieces
 from pyro_meta.attention.dispatch import (
     NO_TOKEN,
     Inputs,
     is_choice,
     routed_attention,
-    serves,
 )
 from pyro_meta.attention.functional import full_attention, linear_attention, window_attention
 from pyro_meta.attention.mechanisms import (
@@ -17,7 +16,10 @@ from pyro_meta.attention.mechanisms import (
     Mechanism,
     Window,
     build_mechanisms,
+    decodes,
     find_mechanism,
+    recurs,
+    serves,
 )
 from pyro_meta.attention.queries import Queries
 

@@ -6,7 +6,9 @@ reads all keys, `window` the last W, `linear` its state. Memory is not saved: ke
 those of an ordinary transformer.
 
 Rows of a batch may differ in length. Each stands at the front of its own row, so that what is
-behind its last token lies in the future, where no causal mechanism looks.
+behind its last token lies in the future, where no causal mechanism looks. For the same reason new
+keys and values may be written at once, while new states and lengths are taken over only when all
+layers have read (`commit`): whatever is raised on the way, the text so far is as it was.
 
 Shapes: B rows, T tokens read before, S new ones, H query heads, G key-value heads, d head width,
 D = H d, N queries.
@@ -18,8 +20,8 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, is_choice, routed_attention, serves
-from pyro_meta.attention.mechanisms import Mechanism
+from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, is_choice, routed_attention
+from pyro_meta.attention.mechanisms import Mechanism, decodes, recurs, serves
 from pyro_meta.attention.queries import Queries
 
 ROOM = 64  # tokens that a cache begins with
@@ -79,7 +81,8 @@ class Span:
 class Growing:
     """Numbers [B, G, T, d] of which there are more with every token; room is doubled when spent."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
         self.room: Tensor | None = None
 
     def write(self, x: Tensor, span: Span) -> None:
@@ -99,6 +102,8 @@ class Growing:
 
     def replace(self, rows: list[int], other: "Growing", length: int) -> None:
         """Put the `length` first of another's rows in place of `rows`."""
+        if not length:
+            return
         new = other.read(length)
         self._make_room(new, length)
         assert self.room is not None
@@ -110,9 +115,8 @@ class Growing:
         if length <= there:
             return
         # Zeros: what lies behind a row is never counted, but 0 times NaN would be NaN.
-        B, G, _, d = like.shape
-        B = B if self.room is None else self.room.shape[0]
-        room = like.new_zeros(B, G, max(length, 2 * there, ROOM), d)
+        _, G, _, d = like.shape
+        room = like.new_zeros(self.rows, G, max(length, 2 * there, ROOM), d)
         if self.room is not None:
             room[:, :, :there] = self.room
         self.room = room
@@ -125,13 +129,22 @@ class LayerCache:
     ----------
     mechanisms
         Those of the layer, in the order of choices.
+    rows
+        B.
+
+    Attributes
+    ----------
+    states
+        By mechanism, that of the text so far, [B, ...]; None before any text, or without a state.
     """
 
-    def __init__(self, mechanisms: Sequence[Mechanism]) -> None:
+    def __init__(self, mechanisms: Sequence[Mechanism], rows: int) -> None:
         self.mechanisms = list(mechanisms)
         self.states: list[Tensor | None] = [None for _ in mechanisms]
+        self._staged = self.states
+        self._unread: list[Tensor | None] = [None for _ in mechanisms]  # of a row without text
         names = {name for one in mechanisms for name in _read_again(one)}
-        self.kept = {name: Growing() for name in Inputs._fields if name in names}
+        self.kept = {name: Growing(rows) for name in Inputs._fields if name in names}
 
     def extend(
         self,
@@ -142,6 +155,8 @@ class LayerCache:
         begin: Callable[[Inputs], Tensor],
     ) -> Tensor:
         """Read S new tokens, and attend as they choose: sum_k alpha_k g_k A_k, [B, S, D].
+
+        They belong to the text only after `commit`.
 
         Parameters
         ----------
@@ -165,19 +180,33 @@ class LayerCache:
         else:
             mixed = self._mixed(gain, route, inputs, span)
         is_token = span.is_token(inputs.v.device)
+        self._staged = list(self.states)
         for index, mechanism in enumerate(self.mechanisms):
             if recurs(mechanism):
                 _, k, v = inputs.read_by(mechanism)
-                self.states[index] = mechanism.state_of(k, v, self.states[index], is_token)
+                past = self.states[index]
+                self._staged[index] = mechanism.state_of(k, v, past, is_token)
+                if past is None:
+                    none = torch.zeros(1, 1, dtype=torch.bool, device=v.device)
+                    self._unread[index] = mechanism.state_of(k[:1, :, :1], v[:1, :, :1], None, none)
         return mixed
 
-    def replace(self, rows: list[int], other: "LayerCache", length: int) -> None:
-        """Put another's rows, of at most `length` tokens, in place of `rows`."""
+    def commit(self) -> None:
+        """What was read last belongs to the text from now on."""
+        self.states = self._staged
+
+    def replace(self, rows: list[int], other: "LayerCache", length: int, count: int) -> None:
+        """Put another's rows, of at most `length` tokens, in place of `rows` among `count`."""
         for name, growing in self.kept.items():
             growing.replace(rows, other.kept[name], length)
-        for ours, theirs in zip(self.states, other.states, strict=True):
-            if ours is not None and theirs is not None:
-                ours[rows] = theirs
+        for index, (ours, theirs) in enumerate(zip(self.states, other.states, strict=True)):
+            unread = other._unread[index] if ours is None else self._unread[index]
+            if unread is None:  # no state, or neither has read anything
+                continue
+            if ours is None:
+                ours = unread.expand(count, *unread.shape[1:]).clone()
+            ours[rows] = unread if theirs is None else theirs
+            self.states[index], self._unread[index] = ours, unread
 
     def _routed(self, gain: Tensor, choice: Tensor, inputs: Inputs, span: Span) -> Tensor:
         """Every token attends by the mechanism that it chose, and by no other."""
@@ -301,11 +330,14 @@ class Cache:
     def __init__(
         self, layers: Sequence[Sequence[Mechanism]], rows: int, keeps_features: bool
     ) -> None:
-        self.layers = [LayerCache(mechanisms) for mechanisms in layers]
+        self.layers = [LayerCache(mechanisms, rows) for mechanisms in layers]
         self.lengths = [0] * rows
         self.keeps_features = keeps_features
-        self._tokens = Growing()  # [B, 1, T, 1]
-        self._features = [(Growing(), Growing()) for _ in layers]  # state, normed: [B, 1, T, D]
+        self._is_whole = True
+        self._tokens = Growing(rows)  # [B, 1, T, 1]
+        self._features = [  # state, normed: [B, 1, T, D]
+            (Growing(rows), Growing(rows)) for _ in layers
+        ]
 
     def remember(
         self, layer: int, tokens: Tensor, state: Tensor, normed: Tensor, span: Span
@@ -326,7 +358,13 @@ class Cache:
         ------
         ValueError
             Lengths that do not fit.
+        RuntimeError
+            `replace` or `commit` was interrupted.
         """
+        if not self._is_whole:
+            raise RuntimeError(
+                "the cache was interrupted while its texts were exchanged; read them into a new one"
+            )
         counts = [size] * len(self.lengths) if lengths is None else list(lengths)
         if len(counts) != len(self.lengths) or not all(0 <= count <= size for count in counts):
             raise ValueError(
@@ -334,18 +372,28 @@ class Cache:
             )
         return Span(self.lengths, counts, size)
 
+    def commit(self, span: Span) -> None:
+        """The new tokens of a span, which all layers have read, belong to the text from now on."""
+        self._is_whole = False
+        for layer in self.layers:
+            layer.commit()
+        self.lengths = span.ends
+        self._is_whole = True
+
     def replace(self, rows: list[int], other: "Cache") -> None:
-        """Put the texts of another cache in place of `rows`."""
+        """Put the texts of another cache, of as many rows, in place of `rows`."""
         length = max(other.lengths)
+        self._is_whole = False
         if self.keeps_features:
             self._tokens.replace(rows, other._tokens, length)
             for ours, theirs in zip(self._features, other._features, strict=True):
                 for mine, its in zip(ours, theirs, strict=True):
                     mine.replace(rows, its, length)
         for layer, new in zip(self.layers, other.layers, strict=True):
-            layer.replace(rows, new, length)
+            layer.replace(rows, new, length, len(self.lengths))
         for row, count in zip(rows, other.lengths, strict=True):
             self.lengths[row] = count
+        self._is_whole = True
 
 
 def read_in_pieces(
@@ -370,7 +418,7 @@ def read_in_pieces(
         [B, H, T, d]; zero behind what was read.
     """
     B, H, _, d = q.shape
-    cache, gain = LayerCache([mechanism]), q.new_ones(1, H * d)
+    cache, gain = LayerCache([mechanism], B), q.new_ones(1, H * d)
     out = torch.zeros_like(q)
     starts = [0] * B
     for counts in pieces:
@@ -384,6 +432,7 @@ def read_in_pieces(
         inputs = Inputs(q_new, k_new, v_new, q_new, k_new)
         begin = partial(routed_attention, [mechanism], gain, choice)
         rows = cache.extend(gain, choice, inputs, span, begin).view(B, size, H, d).transpose(1, 2)
+        cache.commit()
         for row in span.rows:
             out[row, :, starts[row] : span.ends[row]] = rows[row, :, : counts[row]]
         starts = span.ends
@@ -396,16 +445,6 @@ def _next(x: Tensor, span: Span) -> Tensor:
     for row in span.rows:
         out[row, :, : span.counts[row]] = x[row, :, span.starts[row] : span.ends[row]]
     return out
-
-
-def recurs(mechanism: Mechanism) -> bool:
-    """Whether `mechanism` carries a running state."""
-    return type(mechanism).resume is not Mechanism.resume
-
-
-def decodes(mechanism: Mechanism) -> bool:
-    """Whether `mechanism` has a way of its own to give the newest token its row."""
-    return type(mechanism).decode is not Mechanism.decode
 
 
 def _read_again(mechanism: Mechanism) -> set[str]:

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention.backend import is_forced
-from pyro_meta.attention.mechanisms import Mechanism
+from pyro_meta.attention.mechanisms import Mechanism, serves
 from pyro_meta.attention.queries import Queries
 
 NO_TOKEN = -1
 """The choice of a place that holds no token: padding at the end of a shorter sequence."""
 
-GATHERED_COST = 1.35
+GATHERED_COST = 1.2
 """Work on gathered queries over that on all tokens, by multiply-accumulate (CPU, measured)."""
+GATHERED_BLOCK = 200
+"""As `Mechanism.block`, where queries are gathered: neighbours are some way apart."""
 SEQUENCE_MACS = 1.5e6
 """What gathering from one more sequence costs, in multiply-accumulates (CPU, measured)."""
 
@@ -114,7 +116,7 @@ def attend(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, own: Tensor) -
             if is_forced() or pays(mechanism, queries, q):
                 return mechanism.serve(queries.of(q), k, v, queries)
         else:
-            _say_that_nothing_is_saved(type(mechanism).__name__)
+            _say_that_nothing_is_saved(type(mechanism).__module__, type(mechanism).__name__)
     group = H // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -123,11 +125,19 @@ def attend(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, own: Tensor) -
 
 
 def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
-    """Whether serving `queries` alone is thought to be faster than running on all of q."""
-    B, H, T, _ = q.shape
-    positions = torch.arange(T, device=q.device, dtype=torch.float32)
-    everyone = B * H * float(mechanism.macs(positions).sum())
-    own = H * float(mechanism.macs(queries.position.float()).sum())
+    """Whether serving `queries` alone is thought to be faster than running on all of q.
+
+    Weighed are the multiply-accumulates that are asked for, and those of keys that a query meets
+    only since it stands in a block with later ones: half a block, on average.
+    """
+    B, H, T, d = q.shape
+
+    def work(position: Tensor, block: int) -> float:
+        unseen = len(position) * min(block, T) / 2
+        return H * (float(mechanism.macs(position.float()).sum()) + 2 * d * unseen)
+
+    everyone = B * work(torch.arange(T, device=q.device), mechanism.block)
+    own = work(queries.position, GATHERED_BLOCK)
     return GATHERED_COST * own + SEQUENCE_MACS * B < everyone
 
 
@@ -136,16 +146,11 @@ def is_choice(route: Tensor) -> bool:
     return route.dim() == 2 and not route.dtype.is_floating_point
 
 
-def serves(mechanism: Mechanism) -> bool:
-    """Whether `mechanism` can serve chosen queries alone."""
-    return type(mechanism).serve is not Mechanism.serve
-
-
 @cache
-def _say_that_nothing_is_saved(name: str) -> None:
+def _say_that_nothing_is_saved(module: str, name: str) -> None:
     warnings.warn(
-        f"{name} does not define serve(q, k, v, queries): where routes are hard it runs "
-        "on all tokens, and saves no time",
+        f"{module}.{name} does not define serve(q, k, v, queries) beside its forward: where routes "
+        "are hard it runs on all tokens, and saves no time",
         UserWarning,
         stacklevel=2,
     )

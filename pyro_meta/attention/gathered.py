@@ -7,6 +7,7 @@ W window, P positions in a block, n blocks, m places in a block. All functions t
 and v [B, G, T, d] and return [N, H, d]; a query depends on the keys up to its position alone.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +23,8 @@ from pyro_meta.attention.functional import (
 from pyro_meta.attention.queries import Blocks, Queries
 
 FULL_CHUNK, WINDOW_CHUNK = 64, 32  # queries; the more, the more keys that only some of them see
-WINDOW_REACH = 512  # positions that a chunk of a window's queries may span
-FAR = 1e38  # from 1 position on, below every score, and finite: 0 times it is 0
+WINDOW_REACH = 256  # positions that a chunk of a window's queries may span
+FAR = -1e38  # below every score, and finite: a block of keys that a query does not see at all
 LINEAR_BLOCK = 64
 LINEAR_CACHE = 1 << 16  # numbers of phi(k) at a time
 
@@ -37,89 +38,74 @@ def softmax_attention_of(
     sees, and no others.
     """
     chunks = _chunks(queries, k.shape[0], k.shape[2], window)
+    own = q.transpose(0, 1)[None].split([chunk.size for chunk in chunks], 2)
     keys, values = _slices(k, chunks), _slices(v, chunks)
-    masks = _Masks(queries, k.shape[2], window, q.dtype)
+    masks = _masks(queries, chunks, window, q.dtype)
+    is_grouped = q.shape[1] != k.shape[1]
     out = [
-        F.scaled_dot_product_attention(
-            q[chunk.start : chunk.stop].transpose(0, 1)[None],
-            some_keys,
-            some_values,
-            attn_mask=masks.of(chunk),
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        for chunk, some_keys, some_values in zip(chunks, keys, values, strict=True)
+        F.scaled_dot_product_attention(*three, attn_mask=mask, enable_gqa=is_grouped)
+        for three, mask in zip(zip(own, keys, values, strict=True), masks, strict=True)
     ]
-    return torch.cat(out, 2)[0].transpose(0, 1)
+    return torch.cat([rows.transpose(1, 2) for rows in out], 1)[0]
 
 
 class _Chunk(NamedTuple):
-    """Queries start .. stop - 1, all of one sequence, and the keys that they meet."""
+    """Neighbouring queries, all of one sequence, and the keys that they meet."""
 
-    start: int
-    stop: int
+    size: int
     sequence: int
-    first_query: int  # position
     first_key: int
-    last_key: int  # that of the last query
+    keys: int  # up to the last query's own
 
 
 def _chunks(queries: Queries, sequences: int, length: int, window: int | None) -> list[_Chunk]:
     reach = length if window is None else max(window, WINDOW_REACH)
-    size = FULL_CHUNK if window is None else WINDOW_CHUNK
+    most = FULL_CHUNK if window is None else WINDOW_CHUNK
     blocks = -(-length // reach)
     block = queries.sequence * blocks + torch.div(queries.position, reach, rounding_mode="floor")
     counts = torch.bincount(block, minlength=sequences * blocks).tolist()
-    starts, stops, owners = [], [], []
+    starts, sizes, owners = [], [], []
     begin = 0
     for row, count in enumerate(counts):
-        end = begin + count
-        for start in range(begin, end, size):
-            starts.append(start)
-            stops.append(min(start + size, end))
+        for start in range(0, count, most):
+            starts.append(begin + start)
+            sizes.append(min(most, count - start))
             owners.append(row // blocks)
-        begin = end
+        begin += count
     device = queries.position.device
-    first = queries.position[torch.tensor(starts, device=device)].tolist()
-    last = queries.position[torch.tensor(stops, device=device) - 1].tolist()
+    begins, counted = torch.tensor(starts, device=device), torch.tensor(sizes, device=device)
+    first = queries.position[begins].tolist()
+    last = queries.position[begins + counted - 1].tolist()
     past = length if window is None else window - 1
     return [
-        _Chunk(start, stop, sequence, low, max(0, low - past), high)
-        for start, stop, sequence, low, high in zip(starts, stops, owners, first, last, strict=True)
+        _Chunk(size, sequence, max(0, low - past), high + 1 - max(0, low - past))
+        for size, sequence, low, high in zip(sizes, owners, first, last, strict=True)
     ]
 
 
-class _Masks:
-    """Masks of chunks: 0 where a query sees a key, and below every score where it does not.
+def _masks(
+    queries: Queries, chunks: list[_Chunk], window: int | None, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """What is added to the scores of each chunk, [size, keys]: 0 for keys that a query sees.
 
-    In floating-point arithmetic, which on a CPU is several times faster than comparing and
-    filling. Positions are counted from the first key of a chunk, so that they are exact.
+    All rows are pieces of one line, .. FAR FAR 0 0 .. 0 0 FAR FAR .., that start where the zeros
+    fall on the keys that are seen: to copy them is several times as fast as to compare positions.
     """
-
-    def __init__(self, queries: Queries, length: int, window: int | None, dtype: torch.dtype):
-        self._position = queries.position[:, None]  # [N, 1], integer
-        self._keys = torch.arange(length, dtype=torch.float32, device=queries.position.device)
-        self._window, self._dtype = window, dtype
-
-    def of(self, chunk: _Chunk) -> Tensor:
-        """[m, keys of the chunk]."""
-        first, count = chunk.first_key, chunk.last_key + 1 - chunk.first_key
-        position = (self._position[chunk.start : chunk.stop] - first).float()
-        if self._window is None:  # every query sees the keys up to the first
-            mask = position.new_zeros(len(position), count)
-            seen = chunk.first_query - first
-            unseen = mask[:, seen:]
-            unseen.add_((position - self._keys[seen:count]).clamp_(max=0))
-            unseen.mul_(FAR)
-        else:
-            distance = position - self._keys[:count]
-            mask = (self._window - 1 - distance).clamp_(max=0)
-            mask.add_(distance.clamp_(max=0)).mul_(FAR)
-        return mask.to(self._dtype)
+    device = queries.position.device
+    span = max(chunk.keys for chunk in chunks)
+    line = torch.full((2 * span,), max(FAR, torch.finfo(dtype).min), dtype=dtype, device=device)
+    line[max(0, span - (window or span)) : span] = 0
+    sizes = [chunk.size for chunk in chunks]
+    first_key = torch.tensor([chunk.first_key for chunk in chunks], device=device)
+    first_key = first_key.repeat_interleave(torch.tensor(sizes, device=device))
+    place = queries.position - first_key
+    for chunk, own in zip(chunks, (span - 1 - place).split(sizes), strict=True):
+        yield line.as_strided((span, chunk.keys), (1, 1)).index_select(0, own)
 
 
 def _slices(x: Tensor, chunks: list[_Chunk]) -> tuple[Tensor, ...]:
     """The keys or values that each chunk meets, views [1, G, s, d] of x [B, G, T, d]."""
-    return _Slices.apply(x, [(c.sequence, c.first_key, c.last_key + 1) for c in chunks])
+    return _Slices.apply(x, [(chunk.sequence, chunk.first_key, chunk.keys) for chunk in chunks])
 
 
 class _Slices(torch.autograd.Function):
@@ -131,15 +117,15 @@ class _Slices(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, where: list[tuple[int, int, int]]) -> tuple[Tensor, ...]:
         ctx.where, ctx.like = where, (x.shape, x.dtype)
-        return tuple(x[row : row + 1, :, first:end] for row, first, end in where)
+        return tuple(x.narrow(0, row, 1).narrow(2, first, keys) for row, first, keys in where)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         shape, dtype = ctx.like
         wide = torch.promote_types(dtype, torch.float32)
         total = torch.zeros(shape, dtype=wide, device=grads[0].device)
-        for (row, first, end), grad in zip(ctx.where, grads, strict=True):
-            total[row : row + 1, :, first:end] += grad
+        for (row, first, keys), grad in zip(ctx.where, grads, strict=True):
+            total[row : row + 1, :, first : first + keys] += grad
         return total.to(dtype), None
 
 
@@ -149,31 +135,38 @@ def linear_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Te
     A few heads at a time, so that what is in between fits a processor's cache.
     """
     B, G, T, d = k.shape
-    group = q.shape[1] // G
+    N, H, _ = q.shape
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = in_single_precision(q, k, v)
         P = min(LINEAR_BLOCK, T)
-        n = -(-T // P)
-        blocks = Blocks(queries, B, n, P)
-        later = blocks.offsets()[..., None] < torch.arange(P, device=q.device)  # [B n, m, P]
-        later = later.view(B, 1, n, 1, blocks.places, P)
+        blocks = Blocks(queries, B, -(-T // P), P)
+        seen = blocks.offsets()[..., None] >= torch.arange(P, device=q.device)  # [B n, m, P]
+        seen = seen.to(q.dtype).view(B, 1, -1, 1, blocks.places, P)
         heads = max(1, min(G, LINEAR_CACHE // (B * T * d)))
-        parts = zip(q.split(heads * group, 1), k.split(heads, 1), v.split(heads, 1), strict=True)
-        out = torch.cat([_linear_heads(*part, blocks, later) for part in parts], 1)
-    return out.to(dtype)
+        parts = zip(
+            q.unflatten(1, (G, H // G)).split(heads, 1),
+            k.split(heads, 1),
+            v.split(heads, 1),
+            strict=True,
+        )
+        out = torch.cat([_linear_heads(*part, blocks, seen) for part in parts], 1)
+    return out.view(N, H, d).to(dtype)
 
 
-def _linear_heads(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, later: Tensor) -> Tensor:
-    """Kernel attention of some heads; `later` [B, 1, n, 1, m, P] are the keys that are not seen."""
-    B, G, _, d = k.shape
-    _, _, n, _, m, P = later.shape
-    H = q.shape[1]
+def _linear_heads(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, seen: Tensor) -> Tensor:
+    """Kernel attention of some key-value heads h, each with a group of g query heads.
+
+    q [N, h, g, d], k and v [B, h, T, d], seen [B, 1, n, 1, m, P] (1 where a query sees a key of
+    its block, else 0) -> [N, h, g, d].
+    """
+    B, _, n, _, m, P = seen.shape
+    h, g, d = q.shape[1:]
     phi_k, value, before = linear_states(k, v, P)
-    phi_q = blocks.pack(feature_map(q)).view(B, n, m, G, H // G, d)
-    phi_q = phi_q.permute(0, 3, 1, 4, 2, 5).reshape(B, G, n, H // G * m, d)
-    scores = phi_q @ phi_k.transpose(-1, -2)  # [B, G, n, H/G m, P]
-    scores = scores.unflatten(3, (-1, m)).masked_fill_(later, 0).flatten(3, 4)
-    out = normalised(scores @ value + phi_q @ before)
-    out = out.view(B, G, n, H // G, m, d).permute(0, 2, 4, 1, 3, 5)
-    return blocks.unpack(out.reshape(B * n, m, H, d))
+    phi_q = blocks.pack(feature_map(q)).view(B, n, m, h, g, d).permute(0, 3, 1, 4, 2, 5)
+    phi_q = phi_q.reshape(B, h, n, g * m, d)  # heads of a group are rows: no key is copied
+    scores = (phi_q @ phi_k.transpose(-1, -2)).view(B, h, n, g, m, P)
+    scores = scores.mul_(seen)
+    out = normalised(scores.flatten(3, 4) @ value + phi_q @ before)
+    out = out.view(B, h, n, g, m, d).permute(0, 2, 4, 1, 3, 5)
+    return blocks.unpack(out.reshape(B * n, m, h, g, d))

@@ -30,6 +30,7 @@ class Mechanism(nn.Module):
 
     Subclass it, set `nominal_cost`, and define `forward` and `macs`. Where routes are hard a
     mechanism serves the tokens that chose it, if it also defines `serve`; else it runs on all.
+    What is inherited counts as defined until a subclass defines another `forward`.
 
     Text that is continued is read through a cache (`pyro_meta.attention.cache`). A mechanism that
     defines nothing more has everything it reads kept and is asked again; `serve` spares it all but
@@ -42,14 +43,23 @@ class Mechanism(nn.Module):
         Cost in the unit of the Meta-Attention paper, where full attention is 1.
     rotary
         Whether q and k arrive rotated by position.
+    block
+        How many neighbouring queries `forward` works through at once, each with the keys of all: a
+        hint of what it does beyond `macs`, from which dispatch judges whether `serve` is faster.
     """
 
     nominal_cost: ClassVar[float]
     rotary: ClassVar[bool] = True
+    block: ClassVar[int] = 128
 
     def __init__(self, head_width: int, window: int) -> None:
         super().__init__()
         require_defined(self, Mechanism, "forward", "macs")
+        if _redefines(self, "resume") != _redefines(self, "state_of"):
+            raise UsageError(
+                f"{type(self).__name__} defines one of state_of and resume; a mechanism that "
+                "carries a state defines both"
+            )
         if not hasattr(self, "nominal_cost"):
             raise UsageError(f"{type(self).__name__} does not define nominal_cost, a number")
         self.head_width = head_width
@@ -108,8 +118,8 @@ class Mechanism(nn.Module):
     ) -> Tensor:
         """All that later tokens need to know of the text so far, of fixed size.
 
-        Optional, together with `resume`. Every token enters the state, whichever mechanism it
-        chose, since any later one may choose this.
+        Optional, together with `resume`: one without the other is refused. Every token enters the
+        state, whichever mechanism it chose, since any later one may choose this.
 
         Parameters
         ----------
@@ -156,6 +166,7 @@ class Full(Mechanism):
     """Causal softmax attention over all earlier tokens: 2 d (t + 1) MACs per head."""
 
     nominal_cost = 1.0
+    block = 512  # of PyTorch's kernel on a CPU
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return full_attention(q, k, v)
@@ -223,6 +234,40 @@ class Linear(Mechanism):
 
     def macs(self, position: Tensor) -> Tensor:
         return torch.full_like(position, 2.0 * self.head_width**2, dtype=torch.get_default_dtype())
+
+
+def serves(mechanism: Mechanism) -> bool:
+    """Whether `mechanism` can serve chosen queries alone."""
+    return _is_of_forward(mechanism, "serve")
+
+
+def decodes(mechanism: Mechanism) -> bool:
+    """Whether `mechanism` has a way of its own to give the newest token its row."""
+    return _is_of_forward(mechanism, "decode")
+
+
+def recurs(mechanism: Mechanism) -> bool:
+    """Whether `mechanism` carries a running state."""
+    return _is_of_forward(mechanism, "resume") and _is_of_forward(mechanism, "state_of")
+
+
+def _redefines(mechanism: Mechanism, method: str) -> bool:
+    return getattr(type(mechanism), method) is not getattr(Mechanism, method)
+
+
+def _is_of_forward(mechanism: Mechanism, method: str) -> bool:
+    """Whether `method` is defined, and belongs to the `forward` that `mechanism` has.
+
+    A subclass that defines another `forward` attends otherwise than the methods it inherits.
+    """
+    if not _redefines(mechanism, method):
+        return False
+    lineage = type(mechanism).__mro__
+    owner, of_forward = (
+        next(up for up, one in enumerate(lineage) if name in vars(one))
+        for name in (method, "forward")
+    )
+    return owner <= of_forward
 
 
 BUILT_IN: dict[str, type[Mechanism]] = {"full": Full, "window": Window, "linear": Linear}

@@ -20,8 +20,10 @@ class Queries(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """Rows [N, H, d] of x [B, H, T, d]."""
-        tokens = x.transpose(1, 2).flatten(0, 1)  # [B T, H, d]
-        return tokens.index_select(0, self.sequence * x.shape[2] + self.position)
+        _, H, T, d = x.shape
+        head = self.sequence[:, None] * H + torch.arange(H, device=x.device)
+        row = head * T + self.position[:, None]  # [N, H]
+        return x.reshape(-1, d).index_select(0, row.flatten()).view(-1, H, d)
 
 
 class Blocks:

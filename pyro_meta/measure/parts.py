@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_meta.attention import routed_attention
+from pyro_meta.attention import Cache, routed_attention
 from pyro_meta.executed import chosen_by_all
 from pyro_meta.measure.clock import Calls
 from pyro_meta.measure.scene import MECHANISMS, Attention, Scene
-from pyro_meta.transformer import Features, Route
+from pyro_meta.transformer import Features, Route, Transformer
 
 DECODED = 16  # tokens of a call of the decoding part
 
@@ -89,11 +89,8 @@ def training_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
 
     def step(route: Route) -> Callable[[], object]:
         def run() -> None:
-            network.zero_grad(set_to_none=True)
             with scene.autocast():
-                logits = network(tokens, route)
-                loss = F.cross_entropy(logits[0, :-1].float(), tokens[0, 1:])
-            loss.backward()
+                train_once(network, tokens, route)
 
         return run
 
@@ -129,14 +126,14 @@ def decoding_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
 
         def run() -> None:
             with torch.no_grad(), scene.autocast():
-                for step in range(DECODED):
-                    network(tokens[:, step % length, None], followed, cache)
+                decode(network, tokens, followed, cache)
 
         return run
 
     def given(choices: Tensor) -> Route:
         def route(layer: int, features: Features) -> Tensor:
-            return choices[layer][:, features.positions % length].view_as(features.tokens)
+            begin = int(features.positions[0]) % length
+            return choices[layer][:, begin : begin + features.tokens.shape[1]]
 
         return route
 
@@ -144,6 +141,19 @@ def decoding_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
     return calls | {
         routed(share): after(given(scene.choices(share, length)), True) for share in shares
     }
+
+
+def train_once(network: Transformer, tokens: Tensor, route: Route) -> None:
+    """Loss of tokens [B, T] along a route, and its gradients."""
+    network.zero_grad(set_to_none=True)
+    logits = network(tokens, route)
+    F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten()).backward()
+
+
+def decode(network: Transformer, tokens: Tensor, route: Route, cache: Cache) -> None:
+    """Read the first `DECODED` of tokens [B, T], or as many over again, one by one."""
+    for step in range(DECODED):
+        network(tokens[:, step % tokens.shape[1], None], route, cache)
 
 
 class Part(NamedTuple):

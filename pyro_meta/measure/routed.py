@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from pyro_meta.executed import executed_figures
 from pyro_meta.measure.bookkeeping import bookkeeping
 from pyro_meta.measure.limits import attained
 from pyro_meta.measure.memory import added_peak_bytes, in_fresh_process
 from pyro_meta.measure.parts import PARTS, prefill_calls, routed
 from pyro_meta.measure.scene import MIX, Scene
 from pyro_meta.measure.targets import break_even, targets
-from pyro_meta.run import Run
+from pyro_meta.measure.trained import trained_run
 
 LENGTHS = {
     "cpu": [512, 1024, 2048, 4096, 8192, 16384],
@@ -169,14 +168,3 @@ def prefill_peak_bytes(scene: dict[str, Any], length: int, name: str, threads: i
     here = Scene(**scene)
     prefill_calls(here, min(256, length), [MIX])[name]()  # libraries load before, not in between
     return added_peak_bytes(prefill_calls(here, length, [MIX])[name], here.device)
-
-
-def trained_run(folder: Path, scene: Scene) -> dict[str, Any]:
-    """The routes of a trained run on its own validation text, at its own context."""
-    run = Run.open(folder)
-    model, guide, _, config = run.load()
-    windows = config.data.corpus().windows(config.context, config.validation_tokens)
-    model.to(scene.device)
-    guide.to(scene.device)
-    figures = executed_figures(model, guide, windows, config.batch, scene.repeats)
-    return {"run": folder.name, **figures}

@@ -128,19 +128,14 @@ def targets(points: Points, bookkept: float | None, memory: float | None, device
 
 
 def break_even(shares: Sequence[float], ratios: Sequence[float]) -> float | None:
-    """Largest share of full attention up to which routing is not slower than full.
+    """The largest measured share of full attention at which routing is still no slower than full.
 
-    Interpolated between the first measured share that is slower and the one before; 0 if the
-    smallest is slower already, the largest if none is, None if there is none.
+    No smaller measured share is slower. None if the smallest is slower already, or none was
+    measured; between this share and the next nothing is known.
     """
-    if not shares:
-        return None
-    ordered = sorted(zip(shares, ratios, strict=True))
-    below = ordered[0]
-    if below[1] > 1:
-        return 0.0
-    for share, ratio in ordered:
+    reached: float | None = None
+    for share, ratio in sorted(zip(shares, ratios, strict=True)):
         if ratio > 1:
-            return below[0] + (share - below[0]) * (1 - below[1]) / (ratio - below[1])
-        below = (share, ratio)
-    return below[0]
+            break
+        reached = share
+    return reached
