@@ -1,4 +1,4 @@
-"""Routes drawn from the guide's posterior, and run as training runs them."""
+"""Routes drawn from the guide's posterior, weighed against the prior, and run."""
 
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution
@@ -10,11 +10,13 @@ from pyro_meta.simplex import Point, harden, log_ratio, uncertainty
 def executed(guide: Guide, law: Distribution, draw: Tensor) -> Tensor:
     """What runs for a draw from `law`: one-hot where the guide is certain enough, [.., K].
 
-    Once every route is hard these are choices [..], so that each token runs one mechanism alone.
+    A hard token runs what the guide would decide on if the draw were its mean. Once every route is
+    hard these are choices [..], so that each token runs one mechanism alone.
     """
+    choice = guide.decide(draw)
     if float(guide.hard_below) >= 1:
-        return draw.argmax(-1)
-    return harden(draw, uncertainty(law), guide.hard_below)
+        return choice
+    return harden(draw, uncertainty(law), guide.hard_below, choice)
 
 
 def has_density(law: Distribution) -> bool:

@@ -30,6 +30,7 @@ class FreePosterior(Guide):
     def __init__(self, guide: Guide, tokens: Tensor) -> None:
         super().__init__(guide.model)
         self.threshold.copy_(guide.hard_below)
+        self.price.copy_(guide.price)
         start = _concentration_of(guide, tokens).clamp(LEAST, MOST)
         self.log_concentration = nn.Parameter(start.log())  # [L, B, T, K]
         self.to(tokens.device)

@@ -8,7 +8,7 @@ has few dimensions, and what the guide says can stand beside what is so. Where r
 likelihood depends on which mechanism each token chose and on nothing else, so that posterior and
 evidence are finite sums over choices:
 
-    p_w(c | x, y)  proportional to  P(argmax alpha = c) p(y | c)^(1/w),    alpha | c from the prior.
+    p_w(c | x, y)  proportional to  P(decide(alpha) = c) p(y | c)^(1/w),   alpha | c from the prior.
 
 Shapes: S draws, L layers, n tokens, K mechanisms, P = K^(L n) patterns of choices.
 """
@@ -27,7 +27,7 @@ from pyro_meta.transformer import Features, as_weights
 ROWS_AT_ONCE = 256
 MOST_PATTERNS = 10_000
 PRIOR_DRAWS = 200_000
-"""Draws of the prior, from which P(argmax = c) and the moments given c are taken."""
+"""Draws of the prior, from which P(decide(alpha) = c) and the moments given c are taken."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Handful:
 
     def log_likelihood(self, routes: Tensor) -> Tensor:
         """log p(y | alpha) [S] of the last tokens for routes [S, L, n, K], as they are executed."""
-        rounded = straight_through(routes)
+        rounded = straight_through(routes, self.guide.decide(routes))
         run = torch.where(self.is_hard[..., None], rounded, routes)
         return torch.cat([self._likelihood(part) for part in run.split(ROWS_AT_ONCE)])
 
@@ -175,7 +175,7 @@ class Handful:
         return Exact(Moments(mean, deviation), float(log_weight.logsumexp(0)), len(patterns))
 
     def _given_choice(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """P(argmax = c) [L, n, K], and E[alpha], E[alpha^2] given c, [L, n, K (c), K]."""
+        """P(decide(alpha) = c) [L, n, K], and E[alpha], E[alpha^2] given c, [L, n, K (c), K]."""
         L, n, K = self.shape
         torch.manual_seed(seed)
         share, first, second = (
@@ -183,7 +183,7 @@ class Handful:
         )
         for layer, prior in enumerate(self.priors):
             draws = in_double(prior).sample(torch.Size([PRIOR_DRAWS])).cpu()  # [S, n, K]
-            choice = draws.argmax(-1)
+            choice = self.guide.decide(draws.to(self.tokens.device)).cpu()
             for c in range(K):
                 chosen = (choice == c).double()[..., None]  # [S, n, 1]
                 count = chosen.sum(0).clamp(min=1e-300)
