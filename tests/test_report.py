@@ -15,12 +15,16 @@ from pyro_meta import report
 from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.plots import PICTURES
 from pyro_meta.analysis.reading import Reading
+from pyro_meta.belief import measure
+from pyro_meta.belief.measure import believe
+from pyro_meta.run import Run
 
 # A corpus that would run, if anything of it got into the page as it is.
 TEXT = (
     "<script>document.title='taken'</script> <img src=x onerror=alert(1)> &amp; \"'{{ 7 * 7 }} "
     * 60
 )
+NAME = "mine <b>&"
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +32,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reported")
     (folder / "text.txt").write_text(TEXT)
     os.environ["PYRO_META_CACHE"] = str(folder / "cache")
-    done = run("train", *MOMENT, f"--data.path={folder / 'text.txt'}", f"--out={folder / 'mine'}")
+    done = run("train", *MOMENT, f"--data.path={folder / 'text.txt'}", f"--out={folder / NAME}")
     assert done.returncode == 0, done.stderr
-    return folder / "mine"
+    return folder / NAME
 
 
 @pytest.fixture(scope="module")
 def page(trained: Path) -> Path:
     """The page of two runs: a copy stands for the other."""
+    believe(Run.open(trained))
     other = trained.with_name("other")
     shutil.copytree(trained, other)
     losses = json.loads((other / "sequences.json").read_text())
@@ -60,24 +65,18 @@ def test_every_picture_and_every_number_is_there(page: Path) -> None:
 
 def test_the_page_stands_alone_and_escapes_its_text(page: Path) -> None:
     html = page.read_text()
-    assert "document.title=" not in html.replace("&#39;", "'").replace("<script>\n", "", 1) or (
-        "<script>document" not in html
-    )
-    assert "<img src=x" not in html and "{{ 7" not in html.replace("</span>", "")
+    assert html.count("<script") == 1 and "<b>&" not in html and "mine &lt;b&gt;&amp;" in html
+    assert ">&lt;</span>" in html, "every byte of the text is a token"
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
     assert html.count("<img ") == html.count("alt=") >= len(PICTURES)
 
 
 def test_what_the_network_said_is_kept(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_meta.belief import measure
-
     def never(*args: object) -> None:
         raise AssertionError("measured again")
 
     monkeypatch.setattr(measure, "measure", never)
-    from pyro_meta.run import Run
-
-    found = measure.believe(Run.open(page.parents[1]))
+    found = believe(Run.open(page.parents[1]))
     assert found is not None and found["amortisation"]
 
 
@@ -149,7 +148,7 @@ def test_a_posterior_of_another_version_is_written_anew(trained: Path, tmp_path:
 def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
     with browser(tmp_path) as shown:
         shown.open(page, width=width, dark=dark)
-        assert shown.value("document.title") == "mine: the posterior of its router"
+        assert shown.value("document.title") == f"{NAME}: the posterior of its router"
         images = "[...document.images].map(i => i.complete && i.naturalWidth > 0)"
         loaded = shown.value(images)
         assert len(loaded) >= len(PICTURES) and all(loaded)

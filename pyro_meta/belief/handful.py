@@ -76,7 +76,9 @@ class Handful:
         self.count, self.kl_weight = count, kl_weight
         self.deployed: list[Tensor] = []  # by layer, [T, K]
         self.priors: list[Distribution] = []  # by layer, batch [n]
-        hard, means = [], []
+        hard: list[Tensor] = []
+        means: list[Tensor] = []
+        self.has_density = True
         follow = guide.mean_route()
 
         def route(layer: int, features: Features) -> Tensor:
