@@ -98,7 +98,7 @@ def beside_truth(findings: Findings) -> Figure:
     found = findings.belief["beside_truth"][0]
     moments = {name: np.array(values) for name, values in found["moments"].items()}  # [L, n, K]
     L, n, K = moments["truth_mean"].shape
-    figure = canvas(0.9 + 0.3 * L * n)
+    figure = canvas(0.9 + 0.42 * L * n)
     axes = figure.subplots()
     for row in range(L * n):
         layer, token = divmod(row, n)
