@@ -99,7 +99,7 @@ class Guide(StandaloneModule):
         model = self.model
 
         def draw(layer: int, features: Features) -> Tensor:
-            law = Hardened(self.posterior(layer, features), self.hard_below, self.prices)
+            law = Hardened(self.posterior(layer, features), self.hard_below, self.discount)
             return pyro.sample(f"route_{layer}", law)
 
         with model.plates(tokens), pyro.poutine.scale(scale=model.kl_weight):
@@ -111,16 +111,16 @@ class Guide(StandaloneModule):
         return self.threshold * 0 if self.is_mixture else self.threshold
 
     @property
-    def prices(self) -> Tensor:
-        """What executing each mechanism must be worth, [K] in nats: price times cost."""
-        return self.price * self.costs
+    def discount(self) -> Tensor:
+        """What the weight of each mechanism counts for when one is decided on, [K]: e^(-price c)."""
+        return torch.exp(-self.price * self.costs)
 
     def decide(self, mean: Tensor) -> Tensor:
         """The mechanism that a hard token runs, [..], from posterior means [.., K].
 
         argmax_k (log m_k - price c_k): who hardly cares does not pay for full attention.
         """
-        return decide(mean, self.prices)
+        return decide(mean, self.discount)
 
     def choice(self, mean: Tensor) -> Tensor:
         """What runs once everything is hard, as weights [.., K]: one mechanism, or the mixture."""
@@ -141,14 +141,14 @@ class Guide(StandaloneModule):
         """
 
         is_hard = float(self.hard_below) >= 1 if hard is None else hard
-        prices = self.prices
+        discount = self.discount
 
         def route(layer: int, features: Features) -> Tensor:
             law = self.posterior(layer, features)
             if is_hard and not self.is_mixture:
-                return decide(law.mean, prices)
+                return decide(law.mean, discount)
             if hard is None:
-                choice = decide(law.mean, prices)
+                choice = decide(law.mean, discount)
                 return harden(law.mean, uncertainty(law), self.hard_below, choice)
             return law.mean
 

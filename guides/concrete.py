@@ -23,7 +23,7 @@ class ConcreteGuide(HeadsGuide):
         2017, arXiv 1611.00712), which is the default for three mechanisms.
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
-        `window` half as far, and `window` in the others.
+        `window` half a logit behind, and `window` in the others.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ConcreteGuide(HeadsGuide):
         model: LanguageModel,
         hidden: int | None = None,
         temperature: float = 0.5,
-        start: float = 2.5,
+        start: float = 3.0,
     ) -> None:
         super().__init__(model, hidden, leads(model.network, start))
         if not temperature >= LEAST_TEMPERATURE:

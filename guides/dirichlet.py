@@ -46,7 +46,7 @@ class DirichletGuide(HeadsGuide):
         a_0 at the start.
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
-        `window` half as far, and `window` in the others.
+        `window` half a logit behind, and `window` in the others.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class DirichletGuide(HeadsGuide):
         model: LanguageModel,
         hidden: int | None = None,
         total: float = 20.0,
-        start: float = 2.5,
+        start: float = 3.0,
     ) -> None:
         super().__init__(model, hidden, start_at(model.network, total, start))
 

@@ -25,7 +25,7 @@ class LogisticNormalGuide(HeadsGuide):
         Standard deviation of z at the start.
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
-        `window` half as far, and `window` in the others.
+        `window` half a logit behind, and `window` in the others.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class LogisticNormalGuide(HeadsGuide):
         model: LanguageModel,
         hidden: int | None = None,
         scale: float = 0.5,
-        start: float = 2.5,
+        start: float = 3.0,
     ) -> None:
         if not LEAST_SCALE < scale < MOST_SCALE:
             raise UsageError(

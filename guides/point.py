@@ -19,12 +19,12 @@ class PointGuide(HeadsGuide):
         Width of the hidden layer; by default an eighth of the model's, about 1% of its parameters.
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
-        `window` half as far, and `window` in the others.
+        `window` half a logit behind, and `window` in the others.
     """
 
     pays_kl = False
 
-    def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 2.5) -> None:
+    def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 3.0) -> None:
         super().__init__(model, hidden, leads(model.network, start))
 
     @of_own_token

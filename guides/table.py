@@ -23,10 +23,10 @@ class TokenTableGuide(Guide):
         a_0 at the start.
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
-        `window` half as far, and `window` in the others.
+        `window` half a logit behind, and `window` in the others.
     """
 
-    def __init__(self, model: LanguageModel, total: float = 20.0, start: float = 2.5) -> None:
+    def __init__(self, model: LanguageModel, total: float = 20.0, start: float = 3.0) -> None:
         super().__init__(model)
         rows = model.network.shape.vocabulary
 

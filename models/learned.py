@@ -38,7 +38,7 @@ class LearnedDirichlet(Prior):
     def __init__(
         self,
         network: Transformer,
-        rate: float = 8.0,
+        rate: float = 6.0,
         floor: float = 0.05,
         cost: str | list[float] = "macs",
         strength: float = 1.0,

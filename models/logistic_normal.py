@@ -28,7 +28,7 @@ class LogisticNormalPrior(Prior):
     def __init__(
         self,
         network: Transformer,
-        rate: float = 8.0,
+        rate: float = 6.0,
         scale: float = 2.0,
         cost: str | list[float] = "macs",
     ) -> None:

@@ -112,7 +112,7 @@ class CostDirichlet(Prior):
     def __init__(
         self,
         network: Transformer,
-        rate: float = 8.0,
+        rate: float = 6.0,
         strength: float = 1.0,
         floor: float = 0.05,
         cost: str | list[float] = "macs",

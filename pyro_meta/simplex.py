@@ -45,12 +45,12 @@ def uncertainty(law: Distribution) -> Tensor:
     return undecided / math.log(K) if K > 1 else undecided * 0.0
 
 
-def decide(mean: Tensor, price: Tensor | None = None) -> Tensor:
-    """argmax_k (log m_k - price_k): [..] for points [.., K] and prices that broadcast to them.
+def decide(mean: Tensor, discount: Tensor | None = None) -> Tensor:
+    """argmax_k d_k m_k: [..] for points [.., K] and discounts in (0, 1] that broadcast to them.
 
-    The likeliest mechanism, unless a cheaper one is nearly as likely.
+    The likeliest mechanism, unless one of a smaller discount is nearly as likely.
     """
-    return (mean if price is None else mean.log() - price).argmax(-1)
+    return (mean if discount is None else mean * discount).argmax(-1)
 
 
 def vertex(choice: Tensor, like: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Hardened(TorchDistribution):
     """A posterior as it is executed: where it is certain enough, one mechanism runs.
 
     Draws alpha from `base`; where uncertainty(base) < threshold the draw is replaced, straight
-    through, by what is decided from the mean (`decide`, with `price`): that is what evaluation and
+    through, by what is decided from the mean (`decide`, with `discount`): that is what evaluation and
     generation run, too. The KL is that of `base`, whose law of alpha is what is inferred; deciding
     is part of how the network executes it.
     """
@@ -152,15 +152,15 @@ class Hardened(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, base: Distribution, threshold: Tensor | float, price: Tensor | None = None
+        self, base: Distribution, threshold: Tensor | float, discount: Tensor | None = None
     ) -> None:
-        self.base, self.threshold, self.price = base, threshold, price
+        self.base, self.threshold, self.discount = base, threshold, discount
         self.draw: Tensor | None = None
         self._executed: Tensor | None = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Hardened":
-        return Hardened(self.base.expand(batch_shape), self.threshold, self.price)
+        return Hardened(self.base.expand(batch_shape), self.threshold, self.discount)
 
     @property
     def mean(self) -> Tensor:
@@ -168,7 +168,7 @@ class Hardened(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         self.draw = self.base.rsample(torch.Size(sample_shape))
-        choice = decide(self.base.mean, self.price).expand(self.draw.shape[:-1])
+        choice = decide(self.base.mean, self.discount).expand(self.draw.shape[:-1])
         self._executed = harden(self.draw, uncertainty(self.base), self.threshold, choice)
         return self._executed
 

@@ -107,7 +107,7 @@ class KLSchedule:
     attention has learned anything kills it.
     """
 
-    weight: float = 0.01
+    weight: float = 0.004
     """Final weight; 1 is the ELBO, below 1 a tempered objective."""
     begin: float = 0.35
     """Share of training done when the weight begins to rise."""
@@ -132,7 +132,7 @@ class HardeningSchedule:
     Uncertainty is E_q[H(alpha)] / log K. At the end every token is hard, unless `final` says less.
     """
 
-    begin: float = 0.5
+    begin: float = 0.65
     """Share of training done when the first tokens may turn hard."""
     end: float = 0.8
     """Share of training done when the threshold is final."""
@@ -166,7 +166,7 @@ class ShortFirst:
 
     factor: int = 4
     """How many times shorter; 1: whole sequences from the start."""
-    until: float = 0.35
+    until: float = 0.3
     """Share of training done when sequences become whole."""
 
     def __post_init__(self) -> None:
@@ -202,7 +202,7 @@ class Optimisation:
     """Learning rate of the guide, and of a prior that learns, in units of the network's."""
     router_begin: float = 0.35
     """Share of training done when the guide begins to learn: what there is to attend to first."""
-    router_end: float = 0.6
+    router_end: float = 0.65
     """Share of training done when the guide stops, so that the network settles on its routes. It
     goes on where the prior is controlled, by a budget for one."""
 

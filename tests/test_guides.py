@@ -98,7 +98,7 @@ def test_the_default_guide_starts_undecided_on_full_attention_first_then_on_wind
         assert isinstance(law, Dirichlet)
         assert 10 < law.concentration.sum(-1).median() < 40
         assert (law.mean[..., window] > 3 * law.mean[..., linear]).float().mean() > 0.95
-    assert (first.mean[..., full] > 2 * first.mean[..., window]).float().mean() > 0.95
+    assert (first.mean[..., full] > 1.3 * first.mean[..., window]).float().mean() > 0.95
     for law in others:
         assert (law.mean[..., window] > 5 * law.mean[..., full]).float().mean() > 0.95
 

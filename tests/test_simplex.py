@@ -54,17 +54,17 @@ def test_only_certain_tokens_are_hardened() -> None:
 
 
 def test_who_hardly_cares_does_not_pay() -> None:
-    """argmax log m - price: of 1.2 to 1 the cheaper one, of 3 to 1 the likelier one."""
+    """Of 1.1 to 1 the cheaper one, of 3 to 1 the likelier one."""
     means = torch.tensor([[0.4, 0.35, 0.25], [0.6, 0.2, 0.2], [0.0, 0.5, 0.5]])
     assert decide(means).tolist() == [0, 0, 1]
-    assert decide(means, torch.tensor([0.5, 0.1, 0.0])).tolist() == [1, 0, 2]
-    assert decide(means[:2], torch.tensor([[0.0, 9.0, 9.0], [9.0, 0.0, 0.1]])).tolist() == [0, 1]
+    assert decide(means, torch.tensor([0.6, 0.9, 1.0])).tolist() == [1, 0, 2]
+    assert decide(means[:2], torch.tensor([[1.0, 0.1, 0.1], [0.1, 1.0, 0.9]])).tolist() == [0, 1]
 
 
 def test_a_hardened_law_runs_what_is_decided_from_its_mean() -> None:
     """Whatever was drawn; the gradient is that of the draw."""
     concentrations = torch.tensor([[4.0, 3.5, 2.5], [6.0, 2.0, 2.0]], requires_grad=True)
-    law = Hardened(Dirichlet(concentrations), 1.0, torch.tensor([0.5, 0.1, 0.0]))
+    law = Hardened(Dirichlet(concentrations), 1.0, torch.tensor([0.6, 0.9, 1.0]))
     for draws in (law.rsample(), law.expand([5, 2]).rsample(), law.rsample(torch.Size([4]))):
         assert torch.equal(draws, torch.eye(3)[[1, 0]].expand_as(draws))
     assert law.draw is not None

@@ -29,7 +29,7 @@ Kind = Literal["variant", "mechanism", "fixed", "random", "prior", "point", "als
 LOAD_GUIDES = {"fixed": "FixedGuide", "random": "RandomGuide"}
 """Guides, with an argument `loads` [layers, mechanisms], of the baselines with learned loads."""
 
-ROUTER = ("optim.router", "optim.router_begin")
+ROUTER = ("optim.router", "optim.router_begin", "optim.router_end")
 """Options of what learns to route."""
 
 ROUTING = ("prior", "guide", "kl", "harden", "budget", *ROUTER)
