@@ -37,7 +37,7 @@ def estimate(guide: Guide, tokens: Tensor, loss: Loss) -> Parts:
     kl: list[Tensor] = []
 
     def route(layer: int, features: Features) -> Tensor:
-        law = Hardened(guide.posterior(layer, features), guide.hard_below, guide.prices)
+        law = Hardened(guide.posterior(layer, features), guide.hard_below, guide.discount)
         draw = law.rsample()
         kl.append(divergence(law, guide.model.prior(layer, features.positions)).mean(1))
         return draw
