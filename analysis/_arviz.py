@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 ENGINE = "h5netcdf"
@@ -47,3 +48,13 @@ def load(path: Path) -> dict[str, xr.Dataset]:
         return {name: data[name] for name in data.groups()}
     tree = xr.open_datatree(str(path), engine=ENGINE)
     return {name: child.to_dataset() for name, child in tree.children.items()}
+
+
+def pareto_k(log_weights: np.ndarray) -> float:
+    """k-hat of log weights [S]: the shape of the generalised Pareto fit to the largest ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)  # a high k-hat is what we look for
+        if IS_LEGACY:
+            return float(_arviz().psislw(log_weights)[1])
+        smooth = importlib.import_module("arviz_stats.base").array_stats.psislw
+        return float(smooth(log_weights)[1])

@@ -1,30 +1,35 @@
-"""Draws of the routes on validation text, written for ArviZ.
+"""The posterior over routes on validation text, written for ArviZ piece by piece.
 
-    posterior       route [chain, draw, layer, token, mechanism]       draws of q(alpha | x)
-    prior           route, likewise                                    draws of p(alpha)
-    observed_data   next_token [token], input_token, text
-    sample_stats    log_likelihood [chain, draw, token], kl [chain, draw, layer, token],
-                    posterior_mean [layer, token, mechanism], nll_soft and nll_hard [token]
+What has a closed form is written of every token: means, concentrations, entropies, KL, choices and
+losses. Draws need one walk through the network each, since the features of a layer depend on the
+routes drawn below it; they are of the first sequences alone. The variables are those of
+`pyro_meta.analysis.posterior_file`.
 
-Every draw walks the network: the features of a layer depend on the routes drawn below it.
+Shapes: B sequences, T tokens, L layers, K mechanisms, S draws, V vocabulary.
 """
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
+from torch.distributions import Dirichlet, Distribution
 
-from pyro_meta.analysis import _arviz
-from pyro_meta.evaluation import evaluating, token_nll
+from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
+from pyro_meta.belief import blocks
+from pyro_meta.belief.drawing import executed
+from pyro_meta.errors import UsageError
+from pyro_meta.evaluation import batches, evaluating, token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.simplex import divergence, harden, uncertainty
-from pyro_meta.transformer import Features
+from pyro_meta.run import Run
+from pyro_meta.simplex import divergence, entropy, expected_entropy
+from pyro_meta.transformer import Features, Route
 from pyro_meta.vocabulary import Vocabulary
 
 DRAWS = 100
+DRAWN_TOKENS = 4096
+"""At most so many tokens are drawn, whole sequences if one fits."""
 
 
 def write_posterior(
@@ -35,117 +40,209 @@ def write_posterior(
     vocabulary: Vocabulary,
     batch: int,
     seed: int,
+    kl_weight: float,
     draws: int = DRAWS,
+    drawn_tokens: int = DRAWN_TOKENS,
 ) -> None:
-    """Write posterior.nc for tokens and targets [B, T] at `path`; independent draws, one chain."""
+    """Write posterior.nc at `path` for tokens and targets [B, T], `batch` sequences at a time.
+
+    Independent draws make one chain. `kl_weight` is that of the end of training, which says what
+    posterior the guide approximates.
+    """
     network = model.network
+    T = windows[0].shape[1]
+    rows, cut = max(1, drawn_tokens // T), min(T, drawn_tokens)
     device = network.embedding.weight.device
-    tokens, targets = (part.to(device) for part in windows)
     torch.manual_seed(seed)
-    with evaluating(model, guide):
-        routes, kl, nll = _draw_posterior(model, guide, tokens, targets, draws, batch)
-        prior = _draw_prior(model, tokens, draws)
-        mean, nll_soft = _walk_means(model, guide, tokens, targets, hard=False)
-        _, nll_hard = _walk_means(model, guide, tokens, targets, hard=True)
-    B, T = tokens.shape
-    coords = {
-        "chain": [0],
-        "draw": np.arange(draws),
-        "layer": np.arange(network.shape.layers),
-        "token": np.arange(B * T),
-        "mechanism": network.mechanism_names,
-        "sequence": ("token", np.repeat(np.arange(B), T)),
-        "position": ("token", np.tile(np.arange(T), B)),
+    sizes = {
+        "chain": 1,
+        "draw": draws,
+        "layer": network.shape.layers,
+        "position": cut,
+        "block_draw": blocks.DRAWS,
     }
-    route_dims = ("chain", "draw", "layer", "token", "mechanism")
-    pieces = [piece for row in tokens.tolist() for piece in vocabulary.pieces(row)]
-    shown = [piece.replace("\0", "\u2400") for piece in pieces]  # netCDF strings end at a NUL
+    facts = {
+        "kl_weight": kl_weight,
+        "guide": type(guide).__name__,
+        "prior": type(model.prior).__name__,
+        "is_mixture": int(guide.is_mixture),
+        "context": network.shape.context,
+        "hard_below": float(guide.hard_below),
+    }
+    with (
+        evaluating(model, guide),
+        PosteriorWriter(path, sizes, network.mechanism_names, facts) as out,
+    ):
+        for number, (tokens, targets) in enumerate(batches(windows, batch)):
+            x, y = tokens.to(device), targets.to(device)
+            pieces = [piece for row in tokens.tolist() for piece in vocabulary.pieces(row)]
+            stats = _by_token(model, guide, x, y)
+            stats["sequence"] = number * batch + torch.arange(len(x)).repeat_interleave(T)
+            stats["position"] = torch.arange(T).repeat(len(x))
+            observed = {"next_token": targets.flatten(), "input_token": tokens.flatten()}
+            out.append(
+                "token",
+                {
+                    "observed_data": observed | {"text": as_text(pieces)},
+                    "sample_stats": stats,
+                },
+            )
+        for row in range(min(rows, len(windows[0]))):
+            x, y = (part[row, :cut].to(device) for part in windows)
+            _append_draws(out, row * T, model, guide, x, y, draws, batch)
+        out.put("prior", "route", _draw_prior(model, cut, draws)[None])
+        for terms in blocks.block_terms(
+            model, guide, (windows[0].to(device), windows[1].to(device))
+        ):
+            named = {f"block_{name}": value for name, value in terms._asdict().items()}
+            out.append("block", {"sample_stats": named})
 
-    def group(**variables: tuple[tuple[str, ...], np.ndarray]) -> xr.Dataset:
-        used = {dim for dims, _ in variables.values() for dim in dims}
-        kept = {
-            name: value
-            for name, value in coords.items()
-            if (value[0] if isinstance(value, tuple) else name) in used
-        }
-        return xr.Dataset(dict(variables), coords=kept)
 
-    _arviz.save(
+def reread(folder: Path) -> None:
+    """Write posterior.nc of a finished run anew from its checkpoint and text.
+
+    Raises
+    ------
+    UsageError
+        It is no run, has no whole checkpoint, or the text is not the one that it was trained on.
+    """
+    run = Run.open(folder)
+    state = run.state()
+    model, guide, vocabulary, config = run.load()
+    corpus = config.data.corpus()
+    if corpus.sha256 != state["corpus"]:
+        raise UsageError(
+            f"data: {folder} was trained on a text of sha256 {state['corpus'][:12]}; now it is "
+            f"{corpus.description}"
+        )
+    windows = corpus.windows(config.context, config.validation_tokens)
+    write_posterior(
+        run.posterior_path, model, guide, windows, vocabulary, config.batch, config.seed,
+        config.kl.weight,
+    )  # fmt: skip
+
+
+def _by_token(
+    model: LanguageModel, guide: Guide, tokens: Tensor, targets: Tensor
+) -> dict[str, Any]:
+    """Statistics of all tokens [B, T], flattened to N = B T, by their names in the file.
+
+    Figures of the posterior come from the walk that is deployed: the hard one once every route is
+    hard, else the soft one.
+    """
+    is_hard = float(guide.hard_below) >= 1
+    soft = _Walk(model, guide, tokens, hard=False)
+    hard = _Walk(model, guide, tokens, hard=True)
+    deployed = hard if is_hard else soft
+    top, best = deployed.logits.float().softmax(-1).max(-1)
+    return {
+        **{name: torch.stack(layers).flatten(1, 2).cpu() for name, layers in deployed.laws.items()},
+        "choice": torch.stack(hard.choices).flatten(1).to(torch.int8).cpu(),
+        "nll_soft": token_nll(soft.logits, targets).flatten().cpu(),
+        "nll_hard": token_nll(hard.logits, targets).flatten().cpu(),
+        "top_probability": top.flatten().cpu(),
+        "top_is_right": (best == targets).float().flatten().cpu(),
+    }
+
+
+class _Walk:
+    """One pass along the mean route, and what the guide said on the way, layer by layer."""
+
+    def __init__(self, model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool) -> None:
+        self.laws: dict[str, list[Tensor]] = {}
+        self.choices: list[Tensor] = []
+        follow = guide.mean_route(hard)
+
+        def route(layer: int, features: Features) -> Tensor:
+            law = guide.posterior(layer, features)
+            prior = model.prior(layer, features.positions).expand(law.batch_shape)
+            for name, value in _facts_of(law, prior).items():
+                self.laws.setdefault(name, []).append(value)
+            chosen = follow(layer, features)
+            is_mixture = chosen.is_floating_point()
+            self.choices.append(tokens.new_full(tokens.shape, -1) if is_mixture else chosen)
+            return chosen
+
+        self.logits = model.network(tokens, route)
+
+
+def _facts_of(law: Distribution, prior: Distribution) -> dict[str, Tensor]:
+    """What is known of a posterior in closed form, [B, T] or [B, T, K] each."""
+    total, expected = entropy(law.mean), expected_entropy(law)
+    return {
+        "posterior_mean": law.mean,
+        "prior_mean": prior.mean.expand_as(law.mean),
+        "concentration": _concentration(law, total),
+        "prior_concentration": _concentration(prior, total),
+        "entropy_total": total,
+        "entropy_expected": expected,
+        "entropy_epistemic": total - expected,
+        "kl": divergence(law, prior),
+    }
+
+
+def _concentration(law: Distribution, like: Tensor) -> Tensor:
+    """a_0 [B, T] of a Dirichlet; NaN for another law."""
+    if not isinstance(law, Dirichlet):
+        return torch.full_like(like, torch.nan)
+    return law.concentration.sum(-1).expand_as(like)
+
+
+def _append_draws(
+    out: PosteriorWriter,
+    start: int,
+    model: LanguageModel,
+    guide: Guide,
+    tokens: Tensor,
+    targets: Tensor,
+    draws: int,
+    batch: int,
+) -> None:
+    """Draw the routes of one sequence, tokens and targets [T], whose tokens begin at `start`."""
+    T, L, K = len(tokens), model.network.shape.layers, len(model.network.mechanisms)
+    routes = torch.empty(draws, L, T, K)
+    log_likelihood = torch.empty(draws, T, dtype=torch.float64)
+    averaged: Tensor | None = None  # mean over draws of p(y | x, alpha), [T, V]
+    for span in torch.arange(draws).split(batch):
+        x, y = tokens.expand(len(span), -1), targets.expand(len(span), -1)
+        logits = model.network(x, _remembering(guide, routes, span))
+        log_likelihood[span] = -token_nll(logits, y).double().cpu()
+        share = logits.float().softmax(-1).sum(0) / draws
+        averaged = share if averaged is None else averaged + share
+    assert averaged is not None
+    top, best = averaged.max(-1)
+    of_target = averaged.gather(-1, targets[:, None])[:, 0]
+    out.append("token", {"posterior": {"route": routes[None]}})
+    out.append("sequence", {"log_likelihood": {"next_token": log_likelihood.sum(1)[None, :, None]}})
+    out.update(
+        "sample_stats",
+        "token",
+        start,
         {
-            "posterior": group(route=(route_dims, routes[None])),
-            "prior": group(route=(route_dims, prior[None])),
-            "observed_data": group(
-                next_token=(("token",), targets.cpu().numpy().ravel()),
-                input_token=(("token",), tokens.cpu().numpy().ravel()),
-                text=(("token",), np.array(shown, dtype=object)),
-            ),
-            "sample_stats": group(
-                log_likelihood=(("chain", "draw", "token"), -nll[None]),
-                kl=(("chain", "draw", "layer", "token"), kl[None]),
-                posterior_mean=(("layer", "token", "mechanism"), mean),
-                nll_soft=(("token",), nll_soft),
-                nll_hard=(("token",), nll_hard),
-            ),
+            "nll_averaged": -of_target.log().cpu(),
+            "top_probability_averaged": top.cpu(),
+            "top_is_right_averaged": (best == targets).float().cpu(),
         },
-        path,
     )
 
 
-def _draw_posterior(
-    model: LanguageModel, guide: Guide, tokens: Tensor, targets: Tensor, draws: int, batch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Routes [S, L, N, K], KL [S, L, N] and -log p(y | alpha) [S, N] of S draws."""
-    B, T = tokens.shape
-    L, K = model.network.shape.layers, len(model.network.mechanisms)
-    routes = np.empty((draws * B, L, T, K), np.float32)
-    kl = np.empty((draws * B, L, T), np.float32)
-    nll = np.empty((draws * B, T), np.float32)
-    row_of = torch.arange(draws * B, device=tokens.device) % B
-    for rows in torch.arange(draws * B).split(batch):
-        span = slice(int(rows[0]), int(rows[-1]) + 1)
-
-        def route(layer: int, features: Features, span: slice = span) -> Tensor:
-            law = guide.posterior(layer, features)
-            draw = law.rsample()
-            routes[span, layer] = draw.cpu().numpy()
-            prior = model.prior(layer, features.positions).expand(law.batch_shape)
-            kl[span, layer] = divergence(law, prior, draw).cpu().numpy()
-            return harden(draw, uncertainty(law), guide.hard_below)
-
-        chosen = row_of[span]
-        logits = model.network(tokens[chosen], route)
-        nll[span] = token_nll(logits, targets[chosen]).cpu().numpy()
-
-    def by_token(array: np.ndarray) -> np.ndarray:  # [S B, L, T, ...] -> [S, L, B T, ...]
-        split = array.reshape(draws, B, *array.shape[1:])
-        return np.moveaxis(split, 1, 2).reshape(draws, L, B * T, *array.shape[3:])
-
-    return by_token(routes), by_token(kl), nll.reshape(draws, B * T)
-
-
-def _draw_prior(model: LanguageModel, tokens: Tensor, draws: int) -> np.ndarray:
-    """Routes [S, L, N, K] drawn from the prior."""
-    B, T = tokens.shape
-    positions = torch.arange(T, device=tokens.device)
-    layers = [
-        model.prior(layer, positions).expand(torch.Size([B, T])).sample(torch.Size([draws]))
-        for layer in range(model.network.shape.layers)
-    ]
-    stacked = torch.stack(layers, 1)  # [S, L, B, T, K]
-    return stacked.flatten(2, 3).float().cpu().numpy()
-
-
-def _walk_means(
-    model: LanguageModel, guide: Guide, tokens: Tensor, targets: Tensor, hard: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior means [L, N, K] along the mean route, and losses [N]."""
-    follow = guide.mean_route(hard)
-    means: list[Tensor] = []
+def _remembering(guide: Guide, routes: Tensor, span: Tensor) -> Route:
+    """A route that draws, and keeps what it has drawn in rows `span` of routes [S, L, T, K]."""
 
     def route(layer: int, features: Features) -> Tensor:
-        means.append(guide.posterior(layer, features).mean)
-        return follow(layer, features)
+        law = guide.posterior(layer, features)
+        draw = law.rsample()
+        routes[span, layer] = draw.float().cpu()
+        return executed(guide, law, draw)
 
-    nll = token_nll(model.network(tokens, route), targets)
-    stacked = torch.stack(means).flatten(1, 2)
-    return stacked.float().cpu().numpy(), nll.flatten().cpu().numpy()
+    return route
+
+
+def _draw_prior(model: LanguageModel, length: int, draws: int) -> Tensor:
+    """Routes [S, L, T, K] drawn from the prior."""
+    positions = torch.arange(length, device=model.network.embedding.weight.device)
+    layers = [
+        model.prior(layer, positions).expand(torch.Size([length])).sample(torch.Size([draws]))
+        for layer in range(model.network.shape.layers)
+    ]
+    return torch.stack(layers, 1).float().cpu()

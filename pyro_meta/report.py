@@ -1,39 +1,219 @@
-"""`python -m pyro_meta.report RUN [RUN ...]`: what a run's router does, in words and pictures."""
+"""`python -m pyro_meta.report RUN [RUN ...]`: what a router does, and whether to believe it."""
 
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pyro_meta.analysis import plots
+from pyro_meta.analysis import page
+from pyro_meta.analysis.findings import Findings, plain
+from pyro_meta.analysis.plots import PICTURES, Picture, routes, runs
+from pyro_meta.analysis.plots.style import as_data_uri, save_png, styled
 from pyro_meta.analysis.reading import Reading
+from pyro_meta.analysis.together import Pair, names_of, paired, position
 from pyro_meta.console import command_parser, parse, run_command
 from pyro_meta.display import executed_rows
 
-PICTURES = {
-    "load_by_layer.png": plots.load_by_layer,
-    "entropy_over_training.png": plots.entropy_over_training,
-    "passage.png": plots.passage,
-}
+Tell = Callable[[str], None]
+STEPS_OF_BELIEF = 5
 
 
 def main(argv: list[str]) -> None:
-    """Print the routing summary of each run and write its pictures to RUN/report/."""
+    """Print the routing summary of each run and write its report to RUN/report/."""
     parser = command_parser("report", "Read a run's posterior over routes.")
     parser.add_argument("runs", metavar="RUN", nargs="+", type=str, help="Folders of runs.")
-    out = Console()
-    for folder in parse(parser, argv).runs:
-        reading = Reading.of(Path(folder))
-        _print_summary(reading, out)
-        with out.status("drawing"):
-            written = _draw(reading)
-        for path in written:
-            out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+    parser.add_argument(
+        "--belief", type=bool, default=True,
+        help="Hold the guide against exact posteriors, with the checkpoint (default: true).",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reread", type=bool, default=False,
+        help="Write posterior.nc anew from the checkpoint (default: false).",
+    )  # fmt: skip
+    asked = parse(parser, argv)
+    out, err = Console(), Console(stderr=True)
+    folders = [Path(folder) for folder in dict.fromkeys(asked.runs)]
+    steps = len(folders) * (1 + asked.reread + STEPS_OF_BELIEF * asked.belief + len(PICTURES) + 1)
+    with _progress(steps, err) as tell:
+        found = [_findings(folder, asked.reread, asked.belief, tell) for folder in folders]
+        comparison = _compare(found) if len(found) > 1 else None
+        written = [_write(findings, comparison, tell) for findings in found]
+    for findings, path in zip(found, written, strict=True):
+        _print_summary(findings, out)
+        out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
-def _print_summary(reading: Reading, out: Console) -> None:
+@contextmanager
+def _progress(steps: int, console: Console) -> Iterator[Tell]:
+    """A bar on stderr; where that is no terminal, a line for each thing that is done."""
+    columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=steps)
+
+        def tell(what: str) -> None:
+            progress.update(task, advance=1, description=escape(what))
+
+        yield tell
+        progress.update(task, completed=steps, description="done")
+
+
+def _findings(folder: Path, rereads: bool, believes: bool, tell: Tell) -> Findings:
+    """Read a run, and ask its network what only that can say."""
+    belief: dict[str, Any] | None = None
+    if rereads:
+        tell(f"{folder.name}: drawing from the posterior anew")
+        from pyro_meta.readout import reread  # torch
+
+        reread(folder)
+    tell(f"{folder.name}: reading")
+    reading = Reading.of(folder)
+    if believes:
+        from pyro_meta.belief.measure import believe  # torch
+        from pyro_meta.run import Run
+
+        belief = believe(Run.open(folder), lambda what: tell(f"{folder.name}: {what}"))
+    return Findings(reading, belief)
+
+
+def _write(findings: Findings, comparison: dict[str, Any] | None, tell: Tell) -> Path:
+    """Write report.html, report.json and the pictures; the path of the page."""
+    folder = findings.reading.folder / "report"
+    folder.mkdir(exist_ok=True)
+    name = findings.reading.folder.name
+
+    def keep(picture: Picture) -> str:
+        figure = picture.draw(findings)
+        save_png(figure, folder / f"{picture.name}.png")
+        return as_data_uri(figure)
+
+    with styled():
+        drawn = []
+        for picture in PICTURES:
+            tell(f"{name}: {picture.title}")
+            if picture.applies(findings):
+                drawn.append(page.Drawn(picture, keep(picture), picture.says(findings)))
+        save_png(routes.passage(findings.reading), folder / "passage.png")
+        tell(f"{name}: the page")
+        shown = comparison and comparison | {"drawn": _draw_comparison(comparison, folder)}
+        executed = findings.reading.summary.get("executed")
+        rows = list(executed_rows(executed)) if executed else []
+        html = page.render(findings, drawn, rows, shown)
+    numbers = findings.to_json()
+    if comparison:
+        numbers["comparison"] = plain(
+            {
+                "runs": comparison["names"],
+                "pairs": [vars(pair) for pair, _ in comparison["pairs"]],
+                "not_compared": comparison["missing"],
+                "side_by_side": dict(comparison["rows"]),
+            }
+        )
+    (folder / "report.json").write_text(
+        json.dumps(numbers, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    path = folder / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def _compare(found: Sequence[Findings]) -> dict[str, Any]:
+    """Several runs: paired differences, and every diagnostic side by side."""
+    readings = [findings.reading for findings in found]
+    pairs, missing = paired(readings)
+    return {
+        "names": names_of(readings),
+        "pairs": [(pair, position(pair)) for pair in pairs],
+        "missing": missing,
+        "rows": _side_by_side(found),
+        "costs": [reading.summary["cost_macs_hard"] for reading in readings],
+        "losses": [reading.summary["val_nll_hard"] for reading in readings],
+    }
+
+
+def _side_by_side(found: Sequence[Findings]) -> list[tuple[str, list[str]]]:
+    """Rows of a table with a column for each run."""
+    rows: dict[str, list[str]] = {}
+    for findings in found:
+        reading = findings.reading
+        layers = reading.diversity()
+        figures = {
+            "loss, soft": f"{reading.summary['val_nll_soft']:.4f}",
+            "loss, hard": f"{reading.summary['val_nll_hard']:.4f}",
+            "cost, MACs, hard": f"{reading.summary['cost_macs_hard']:.3f}",
+            "effective mechanisms, load": _mean(layers, "effective_by_load"),
+            "effective mechanisms, token": _mean(layers, "effective_per_token"),
+            "routing information, nats": _mean(layers, "information"),
+            "expected entropy, nats": _mean(layers, "expected"),
+            "epistemic entropy, nats": _mean(layers, "epistemic"),
+            "KL by layer, nats": _mean(layers, "kl"),
+        }
+        for line in findings.judgements():
+            figures[line.question] = line.answer
+        weights = findings.judged
+        figures["k-hat below 0.7"] = "" if weights is None else f"{weights.usable:.0%}"
+        for gap in findings.belief.get("amortisation", [])[:1]:
+            figures["amortisation gap, share of the loss"] = (
+                f"{gap['amortisation']['share_of_loss']:.2%}"
+            )
+        for name, found_one in findings.calibrated().items():
+            figures[f"calibration error, {name}"] = f"{found_one.error:.3f}"
+        for name, curve in findings.selective().items():
+            figures[f"risk-coverage area, by {name}"] = f"{curve.area:.3f}"
+        for name, value in figures.items():
+            rows.setdefault(name, []).append(value)
+    return [(name, values) for name, values in rows.items() if len(values) == len(found)]
+
+
+def _mean(layers: list[dict[str, float]], name: str) -> str:
+    return f"{sum(layer[name] for layer in layers) / len(layers):.3f}"
+
+
+def _draw_comparison(comparison: dict[str, Any], folder: Path) -> list[page.Drawn]:
+    names, pairs = comparison["names"], [pair for pair, _ in comparison["pairs"]]
+    costs, losses = comparison["costs"], comparison["losses"]
+    points = [
+        f"{n}: cost {c:.3f}, loss {x:.4f}" for n, c, x in zip(names, costs, losses, strict=True)
+    ]
+    out = [
+        _drawn(
+            "pareto", "Loss against cost",
+            "Down and to the left is better; filled runs are beaten by no other.",
+            runs.pareto(names, costs, losses), "; ".join(points) + ".", folder,
+        )
+    ]  # fmt: skip
+    if pairs:
+        out.append(
+            _drawn(
+                "differences", "Paired differences",
+                "A line that does not touch 0 is a difference that other sequences would show too.",
+                runs.differences(pairs), "; ".join(map(_say, pairs)) + ".", folder,
+            )
+        )  # fmt: skip
+    return out
+
+
+def _say(pair: Pair) -> str:
+    return f"{pair.ours} minus {pair.theirs}: {pair.mean:+.4f}, {position(pair)}"
+
+
+def _drawn(name: str, title: str, how: str, figure: Figure, says: str, folder: Path) -> page.Drawn:
+    save_png(figure, folder / f"{name}.png")
+    picture = Picture(
+        name, "comparison", title, how, lambda findings: figure, lambda findings: says
+    )
+    return page.Drawn(picture, as_data_uri(figure), says)
+
+
+def _print_summary(findings: Findings, out: Console) -> None:
+    reading = findings.reading
     summary = reading.summary
     out.print(f"[bold]{escape(str(reading.folder))}[/bold]", soft_wrap=True)
     out.print(
@@ -76,21 +256,13 @@ def _print_summary(reading: Reading, out: Console) -> None:
         "token.",
         style="dim",
     )
-    out.print("\ncollapse", style="italic")
-    for verdict in reading.verdicts():
-        answer = "[bold red]YES[/bold red]" if verdict.is_collapsed else "[green]no[/green]"
-        out.print(f"  {verdict.question} {answer}: {verdict}", soft_wrap=True, highlight=False)
-
-
-def _draw(reading: Reading) -> list[Path]:
-    folder = reading.folder / "report"
-    folder.mkdir(exist_ok=True)
-    written = []
-    for name, picture in PICTURES.items():
-        path = folder / name
-        picture(reading).savefig(path, dpi=150)
-        written.append(path)
-    return written
+    out.print("\nverdict: collapse, belief, use", style="italic")
+    for line in findings.judgements():
+        colour = "dim" if line.is_good is None else "green" if line.is_good else "bold red"
+        out.print(
+            f"  {line.question} [{colour}]{line.answer}[/{colour}]: {escape(line.reason)}",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from pyro_meta.run import Run, versions
 from pyro_meta.sampling import Sampling, continue_tokens
 from pyro_meta.trainer import Interrupted, Outcome, make_fabric, train
 
-READ_TOKENS = 512  # of validation text, whose routes are drawn
 SAMPLE_PROMPT, SAMPLE_TOKENS = 48, 200
 
 
@@ -140,11 +139,10 @@ def _close(
     run.write_sequences(circumstances | vars(losses))
     run.write_summary(summary)
     with out.status("drawing from the posterior"):
-        rows = max(1, READ_TOKENS // config.context)
-        some = (windows[0][:rows, :READ_TOKENS], windows[1][:rows, :READ_TOKENS])
         write_posterior(
-            run.posterior_path, model, guide, some, corpus.vocabulary, config.batch, config.seed
-        )
+            run.posterior_path, model, guide, windows, corpus.vocabulary, config.batch,
+            config.seed, config.kl.weight,
+        )  # fmt: skip
     closing_table(summary, ngrams, gap, out)
     prompt = windows[0][0, :SAMPLE_PROMPT].tolist()
     new = continue_tokens(model, guide, prompt, SAMPLE_TOKENS, Sampling(), config.seed)

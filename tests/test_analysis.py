@@ -1,4 +1,4 @@
-"""Routing statistics by hand, the three collapses, and the file format."""
+"""Diversity and uncertainty by hand, and the file format."""
 
 import subprocess
 import sys
@@ -6,16 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
 
 from pyro_meta.analysis import _arviz
-from pyro_meta.analysis.routing import (
-    collapse_verdicts,
+from pyro_meta.analysis.diversity import (
     effective_number,
     entropy,
+    jensen_shannon,
     load,
+    mean_pairwise_divergence,
+    quarters,
     routing_information,
+    spread_between,
+)
+from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
+from pyro_meta.analysis.tokens import frequencies, kinds
+from pyro_meta.analysis.uncertainty import (
+    draws_differ,
     uncertainty_from_draws,
+    uncertainty_of_dirichlet,
 )
 
 
@@ -25,9 +33,39 @@ def test_entropy_by_hand() -> None:
     assert effective_number(np.full(3, 1 / 3)) == pytest.approx(3)
 
 
-def test_load_counts_likeliest_mechanisms() -> None:
+def test_load_counts_what_runs() -> None:
     means = np.array([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.7, 0.3]])
-    assert load(means).tolist() == [0.75, 0.25]
+    assert load(np.array([0, 1, 1, 1]), means).tolist() == [0.25, 0.75]
+    assert load(np.full(4, -1), means) == pytest.approx([0.5, 0.5]), "a mixture runs"
+
+
+def test_divergence_by_hand() -> None:
+    assert jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == pytest.approx(np.log(2))
+    # Three rows, two alike: two of the three pairs differ wholly.
+    rows = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert mean_pairwise_divergence(rows) == pytest.approx(2 / 3 * np.log(2))
+    many = np.repeat(np.eye(2), 500, 0)
+    assert mean_pairwise_divergence(many, 5000) == pytest.approx(np.log(2) * 500 / 999, abs=0.03)
+
+
+def test_spread_between_groups_is_all_or_nothing() -> None:
+    means = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    halves = {"a": np.array([True, True, False, False]), "b": np.array([False, False, True, True])}
+    mixed = {"a": np.array([True, False, True, False]), "b": np.array([False, True, False, True])}
+    assert spread_between(means, halves) == pytest.approx(1)
+    assert spread_between(means, mixed) == pytest.approx(0)
+    assert spread_between(np.full((4, 2), 0.5), halves) == 0
+
+
+def test_classes_of_tokens() -> None:
+    text = ["a", " the", "7", " ", "\n", "<b>", "ß", "", "\u2400"]
+    found = {name: mask.nonzero()[0].tolist() for name, mask in kinds(text).items()}
+    assert found == {"letters": [0, 1, 6], "digits": [2], "space": [3, 4], "punctuation": [5],
+                     "other": [7, 8]}  # fmt: skip
+    ids = np.repeat([5, 3, 9, 1], [60, 30, 6, 4])
+    rates = {name: sorted(set(ids[mask])) for name, mask in frequencies(ids).items()}
+    assert rates == {"common": [5], "middling": [3, 9], "rare": [1]}
+    assert [int(mask.sum()) for mask in quarters(np.tile(np.arange(8), 3)).values()] == [6] * 4
 
 
 def test_information_is_zero_for_a_blind_router_and_log_k_for_a_sharp_one() -> None:
@@ -46,52 +84,87 @@ def test_uncertainty_splits_into_expected_and_epistemic() -> None:
 
 
 def test_uncertainty_of_dirichlet_draws_agrees_with_the_closed_form() -> None:
-    from scipy.special import digamma
-
     a = np.array([2.0, 1.0, 0.5])
     draws = np.random.default_rng(0).dirichlet(a, 20_000)
-    mean = a / a.sum()
-    expected = digamma(a.sum() + 1) - (mean * digamma(a + 1)).sum()
+    expected = uncertainty_of_dirichlet(a).expected
     z = (entropy(draws).mean() - expected) / (entropy(draws).std() / np.sqrt(len(draws)))
     assert abs(z) < 4
+    # Dirichlet(1, 1): psi(3) - psi(2) = 1/2.
+    assert uncertainty_of_dirichlet(np.ones(2)).expected == pytest.approx(0.5)
+    assert uncertainty_of_dirichlet(np.ones(2)).total == pytest.approx(np.log(2))
 
 
-def healthy(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    return rng.dirichlet(np.full(3, 0.5), (2, 500)), np.full((2, 500), 0.5)
+def test_two_draws_of_a_fair_coin_differ_half_of_the_time() -> None:
+    draws = np.eye(2)[np.random.default_rng(0).integers(2, size=(4000, 1))]
+    assert draws_differ(draws)[0] == pytest.approx(0.5, abs=0.05)
 
 
-def collapsed(means: np.ndarray, kl: np.ndarray) -> list[str]:
-    return [verdict.name for verdict in collapse_verdicts(means, kl) if verdict.is_collapsed]
+SIZES = {"chain": 1, "draw": 4, "layer": 2, "position": 3, "block_draw": 6}
 
 
-def test_each_collapse_is_recognised_and_a_healthy_router_is_not() -> None:
-    rng = np.random.default_rng(1)
-    means, kl = healthy(rng)
-    assert collapsed(means, kl) == []
-    assert collapsed(means, np.zeros_like(kl)) == ["prior"]
-    blind = np.tile([0.4, 0.35, 0.25], (2, 500, 1))
-    blind[:, ::2] = [0.375, 0.377, 0.248]
-    assert collapsed(blind, kl) == ["token-blind"]
-    one = 0.6 * np.eye(3)[0] + 0.4 * means
-    assert collapsed(one, kl) == ["one mechanism"]
-    assert "is 0 (collapsed below 0.01)" in str(collapse_verdicts(means, np.zeros_like(kl))[0])
-
-
-def test_groups_survive_the_file(tmp_path: Path) -> None:
-    route = xr.DataArray(
-        np.random.default_rng(0).random((1, 4, 2, 5, 3), np.float32),
-        dims=("chain", "draw", "layer", "token", "mechanism"),
-        coords={"mechanism": ["full", "window", "linear"]},
-        name="route",
-    )
-    text = xr.Dataset({"text": ("token", np.array(["a", "\n", "<b>", "ß", ""], dtype=object))})
+def test_pieces_become_one_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    means = rng.dirichlet(np.ones(3), (2, 10)).astype(np.float32)
+    route, prior = rng.random((1, 4, 2, 5, 3)), rng.random((1, 4, 2, 3, 3))
+    text = ["a", "\n", "<b>", "ß", "", "\0", "b", "c", "d", "e"]
     path = tmp_path / "posterior.nc"
-    _arviz.save({"posterior": route.to_dataset(), "observed_data": text}, path)
+    names = ["full", "window", "linear"]
+    with PosteriorWriter(path, SIZES, names, {"kl_weight": 0.01}) as out:
+        for piece in (slice(0, 3), slice(3, 10)):
+            out.append(
+                "token",
+                {
+                    "sample_stats": {"posterior_mean": means[:, piece]},
+                    "observed_data": {"text": as_text(text[piece])},
+                },
+            )
+        out.append("token", {"posterior": {"route": route}})
+        out.update("sample_stats", "token", 2, {"nll_averaged": np.ones(5)})
+        out.put("prior", "route", prior)
     groups = _arviz.load(path)
-    np.testing.assert_array_equal(groups["posterior"]["route"].values, route.values)
-    assert list(groups["posterior"]["mechanism"].values) == ["full", "window", "linear"]
-    assert list(groups["observed_data"]["text"].values) == list(text["text"].values)
+    stats = groups["sample_stats"]
+    np.testing.assert_array_equal(stats["posterior_mean"].values, means)
+    np.testing.assert_allclose(groups["posterior"]["route"].values, route, rtol=1e-6)
+    np.testing.assert_allclose(groups["prior"]["route"].values, prior, rtol=1e-6)
+    assert list(stats["mechanism"].values) == names and stats.attrs["kl_weight"] == 0.01
+    assert list(groups["observed_data"]["text"].values) == [*text[:5], "\u2400", *text[6:]]
+    filled = np.isfinite(stats["nll_averaged"].values)
+    assert filled.tolist() == [False] * 2 + [True] * 5 + [False] * 3
     assert [file.name for file in tmp_path.iterdir()] == ["posterior.nc"]
+
+
+def test_a_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "posterior.nc"
+    ragged = {"nll_soft": np.ones(3), "nll_hard": np.ones(4)}
+    with (
+        pytest.raises(ValueError, match="too many values"),
+        PosteriorWriter(path, SIZES, ["full"], {}) as out,
+    ):
+        out.append("token", {"sample_stats": ragged})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_million_tokens_need_no_more_memory_than_one_piece(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
+
+sizes = {"chain": 1, "draw": 4, "layer": 4, "position": 3, "block_draw": 6}
+piece = np.full((4, 8192, 3), 0.5, np.float32)
+with PosteriorWriter(Path(sys.argv[1]), sizes, ["a", "b", "c"], {}) as out:
+    for _ in range(128):
+        stats = {"posterior_mean": piece, "prior_mean": piece, "kl": piece[..., 0]}
+        text = as_text(["x"] * 8192)
+        out.append("token", {"sample_stats": stats, "observed_data": {"text": text}})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "posterior.nc")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert int(done.stdout) < 500, "MiB"
 
 
 def test_analysis_and_report_import_no_torch() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from pyro_meta.analysis.collapse import BLIND_SPREAD, DOMINANT_LOAD, PRIOR_KL, Verdict
 from pyro_meta.analysis.comparison import (
     Difference,
     Interval,
@@ -27,7 +28,6 @@ from pyro_meta.analysis.comparison import (
     spread,
 )
 from pyro_meta.analysis.reading import Reading
-from pyro_meta.analysis.routing import BLIND_SPREAD, DOMINANT_LOAD, PRIOR_KL, Verdict
 from pyro_meta.analysis.tradeoff import Setting, tradeoff
 from pyro_meta.run import hardware, versions, write_whole
 from pyro_meta.study.plan import Group, Kind

@@ -1,0 +1,401 @@
+"""All numbers of a report, gathered: what goes into report.json, and what the pictures draw."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pyro_meta.analysis import collapse, diversity, uncertainty, use
+from pyro_meta.analysis.belief import (
+    USABLE,
+    WANTED,
+    Weights,
+    reliable_below,
+    shape_alone,
+    weigh,
+)
+from pyro_meta.analysis.comparison import bootstrap_interval
+from pyro_meta.analysis.diversity import Array, Mask
+from pyro_meta.analysis.reading import Reading
+from pyro_meta.analysis.tokens import frequencies, kinds
+
+MOST_GAP = 0.01
+"""Amortisation gap that is wanted at most, as a share of the loss."""
+MOST_UNCERTAIN = 12
+"""Kinds of tokens that are listed as the most, and as the least uncertain."""
+
+
+COLLAPSES = {
+    "prior": "a guide that only repeats its prior has learned nothing",
+    "token-blind": "a router that tells every token the same could be a constant",
+    "one mechanism": "where one runs for all tokens there is nothing to route",
+}
+"""What each collapse would mean."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One line of the verdict box."""
+
+    question: str
+    answer: str
+    is_good: bool | None
+    """None: it does not apply, or was not looked at."""
+    reason: str
+
+
+class Findings:
+    """The diagnostics of one run, computed when they are asked for.
+
+    Parameters
+    ----------
+    reading
+        The run.
+    belief
+        What `pyro_meta.belief` has found out with the network (belief.json), or nothing.
+    """
+
+    def __init__(self, reading: Reading, belief: Mapping[str, Any] | None = None) -> None:
+        self.reading, self.belief = reading, dict(belief or {})
+
+    # -- groups of tokens --------------------------------------------------------------------
+
+    @cached_property
+    def kinds(self) -> dict[str, Mask]:
+        return kinds(self.reading.text)
+
+    @cached_property
+    def frequencies(self) -> dict[str, Mask]:
+        return {k: v for k, v in frequencies(self.reading.ids).items() if v.any()}
+
+    @cached_property
+    def quarters(self) -> dict[str, Mask]:
+        return {k: v for k, v in diversity.quarters(self.reading.position).items() if v.any()}
+
+    def by_group(self) -> list[dict[str, Any]]:
+        """Load, uncertainty and loss of each group of tokens, layers together."""
+        run = self.reading
+        rows = []
+        for division in (self.kinds, self.frequencies, self.quarters):
+            for name, mask in division.items():
+                loads = diversity.load(run.choice[:, mask], run.means[:, mask]).mean(0)
+                rows.append(
+                    {
+                        "group": name,
+                        "share": float(mask.mean()),
+                        "load": dict(zip(run.mechanisms, loads.tolist(), strict=True)),
+                        "uncertainty": float(run.expected[:, mask].mean(dtype=float) / run.log_k),
+                        "epistemic": float(run.epistemic[:, mask].mean(dtype=float)),
+                        "loss_hard": float(run.tokens["nll_hard"][mask].mean(dtype=float)),
+                    }
+                )
+        return rows
+
+    def spread(self) -> dict[str, Any]:
+        """How much the route differs between tokens, layers, positions and classes of tokens."""
+        run = self.reading
+        means = run.means
+        return {
+            "tokens": diversity.spread(means).tolist(),
+            "by_kind": [diversity.spread_between(m, self.kinds) for m in means],
+            "by_frequency": [diversity.spread_between(m, self.frequencies) for m in means],
+            "by_position": [diversity.spread_between(m, self.quarters) for m in means],
+            "divergence_of_tokens": [diversity.mean_pairwise_divergence(m) for m in means],
+            "divergence_of_layers": diversity.mean_pairwise_divergence(means.mean(1, dtype=float)),
+            "divergence_of_loads": diversity.mean_pairwise_divergence(run.loads),
+            "draws_differ": uncertainty.draws_differ(run.draws).mean(1).tolist(),
+        }
+
+    def uncertain_tokens(self) -> dict[str, list[dict[str, Any]]]:
+        """The pieces of text whose routes are the most and the least uncertain on average."""
+        run = self.reading
+        found, where, counts = np.unique(
+            np.array(run.text, dtype=str), return_inverse=True, return_counts=True
+        )
+        u = run.expected.mean(0, dtype=float) / run.log_k
+        means = np.bincount(where, u) / counts
+        often = np.flatnonzero(counts >= max(5, len(u) // 10_000))
+        ranked = often[np.argsort(-means[often], kind="stable")]
+
+        def listed(which: Array) -> list[dict[str, Any]]:
+            return [
+                {"text": str(found[i]), "uncertainty": float(means[i]), "count": int(counts[i])}
+                for i in which
+            ]
+
+        return {
+            "most": listed(ranked[:MOST_UNCERTAIN]),
+            "least": listed(ranked[::-1][:MOST_UNCERTAIN]),
+        }
+
+    # -- collapse ----------------------------------------------------------------------------
+
+    def collapse(self) -> dict[str, Any]:
+        run = self.reading
+        quantiles = np.quantile(run.kl, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1).T
+        return {
+            "verdicts": [
+                asdict(verdict) | {"is_collapsed": verdict.is_collapsed}
+                for verdict in run.verdicts()
+            ],
+            "kl_quantiles_by_layer": quantiles.tolist(),
+            "share_at_prior_by_layer": collapse.share_at_prior(run.kl).tolist(),
+            "active_units_by_layer": collapse.active_units(run.means).sum(1).tolist(),
+            "dead_by_layer": [
+                [name for name, dead in zip(run.mechanisms, row, strict=True) if dead]
+                for row in collapse.dead_mechanisms(run.loads)
+            ],
+            "load_by_layer": run.loads.tolist(),
+            "prior_mean_by_layer": run.prior_shares.tolist(),
+            "load_against_prior_nats": collapse.against_prior(run.loads, run.prior_shares).tolist(),
+        }
+
+    # -- belief ------------------------------------------------------------------------------
+
+    @cached_property
+    def block_lengths(self) -> list[int]:
+        return sorted({int(length) for length in self.reading.blocks.length})
+
+    def weights(self, length: int, kl_weight: float, without_y: bool = False) -> Weights:
+        """Importance weights of the blocks of one length, for p_w(alpha | x, y).
+
+        `without_y` takes the expectation over y as the deployed route predicts it in its place.
+        """
+        blocks = self.reading.blocks.of_length(length)
+        evidence = blocks.expected_log_likelihood if without_y else blocks.log_likelihood
+        return weigh(evidence, blocks.log_ratio, kl_weight)
+
+    def targets(self) -> list[tuple[str, Weights]]:
+        """Weights for every length of block and every posterior that they are held against."""
+        w = self.reading.kl_weight
+        rows = []
+        for length in self.block_lengths:
+            tokens = f"{length} token" + "s" * (length > 1)
+            rows.append((f"{tokens}, w = {w:g}", self.weights(length, w)))
+            rows.append((f"{tokens}, w = {w:g}, y unknown", self.weights(length, w, True)))
+            if w != 1:
+                rows.append((f"{tokens}, w = 1", self.weights(length, 1.0)))
+        return rows
+
+    @cached_property
+    def judged(self) -> Weights | None:
+        """Weights of the longest blocks, for the tempered posterior; None without a density."""
+        if not self.block_lengths:
+            return None
+        return self.weights(self.block_lengths[-1], self.reading.kl_weight)
+
+    @cached_property
+    def tail_of_shapes(self) -> Array | None:
+        """Tail index that the two Dirichlets alone force, [L, N]; None for other laws."""
+        run = self.reading
+        if np.isnan(run.concentration).any() or np.isnan(run.prior_concentration).any():
+            return None
+        return shape_alone(
+            run.concentration[..., None] * run.means,
+            run.prior_concentration[..., None] * run.prior_means,
+        )
+
+    def believed(self) -> dict[str, Any]:
+        """k-hat by length of block and tempering, and what the network's own tests said."""
+        out: dict[str, Any] = {"kl_weight": self.reading.kl_weight, "blocks": []}
+        for name, found in self.targets():
+            out["blocks"].append(
+                {
+                    "target": name,
+                    "kl_weight": found.kl_weight,
+                    "blocks": len(found.k_hat),
+                    "draws": len(self.reading.blocks.log_ratio),
+                    "k_hat_quantiles": _quantiles(found.k_hat),
+                    "share_below_0.7": found.usable,
+                    "share_below_0.5": found.good,
+                    "efficiency_median": float(np.median(found.efficiency)),
+                    "gap_at_least_nats_per_block": float(found.gap.mean()),
+                }
+            )
+        out["reliable_below"] = reliable_below(max(2, len(self.reading.blocks.log_ratio)))
+        tail = self.tail_of_shapes
+        out["tail_of_shapes_quantiles"] = None if tail is None else _quantiles(tail)
+        return out | self.belief
+
+    # -- use ---------------------------------------------------------------------------------
+
+    @cached_property
+    def token_uncertainty(self) -> Array:
+        """E H(alpha) / log K, averaged over layers, [N]."""
+        return self.reading.expected.mean(0, dtype=float) / self.reading.log_k
+
+    def hardening(self) -> use.ByUncertainty:
+        """What turning hard costs, by uncertainty of the route."""
+        losses = self.reading.tokens
+        difference = losses["nll_hard"].astype(float) - losses["nll_soft"]
+        return use.by_uncertainty(self.token_uncertainty, difference)
+
+    def selective(self) -> dict[str, use.RiskCoverage]:
+        """Risk-coverage by the prediction's own probability, and by the route's uncertainty."""
+        tokens = self.reading.tokens
+        wrong = 1 - tokens["top_is_right"].astype(float)
+        return {
+            "probability of the prediction": use.risk_coverage(-tokens["top_probability"], wrong),
+            "uncertainty of the route": use.risk_coverage(self.token_uncertainty, wrong),
+        }
+
+    @cached_property
+    def drawn(self) -> Mask:
+        """Which tokens have draws, [N]."""
+        return np.isfinite(self.reading.tokens["nll_averaged"])
+
+    def calibrated(self) -> dict[str, use.Calibration]:
+        """Calibration on the drawn tokens, of the deployed route and averaged over draws."""
+        tokens = {name: values[self.drawn] for name, values in self.reading.tokens.items()}
+        return {
+            "deployed route": use.calibration(tokens["top_probability"], tokens["top_is_right"]),
+            "averaged over draws": use.calibration(
+                tokens["top_probability_averaged"], tokens["top_is_right_averaged"]
+            ),
+        }
+
+    def averaging(self) -> dict[str, Any]:
+        """What averaging over draws of the routes is worth, by sequence, nats per token."""
+        run = self.reading
+        deployed = "nll_hard" if run.facts["hard_below"] >= 1 else "nll_soft"
+        gain = (run.tokens["nll_averaged"].astype(float) - run.tokens[deployed])[self.drawn]
+        sequence = run.sequence[self.drawn]
+        means = np.array([gain[sequence == one].mean() for one in np.unique(sequence)])
+        single = -run.log_likelihood / max(1, int(self.drawn.sum()) // len(means))
+        return {
+            "difference": float(means.mean()),
+            "interval": bootstrap_interval(means) if len(means) > 1 else None,
+            "sequences": len(means),
+            "draws": len(run.draws),
+            "single_draw": float(single.mean()),
+            "averaged": float(run.tokens["nll_averaged"][self.drawn].mean(dtype=float)),
+        }
+
+    def used(self) -> dict[str, Any]:
+        return {
+            "hard_minus_soft_by_uncertainty": asdict(self.hardening()),
+            "risk_coverage": {name: asdict(curve) for name, curve in self.selective().items()},
+            "calibration": {name: asdict(curve) for name, curve in self.calibrated().items()},
+            "averaging_over_draws": self.averaging(),
+        }
+
+    # -- the whole ---------------------------------------------------------------------------
+
+    def judgements(self) -> list[Judgement]:
+        """The verdict box: three collapses, belief and use, each good, bad or not known."""
+        run = self.reading
+        lines = [
+            Judgement(
+                verdict.question, "yes" if verdict.is_collapsed else "no",
+                not verdict.is_collapsed, f"{COLLAPSES[verdict.name]}: {verdict}",
+            )
+            for verdict in run.verdicts()
+        ]  # fmt: skip
+        lines.append(_of_weights(self.judged, self.block_lengths, run.kl_weight))
+        lines.append(_of_gap(self.belief, run.kl_weight))
+        lines.append(_of_hardening(run))
+        return lines
+
+    def headline(self) -> str:
+        """The verdict in a sentence."""
+        collapses = [verdict for verdict in self.reading.verdicts() if verdict.is_collapsed]
+        lines = self.judgements()
+        rest = [line for line in lines[3:] if line.is_good is False]
+        first = (
+            f"The router has collapsed in {len(collapses)} of three ways"
+            if collapses
+            else "The router has not collapsed"
+        )
+        other = (
+            f"{len(rest)} of {len(lines) - 3} other checks failed" if rest else "no check failed"
+        )
+        return f"{first}; {other}."
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number, as report.json holds it; None for what is no number."""
+        run = self.reading
+        return plain(
+            {
+                "run": str(run.folder.name),
+                "facts": run.facts,
+                "summary": run.summary,
+                "headline": self.headline(),
+                "verdicts": [asdict(line) for line in self.judgements()],
+                "diversity_by_layer": run.diversity(),
+                "groups_of_tokens": self.by_group(),
+                "spread": self.spread(),
+                "uncertain_tokens": self.uncertain_tokens(),
+                "collapse": self.collapse(),
+                "belief": self.believed(),
+                "use": self.used(),
+            }
+        )
+
+
+def _of_weights(found: Weights | None, lengths: list[int], w: float) -> Judgement:
+    question = "Could draws of the guide stand for the posterior?"
+    if found is None:
+        return Judgement(question, "does not apply", None, "the guide is a point, without density")
+    is_good = found.usable >= WANTED
+    return Judgement(
+        question,
+        "yes" if is_good else "no",
+        is_good,
+        f"k-hat is below {USABLE} for {found.usable:.0%} of {len(found.k_hat)} blocks of "
+        f"{lengths[-1]} tokens ({WANTED:.0%} wanted; median {np.median(found.k_hat):.2g}), "
+        f"against the posterior tempered with w = {w:g}",
+    )
+
+
+def _of_gap(belief: Mapping[str, Any], w: float) -> Judgement:
+    question = "Does the guide find each token's best posterior?"
+    if "amortisation" not in belief:
+        return Judgement(question, "not looked at", None, "it needs the checkpoint and the text")
+    if not belief["amortisation"]:
+        return Judgement(question, "does not apply", None, "the guide has no posterior to fit")
+    found = belief["amortisation"][0]
+    gap, further = found["amortisation"], found["conditioning"]
+    is_good = gap["share_of_loss"] <= MOST_GAP
+    low, high = gap["interval"]
+    return Judgement(
+        question,
+        "yes" if is_good else "no",
+        is_good,
+        f"a posterior fitted to every token by itself gains {gap['gap']:.4f} nats per token "
+        f"({low:.4f} to {high:.4f}), {gap['share_of_loss']:.1%} of the loss (at most "
+        f"{MOST_GAP:.0%} wanted), w = {w:g}; with the target in sight, which a router never has, "
+        f"it would gain {further['gap']:.4f} more",
+    )
+
+
+def _of_hardening(run: Reading) -> Judgement:
+    soft, hard = run.summary["val_nll_soft"], run.summary["val_nll_hard"]
+    share = (hard - soft) / soft
+    return Judgement(
+        "Do hard routes keep the loss of soft ones?",
+        "yes" if share <= MOST_GAP else "no",
+        share <= MOST_GAP,
+        f"{soft:.4f} soft, {hard:.4f} hard: {hard - soft:+.4f} nats per token ({share:+.1%}; at "
+        f"most {MOST_GAP:+.0%} wanted)",
+    )
+
+
+def _quantiles(values: Array) -> dict[str, float]:
+    at = (0.05, 0.25, 0.5, 0.75, 0.95)
+    return {f"{q:g}": float(value) for q, value in zip(at, np.quantile(values, at), strict=True)}
+
+
+def plain(value: Any) -> Any:
+    """The same in types of JSON: lists, numbers, and None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,123 @@
+"""The report as one HTML file that needs nothing else: no network, no library, no folder.
+
+Everything that comes from a run is escaped by the template; the page's own policy forbids it to
+load anything.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pyro_meta.analysis.findings import Findings
+from pyro_meta.analysis.plots import Picture
+from pyro_meta.analysis.plots.routes import strength
+from pyro_meta.analysis.plots.style import PALETTE
+
+PASSAGE_TOKENS = 420
+SECTIONS = {
+    "routes": "Where tokens go",
+    "uncertainty": "How sure the router is",
+    "training": "How it came about",
+    "collapse": "Has it collapsed?",
+    "belief": "Is it the posterior?",
+    "use": "What is the uncertainty good for?",
+}
+VISIBLE = {"\n": "\u23ce\n", "\t": "\u2192", "\r": "\u240d", "\ufffd": "\u25a1"}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture on the page."""
+
+    picture: Picture
+    source: str
+    """Data URI."""
+    says: str
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the passage, in one layer."""
+
+    text: str
+    choice: int
+    strength: float
+    details: str
+    """Posterior means in per cent and the concentration, for the hover."""
+
+
+def passage(findings: Findings) -> list[list[Token]]:
+    """The first tokens of the validation text, for every layer."""
+    run = findings.reading
+    shown = slice(min(PASSAGE_TOKENS, len(run.text)))
+    texts = ["".join(VISIBLE.get(c, c) for c in piece) for piece in run.text[shown]]
+    strong, choice = strength(run, shown), run.choice[:, shown]
+    choice = np.where(choice < 0, run.means[:, shown].argmax(-1), choice)
+    layers = []
+    for layer in range(len(run.means)):
+        means = (100 * run.means[layer, shown]).round().astype(int)
+        layers.append(
+            [
+                Token(
+                    text, int(choice[layer, t]), round(100 * float(strong[layer, t])),
+                    _details(means[t], float(run.concentration[layer, t])),
+                )
+                for t, text in enumerate(texts)
+            ]
+        )  # fmt: skip
+    return layers
+
+
+def _details(percent: Sequence[int], concentration: float) -> str:
+    total = "" if np.isnan(concentration) else f"{concentration:.3g}"
+    return f"{','.join(map(str, percent))};{total}"
+
+
+def render(
+    findings: Findings,
+    drawn: Sequence[Drawn],
+    executed: Sequence[tuple[str, str]] = (),
+    comparison: Mapping[str, Any] | None = None,
+) -> str:
+    """The page of one run.
+
+    Parameters
+    ----------
+    findings
+        Its diagnostics.
+    drawn
+        Its pictures.
+    executed
+        Names and values of what hard routes cost.
+    comparison
+        Of several runs: `names`, `rows` (side by side), `pairs`, `missing` and `drawn`.
+    """
+    environment = Environment(
+        loader=PackageLoader("pyro_meta.analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    by_section: dict[str, list[Drawn]] = {section: [] for section in SECTIONS}
+    for one in drawn:
+        by_section[one.picture.section].append(one)
+    return environment.get_template("report.html").render(
+        findings=findings,
+        run=findings.reading,
+        judgements=findings.judgements(),
+        by_section=by_section,
+        sections=SECTIONS,
+        passage=passage(findings),
+        palette=[PALETTE[k % len(PALETTE)] for k in range(len(findings.reading.mechanisms))],
+        groups=findings.by_group(),
+        uncertain=findings.uncertain_tokens(),
+        diversity=findings.reading.diversity(),
+        averaging=findings.averaging(),
+        executed=executed,
+        comparison=comparison,
+        visible=lambda text: "".join(VISIBLE.get(c, c).strip() or "\u2423" for c in text),
+    )

@@ -1,0 +1,175 @@
+"""The pictures of a report: how each is drawn, how it is read, and what it says in words."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pyro_meta.analysis.belief import USABLE
+from pyro_meta.analysis.findings import Findings
+from pyro_meta.analysis.plots import belief, routes, training, use
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a run."""
+
+    name: str
+    """Of its file, without ending."""
+    section: str
+    title: str
+    how: str
+    """One sentence: how to read it."""
+    draw: Callable[[Findings], Figure]
+    says: Callable[[Findings], str]
+    """What is to be seen, in words: the alternative text."""
+    applies: Callable[[Findings], bool] = lambda findings: True
+    is_narrow: bool = False
+
+
+def _percent(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in values.items())
+
+
+def _loads(findings: Findings) -> str:
+    run = findings.reading
+    by_layer = [
+        f"layer {layer}: {_percent(dict(zip(run.mechanisms, row, strict=True)))}"
+        for layer, row in enumerate(run.loads.tolist())
+    ]
+    return "Share of tokens that run each mechanism. " + "; ".join(by_layer) + "."
+
+
+def _entropies(findings: Findings) -> str:
+    run = findings.reading
+    first, last = run.entropy_by_step[0].mean(), run.entropy_by_step[-1].mean()
+    return (
+        f"Routing entropy over {len(run.steps)} steps: from {first:.2f} of log K at first to "
+        f"{last:.2f} at the end; {run.hard_share[-1]:.0%} of tokens are hard at the end."
+    )
+
+
+def _kl(findings: Findings) -> str:
+    medians = np.median(findings.reading.kl, axis=1)
+    return "Median KL by layer, nats: " + ", ".join(f"{value:.2f}" for value in medians) + "."
+
+
+def _k_hats(findings: Findings) -> str:
+    rows = [
+        f"{name}: {found.usable:.0%} of blocks below {USABLE}, median {np.median(found.k_hat):.2g}"
+        for name, found in findings.targets()
+    ]
+    return "k-hat. " + "; ".join(rows) + "."
+
+
+def _gaps(findings: Findings) -> str:
+    rows = [f"{name} {value:.3g}" for name, value, _ in belief.gap_rows(findings.belief)]
+    return "Gaps in nats per token: " + "; ".join(rows) + "."
+
+
+def _beside(findings: Findings) -> str:
+    found = findings.belief["beside_truth"][0]
+    mean = {who: np.array(found["moments"][f"{who}_mean"]) for who in ("guide", "truth")}
+    apart = np.abs(mean["guide"] - mean["truth"]).sum(-1) / 2
+    return (
+        f"Guide and {found['method']} differ in the mean route of {apart.size} tokens and layers "
+        f"by {apart.mean():.2f} in total variation on average, {apart.max():.2f} at most."
+    )
+
+
+def _harm(findings: Findings) -> str:
+    found = findings.hardening()
+    return (
+        f"Hard minus soft loss: {found.difference[0]:+.4f} nats in the most certain tenth, "
+        f"{found.difference[-1]:+.4f} in the least certain; rank correlation over tokens "
+        f"{found.rank_correlation:.3f}."
+    )
+
+
+def _risk(findings: Findings) -> str:
+    rows = [f"{name} {curve.area:.3f}" for name, curve in findings.selective().items()]
+    return "Area under the risk-coverage curve, by " + ", by ".join(rows) + "."
+
+
+def _calibration(findings: Findings) -> str:
+    rows = [f"{name} {found.error:.3f}" for name, found in findings.calibrated().items()]
+    return "Expected calibration error: " + ", ".join(rows) + "."
+
+
+PICTURES = (
+    Picture(
+        "load_by_layer", "routes", "Load",
+        "Wide bars say which mechanism tokens run, thin ones what the prior would do: where they "
+        "agree, the text has changed nothing.",
+        lambda findings: routes.load_by_layer(findings.reading), _loads,
+    ),
+    Picture(
+        "simplex", "routes", "Posteriors on the simplex",
+        "Every dot is one draw of one token's route: dots in a corner are decided, dots in the "
+        "middle mix mechanisms.",
+        lambda findings: routes.simplex(findings.reading),
+        lambda findings: "Draws of the routes of random tokens between the mechanisms "
+        + ", ".join(findings.reading.mechanisms) + ", one triangle a layer.",
+    ),
+    Picture(
+        "forest", "routes", "Posterior means by layer",
+        "A dot is the median token, thick lines hold half of the tokens and thin ones 90%: short "
+        "lines are a router that treats all tokens alike.",
+        lambda findings: routes.forest(findings.reading),
+        lambda findings: "Median posterior means. " + "; ".join(
+            f"layer {layer}: "
+            + _percent(dict(zip(findings.reading.mechanisms, row, strict=True)))
+            for layer, row in enumerate(np.median(findings.reading.means, 1).tolist())
+        ) + ".",
+    ),
+    Picture(
+        "entropy_over_training", "training", "Entropy over training",
+        "Lines that fall are routers that decide; the yellow area is the share of tokens that run "
+        "one mechanism alone, the dotted line the weight of the KL.",
+        lambda findings: training.entropy_over_training(findings.reading), _entropies,
+    ),
+    Picture(
+        "kl_by_layer", "collapse", "KL to the prior",
+        "Each line shows how far the posteriors of one layer's tokens are from the prior: all of "
+        "it at 0 is a guide that has learned nothing.",
+        lambda findings: belief.kl_by_layer(findings.reading), _kl,
+    ),
+    Picture(
+        "k_hat", "belief", "Importance weights: k-hat",
+        "Each dot is a short block of tokens; left of .7 its draws could stand for the posterior "
+        "that is named, right of it they cannot.",
+        belief.k_hats, _k_hats, lambda findings: bool(findings.block_lengths),
+    ),
+    Picture(
+        "gaps", "belief", "Gaps of the objective",
+        "How much the objective would fall if each token had the best posterior of its own "
+        "(amortisation), if that had seen the target too (conditioning), and if it were no "
+        "Dirichlet (approximation); black lines are 95% intervals.",
+        belief.gaps, _gaps, lambda findings: bool(findings.belief.get("amortisation")),
+    ),
+    Picture(
+        "beside_truth", "belief", "A handful of tokens beside the truth",
+        "Filled dots are what the guide says of the last tokens of a text, open ones their exact "
+        "posterior once the target is known; lines are one standard deviation.",
+        belief.beside_truth, _beside, lambda findings: bool(findings.belief.get("beside_truth")),
+    ),
+    Picture(
+        "harm_by_uncertainty", "use", "Does uncertainty foretell what turning hard costs?",
+        "Dots that rise to the right mean that rounding hurts where the router was unsure, so that "
+        "its uncertainty is worth something; bars are 95% intervals.",
+        use.harm_by_uncertainty, _harm,
+    ),
+    Picture(
+        "risk_coverage", "use", "Risk and coverage",
+        "Keep the surest tokens and count the errors among them: the lower the line to the left, "
+        "the more its uncertainty knows.",
+        use.risk_coverage, _risk,
+    ),
+    Picture(
+        "calibration", "use", "Calibration of the next token",
+        "On the diagonal a prediction of 70% comes true 70% of the time; below it the model is too "
+        "sure. Bins hold equally many tokens.",
+        use.calibration, _calibration, is_narrow=True,
+    ),
+)  # fmt: skip

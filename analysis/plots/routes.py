@@ -1,0 +1,173 @@
+"""Where tokens go, and how sure the router is of it."""
+
+import warnings
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
+
+from pyro_meta.analysis.diversity import Array
+from pyro_meta.analysis.plots.style import FAINT, INK, canvas, colour, key
+from pyro_meta.analysis.reading import Reading
+
+LINE_WIDTH, PASSAGE_LINES, MOST_CHARACTERS = 80, 4, 8
+BLANKS = {"\n": "\u23ce", "\t": "\u2192", "\r": "\u240d", "\ufffd": "\u25a1"}
+CLOUD = 1500
+"""Draws that a simplex shows."""
+
+
+def strength(reading: Reading, shown: slice) -> Array:
+    """Certainty of each choice in [0, 1]: its posterior mean m between 1/K and 1, [L, n]."""
+    K = len(reading.mechanisms)
+    means, choice = reading.means[:, shown], reading.choice[:, shown]
+    chosen = np.where(choice < 0, means.argmax(-1), choice)
+    m = np.take_along_axis(means, chosen[..., None].astype(int), -1)[..., 0]
+    return np.clip((m - 1 / K) / (1 - 1 / K), 0, 1) if K > 1 else np.ones_like(m)
+
+
+def load_by_layer(reading: Reading) -> Figure:
+    """Share of tokens that run each mechanism, by layer, with the prior's mean beside it."""
+    shares, prior = reading.loads, reading.prior_shares  # [L, K] each
+    figure = canvas(0.9 + 0.55 * len(shares))
+    axes = figure.subplots()
+    rows = np.arange(len(shares))
+    for values, offset, height, alpha in ((shares, -0.14, 0.5, 1.0), (prior, 0.28, 0.16, 0.5)):
+        left = np.zeros(len(shares))
+        for index in range(len(reading.mechanisms)):
+            width = values[:, index]
+            bars = axes.barh(
+                rows + offset, width, height, left=left, color=colour(index), alpha=alpha
+            )
+            if alpha == 1.0:
+                labels = [f"{share:.0%}" if share >= 0.06 else "" for share in width]
+                axes.bar_label(bars, labels, label_type="center", color="white", fontsize=9)
+            left += width
+    axes.set(
+        yticks=rows,
+        yticklabels=[f"layer {row}" for row in rows],
+        xlim=(0, 1),
+        xlabel="share of tokens (wide: what runs; thin: mean of the prior)",
+    )
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.spines[["left"]].set_visible(False)
+    axes.tick_params(left=False)
+    key(figure, reading.mechanisms)
+    return figure
+
+
+def forest(reading: Reading) -> Figure:
+    """Posterior means of all tokens by layer and mechanism: median, 50% and 90% of tokens."""
+    L, _, K = reading.means.shape
+    figure = canvas(0.9 + 0.22 * L * K)
+    axes = figure.subplots()
+    at = np.quantile(reading.means, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1)  # [5, L, K]
+    for layer in range(L):
+        for k in range(K):
+            y = layer * (K + 0.8) + k
+            low, first, middle, third, high = at[:, layer, k]
+            axes.plot([low, high], [y, y], color=colour(k), lw=1.2)
+            axes.plot([first, third], [y, y], color=colour(k), lw=4, solid_capstyle="butt")
+            axes.plot(middle, y, "o", color=colour(k), ms=5)
+            axes.plot(reading.prior_shares[layer, k], y, "|", color=INK, ms=9, mew=1.3)
+    axes.set(
+        yticks=[layer * (K + 0.8) + (K - 1) / 2 for layer in range(L)],
+        yticklabels=[f"layer {layer}" for layer in range(L)],
+        xlim=(-0.01, 1.01),
+        xlabel="posterior mean of the mechanism (| : mean of the prior)",
+    )
+    axes.invert_yaxis()
+    axes.tick_params(left=False)
+    key(figure, reading.mechanisms)
+    return figure
+
+
+def simplex(reading: Reading) -> Figure:
+    """Draws of the routes of random tokens on the simplex, one triangle a layer.
+
+    With two mechanisms a histogram of the first; with more than three those three that run most,
+    taken as shares of their sum.
+    """
+    L, K = len(reading.means), len(reading.mechanisms)
+    columns = min(4, L)
+    rows = -(-L // columns)
+    figure = canvas(0.5 + 2.1 * rows)
+    if K < 3:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for layer, axes in enumerate(grid[:L]):
+            axes.hist(reading.draws[:, layer, :, 0].ravel(), 40, color=colour(0))
+            axes.set_title(f"layer {layer}")
+            axes.set(xlabel=reading.mechanisms[0], yticks=[])
+        for axes in grid[L:]:
+            axes.set_axis_off()
+        return figure
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mpltern tells of matplotlib's coming changes
+        import mpltern  # noqa: F401 -- makes the projection known
+
+        leading = np.sort(np.argsort(-reading.loads.mean(0), kind="stable")[:3])
+        rng = np.random.default_rng(0)
+        flat = reading.draws.transpose(1, 0, 2, 3).reshape(L, -1, K)
+        shades = LinearSegmentedColormap.from_list("ink", [to_rgba("#0072b2", 0.0), "#0072b2"])
+        for layer in range(L):
+            axes = figure.add_subplot(rows, columns, layer + 1, projection="ternary")
+            some = flat[layer, rng.integers(flat.shape[1], size=CLOUD)][:, leading]
+            some = some / np.maximum(some.sum(-1, keepdims=True), 1e-12)
+            axes.scatter(*some.T, s=4, color=shades(0.8), alpha=0.25, lw=0, rasterized=True)
+            _corners(axes, [reading.mechanisms[k] for k in leading], leading)
+            axes.set_title(f"layer {layer}", pad=14)
+    return figure
+
+
+def _corners(axes: Axes, names: list[str], indices: Array) -> None:
+    """Name the corners of a triangle in the colours of their mechanisms, and drop the scales."""
+    for setter, side, name, index in zip(
+        ("set_tlabel", "set_llabel", "set_rlabel"), "tlr", names, indices, strict=True
+    ):
+        getattr(axes, setter)(name, color=colour(int(index)), fontsize=9, weight="bold")
+        getattr(axes, f"{side}axis").set_label_position("corner")
+        getattr(axes, f"{side}axis").set_label_rotation_mode("horizontal")
+        getattr(axes, f"{side}axis").set_ticks([])
+    for spine in axes.spines.values():
+        spine.set_color(FAINT)
+
+
+def passage(reading: Reading) -> Figure:
+    """A passage of validation text, coloured by the mechanism that each token runs.
+
+    One block per layer; the stronger the colour, the higher the posterior mean of the choice.
+    """
+    cell = min(MOST_CHARACTERS, max(len(piece) for piece in reading.text[:400]))
+    columns = LINE_WIDTH // max(1, cell)
+    shown = min(len(reading.text), columns * PASSAGE_LINES)
+    layers, lines = len(reading.means), -(-shown // columns)
+    figure = Figure(figsize=(11, 0.7 + layers * (0.32 + 0.25 * lines)), layout="constrained")
+    blocks = np.atleast_1d(figure.subplots(layers, 1))
+    labels = ["".join(BLANKS.get(c, c) for c in piece)[:cell] for piece in reading.text[:shown]]
+    strong = strength(reading, slice(shown))
+    for layer, axes in enumerate(blocks):
+        choice = reading.choice[layer, :shown]
+        chosen = np.where(choice < 0, reading.means[layer, :shown].argmax(-1), choice)
+        _colour_block(axes, labels, chosen, strong[layer], (lines, columns))
+        axes.set_title(f"layer {layer}", loc="left", fontsize=9)
+    key(figure, reading.mechanisms)
+    return figure
+
+
+def _colour_block(
+    axes: Axes, labels: list[str], choice: Array, strong: Array, size: tuple[int, int]
+) -> None:
+    """Fill a grid of lines and columns with tokens, each on the colour of its choice."""
+    grid = np.ones((*size, 4))
+    for index, label in enumerate(labels):
+        row, column = divmod(index, size[1])
+        tint = np.array(to_rgba(colour(int(choice[index]))))
+        grid[row, column] = 1 - (0.15 + 0.7 * strong[index]) * (1 - tint)
+        axes.text(
+            column, row, label, ha="center", va="center", family="monospace", fontsize=8,
+            color="#888888" if label in BLANKS.values() else "black", parse_math=False,
+        )  # fmt: skip
+    grid[..., 3] = 1
+    axes.imshow(grid, aspect="auto", interpolation="nearest")
+    axes.set_axis_off()

@@ -1,0 +1,214 @@
+"""Belief against known answers: a conjugate toy, sums over all choices, and a guide that lies."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import build, text
+from conjugate import K, conjugate
+from scipy import stats
+from torch.distributions import Dirichlet
+
+from pyro_meta import (
+    LogisticNormalGuide,
+    LogisticNormalPrior,
+    PointGuide,
+    PriorGuide,
+    SymmetricDirichlet,
+)
+from pyro_meta.analysis.belief import USABLE, weigh
+from pyro_meta.belief import nuts
+from pyro_meta.belief.amortisation import amortisation_gap
+from pyro_meta.belief.approximation import beside_truth
+from pyro_meta.belief.blocks import block_terms
+from pyro_meta.belief.free import FreePosterior, fit
+from pyro_meta.belief.handful import Handful
+from pyro_meta.belief.measure import measure
+from pyro_meta.belief.objective import against, averaged, estimate, frozen
+from pyro_meta.evaluation import evaluating
+from pyro_meta.svi import RouteELBO
+
+W = 0.5
+
+
+@pytest.mark.parametrize("w", [1.0, 0.25])
+def test_free_posteriors_find_the_conjugate_ones(w: float) -> None:
+    """Dirichlet(1 + onehot(y) / w): the mean to Monte Carlo error, the objective to 1%."""
+    exact, tokens, targets = conjugate(2, 8, w)
+    free = FreePosterior(exact, tokens)
+    with torch.no_grad():
+        free.log_concentration.fill_(1.0)
+    fit(free, tokens, against(targets), w, steps=600)
+    found = free.log_concentration.detach().exp()[0]
+    mean = found / found.sum(-1, keepdim=True)
+    wanted = exact.exact(targets)
+    torch.testing.assert_close(mean, wanted / wanted.sum(-1, keepdim=True), atol=0.03, rtol=0)
+    ours, best = (
+        averaged(guide, tokens, against(targets), 2000).loss(w).mean() for guide in (free, exact)
+    )
+    assert float(ours - best) < 0.01 * float(best)
+
+
+def test_an_exact_guide_has_no_gap_and_a_sure_one_has() -> None:
+    exact, tokens, targets = conjugate(4, 16, W)
+    found = amortisation_gap(exact, (tokens, targets), W, steps=200, draws=400)
+    both = found.amortisation.gap + found.conditioning.gap
+    assert abs(both) < 0.01 * found.loss
+    sure, *_ = conjugate(4, 16, W, factor=30.0)
+    found = amortisation_gap(sure, (tokens, targets), W, steps=200, draws=400)
+    both = found.amortisation.gap + found.conditioning.gap
+    assert both > 0.3 * found.loss
+
+
+@pytest.mark.parametrize(("factor", "is_believed"), [(1.0, True), (1.1, True), (30.0, False)])
+def test_k_hat_catches_an_over_confident_guide(factor: float, is_believed: bool) -> None:
+    guide, tokens, targets = conjugate(6, 4, W, factor)
+    with evaluating(guide.model, guide):
+        (terms,) = block_terms(guide.model, guide, (tokens, targets), draws=1000, lengths=(4,))
+    found = weigh(terms.log_likelihood.numpy(), terms.log_ratio.numpy(), W)
+    if factor == 1:
+        assert (found.k_hat < 0.5).all() and found.efficiency.min() > 0.999
+        assert np.abs(found.gap).max() < 1e-6
+    assert bool((found.k_hat < USABLE).all()) is is_believed
+    if not is_believed:
+        assert (found.k_hat > USABLE).all() and found.gap.min() > 0.1
+
+
+@pytest.mark.parametrize("w", [1.0, 0.3])
+def test_nuts_finds_the_conjugate_posterior(w: float) -> None:
+    exact, tokens, targets = conjugate(1, 3, w)
+    handful = Handful(exact, tokens[0], targets[0], 2, w)
+    with frozen(exact.model):
+        chain = nuts.sample(handful, handful.means, warmup=150, samples=400)
+    law = Dirichlet(exact.exact(targets)[0, -2:].double())
+    error = law.variance.sqrt() / chain.effective**0.5
+    assert chain.effective > 100 and chain.split_r_hat < 1.05
+    assert float(((chain.moments.mean[0] - law.mean) / error).abs().max()) < 4
+    spread = chain.moments.deviation[0] / law.variance.sqrt()
+    assert float((spread - 1).abs().max()) < 4 / (2 * chain.effective) ** 0.5 + 0.05
+
+
+def test_the_conjugate_handful_has_no_gaps() -> None:
+    exact, tokens, targets = conjugate(1, 3, W)
+    found = beside_truth(Handful(exact, tokens[0], targets[0], 2, W), draws=4000, steps=300)
+    assert found is not None and found.method == "NUTS"
+    a = exact.exact(targets)[0, -2:].double()
+    ratio = torch.lgamma(a).sum(-1) - torch.lgamma(a.sum(-1)) + torch.lgamma(torch.tensor(3.0))
+    log_evidence = float(ratio.sum())  # B(1 + onehot / w) / B(1), and B(1, 1, 1) = 1 / Gamma(3)
+    assert found.optimum == pytest.approx(-W * log_evidence / 2, abs=0.01)
+    assert abs(found.guide - found.optimum) < 0.02
+    assert found.approximation + 1e-3 >= 0 and found.approximation < 0.02
+
+
+def test_enumeration_agrees_with_weighted_draws_of_the_prior() -> None:
+    """Hard routes of a real network: sums over choices against brute importance sampling."""
+    model, guide = build(prior=SymmetricDirichlet)
+    guide.threshold.fill_(1.0)
+    tokens, targets = text(1, 9)
+    with evaluating(model, guide):
+        handful = Handful(guide, tokens[0], targets[0], 2, 0.2)
+        exact = handful.enumerate()
+        assert exact is not None and exact.patterns == 3**4 and handful.all_hard
+        draws = Dirichlet(torch.ones(2, 2, K, dtype=torch.float64)).sample(torch.Size([20_000]))
+        log_weight = handful.log_likelihood(draws) / 0.2
+    weight = log_weight.softmax(0)
+    effective = float(1 / (weight**2).sum())
+    mean = (weight[:, None, None, None] * draws).sum(0)
+    z = (mean - exact.moments.mean) / (exact.moments.deviation / effective**0.5)
+    assert float(z.abs().max()) < 4
+    evidence = float(log_weight.logsumexp(0)) - np.log(len(draws))
+    assert evidence == pytest.approx(exact.log_evidence, abs=4 / effective**0.5 + 0.02)
+
+
+def test_the_guide_of_a_handful_is_the_guide() -> None:
+    model, guide = build()
+    tokens, targets = text(1, 9)
+    with evaluating(model, guide):
+        handful = Handful(guide, tokens[0], targets[0], 3, 0.1)
+        routes, ratio, likelihood = handful.draw_guide(500)
+    assert routes.shape == (500, 2, 3, 3) and handful.enumerate() is None, "routes are soft"
+    z = (routes[:, 0].mean(0) - handful.means[0]) / (routes[:, 0].std(0) / 500**0.5)
+    assert float(z.abs().max()) < 4, "in the first layer nothing depends on draws"
+    assert torch.allclose(handful.log_likelihood(routes), likelihood, atol=1e-3)
+    assert ratio.shape == (500,)
+
+
+def test_the_objective_is_that_of_training() -> None:
+    model, guide = build()
+    guide.threshold.fill_(1.0)
+    tokens, targets = text()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        ours = estimate(guide, tokens, against(targets))
+        torch.manual_seed(5)
+        terms = RouteELBO().terms(model, guide, tokens, targets)
+    assert float(ours.nll.mean()) == pytest.approx(float(terms.nll), abs=1e-5)
+    assert float(ours.kl.mean()) == pytest.approx(float(terms.kl.sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_blocks_weigh_what_a_whole_walk_weighs(threshold: float) -> None:
+    """Read from the cache or as a whole: the same likelihood for the same routes."""
+    model, guide = build()
+    guide.threshold.fill_(threshold)
+    windows = text(2, 20)
+    with evaluating(model, guide):
+        found = list(block_terms(model, guide, windows, draws=5, lengths=(1, 4)))
+    assert {int(terms.length[0]) for terms in found} == {1, 4}
+    for terms in found:
+        assert terms.log_likelihood.shape == terms.log_ratio.shape == (5, 2)
+        assert bool((terms.log_likelihood < 0).all())
+        assert bool((terms.position + terms.length <= 20).all())
+    first = found[0]
+    assert int(first.position[0]) == 0 and torch.isfinite(first.log_ratio).all()
+    wide = [terms.log_likelihood.std(0).max() for terms in found if int(terms.length[0]) == 4]
+    assert max(map(float, wide)) > 0
+
+
+def test_laws_without_density_are_passed_over() -> None:
+    model, guide = build(guide=PointGuide)
+    with evaluating(model, guide):
+        assert list(block_terms(model, guide, text(2, 20), draws=5)) == []
+        tokens, targets = text(1, 9)
+        assert beside_truth(Handful(guide, tokens[0], targets[0], 1, 0.1)) is None
+
+
+def test_other_laws_are_weighed_too() -> None:
+    model, guide = build(prior=LogisticNormalPrior, guide=LogisticNormalGuide)
+    guide.threshold.fill_(1.0)
+    tokens, targets = text(1, 9)
+    with evaluating(model, guide):
+        found = list(block_terms(model, guide, text(2, 20), draws=5, lengths=(2,)))
+        assert all(torch.isfinite(terms.log_ratio).all() for terms in found)
+    beside = beside_truth(Handful(guide, tokens[0], targets[0], 1, 0.1), draws=50, steps=10)
+    assert beside is not None and beside.method == "enumeration"
+    assert np.isfinite([beside.guide, beside.best, beside.optimum]).all()
+
+
+def test_simulation_based_calibration_of_the_conjugate_toy() -> None:
+    """Ranks of alpha* among draws of its posterior are uniform (Talts et al. 2018, 1804.06788).
+
+    For a guide that sees x and not y this holds only where q(alpha | x) = p(alpha | x), so that no
+    trained router is put to it.
+    """
+    rng = np.random.default_rng(0)
+
+    def ranks(factor: float) -> np.ndarray:
+        found = []
+        for _ in range(600):
+            alpha = rng.dirichlet(np.ones(K))
+            counts = rng.multinomial(5, alpha)
+            draws = rng.dirichlet(factor * (1 + counts), 19)
+            found.append(int((draws[:, 0] < alpha[0]).sum()))
+        return np.bincount(found, minlength=20)
+
+    assert stats.chisquare(ranks(1.0)).pvalue > 1e-3
+    assert stats.chisquare(ranks(8.0)).pvalue < 1e-6
+
+
+def test_both_temperings_are_measured_and_no_guide_without_a_posterior() -> None:
+    exact, tokens, targets = conjugate(1, 8, W)
+    with evaluating(exact.model, exact):
+        found = measure(exact, (tokens, targets), W)
+    assert [gap["kl_weight"] for gap in found["amortisation"]] == [W, 1.0]
+    _, guide = build(guide=PriorGuide)
+    assert measure(guide, text(1, 9), W) == {"amortisation": [], "beside_truth": []}

@@ -1,0 +1,171 @@
+"""The report: what it writes, what it says of broken runs, and how it behaves in a browser."""
+
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, browser
+from commands import MOMENT, error_line, run
+
+from pyro_meta import report
+from pyro_meta.analysis.findings import Findings
+from pyro_meta.analysis.plots import PICTURES
+from pyro_meta.analysis.reading import Reading
+from pyro_meta.belief import measure
+from pyro_meta.belief.measure import believe
+from pyro_meta.run import Run
+
+# A corpus that would run, if anything of it got into the page as it is.
+TEXT = (
+    "<script>document.title='taken'</script> <img src=x onerror=alert(1)> &amp; \"'{{ 7 * 7 }} "
+    * 60
+)
+NAME = "mine <b>&"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reported")
+    (folder / "text.txt").write_text(TEXT)
+    os.environ["PYRO_META_CACHE"] = str(folder / "cache")
+    done = run("train", *MOMENT, f"--data.path={folder / 'text.txt'}", f"--out={folder / NAME}")
+    assert done.returncode == 0, done.stderr
+    return folder / NAME
+
+
+@pytest.fixture(scope="module")
+def page(trained: Path) -> Path:
+    """The page of two runs: a copy stands for the other."""
+    believe(Run.open(trained))
+    other = trained.with_name("other")
+    shutil.copytree(trained, other)
+    losses = json.loads((other / "sequences.json").read_text())
+    losses["hard"] = [loss + 0.5 for loss in losses["hard"]]
+    (other / "sequences.json").write_text(json.dumps(losses))
+    report.main([str(trained), str(other)])
+    return trained / "report" / "report.html"
+
+
+def test_every_picture_and_every_number_is_there(page: Path) -> None:
+    names = {path.name for path in page.parent.iterdir()}
+    extra = {"report.html", "report.json", "passage.png", "pareto.png", "differences.png"}
+    assert names == {f"{picture.name}.png" for picture in PICTURES} | extra
+    numbers = json.loads((page.parent / "report.json").read_text())
+    assert len(numbers["verdicts"]) == 6 and numbers["verdicts"][0]["question"] == "Is q = p?"
+    w = numbers["facts"]["kl_weight"]
+    assert w < 1 and [gap["kl_weight"] for gap in numbers["belief"]["amortisation"]] == [w, 1.0]
+    assert numbers["belief"]["beside_truth"][0]["method"] == "enumeration"
+    assert numbers["comparison"]["pairs"][0]["mean"] == pytest.approx(-0.5)
+    assert numbers["comparison"]["pairs"][0]["interval"] == pytest.approx([-0.5, -0.5])
+    assert all(row["k_hat_quantiles"] for row in numbers["belief"]["blocks"])
+
+
+def test_the_page_stands_alone_and_escapes_its_text(page: Path) -> None:
+    html = page.read_text()
+    assert html.count("<script") == 1 and "<b>&" not in html and "mine &lt;b&gt;&amp;" in html
+    assert ">&lt;</span>" in html, "every byte of the text is a token"
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
+    assert html.count("<img ") == html.count("alt=") >= len(PICTURES)
+
+
+def test_what_the_network_said_is_kept(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(measure, "measure", never)
+    found = believe(Run.open(page.parents[1]))
+    assert found is not None and found["amortisation"]
+
+
+def test_without_a_checkpoint_the_rest_is_read(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint", "belief.json"))
+    report.main([str(folder)])
+    assert "not looked at" in capsys.readouterr().out
+    assert not (folder / "report" / "gaps.png").exists()
+
+
+def test_one_mechanism_two_mechanisms_and_guides_without_density(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("she sells sea shells by the sea shore. " * 60)
+    for name, words in {
+        "one": ["--mechanisms=[window]"],
+        "two": ["--mechanisms=[full,linear]", "--harden.final=0"],
+        "point": ["--guide=PointGuide"],
+        "mixture": ["--guide=FixedGuide"],
+    }.items():
+        options = [*MOMENT, f"--data.path={tmp_path / 'text.txt'}", f"--out={tmp_path / name}"]
+        done = run("train", *options, *words)
+        assert done.returncode == 0, done.stderr
+        report.main([str(tmp_path / name), "--belief=false"])
+        findings = Findings(Reading.of(tmp_path / name))
+        assert (findings.judged is None) is (name in ("point", "mixture"))
+        assert findings.reading.loads.sum(-1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "harm", ["cut short", "empty", "foreign", "of another version", "no numbers"]
+)
+def test_a_broken_file_is_one_line_and_code_two(trained: Path, tmp_path: Path, harm: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    path = folder / "posterior.nc"
+    if harm == "cut short":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif harm == "empty":
+        path.write_bytes(b"")
+    elif harm == "foreign":
+        path.write_bytes(b"PK\x03\x04" + b"a photograph" * 99)
+    elif harm == "of another version":
+        import h5py
+
+        with h5py.File(path, "a") as file:
+            file["sample_stats"].attrs["layout"] = 1
+    else:
+        (folder / "summary.json").write_text("[1, 2]")
+    said = error_line(run("report", folder, "--belief=false"))
+    assert ("--reread" in said) if harm == "of another version" else ("is damaged" in said)
+
+
+def test_a_posterior_of_another_version_is_written_anew(trained: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "posterior.nc").write_bytes(b"")
+    report.main([str(folder), "--reread=true", "--belief=false"])
+    ours, theirs = Reading.of(folder), Reading.of(trained)
+    np.testing.assert_allclose(ours.means, theirs.means, atol=1e-5)
+    np.testing.assert_allclose(ours.tokens["nll_hard"], theirs.tokens["nll_hard"], atol=1e-4)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+@pytest.mark.parametrize(("width", "dark"), [(1000, False), (390, True)])
+def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    with browser(tmp_path) as shown:
+        shown.open(page, width=width, dark=dark)
+        assert shown.value("document.title") == f"{NAME}: the posterior of its router"
+        images = "[...document.images].map(i => i.complete && i.naturalWidth > 0)"
+        loaded = shown.value(images)
+        assert len(loaded) >= len(PICTURES) and all(loaded)
+        assert shown.value("document.documentElement.scrollWidth") <= width, "no sideways scroll"
+        background = shown.value("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background))) < 200) is dark
+
+        token = "document.querySelectorAll('.passage span')[20]"
+        shown.value(f"{token}.scrollIntoView({{block: 'center'}})")
+        time.sleep(0.2)
+        box = (
+            f"(() => {{ const b = {token}.getBoundingClientRect(); return [b.x + 2, b.y + 5] }})()"
+        )
+        assert shown.value("document.getElementById('tip').hidden")
+        shown.move_to(*shown.value(box))
+        time.sleep(0.2)
+        said = shown.value("document.getElementById('tip').innerText")
+        assert re.fullmatch(r"full \d+%\nwindow \d+%\nlinear \d+%\nconcentration [\d.e+]+", said)
+        assert shown.complaints() == [] and shown.requests() == []
