@@ -112,7 +112,7 @@ class Guide(StandaloneModule):
 
     @property
     def discount(self) -> Tensor:
-        """What the weight of each mechanism counts for when one is decided on, [K]: e^(-price c)."""
+        """What each mechanism's weight counts for when one is decided on, [K]: e^(-price c)."""
         return torch.exp(-self.price * self.costs)
 
     def decide(self, mean: Tensor) -> Tensor:

@@ -142,9 +142,9 @@ class Hardened(TorchDistribution):
     """A posterior as it is executed: where it is certain enough, one mechanism runs.
 
     Draws alpha from `base`; where uncertainty(base) < threshold the draw is replaced, straight
-    through, by what is decided from the mean (`decide`, with `discount`): that is what evaluation and
-    generation run, too. The KL is that of `base`, whose law of alpha is what is inferred; deciding
-    is part of how the network executes it.
+    through, by what is decided from the mean (`decide`, with `discount`): that is what evaluation
+    and generation run, too. The KL is that of `base`, whose law of alpha is what is inferred;
+    deciding is part of how the network executes it.
     """
 
     arg_constraints = {}
