@@ -18,7 +18,7 @@ from pyro_meta.analysis.belief import (
     weigh,
 )
 from pyro_meta.analysis.comparison import bootstrap_interval
-from pyro_meta.analysis.diversity import Array, Mask
+from pyro_meta.analysis.diversity import Array, Choices, Mask
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.analysis.tokens import frequencies, kinds
 
@@ -120,7 +120,7 @@ class Findings:
         often = np.flatnonzero(counts >= max(5, len(u) // 10_000))
         ranked = often[np.argsort(-means[often], kind="stable")]
 
-        def listed(which: Array) -> list[dict[str, Any]]:
+        def listed(which: Choices) -> list[dict[str, Any]]:
             return [
                 {"text": str(found[i]), "uncertainty": float(means[i]), "count": int(counts[i])}
                 for i in which

@@ -152,7 +152,7 @@ class Reading:
         if mechanisms != list(summary["load"]) or not metrics:
             raise ValueError("summary.json, metrics.jsonl and posterior.nc are not of one run")
 
-        def by_layer(name: str, *dims: str) -> Array:
+        def by_layer(name: str, *dims: str) -> Any:
             return stats[name].transpose("layer", "token", *dims).values
 
         def by_step(name: str) -> Array:

@@ -1,13 +1,14 @@
 """Where tokens go, and how sure the router is of it."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from pyro_meta.analysis.diversity import Array
+from pyro_meta.analysis.diversity import Array, Choices
 from pyro_meta.analysis.plots.style import FAINT, INK, canvas, colour, key
 from pyro_meta.analysis.reading import Reading
 
@@ -109,18 +110,19 @@ def simplex(reading: Reading) -> Figure:
         leading = np.sort(np.argsort(-reading.loads.mean(0), kind="stable")[:3])
         rng = np.random.default_rng(0)
         flat = reading.draws.transpose(1, 0, 2, 3).reshape(L, -1, K)
-        shades = LinearSegmentedColormap.from_list("ink", [to_rgba("#0072b2", 0.0), "#0072b2"])
         for layer in range(L):
             axes = figure.add_subplot(rows, columns, layer + 1, projection="ternary")
             some = flat[layer, rng.integers(flat.shape[1], size=CLOUD)][:, leading]
             some = some / np.maximum(some.sum(-1, keepdims=True), 1e-12)
-            axes.scatter(*some.T, s=4, color=shades(0.8), alpha=0.25, lw=0, rasterized=True)
+            top, left, right = some.T
+            draw: Any = axes.scatter  # of three coordinates
+            draw(top, left, right, s=4, color="#0072b2", alpha=0.25, lw=0, rasterized=True)
             _corners(axes, [reading.mechanisms[k] for k in leading], leading)
             axes.set_title(f"layer {layer}", pad=14)
     return figure
 
 
-def _corners(axes: Axes, names: list[str], indices: Array) -> None:
+def _corners(axes: Axes, names: list[str], indices: Choices) -> None:
     """Name the corners of a triangle in the colours of their mechanisms, and drop the scales."""
     for setter, side, name, index in zip(
         ("set_tlabel", "set_llabel", "set_rlabel"), "tlr", names, indices, strict=True

@@ -22,7 +22,7 @@ DARK = {INK: "#e6e8eb", FAINT: "#8a939d", PAPER: "#16191d", "#0072b2": "#4ba3dc"
 """Colour on paper -> colour on black."""
 WIDTH = 7.2
 
-RC: dict[str, Any] = {
+RC: Any = {
     "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK,
     "ytick.color": INK, "axes.titlecolor": INK, "axes.facecolor": "none",
     "figure.facecolor": "none", "savefig.facecolor": "none", "axes.spines.top": False,

@@ -78,10 +78,16 @@ def beside_truth(handful: Handful, draws: int = DRAWS, steps: int = STEPS) -> Be
         amortisation=(ours - objective) / n,
         approximation=(objective - optimum) / n,
         moments=_side_by_side(Moments.of(routes), exact, chain),
-        chain=chain
-        and {"effective": chain.effective, "split_r_hat": chain.split_r_hat,
-             "samples": chain.samples},
-    )  # fmt: skip
+        chain=None if chain is None else _facts(chain),
+    )
+
+
+def _facts(chain: nuts.Chain) -> dict[str, float]:
+    return {
+        "effective": chain.effective,
+        "split_r_hat": chain.split_r_hat,
+        "samples": chain.samples,
+    }
 
 
 def _best(handful: Handful, steps: int) -> Dirichlet:

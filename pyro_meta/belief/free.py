@@ -76,8 +76,8 @@ def _concentration_of(guide: Guide, tokens: Tensor) -> Tensor:
 
     def route(layer: int, features: Features) -> Tensor:
         law = guide.posterior(layer, features)
-        is_dirichlet = isinstance(law, Dirichlet)
-        found.append(law.concentration if is_dirichlet else TOTAL * law.mean)
+        mean: Tensor = law.mean
+        found.append(law.concentration if isinstance(law, Dirichlet) else TOTAL * mean)
         return follow(layer, features)
 
     with torch.no_grad():

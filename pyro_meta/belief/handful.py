@@ -26,7 +26,7 @@ from pyro_meta.transformer import Features, as_weights
 
 ROWS_AT_ONCE = 256
 MOST_PATTERNS = 10_000
-PRIOR_DRAWS = 200_000
+PRIOR_DRAWS = 50_000
 """Draws of the prior, from which P(decide(alpha) = c) and the moments given c are taken."""
 
 
