@@ -22,7 +22,7 @@ from pyro_meta.attention.queries import Queries
 NO_TOKEN = -1
 """The choice of a place that holds no token: padding at the end of a shorter sequence."""
 
-GATHERED_COST = 1.2
+GATHERED_COST = 1.4
 """Work on gathered queries over that on all tokens, by multiply-accumulate (CPU, measured)."""
 GATHERED_BLOCK = 200
 """As `Mechanism.block`, where queries are gathered: neighbours are some way apart."""
