@@ -98,6 +98,7 @@ def _write(findings: Findings, comparison: dict[str, Any] | None, tell: Tell) ->
         drawn = []
         for picture in PICTURES:
             tell(f"{name}: {picture.title}")
+            (folder / f"{picture.name}.png").unlink(missing_ok=True)  # of an earlier report
             if picture.applies(findings):
                 drawn.append(page.Drawn(picture, keep(picture), picture.says(findings)))
         save_png(routes.passage(findings.reading), folder / "passage.png")

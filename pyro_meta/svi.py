@@ -220,10 +220,10 @@ class Optimisation:
                 raise UsageError(
                     f"optim.{name}: {getattr(self, name)} given; at least 0 and below 1 is allowed"
                 )
-        if not 0 <= self.router_begin < self.router_end <= 1:
+        if not 0 <= self.router_begin <= self.router_end <= 1:
             raise UsageError(
                 f"optim.router_begin, optim.router_end: {self.router_begin}, {self.router_end} "
-                "given; 0 <= begin < end <= 1 is allowed"
+                "given; 0 <= begin <= end <= 1 is allowed"
             )
 
     def lr_at(self, progress: float) -> float:
