@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(or $(RUN),runs/$(shell date +%Y%m%d-%H%M%S))
 BIN := $(VENV)/bin
 
-.PHONY: train test lint types long bench clean
+.PHONY: train test lint types long analysis bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,13 @@ test: lint types  ## Lint, types and the default tests.
 
 long: $(VENV)/.installed-dev  ## The tests that are too slow for every day.
 	$(BIN)/python -m pytest -m long
+
+# Python 3.12 or later gets ArviZ 1.x; the analysis needs no torch.
+analysis:  ## The tests of the analysis without torch: make analysis PYTHON=python3.13
+	$(PYTHON) -m venv build/analysis
+	build/analysis/bin/pip install --quiet 'arviz>=0.23.3,<2' h5netcdf h5py matplotlib mpltern jinja2 scipy pyyaml rich jsonargparse docstring-parser pytest pytest-timeout
+	build/analysis/bin/pip install --quiet --no-deps .
+	cd tests && PYTHONSAFEPATH=1 ../build/analysis/bin/python -m pytest --noconftest test_analysis.py test_diagnostics.py test_comparison.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 ENGINE = "h5netcdf"
+LEAST_TAIL = 5  # weights that a Pareto tail is fitted to
 IS_LEGACY = int(version("arviz").split(".")[0]) < 1
 
 
@@ -51,10 +52,16 @@ def load(path: Path) -> dict[str, xr.Dataset]:
 
 
 def pareto_k(log_weights: np.ndarray) -> float:
-    """k-hat of log weights [S]: the shape of the generalised Pareto fit to the largest ones."""
+    """k-hat of log weights [S]: the shape of the generalised Pareto fit to the largest ones.
+
+    Infinite where they are too few to fit, as ArviZ 0.23 says it; 1.x fails there.
+    """
+    S = len(log_weights)
+    if min(S / 5, 3 * S**0.5) <= LEAST_TAIL - 1:
+        return float("inf")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=UserWarning)  # a high k-hat is what we look for
         if IS_LEGACY:
             return float(_arviz().psislw(log_weights)[1])
         smooth = importlib.import_module("arviz_stats.base").array_stats.psislw
-        return float(smooth(log_weights)[1])
+        return float(smooth(-log_weights)[1])  # 1.x takes log likelihoods: weights inverted
