@@ -22,6 +22,7 @@ from pyro_meta.models.module import StandaloneModule
 from pyro_meta.simplex import Hardened, decide, harden, uncertainty, vertex
 from pyro_meta.transformer import Features, Route, Transformer
 
+CLOSE_BEHIND = 0.5  # logits by which `window` follows `full` in the first layer, at the start
 Posterior = TypeVar("Posterior", bound=Callable[..., Any])
 
 
@@ -213,6 +214,6 @@ def leads(network: Transformer, lead: float) -> list[list[float]]:
     Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a
     network learns soonest from what is near: so `window` comes second in the first layer too.
     """
-    first = {"full": lead, "window": max(0.0, lead - 0.5)}
+    first = {"full": lead, "window": max(0.0, lead - CLOSE_BEHIND)}
     ahead = [first, *[{"window": lead}] * (network.shape.layers - 1)]
     return [[layer.get(name, 0.0) for name in network.mechanism_names] for layer in ahead]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
 from pyro_meta.belief import nuts
-from pyro_meta.belief.free import LEAST, MOST
+from pyro_meta.belief.free import LEAST, MOST, TOTAL, descend
 from pyro_meta.belief.handful import Exact, Handful, Moments, in_double
 from pyro_meta.belief.objective import frozen
 
@@ -92,22 +92,19 @@ def _facts(chain: nuts.Chain) -> dict[str, float]:
 
 def _best(handful: Handful, steps: int) -> Dirichlet:
     """The best Dirichlets for the tokens, [L, n, K]; found like the free posteriors of texts."""
-    start = handful.means.double() * 20.0 + LEAST
-    log_concentration = start.log().requires_grad_()
-    optimiser = torch.optim.Adam([log_concentration], lr=0.1)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, steps)
-    total, kept = torch.zeros_like(start), range(steps // 2, steps)
-    for step in range(steps):
-        optimiser.zero_grad()
-        law = Dirichlet(log_concentration.exp().clamp(LEAST, MOST))
-        draws = law.rsample(torch.Size([DRAWS_A_STEP]))
-        loss = -handful.log_likelihood(draws).mean() + handful.kl_weight * _kl(handful, law, draws)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step in kept:
-            total += log_concentration.detach()
-    return Dirichlet((total / len(kept)).exp().clamp(LEAST, MOST))
+    log_concentration = (handful.means.double() * TOTAL + LEAST).log().requires_grad_()
+
+    def law() -> Dirichlet:
+        return Dirichlet(log_concentration.exp().clamp(LEAST, MOST))
+
+    def objective() -> Tensor:
+        q = law()
+        draws = q.rsample(torch.Size([DRAWS_A_STEP]))
+        return -handful.log_likelihood(draws).mean() + handful.kl_weight * _kl(handful, q, draws)
+
+    descend(log_concentration, objective, steps)
+    with torch.no_grad():
+        return law()
 
 
 def _kl(handful: Handful, law: Dirichlet, draws: Tensor) -> Tensor:

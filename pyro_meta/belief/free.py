@@ -1,5 +1,7 @@
 """A posterior of its own for every token of a few texts: the best that a guide could be."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Dirichlet
@@ -49,24 +51,35 @@ def fit(
 ) -> None:
     """Fit `free` in place to its texts by the objective of training, with the network frozen.
 
-    Adam (Kingma & Ba 2015) on one draw a step, gradients through hard routes straight through, the
-    rate falling to nearly 0; what is kept is the average of the last half of the steps.
+    On one draw a step, gradients through hard routes straight through.
     """
-    optimiser = torch.optim.Adam([free.log_concentration], lr=rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, steps)
-    total, kept = torch.zeros_like(free.log_concentration), range(steps // 2, steps)
+
+    def objective() -> Tensor:
+        return estimate(free, tokens, loss).loss(kl_weight).sum() * tokens.shape[1]
+
     torch.manual_seed(1)
     with frozen(free.model):
-        for step in range(steps):
-            optimiser.zero_grad()
-            objective = estimate(free, tokens, loss).loss(kl_weight)
-            (objective.sum() * tokens.shape[1]).backward()
-            optimiser.step()
-            schedule.step()
-            if step in kept:
-                total += free.log_concentration.detach()
+        descend(free.log_concentration, objective, steps, rate)
+
+
+def descend(place: Tensor, objective: Callable[[], Tensor], steps: int, rate: float = 0.1) -> None:
+    """Move `place` in place to where a noisy objective is least, about.
+
+    Adam (Kingma & Ba 2015), the rate falling to nearly 0; what is kept is the average of the last
+    half of the steps.
+    """
+    optimiser = torch.optim.Adam([place], lr=rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, steps)
+    total, kept = torch.zeros_like(place), range(steps // 2, steps)
+    for step in range(steps):
+        optimiser.zero_grad()
+        objective().backward()
+        optimiser.step()
+        schedule.step()
+        if step in kept:
+            total += place.detach()
     with torch.no_grad():
-        free.log_concentration.copy_(total / len(kept))
+        place.copy_(total / len(kept))
 
 
 def _concentration_of(guide: Guide, tokens: Tensor) -> Tensor:

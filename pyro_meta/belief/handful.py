@@ -122,8 +122,12 @@ class Handful:
             return torch.cat([past.expand(S, -1, -1), newest], 1)
 
         logits = self.model.network(self.tokens.expand(S, -1), route)[:, -self.count :]
+        return self._of_targets(logits)
+
+    def _of_targets(self, logits: Tensor) -> Tensor:
+        """log p(y) [S] of logits [S, n, V]."""
         log_p = logits.double().log_softmax(-1)
-        return log_p.gather(-1, self.targets.expand(S, -1)[..., None])[..., 0].sum(1)
+        return log_p.gather(-1, self.targets.expand(len(logits), -1)[..., None])[..., 0].sum(1)
 
     def log_prior(self, routes: Tensor) -> Tensor:
         """log p(alpha) [S] of routes [S, L, n, K]."""
@@ -153,9 +157,7 @@ class Handful:
 
         with torch.no_grad():
             logits = self.model.network(self.tokens.expand(S, -1), route)[:, -self.count :]
-        log_p = logits.double().log_softmax(-1)
-        likelihood = log_p.gather(-1, self.targets.expand(S, -1)[..., None])[..., 0].sum(1)
-        return torch.stack(drawn, 1), ratio, likelihood
+        return torch.stack(drawn, 1), ratio, self._of_targets(logits)
 
     def enumerate(self, seed: int = 0) -> Exact | None:
         """The exact posterior; None where routes are soft or there are too many patterns."""
