@@ -13,6 +13,8 @@ from pyro_meta.transformer import Transformer
 TURN = 3.0  # from this |lambda| on the strength grows with it
 CHARGE = 5.0  # nats of KL per unit of cost and of lambda, about, for a decided token
 MOST_RATE = 200.0
+SETTLED_GAIN = 0.2  # nats by which the surcharge moves in a step, per unit of excess
+MOST_SURCHARGE = 20.0
 WARM = 1e-5  # under a smaller KL weight no prior can move anything
 
 
@@ -26,6 +28,8 @@ class BudgetDirichlet(Prior):
     After every step of the optimiser a `DualController` sets the price of cost in the loss, about
     5 w lambda nats per unit (w being the weight of the KL), by how far the realised cost of the
     batch is off: of what would run for a token once it is hard, averaged over layers and tokens.
+    Once the guide has stopped, no price in the loss moves it: then the price that routes are
+    decided at is moved instead, which they follow at once.
 
     Parameters
     ----------
@@ -42,8 +46,8 @@ class BudgetDirichlet(Prior):
     """
 
     learns_from_kl = True
-    is_controlled = True
     rate: Tensor
+    settled_price: Tensor
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class BudgetDirichlet(Prior):
         self.strength, self.floor = strength, floor
         self.costs = Costs(network, cost)
         self.register_buffer("rate", torch.zeros(()))  # lambda
+        self.register_buffer("settled_price", torch.zeros((), dtype=torch.float64))  # the surcharge
         self.controller = DualController()
         self.budget: float | None = None
         if budget is not None:
@@ -90,12 +95,19 @@ class BudgetDirichlet(Prior):
         costs = self.costs(torch.arange(choices.shape[2], device=choices.device))
         return {"cost_budgeted": float((choices * costs).sum(-1).mean())}
 
-    def adapt(self, figures: dict[str, float], kl_weight: float) -> None:
-        if kl_weight >= WARM and "cost_budgeted" in figures:
-            assert self.budget is not None
-            excess = figures["cost_budgeted"] - self.budget
+    def adapt(self, figures: dict[str, float], kl_weight: float, has_settled: bool) -> None:
+        if kl_weight < WARM or "cost_budgeted" not in figures:
+            return
+        assert self.budget is not None
+        excess = figures["cost_budgeted"] - self.budget
+        if has_settled:
+            self.settled_price.add_(SETTLED_GAIN * excess).clamp_(-MOST_SURCHARGE, MOST_SURCHARGE)
+        else:
             unit = CHARGE * kl_weight
             self.rate.fill_(self.controller.step(excess, MOST_RATE * unit) / unit)
 
+    def surcharge(self) -> float:
+        return float(self.settled_price)
+
     def figures(self) -> dict[str, float]:
-        return {"lambda": float(self.rate)}
+        return {"lambda": float(self.rate), "surcharge": self.surcharge()}

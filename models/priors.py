@@ -29,8 +29,6 @@ class Prior(nn.Module):
 
     learns_from_kl: ClassVar[bool] = False
     """Whether the prior adapts to the posterior, and so needs a guide that pays a KL."""
-    is_controlled: ClassVar[bool] = False
-    """Whether `adapt` steers towards a goal, and so needs a guide that follows to the end."""
 
     def __init__(self, network: Transformer) -> None:
         super().__init__()
@@ -67,11 +65,16 @@ class Prior(nn.Module):
         """
         return {}
 
-    def adapt(self, figures: dict[str, float], kl_weight: float) -> None:
+    def adapt(self, figures: dict[str, float], kl_weight: float, has_settled: bool) -> None:
         """Take note of a step: its figures, `measure`'s among them, and the weight of the KL.
 
-        Called after the optimiser's step. What is kept belongs into buffers, which are saved.
+        Called after the optimiser's step; `has_settled` once the guide has stopped for good. What
+        is kept belongs into buffers, which are saved.
         """
+
+    def surcharge(self) -> float:
+        """What is added to the price that routes are decided at (`Guide.price`), the same unit."""
+        return 0.0
 
     def figures(self) -> dict[str, float]:
         """What the prior has come to, for the log and the summary."""

@@ -46,7 +46,7 @@ def uncertainty(law: Distribution) -> Tensor:
 
 
 def decide(mean: Tensor, discount: Tensor | None = None) -> Tensor:
-    """argmax_k d_k m_k: [..] for points [.., K] and discounts in (0, 1] that broadcast to them.
+    """argmax_k d_k m_k: [..] for points [.., K] and discounts above 0 that broadcast to them.
 
     The likeliest mechanism, unless one of a smaller discount is nearly as likely.
     """

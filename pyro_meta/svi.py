@@ -203,8 +203,7 @@ class Optimisation:
     router_begin: float = 0.35
     """Share of training done when the guide begins to learn: what there is to attend to first."""
     router_end: float = 0.65
-    """Share of training done when the guide stops, so that the network settles on its routes. It
-    goes on where the prior is controlled, by a budget for one."""
+    """Share of training done when the guide stops, so that the network settles on its routes."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip", "router"):
@@ -232,21 +231,20 @@ class Optimisation:
             return self.lr * progress / self.warmup
         return self.lr + (self.final_lr - self.lr) * _rise(progress, self.warmup, 1.0)
 
-    def router_lr_at(self, progress: float, goes_on: bool = False) -> float:
-        """Learning rate of guide and prior after a share `progress` in [0, 1] of training.
-
-        It is 0 from `router_end` on, unless the router `goes_on`.
-        """
-        is_learning = self.router_begin < progress and (goes_on or progress <= self.router_end)
+    def router_lr_at(self, progress: float) -> float:
+        """Learning rate of guide and prior after a share `progress` in [0, 1] of training."""
+        is_learning = self.router_begin < progress <= self.router_end
         return self.router * self.lr_at(progress) if is_learning else 0.0
+
+    def has_settled(self, progress: float) -> bool:
+        """Whether the guide has stopped for good."""
+        return progress > self.router_end
 
     def set_lr(self, optimiser: torch.optim.Optimizer, progress: float) -> None:
         """Give every group its learning rate after a share `progress` of training."""
         for group in optimiser.param_groups:
-            if group["is_router"]:
-                group["lr"] = self.router_lr_at(progress, group["goes_on"])
-            else:
-                group["lr"] = self.lr_at(progress)
+            lr_at = self.router_lr_at if group["is_router"] else self.lr_at
+            group["lr"] = lr_at(progress)
 
     @staticmethod
     def drop_resting(optimiser: torch.optim.Optimizer) -> None:
@@ -268,12 +266,7 @@ class Optimisation:
         groups = [
             {"params": decayed, "weight_decay": self.weight_decay, "is_router": False},
             {"params": kept, "weight_decay": 0.0, "is_router": False},
-            {
-                "params": routing,
-                "weight_decay": 0.0,
-                "is_router": True,
-                "goes_on": objective.model.prior.is_controlled,
-            },
+            {"params": routing, "weight_decay": 0.0, "is_router": True},
         ]
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
 

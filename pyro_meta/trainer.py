@@ -145,7 +145,8 @@ def train(
             save(0)
         for step in range(first, config.steps):
             started = time.perf_counter()
-            _set_schedules(config, step, model, guide, optimiser)
+            progress = (step + 1) / config.steps
+            _set_schedules(config, progress, model, guide, optimiser)
             terms = _accumulate(config, corpus, fabric, module, per_step, step)
             config.optim.drop_resting(optimiser)
             norm = fabric.clip_gradients(
@@ -162,7 +163,7 @@ def train(
             fabric_optimiser.step()
             fabric_optimiser.zero_grad()
             must_stop = figures.pop("stop") > 0
-            model.prior.adapt(figures, model.kl_weight)
+            model.prior.adapt(figures, model.kl_weight, config.optim.has_settled(progress))
             elapsed = time.perf_counter() - started
             seconds += elapsed
             record = {
@@ -192,16 +193,15 @@ def train(
 
 def _set_schedules(
     config: Config,
-    step: int,
+    progress: float,
     model: LanguageModel,
     guide: Guide,
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    """Set what changes from step to step; each is a function of the step alone."""
-    progress = (step + 1) / config.steps
+    """Set what changes from step to step: functions of the step, and of what the prior keeps."""
     model.kl_weight = config.kl(progress)
     guide.threshold.fill_(config.harden(progress))
-    guide.price.fill_(config.harden.price)
+    guide.price.fill_(config.harden.price + model.prior.surcharge())
     config.optim.set_lr(optimiser, progress)
 
 

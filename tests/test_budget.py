@@ -103,23 +103,48 @@ def test_it_reckons_with_hard_routes(network: Transformer) -> None:
     choices = tokens.repeat(network.shape.context // 2, 1).expand(2, 3, -1, 3)
     assert prior.measure(choices)["cost_budgeted"] == pytest.approx(0.65)
     assert prior.measure(choices[:, :, :-2]) == {}, "short sequences are on another scale"
-    prior.adapt({"cost_budgeted": 0.65}, 1e-6)
-    assert prior.figures() == {"lambda": 0.0}, "a KL that is off is no time to act"
-    prior.adapt({"cost_budgeted": 0.65}, 0.005)
+    prior.adapt({"cost_budgeted": 0.65}, 1e-6, False)
+    assert prior.figures() == {"lambda": 0.0, "surcharge": 0.0}, (
+        "a KL that is off is no time to act"
+    )
+    prior.adapt({"cost_budgeted": 0.65}, 0.005, False)
     assert prior.figures()["lambda"] > 0
     for _ in range(30):
-        prior.adapt({"cost_budgeted": 0.3}, 0.005)
+        prior.adapt({"cost_budgeted": 0.3}, 0.005, False)
     assert prior.figures()["lambda"] < 0
 
 
-def test_lambda_is_saved(network: Transformer) -> None:
+def test_prices_are_saved(network: Transformer) -> None:
     one, other = BudgetDirichlet(network, 0.5), BudgetDirichlet(network, 0.5)
-    for _ in range(20):
-        one.adapt({"cost_budgeted": 0.9}, 0.005)
+    for step in range(20):
+        one.adapt({"cost_budgeted": 0.9}, 0.005, step > 10)
     other.load_state_dict(one.state_dict())
-    for prior in (one, other):
-        prior.adapt({"cost_budgeted": 0.8}, 0.005)
-    assert one.figures() == other.figures() != {"lambda": 0.0}
+    for has_settled in (False, True):
+        for prior in (one, other):
+            prior.adapt({"cost_budgeted": 0.8}, 0.005, has_settled)
+    assert one.figures() == other.figures()
+    assert one.figures()["lambda"] > 0 < one.figures()["surcharge"]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_once_the_guide_has_stopped_the_price_of_deciding_meets_the_budget(
+    network: Transformer, share: float
+) -> None:
+    """On posteriors that no longer change; lambda then stays where it was."""
+    _, guide = build(prior=BudgetDirichlet)
+    budget = float(torch.lerp(guide.costs.min(), guide.costs.max(), share))
+    prior = BudgetDirichlet(network, budget)
+    prior.rate.fill_(1.5)
+    generator = torch.Generator().manual_seed(0)
+    context = network.shape.context
+    for _ in range(400):
+        noise = torch.randn(2, 8, context, 3, generator=generator)
+        means = torch.softmax(noise + torch.tensor([1.0, 0.5, 0.0]), -1)
+        guide.price.fill_(0.7 + prior.surcharge())
+        figures = prior.measure(guide.choice(means))
+        prior.adapt(figures, 0.005, True)
+    assert figures["cost_budgeted"] == pytest.approx(budget, abs=0.03)  # the batch scatters
+    assert prior.figures()["lambda"] == 1.5
 
 
 def test_every_guide_with_a_kl_feels_the_price() -> None:
@@ -202,7 +227,9 @@ def test_a_run_logs_and_keeps_lambda(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train_command.main([*options(tmp_path), f"--out={run}"]) == 0
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["prior"] == {"lambda": logged(run)[-1][1]}
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert summary["prior"] == {"lambda": logged(run)[-1][1], "surcharge": last["surcharge"]}
+    assert last["surcharge"] != 0.0
     assert logged(run)[0][1] == 0.0 != logged(run)[-1][1]
 
 
