@@ -54,7 +54,11 @@ def weights(run: Run) -> dict[str, Any]:
                 "tokens": int(which.sum()),
                 "mean": float(weight[which].mean()),
                 "quantiles": dict(
-                    zip(map(str, QUANTILES), np.quantile(weight[which], QUANTILES).tolist())
+                    zip(
+                        map(str, QUANTILES),
+                        np.quantile(weight[which], QUANTILES).tolist(),
+                        strict=True,
+                    )
                 ),
             }
             for kind, which in kinds.items()
