@@ -34,12 +34,12 @@ def weights(run: Run) -> dict[str, Any]:
     tokens, _ = corpus.windows(config.context, TOKENS)
     full = model.network.mechanism_names.index("full")
     found: list[Tensor] = []
-    follow = guide.mean_route(hard=True)
 
     def route(layer: int, features: Features) -> Tensor:
+        law = guide.posterior(layer, features)
         if layer == 0:
-            found.append(guide.posterior(layer, features).mean[..., full])
-        return follow(layer, features)
+            found.append(law.mean[..., full])
+        return guide.follow(law, hard=True)
 
     with evaluating(model, guide):
         model.network(tokens, route)

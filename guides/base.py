@@ -141,19 +141,20 @@ class Guide(StandaloneModule):
             one.
         """
 
-        is_hard = float(self.hard_below) >= 1 if hard is None else hard
-        discount = self.discount
-
         def route(layer: int, features: Features) -> Tensor:
-            law = self.posterior(layer, features)
-            if is_hard and not self.is_mixture:
-                return decide(law.mean, discount)
-            if hard is None:
-                choice = decide(law.mean, discount)
-                return harden(law.mean, uncertainty(law), self.hard_below, choice)
-            return law.mean
+            return self.follow(self.posterior(layer, features), hard)
 
         return route
+
+    def follow(self, law: Distribution, hard: bool | None = None) -> Tensor:
+        """The route of `mean_route` where its posterior is at hand: choices, or weights."""
+        is_hard = float(self.hard_below) >= 1 if hard is None else hard
+        if is_hard and not self.is_mixture:
+            return self.decide(law.mean)
+        if hard is None:
+            choice = self.decide(law.mean)
+            return harden(law.mean, uncertainty(law), self.hard_below, choice)
+        return law.mean
 
 
 def _at_no_price(guide: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

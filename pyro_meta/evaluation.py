@@ -121,7 +121,6 @@ def _pass(
     totals = _Totals(
         0, 0.0, [], torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     )
-    follow = guide.mean_route(hard)
 
     def route(layer: int, features: Features) -> Tensor:
         law = guide.posterior(layer, features)
@@ -138,7 +137,7 @@ def _pass(
         prior = model.prior(layer, features.positions).expand(law.batch_shape)
         totals.kl += float(divergence(law, prior).sum())
         totals.hard_tokens += float(is_hard(undecided, guide.hard_below).sum())
-        return follow(layer, features)
+        return guide.follow(law, hard)
 
     for tokens, targets in batches(windows, batch):
         logits = network(tokens.to(device), route)

@@ -109,14 +109,14 @@ def _walk(
     model: LanguageModel, guide: Guide, windows: Windows, truth: Truth, batch: int, hard: bool
 ) -> _Walked:
     device = model.network.embedding.weight.device
-    follow = guide.mean_route(hard)
     nll, text_nll, is_right, means = [], [], [], []
     for tokens, targets in batches(windows, batch):
         by_layer: list[Tensor] = []
 
         def route(layer: int, features: Features, by_layer: list[Tensor] = by_layer) -> Tensor:
-            by_layer.append(guide.posterior(layer, features).mean.float().cpu())
-            return follow(layer, features)
+            law = guide.posterior(layer, features)
+            by_layer.append(law.mean.float().cpu())
+            return guide.follow(law, hard)
 
         logits = model.network(tokens.to(device), route)
         nll.append(token_nll(logits, targets.to(device)).cpu())

@@ -151,14 +151,13 @@ class _Walk:
     def __init__(self, model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool) -> None:
         self.laws: dict[str, list[Tensor]] = {}
         self.choices: list[Tensor] = []
-        follow = guide.mean_route(hard)
 
         def route(layer: int, features: Features) -> Tensor:
             law = guide.posterior(layer, features)
             prior = model.prior(layer, features.positions).expand(law.batch_shape)
             for name, value in _facts_of(law, prior).items():
                 self.laws.setdefault(name, []).append(value)
-            chosen = follow(layer, features)
+            chosen = guide.follow(law, hard)
             is_mixture = chosen.is_floating_point()
             self.choices.append(tokens.new_full(tokens.shape, -1) if is_mixture else chosen)
             return chosen

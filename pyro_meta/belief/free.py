@@ -85,13 +85,12 @@ def descend(place: Tensor, objective: Callable[[], Tensor], steps: int, rate: fl
 def _concentration_of(guide: Guide, tokens: Tensor) -> Tensor:
     """The guide's concentrations along its deployed route, [L, B, T, K]."""
     found: list[Tensor] = []
-    follow = guide.mean_route()
 
     def route(layer: int, features: Features) -> Tensor:
         law = guide.posterior(layer, features)
         mean: Tensor = law.mean
         found.append(law.concentration if isinstance(law, Dirichlet) else TOTAL * mean)
-        return follow(layer, features)
+        return guide.follow(law)
 
     with torch.no_grad():
         guide.model.network(tokens, route)

@@ -79,11 +79,10 @@ class Handful:
         hard: list[Tensor] = []
         means: list[Tensor] = []
         self.has_density = True
-        follow = guide.mean_route()
 
         def route(layer: int, features: Features) -> Tensor:
             law = guide.posterior(layer, features)
-            chosen = follow(layer, features)
+            chosen = guide.follow(law)
             K = law.event_shape[-1]
             self.deployed.append(as_weights(chosen, K).expand(*features.tokens.shape, K)[0])
             self.has_density = has_density(law)

@@ -111,11 +111,10 @@ def walk(
 ) -> tuple[list[Distribution], Tensor]:
     """The posterior of each layer along the mean route, and the logits at its end."""
     laws: list[Distribution] = []
-    follow = guide.mean_route(hard)
 
     def route(layer: int, features: Features) -> Tensor:
         laws.append(guide.posterior(layer, features))
-        return follow(layer, features)
+        return guide.follow(laws[-1], hard)
 
     return laws, model.network(tokens, route)
 
