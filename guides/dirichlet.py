@@ -53,7 +53,7 @@ class DirichletGuide(HeadsGuide):
         self,
         model: LanguageModel,
         hidden: int | None = None,
-        total: float = 20.0,
+        total: float = 5.0,
         start: float = 3.0,
     ) -> None:
         super().__init__(model, hidden, start_at(model.network, total, start))

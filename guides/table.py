@@ -26,7 +26,7 @@ class TokenTableGuide(Guide):
         `window` half a logit behind, and `window` in the others.
     """
 
-    def __init__(self, model: LanguageModel, total: float = 20.0, start: float = 3.0) -> None:
+    def __init__(self, model: LanguageModel, total: float = 5.0, start: float = 3.0) -> None:
         super().__init__(model)
         rows = model.network.shape.vocabulary
 

@@ -101,28 +101,36 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True)
 class KLSchedule:
-    """Weight of the KL term: 1e-6 at first, rising to its final value on a half cosine.
+    """Weight of the KL term: 1e-6 at first, then a peak, then its final value.
 
-    A weight below 1 is a tempered objective. It comes late, because a cost that bites before full
-    attention has learned anything kills it.
+    It comes late, because a cost that bites before full attention has learned anything kills it.
+    It rises to its peak over the first third of its span, on half a cosine, and falls over the
+    last: the peak takes whoever hardly cares off what is dear, and what is left after it is light
+    enough for the likelihood to choose among the cheap.
     """
 
     weight: float = 0.004
     """Final weight; 1 is the ELBO, below 1 a tempered objective."""
+    peak: float = 5.0
+    """Weight at the peak, in units of the final one; 1: it only rises."""
     begin: float = 0.35
     """Share of training done when the weight begins to rise."""
-    end: float = 0.5
+    end: float = 0.55
     """Share of training done when the weight is final."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise UsageError(f"kl.weight: {self.weight} given; above 0 is allowed")
+        if not 1 <= self.peak < math.inf:
+            raise UsageError(f"kl.peak: {self.peak} given; at least 1 is allowed")
         _check_span("kl", self.begin, self.end)
 
     def __call__(self, progress: float) -> float:
         """The weight after a share `progress` in [0, 1] of training."""
-        least = min(1e-6, self.weight)
-        return least + (self.weight - least) * _rise(progress, self.begin, self.end)
+        third = (self.end - self.begin) / 3
+        least, top = min(1e-6, self.weight), self.peak * self.weight
+        risen = least + (top - least) * _rise(progress, self.begin, self.begin + third)
+        return risen + (self.weight - risen) * _rise(progress, self.end - third, self.end)
 
 
 @dataclass(frozen=True)

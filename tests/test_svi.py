@@ -8,13 +8,20 @@ from pyro_meta.errors import UsageError
 from pyro_meta.svi import HardeningSchedule, KLSchedule, Objective, Optimisation, ShortFirst
 
 
-def test_the_kl_weight_rises_from_next_to_nothing_to_its_final_value() -> None:
-    schedule = KLSchedule(weight=0.5, begin=0.2, end=0.6)
+def test_the_kl_weight_rises_to_its_peak_and_falls_to_its_final_value() -> None:
+    schedule = KLSchedule(weight=0.1, peak=5.0, begin=0.2, end=0.8)
     assert schedule(0.0) == schedule(0.2) == pytest.approx(1e-6)
-    assert schedule(0.4) == pytest.approx(0.25, rel=1e-3)
-    assert schedule(0.6) == schedule(1.0) == pytest.approx(0.5)
+    assert schedule(0.3) == pytest.approx(0.25, rel=1e-3)
+    assert schedule(0.4) == schedule(0.5) == schedule(0.6) == pytest.approx(0.5)
+    assert schedule(0.7) == pytest.approx(0.3)
+    assert schedule(0.8) == schedule(1.0) == pytest.approx(0.1)
+
+
+def test_without_a_peak_the_kl_weight_only_rises() -> None:
+    schedule = KLSchedule(weight=0.5, peak=1.0, begin=0.2, end=0.8)
     values = [schedule(step / 100) for step in range(101)]
     assert values == sorted(values)
+    assert schedule(0.4) == schedule(1.0) == pytest.approx(0.5)
 
 
 def test_a_schedule_may_be_a_jump() -> None:
@@ -93,6 +100,7 @@ def test_sequences_are_short_first() -> None:
         (lambda: Optimisation(router_end=1.5), "optim.router_end: 0.35, 1.5"),
         (lambda: HardeningSchedule(price=-1.0), "harden.price: -1.0"),
         (lambda: KLSchedule(weight=0.0), "kl.weight: 0.0"),
+        (lambda: KLSchedule(peak=0.5), "kl.peak: 0.5 given; at least 1"),
         (lambda: KLSchedule(begin=0.9, end=0.1), "kl.begin"),
         (lambda: HardeningSchedule(begin=-0.1), "harden.begin"),
         (lambda: HardeningSchedule(final=1.5), "harden.final"),
