@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_meta.attention import Mechanism, serves
 from pyro_meta.attention.dispatch import is_choice
-from pyro_meta.transformer import Shape
+from pyro_meta.shape import Shape
 
 
 def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -> float:
@@ -61,7 +61,7 @@ def dense_macs(shape: Shape) -> int:
     D = shape.width
     kv = 2 * (shape.kv_heads or shape.heads) * shape.head_width
     projections = D * (D + kv) + D * D
-    mlp = 2 * D * 4 * D
+    mlp = 2 * D * shape.hidden
     return shape.layers * (projections + mlp) + D * shape.vocabulary
 
 

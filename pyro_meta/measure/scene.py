@@ -15,7 +15,8 @@ from pyro_meta.attention.mechanisms import BUILT_IN
 from pyro_meta.guides import DirichletGuide, Guide
 from pyro_meta.measure.clock import Calls, interleaved
 from pyro_meta.models import CostDirichlet, LanguageModel
-from pyro_meta.transformer import Shape, Transformer
+from pyro_meta.shape import Shape
+from pyro_meta.transformer import Transformer
 
 MECHANISMS = tuple(BUILT_IN)  # full, window, linear
 FULL, WINDOW, LINEAR = range(3)
