@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
-from pyro_meta.attention import Cache, Mechanism, Queries, backend, read_in_pieces, serves
+from pyro_meta.attention import (
+    Cache,
+    Mechanism,
+    Queries,
+    backend,
+    carries,
+    read_in_pieces,
+    serves,
+)
 from pyro_meta.blocks import Block
 from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError
@@ -195,6 +203,12 @@ def require_causal(network: Transformer) -> None:
             for end in CHECKED_ENDS:
                 cut = mechanism(q[:, :, :end], k[:, :, :end], v[:, :, :end])
                 _require_close(cut, whole[:, :, :end], end, f"mechanisms: {mechanism.name}")
+                if carries(mechanism):
+                    kicked = mechanism.kick(q, v, k, 1, mechanism)
+                    short_q, short_v, short_k = (x[:, :, :end] for x in (q, v, k))
+                    cut = mechanism.kick(short_q, short_v, short_k, 1, mechanism)
+                    who = f"mechanisms: the kick of {mechanism.name}"
+                    _require_close(cut, kicked[:, :, :end], end, who)
             if serves(mechanism):
                 _require_same_rows(mechanism, q, k, v)
             _require_same_continued(mechanism, q, k, v)

@@ -25,9 +25,10 @@ def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -
     """MACs of attention in one layer, summed over all tokens.
 
     Each token pays for its own mechanism. One that cannot serve its own tokens alone runs on all if
-    anybody chose it, and so does every mechanism where the route is a mixture. Where the dispatch
-    runs a mechanism on all tokens since that is faster, what is counted is still what was asked
-    for: such work is done to save time.
+    anybody chose it, and so does every mechanism where the route is a mixture. Where a mechanism
+    carries a momentum, every token pays for its kick, in the first layer too, where it is free.
+    Where the dispatch runs a mechanism on all tokens since that is faster, what is counted is still
+    what was asked for: such work is done to save time.
 
     Parameters
     ----------
@@ -40,6 +41,7 @@ def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -
     """
     B, T = route.shape[:2]
     positions = torch.arange(T, dtype=torch.float64)
+    tokens = (route >= 0).sum(0).cpu() if is_choice(route) else torch.full((T,), B)
     total = 0.0
     for index, mechanism in enumerate(mechanisms):
         macs = mechanism.macs(positions).double().cpu()  # [T]
@@ -47,7 +49,8 @@ def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -
         if is_choice(route):
             chosen = (route == index).sum(0).cpu()
             served = chosen if serves(mechanism) or not chosen.any() else served
-        total += float((macs * served).sum())
+        kicks = mechanism.kick_macs(positions).double().cpu()
+        total += float((macs * served).sum() + (kicks * (tokens - served).clamp(min=0)).sum())
     return heads * total
 
 

@@ -68,14 +68,14 @@ class Transformer(nn.Module):
         self,
         shape: Shape,
         mechanisms: Sequence[str] = ("full", "window", "linear"),
-        block: str | Callable[[Shape, Sequence[str]], Block] = "residual",
+        block: str | Callable[[Shape, Sequence[str], int], Block] = "residual",
     ) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocabulary, shape.width)
         self.dropout = nn.Dropout(shape.dropout)
         make = find_block(block) if isinstance(block, str) else block
-        self.blocks = nn.ModuleList(make(shape, mechanisms) for _ in range(shape.layers))
+        self.blocks = nn.ModuleList(make(shape, mechanisms, layer) for layer in range(shape.layers))
         self.final_norm = nn.LayerNorm(shape.width)
         # Not tied with the embedding: what a token is asked for would be learned against the noise
         # of predicting when it comes.

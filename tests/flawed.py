@@ -22,6 +22,7 @@ from pyro_meta import (
     UsageError,
 )
 from pyro_meta.attention import Queries
+from pyro_meta.attention.mechanisms import Attend
 from pyro_meta.blocks import ResidualBlock, Stream
 from pyro_meta.guides.base import of_own_token
 
@@ -123,6 +124,16 @@ class CountsPadding(Sound):
         return mean.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
 
+class KicksBack(Sound):
+    """A sound momentum, but for a push by the last token."""
+
+    def kick(
+        self, q: Tensor, v: Tensor, momentum: Tensor | None, layer: int, attend: Attend
+    ) -> Tensor:
+        before = 0.0 if momentum is None else momentum - attend(momentum, momentum, q)
+        return before + v + v[:, :, -1:]
+
+
 class PaysByTheText(Sound):
     def macs(self, position: Tensor) -> Tensor:
         return position / position.max().clamp(min=1)
@@ -135,8 +146,8 @@ class IsPricedInWords(Sound):
 class OwnBlock(ResidualBlock):
     """A residual block with a gain of its own; nothing is wrong with it."""
 
-    def __init__(self, shape: Shape, mechanisms: Sequence[str]) -> None:
-        super().__init__(shape, mechanisms)
+    def __init__(self, shape: Shape, mechanisms: Sequence[str], layer: int) -> None:
+        super().__init__(shape, mechanisms, layer)
         self.own_gain = nn.Parameter(torch.ones(shape.width))
 
     def advance(self, stream: Stream, attended: Tensor) -> Stream:
@@ -159,8 +170,8 @@ class LooksAtThePast(OwnBlock):
 
 
 class HasAnIdleNumber(OwnBlock):
-    def __init__(self, shape: Shape, mechanisms: Sequence[str]) -> None:
-        super().__init__(shape, mechanisms)
+    def __init__(self, shape: Shape, mechanisms: Sequence[str], layer: int) -> None:
+        super().__init__(shape, mechanisms, layer)
         self.idle = nn.Parameter(torch.ones(()))
 
 
@@ -180,8 +191,8 @@ class IsRandomInEvaluation(OwnBlock):
 
 
 class ForgetsANumber(OwnBlock):
-    def __init__(self, shape: Shape, mechanisms: Sequence[str]) -> None:
-        super().__init__(shape, mechanisms)
+    def __init__(self, shape: Shape, mechanisms: Sequence[str], layer: int) -> None:
+        super().__init__(shape, mechanisms, layer)
         self.scale = torch.rand(())
 
     def advance(self, stream: Stream, attended: Tensor) -> Stream:
@@ -219,6 +230,7 @@ MECHANISMS: dict[type[Mechanism], set[str]] = {
         "later_values_move_nothing_earlier",
         "cutting_the_text_moves_nothing_earlier",
     },
+    KicksBack: {"kicked_momenta_see_no_later_token"},
     SeesTheLength: {"cutting_the_text_moves_nothing_earlier"},
     MixesSequences: {"sequences_do_not_meet"},
     HasAnIdleParameter: {"gradients_are_finite_and_reach_every_parameter"},

@@ -30,6 +30,8 @@ class Stream(NamedTuple):
     """x, from which the logits are read at the end, [B, T, D]."""
     velocity: Tensor | None = None
     """What a block carries beside the state, such as a velocity, [B, T, ...]."""
+    momentum: Tensor | None = None
+    """What a mechanism carries, [B, T, D]: attention kicks it, and blocks let it be."""
 
 
 class Block(nn.Module):
@@ -41,6 +43,8 @@ class Block(nn.Module):
         Sizes.
     mechanisms
         Names or import paths.
+    layer
+        0, 1, ..., L - 1.
 
     Attributes
     ----------
@@ -48,11 +52,11 @@ class Block(nn.Module):
         The parts that every block uses, so that blocks differ in what they add.
     """
 
-    def __init__(self, shape: Shape, mechanisms: Sequence[str]) -> None:
+    def __init__(self, shape: Shape, mechanisms: Sequence[str], layer: int) -> None:
         super().__init__()
         require_defined(self, Block, "look", "advance")
         self.attention_norm = nn.LayerNorm(shape.width)
-        self.attention = RoutedAttention(shape, mechanisms)
+        self.attention = RoutedAttention(shape, mechanisms, layer)
         self.mlp_norm = nn.LayerNorm(shape.width)
         self.mlp = MLP(shape.width, shape.hidden)
         self.dropout = nn.Dropout(shape.dropout)
@@ -85,7 +89,8 @@ class Block(nn.Module):
         cos, sin
             Rotation of the positions.
         """
-        return self.advance(stream, self.attention(normed, route, cos, sin))
+        attended = self.attention(normed, route, cos, sin, stream.momentum)
+        return self.advance(stream, attended.out)._replace(momentum=attended.momentum)
 
     def extend(
         self,
@@ -98,5 +103,5 @@ class Block(nn.Module):
         span: Span,
     ) -> Stream:
         """`forward` for S new tokens that follow those in `past`; never compiled."""
-        attended = self.attention.extend(normed, route, cos, sin, past, span)
-        return self.advance(stream, attended)
+        attended = self.attention.extend(normed, route, cos, sin, stream.momentum, past, span)
+        return self.advance(stream, attended.out)._replace(momentum=attended.momentum)

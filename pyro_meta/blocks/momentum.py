@@ -67,8 +67,8 @@ class MomentumBlock(Block):
     first half step is read at x, as it is. A block has 4 D + 6 parameters more than a residual one.
     """
 
-    def __init__(self, shape: Shape, mechanisms: Sequence[str]) -> None:
-        super().__init__(shape, mechanisms)
+    def __init__(self, shape: Shape, mechanisms: Sequence[str], layer: int) -> None:
+        super().__init__(shape, mechanisms, layer)
         self.attention_step = NesterovStep(self.velocity_norm(shape))
         self.mlp_step = NesterovStep(self.velocity_norm(shape))
 

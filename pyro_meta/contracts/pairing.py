@@ -48,7 +48,7 @@ def subject_of(found: type, arguments: dict[str, Any]) -> Subject:
         subject.build()
         return subject
     if issubclass(found, Block):
-        _require_fitting(found, SHAPE, MECHANISMS, **arguments)
+        _require_fitting(found, SHAPE, MECHANISMS, 0, **arguments)
         block = BlockSubject(partial(found, **arguments))
         block.build()
         return block

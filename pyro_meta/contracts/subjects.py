@@ -37,13 +37,13 @@ class MechanismSubject:
 
 @dataclass(frozen=True)
 class BlockSubject:
-    """A block, in a network of two layers."""
+    """A block, in a network of two layers, one of whose mechanisms carries a momentum."""
 
-    make: Callable[[Shape, Sequence[str]], Block]
+    make: Callable[[Shape, Sequence[str], int], Block]
 
     def build(self, seed: int = 0) -> Transformer:
         torch.manual_seed(seed)
-        return Transformer(SHAPE, MECHANISMS, self.make)
+        return Transformer(SHAPE, ("full", "window", "linear_momentum"), self.make)
 
 
 @dataclass(frozen=True)
