@@ -1,6 +1,7 @@
 """Blocks: what they compute, written out, and that a network of any of them trains and is kept."""
 
 import contextlib
+import json
 from pathlib import Path
 
 import flawed
@@ -14,7 +15,15 @@ from torch import Tensor
 
 from pyro_meta import Features, Shape, Transformer, UsageError, pinned
 from pyro_meta.attention.rotary import rotation
-from pyro_meta.blocks import BLOCKS, Block, MomentumBlock, PlainMomentumBlock, Stream, find_block
+from pyro_meta.blocks import (
+    BLOCKS,
+    Block,
+    MomentumBlock,
+    PlainMomentumBlock,
+    ResidualBlock,
+    Stream,
+    find_block,
+)
 from pyro_meta.config import read_options, train_words
 from pyro_meta.evaluation import require_causal
 from pyro_meta.generate import main as generate
@@ -203,6 +212,18 @@ def test_parameters_are_counted_and_made_equal() -> None:
         Shape(vocabulary=11, mlp_width=0)
 
 
+def test_the_study_of_blocks_compares_equal_parameters() -> None:
+    """All but 6 numbers a layer, out of 57 thousand."""
+    study = Path(__file__).parents[1] / "benchmarks" / "studies" / "momentum.yaml"
+    counts = {}
+    for name, options in yaml.safe_load(study.read_text())["variants"].items():
+        chosen = {key: value for key, value in options.items() if key in ("block", "mlp_width")}
+        words = [f"--{key}={value}" for key, value in chosen.items()]
+        counts[name] = parameters_of(read_options(words)[0].build(256)[0].network)
+    least, most = min(counts.values()), max(counts.values())
+    assert 0 < most - least <= 6 * 4 < 2e-4 * least
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_work_in_matrices_is_that_of_the_residual_block(block: str) -> None:
     shape = Shape(13, context=24, width=32, layers=3, heads=4, window=5, mlp_width=100)
@@ -213,8 +234,27 @@ def test_work_in_matrices_is_that_of_the_residual_block(block: str) -> None:
     assert macs == 24 * dense_macs(shape) + attention
 
 
-def test_checkpoints_from_before_there_were_blocks_load() -> None:
-    """The names of the parameters of a layer are those that they have always been."""
+def test_a_run_from_before_there_were_blocks_loads(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    folder = tmp_path / "run"
+    assert train([*MOMENT, "--steps=2", f"--data.path={text}", f"--out={folder}"]) == 0
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["block"], config["mlp_width"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    path = next(folder.glob("checkpoint/*/state.json"))
+    state = json.loads(path.read_text())
+    del state["model"]["block"], state["model"]["shape"]["mlp_width"]
+    path.write_text(json.dumps(state))
+    model, *_ = Run(folder).load()
+    assert isinstance(model.network.layers[0], ResidualBlock)
+    config["block"] = "plain_momentum"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UsageError, match=r"its block is .*ResidualBlock, .*PlainMomentumBlock"):
+        Run(folder).load()
+
+
+def test_the_parameters_of_a_layer_are_called_as_they_always_were() -> None:
     names = {name for name in Transformer(SHAPE).state_dict() if name.startswith("blocks.0.")}
     assert names == {
         f"blocks.0.{name}"
