@@ -40,7 +40,8 @@ class Config:
     """Posterior over routes: DirichletGuide (default, with --guide.hidden; see --guide.help),
     another, or the import path of your own."""
     mechanisms: list[str] = field(default_factory=lambda: ["full", "window", "linear"])
-    """Ways to attend that each token chooses from: full, window, linear, or import paths."""
+    """Ways to attend that each token chooses from: full, window, linear, linear_momentum (linear,
+    of momenta carried through depth), or import paths."""
     block: str = "residual"
     """What a layer is: residual (an ordinary pre-norm block), momentum (tokens carry a velocity
     through depth), plain_momentum (the same without a norm), or the import path of your own."""
