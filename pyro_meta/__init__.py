@@ -16,8 +16,9 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 _HOME = {
     "Mechanism": "attention",
+    "Block": "blocks",
     "Features": "transformer",
-    "Shape": "transformer",
+    "Shape": "shape",
     "Transformer": "transformer",
     "pinned": "transformer",
     "LanguageModel": "models",

@@ -16,9 +16,10 @@ from pyro_meta.guides import DirichletGuide, Guide
 from pyro_meta.models import BudgetDirichlet, CostDirichlet, LanguageModel, Prior
 from pyro_meta.options import as_word, flatten, preset_names, settle
 from pyro_meta.recall import Recall  # noqa: F401 -- named on the command line
+from pyro_meta.shape import Shape
 from pyro_meta.svi import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
 from pyro_meta.timing import timed_on
-from pyro_meta.transformer import Shape, Transformer
+from pyro_meta.transformer import Transformer
 
 
 @dataclass
@@ -39,7 +40,11 @@ class Config:
     """Posterior over routes: DirichletGuide (default, with --guide.hidden; see --guide.help),
     another, or the import path of your own."""
     mechanisms: list[str] = field(default_factory=lambda: ["full", "window", "linear"])
-    """Ways to attend that each token chooses from: full, window, linear, or import paths."""
+    """Ways to attend that each token chooses from: full, window, linear, linear_momentum (linear,
+    of momenta carried through depth), or import paths."""
+    block: str = "residual"
+    """What a layer is: residual (an ordinary pre-norm block), momentum (tokens carry a velocity
+    through depth), plain_momentum (the same without a norm), or the import path of your own."""
     window: int = 32
     """Keys that `window` sees, the token itself included."""
     context: int = 512
@@ -52,6 +57,8 @@ class Config:
     """Query heads."""
     kv_heads: int | None = None
     """Key-value heads, a divisor of heads (default: as many)."""
+    mlp_width: int | None = None
+    """Hidden width of the MLP (default: 4 x width)."""
     dropout: float = 0.0
     """Dropout probability."""
     steps: int = 1000
@@ -125,8 +132,9 @@ class Config:
             self.kv_heads,
             self.window,
             self.dropout,
+            self.mlp_width,
         )
-        network = Transformer(shape, self.mechanisms)
+        network = Transformer(shape, self.mechanisms, self.block)
         with timed_on(self.accelerator):
             prior = self.prior(network)
             prior.aim_at(self.budget)

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
-from pyro_meta.attention import Cache, Mechanism, Queries, backend, read_in_pieces, serves
+from pyro_meta.attention import (
+    Cache,
+    Mechanism,
+    Queries,
+    backend,
+    carries,
+    read_in_pieces,
+    serves,
+)
+from pyro_meta.blocks import Block
 from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
@@ -177,11 +186,12 @@ CHECKED_LENGTH, CHECKED_ENDS, ROUNDING = 200, (1, 7, 63, 64, 130), 1e-4
 
 
 def require_causal(network: Transformer) -> None:
-    """Raise `UsageError` if a mechanism of `network` lets a token see later ones.
+    """Raise `UsageError` if a mechanism or a block of `network` lets a token see later ones.
 
     Random queries, keys and values are read whole and cut; what is left may move by rounding. A
     mechanism that serves chosen queries must give them what it gives them among all, and a text
-    that is read in pieces must get what it gets as a whole.
+    that is read in pieces must get what it gets as a whole. A block must work on each token by
+    itself, outside attention.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (3, 1, 2, CHECKED_LENGTH, network.shape.head_width)
@@ -192,9 +202,37 @@ def require_causal(network: Transformer) -> None:
             for end in CHECKED_ENDS:
                 cut = mechanism(q[:, :, :end], k[:, :, :end], v[:, :, :end])
                 _require_close(cut, whole[:, :, :end], end, f"mechanisms: {mechanism.name}")
+                if carries(mechanism):
+                    kicked = mechanism.kick(q, v, k, 1, mechanism)
+                    short_q, short_v, short_k = (x[:, :, :end] for x in (q, v, k))
+                    cut = mechanism.kick(short_q, short_v, short_k, 1, mechanism)
+                    who = f"mechanisms: the kick of {mechanism.name}"
+                    _require_close(cut, kicked[:, :, :end], end, who)
             if serves(mechanism):
                 _require_same_rows(mechanism, q, k, v)
             _require_same_continued(mechanism, q, k, v)
+        for block in network.layers:
+            _require_tokenwise(block)
+
+
+def _require_tokenwise(block: Block) -> None:
+    """Raise `UsageError` if tokens meet in `block` outside its attention."""
+    generator = torch.Generator().manual_seed(0)
+    weight = block.attention_norm.weight
+    state = torch.randn(1, CHECKED_LENGTH, len(weight), generator=generator).to(weight)
+
+    def walked(state: Tensor) -> tuple[Tensor, Tensor]:
+        stream = block.advance(block.begin(state), state)
+        return stream.state, block.look(stream)
+
+    some = torch.arange(0, CHECKED_LENGTH, 3, device=state.device)
+    for found, among_all in zip(walked(state[:, some]), walked(state), strict=True):
+        gap = float((found - among_all[:, some]).abs().max())
+        if not gap <= ROUNDING * max(1.0, float(among_all.abs().max())):
+            raise UsageError(
+                f"block: {type(block).__name__}: tokens meet outside attention: one is worked on "
+                f"otherwise where others are left out, by {gap:.2g}"
+            )
 
 
 def _require_same_rows(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> None:

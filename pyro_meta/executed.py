@@ -1,12 +1,13 @@
 """What hard routes cost when they are executed: MACs and the clock, against full attention.
 
-The opponent are the same weights with every token pinned to `full`, which asks no router. Walked
-is a fixed piece of validation text, in the precision that the run was trained in (`as_trained`).
+The opponent are the same weights with every token pinned to `full`, which asks no router; its clock
+has kicks of momenta in it, if a mechanism carries any, though nobody reads them. Walked is a fixed
+piece of validation text, in the precision that the run was trained in (`as_trained`).
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from pyro_meta.guides import Guide
 from pyro_meta.macs import attention_macs, counted, dense_macs, full_attention_macs
 from pyro_meta.measure.clock import interleaved, medians
 from pyro_meta.models import LanguageModel
-from pyro_meta.transformer import Block, Features, Route, Transformer
+from pyro_meta.transformer import Features, Route, Transformer
 
 TOKENS, REPEATS, ENOUGH_S = 4096, 5, 20.0
 CLOCK_FIGURES = (
@@ -175,7 +176,7 @@ def chosen_by_all(network: Transformer, name: str) -> Route:
 def recorded_attention(network: Transformer) -> Iterator[list[AttentionCall]]:
     """What the layers of `network` hand to the dispatch of hard routes meanwhile."""
     calls: list[AttentionCall] = []
-    layers = [cast(Block, block).attention for block in network.blocks]
+    layers = [block.attention for block in network.layers]
     originals = [layer.dispatch for layer in layers]
 
     def record(mechanisms: Any, gain: Tensor, choice: Tensor, inputs: Inputs) -> Tensor:

@@ -18,16 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_meta.attention import Mechanism, serves
 from pyro_meta.attention.dispatch import is_choice
-from pyro_meta.transformer import Shape
+from pyro_meta.shape import Shape
 
 
 def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -> float:
     """MACs of attention in one layer, summed over all tokens.
 
     Each token pays for its own mechanism. One that cannot serve its own tokens alone runs on all if
-    anybody chose it, and so does every mechanism where the route is a mixture. Where the dispatch
-    runs a mechanism on all tokens since that is faster, what is counted is still what was asked
-    for: such work is done to save time.
+    anybody chose it, and so does every mechanism where the route is a mixture. Where a mechanism
+    carries a momentum, every token pays for its kick, in the first layer too, where it is free.
+    Where the dispatch runs a mechanism on all tokens since that is faster, what is counted is still
+    what was asked for: such work is done to save time.
 
     Parameters
     ----------
@@ -40,6 +41,7 @@ def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -
     """
     B, T = route.shape[:2]
     positions = torch.arange(T, dtype=torch.float64)
+    tokens = (route >= 0).sum(0).cpu() if is_choice(route) else torch.full((T,), B)
     total = 0.0
     for index, mechanism in enumerate(mechanisms):
         macs = mechanism.macs(positions).double().cpu()  # [T]
@@ -47,7 +49,8 @@ def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -
         if is_choice(route):
             chosen = (route == index).sum(0).cpu()
             served = chosen if serves(mechanism) or not chosen.any() else served
-        total += float((macs * served).sum())
+        kicks = mechanism.kick_macs(positions).double().cpu()
+        total += float((macs * served).sum() + (kicks * (tokens - served).clamp(min=0)).sum())
     return heads * total
 
 
@@ -61,7 +64,7 @@ def dense_macs(shape: Shape) -> int:
     D = shape.width
     kv = 2 * (shape.kv_heads or shape.heads) * shape.head_width
     projections = D * (D + kv) + D * D
-    mlp = 2 * D * 4 * D
+    mlp = 2 * D * shape.hidden
     return shape.layers * (projections + mlp) + D * shape.vocabulary
 
 

@@ -31,11 +31,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pyro_meta.blocks import ResidualBlock
 from pyro_meta.config import Config, read_options
 from pyro_meta.corpus import Corpus
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
+from pyro_meta.shape import Shape
 from pyro_meta.vocabulary import Vocabulary
 
 STATE_KINDS: dict[str, type | tuple[type, ...]] = {
@@ -219,7 +221,7 @@ class Run:
         with _damage_named(folder):
             weights = load_file(folder / "model.safetensors")
             moments = load_file(folder / "optimiser.safetensors") if optimiser else {}
-        then, now = state["model"], _identity(model, guide)
+        then, now = _with_defaults(state["model"]), _identity(model, guide)
         for key in now:
             if then.get(key) != now[key]:
                 raise UsageError(
@@ -351,8 +353,20 @@ def _identity(model: LanguageModel, guide: Guide) -> dict[str, Any]:
         "prior": _class_path(model.prior),
         "guide": _class_path(guide),
         "mechanisms": network.mechanism_names,
+        "block": _class_path(network.layers[0]),
         "shape": dataclasses.asdict(network.shape),
     }
+
+
+def _with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its model; what an older one could not say is the default."""
+    shape = {
+        field.name: field.default
+        for field in dataclasses.fields(Shape)
+        if field.default is not dataclasses.MISSING
+    }
+    block = f"{ResidualBlock.__module__}.{ResidualBlock.__qualname__}"
+    return {"block": block} | identity | {"shape": shape | identity.get("shape", {})}
 
 
 def _class_path(instance: object) -> str:

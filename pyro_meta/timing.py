@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_meta.attention import Full
+from pyro_meta.attention import Full, Mechanism, carries
 from pyro_meta.corpus import cache_folder
 from pyro_meta.errors import UsageError
 from pyro_meta.transformer import Transformer
@@ -100,7 +100,7 @@ def _time(network: Transformer, device: torch.device) -> list[float]:
     """Medians of interleaved repetitions, each over that of full attention."""
     shape = network.shape
     full = Full(shape.head_width, shape.window)
-    timed: list[nn.Module] = [full, *network.mechanisms]
+    timed: list[Mechanism] = [full, *network.mechanisms]
     size = (3, BATCH, shape.heads, shape.context, shape.head_width)
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(size, generator=generator).to(device)
@@ -120,9 +120,11 @@ def _time(network: Transformer, device: torch.device) -> list[float]:
     ]
 
 
-def _seconds(mechanism: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> float:
+def _seconds(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> float:
     _finish(q.device)
     started = time.perf_counter()
+    if carries(mechanism):
+        v = mechanism.kick(q, v, v, 1, mechanism)
     mechanism(q, k, v)
     _finish(q.device)
     return time.perf_counter() - started

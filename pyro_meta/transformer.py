@@ -3,39 +3,29 @@
     h'  = h  + W_o sum_k alpha_k g_k A_k(q, k, v)        q, k, v from norm(h), shared by all k
     h'' = h' + MLP(norm(h'))
 
-Where the weights alpha come from is not its business: `forward(tokens, route)` asks
-`route(layer, features)` for them. With every route pinned to `full` it is an ordinary transformer.
+or another block, in which tokens may carry more than h (see `pyro_meta.blocks`). Where the weights
+alpha come from is not its business: `forward(tokens, route)` asks `route(layer, features)` for
+them. With every route pinned to `full` and the residual block it is an ordinary transformer.
 A route that answers with the index of one mechanism for every token is hard: each token then runs
 its own mechanism and no other (see `pyro_meta.attention.dispatch`).
 
 With a cache, `forward(tokens, route, cache)` reads the tokens that follow those read before, and a
 new token pays for its own route only (see `pyro_meta.attention.cache`).
 
-Shapes: B sequences, T tokens, S new ones, L layers, K mechanisms, D width, H heads, G key-value
-heads, d = D / H head width, V vocabulary.
+Shapes: B sequences, T tokens, S new ones, L layers, K mechanisms, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_meta.attention import (
-    NO_TOKEN,
-    Cache,
-    Inputs,
-    LayerCache,
-    Mechanism,
-    Span,
-    build_mechanisms,
-    is_choice,
-    routed_attention,
-)
-from pyro_meta.attention.rotary import rotate, rotation
-from pyro_meta.errors import UsageError
+from pyro_meta.attention import NO_TOKEN, Cache, Mechanism, Span, is_choice, routed_attention
+from pyro_meta.attention.rotary import rotation
+from pyro_meta.blocks import Block, find_block
+from pyro_meta.shape import Shape
 
 
 class Features(NamedTuple):
@@ -46,7 +36,7 @@ class Features(NamedTuple):
     state: Tensor
     """The residual stream h entering the layer, [B, T, D]."""
     normed: Tensor
-    """norm(h), which the layer projects to q, k, v, [B, T, D]."""
+    """The layer's normalised input, norm(h) or norm(h + mu v), projected to q, k, v, [B, T, D]."""
     positions: Tensor
     """Positions 0, 1, ..., [T]: absolute, never divided by the length of the sequence."""
 
@@ -54,156 +44,6 @@ class Features(NamedTuple):
 Route = Callable[[int, Features], Tensor]
 """`route(layer, features)` gives the weights of the mechanisms, [B, T, K] or broadcastable; or, if
 it is hard, choices: the index of one mechanism for every token, integers [B, T]."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a transformer.
-
-    Raises
-    ------
-    UsageError
-        A size is out of range, or the width is not divisible by the heads.
-    """
-
-    vocabulary: int
-    """Number of distinct tokens, V."""
-    context: int = 256
-    """Tokens seen in training: the unit of costs and positions, and what generation reads."""
-    width: int = 128
-    """Width D of the residual stream."""
-    layers: int = 4
-    """Number of layers L."""
-    heads: int = 4
-    """Query heads H."""
-    kv_heads: int | None = None
-    """Key-value heads G, a divisor of `heads` (grouped queries); default: as many as `heads`."""
-    window: int = 64
-    """Keys that `window` attention sees, the token itself included."""
-    dropout: float = 0.0
-    """Dropout probability after embedding, attention and MLP."""
-
-    def __post_init__(self) -> None:
-        for name in ("vocabulary", "context", "width", "layers", "heads", "window"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: {getattr(self, name)} given; at least 1 is allowed")
-        if self.width % (2 * self.heads):
-            raise UsageError(
-                f"width: {self.width} given; it must be divisible by 2 x heads = {2 * self.heads} "
-                "(rotary positions turn pairs)"
-            )
-        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
-            raise UsageError(
-                f"kv_heads: {self.kv_heads} given; a divisor of heads = {self.heads} is allowed"
-            )
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout: {self.dropout} given; 0 <= dropout < 1 is allowed")
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-
-class RoutedAttention(nn.Module):
-    """W_o sum_k alpha_k g_k A_k(q, k, v), with one q, k, v for all mechanisms."""
-
-    def __init__(self, shape: Shape, mechanisms: Sequence[str]) -> None:
-        super().__init__()
-        self.heads, self.head_width = shape.heads, shape.head_width
-        self.kv_heads = shape.kv_heads or shape.heads
-        self.mechanisms = build_mechanisms(mechanisms, shape.head_width, shape.window)
-        self.project_qkv = nn.Linear(
-            shape.width, (shape.heads + 2 * self.kv_heads) * shape.head_width, bias=False
-        )
-        self.gain = nn.Parameter(torch.ones(len(mechanisms), shape.width))  # g_k, one per channel
-        self.project_out = nn.Linear(shape.width, shape.width, bias=False)
-        self.dispatch = routed_attention
-
-    def forward(self, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """normed [B, T, D], route [B, T, K] weights or [B, T] choices -> [B, T, D]."""
-        return self.project_out(self._attend(route, self._inputs(normed, cos, sin)))
-
-    def extend(
-        self, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor, past: LayerCache, span: Span
-    ) -> Tensor:
-        """The same for S new tokens, [B, S, D], that follow those in `past`, which takes them."""
-
-        def begin(inputs: Inputs) -> Tensor:
-            return self._attend(route, inputs)
-
-        inputs = self._inputs(normed, cos, sin)
-        return self.project_out(past.extend(self.gain, route, inputs, span, begin))
-
-    def _inputs(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Inputs:
-        B, T, _ = normed.shape
-        split = [self.heads, self.kv_heads, self.kv_heads]
-        qkv = self.project_qkv(normed).view(B, T, sum(split), self.head_width).transpose(1, 2)
-        q, k, v = qkv.split(split, dim=1)  # [B, H or G, T, d]
-        rotated = rotate(qkv[:, : self.heads + self.kv_heads], cos, sin)
-        return Inputs(q, k, v, *rotated.split(split[:2], dim=1))
-
-    def _attend(self, route: Tensor, inputs: Inputs) -> Tensor:
-        if not is_choice(route):
-            return self._mix(route, inputs)
-        mechanisms = [cast(Mechanism, mechanism) for mechanism in self.mechanisms]
-        return self.dispatch(mechanisms, self.gain, route, inputs)
-
-    def _mix(self, weights: Tensor, inputs: Inputs) -> Tensor:
-        """sum_k alpha_k g_k A_k, [B, T, D]: every mechanism on all tokens."""
-        group = self.heads // self.kv_heads
-        if group > 1:
-            inputs = inputs.with_repeated_heads(group)
-        mixed: Tensor | None = None
-        for index, mechanism in enumerate(self.mechanisms):
-            attended = mechanism(*inputs.read_by(cast(Mechanism, mechanism)))
-            attended = attended.transpose(1, 2).flatten(2)
-            part = weights[..., index, None] * (self.gain[index] * attended)
-            mixed = part if mixed is None else mixed + part
-        return cast(Tensor, mixed)
-
-
-class MLP(nn.Module):
-    """GELU network of one hidden layer, four times as wide."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.expand = nn.Linear(width, 4 * width, bias=False)
-        self.project_out = nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project_out(F.gelu(self.expand(x)))
-
-
-class Block(nn.Module):
-    """One pre-norm layer. Its first norm is called apart, since the router reads its result."""
-
-    def __init__(self, shape: Shape, mechanisms: Sequence[str]) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(shape.width)
-        self.attention = RoutedAttention(shape, mechanisms)
-        self.mlp_norm = nn.LayerNorm(shape.width)
-        self.mlp = MLP(shape.width)
-        self.dropout = nn.Dropout(shape.dropout)
-
-    def forward(
-        self, state: Tensor, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        state = state + self.dropout(self.attention(normed, route, cos, sin))
-        return state + self.dropout(self.mlp(self.mlp_norm(state)))
-
-    def extend(
-        self,
-        state: Tensor,
-        normed: Tensor,
-        route: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        past: LayerCache,
-        span: Span,
-    ) -> Tensor:
-        """`forward` for new tokens that follow those in `past`; never compiled."""
-        state = state + self.dropout(self.attention.extend(normed, route, cos, sin, past, span))
-        return state + self.dropout(self.mlp(self.mlp_norm(state)))
 
 
 class Transformer(nn.Module):
@@ -215,21 +55,27 @@ class Transformer(nn.Module):
         Sizes.
     mechanisms
         Names of built-in mechanisms, or import paths of a user's own.
+    block
+        Name of a built-in block, import path of a user's own, or what makes one.
 
     Raises
     ------
     UsageError
-        An unknown mechanism, or sizes that do not fit.
+        An unknown mechanism or block, or sizes that do not fit.
     """
 
     def __init__(
-        self, shape: Shape, mechanisms: Sequence[str] = ("full", "window", "linear")
+        self,
+        shape: Shape,
+        mechanisms: Sequence[str] = ("full", "window", "linear"),
+        block: str | Callable[[Shape, Sequence[str], int], Block] = "residual",
     ) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocabulary, shape.width)
         self.dropout = nn.Dropout(shape.dropout)
-        self.blocks = nn.ModuleList(Block(shape, mechanisms) for _ in range(shape.layers))
+        make = find_block(block) if isinstance(block, str) else block
+        self.blocks = nn.ModuleList(make(shape, mechanisms, layer) for layer in range(shape.layers))
         self.final_norm = nn.LayerNorm(shape.width)
         # Not tied with the embedding: what a token is asked for would be learned against the noise
         # of predicting when it comes.
@@ -249,10 +95,14 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5 * scale)
 
     @property
+    def layers(self) -> list[Block]:
+        """The blocks, from the first to the last."""
+        return [cast(Block, block) for block in self.blocks]
+
+    @property
     def mechanisms(self) -> list[Mechanism]:
         """The mechanisms in the order of the weights (those of the first layer)."""
-        attention = cast(Block, self.blocks[0]).attention
-        return [cast(Mechanism, mechanism) for mechanism in attention.mechanisms]
+        return [cast(Mechanism, one) for one in self.layers[0].attention.mechanisms]
 
     @property
     def mechanism_names(self) -> list[str]:
@@ -265,8 +115,8 @@ class Transformer(nn.Module):
         for itself: with symbolic lengths the compiler fails on the views of window attention
         (torch 2.13, "Exponent must be non-negative").
         """
-        for block in self.blocks:
-            cast(Block, block).attention.dispatch = torch.compiler.disable(routed_attention)
+        for block in self.layers:
+            block.attention.dispatch = torch.compiler.disable(routed_attention)
             block.compile(dynamic=False)
 
     def new_cache(self, rows: int, keeps_features: bool = True) -> Cache:
@@ -276,8 +126,7 @@ class Transformer(nn.Module):
         alone, which is faster.
         """
         layers = [
-            [cast(Mechanism, one) for one in cast(Block, block).attention.mechanisms]
-            for block in self.blocks
+            [cast(Mechanism, one) for one in block.attention.mechanisms] for block in self.layers
         ]
         return Cache(layers, rows, keeps_features)
 
@@ -330,13 +179,12 @@ class Transformer(nn.Module):
                 return self._extended(tokens, route, cache, lengths)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         cos, sin = rotation(positions, self.shape.head_width)
-        state = self.dropout(self.embedding(tokens))  # [B, T, D]
-        for layer, block in enumerate(self.blocks):
-            block = cast(Block, block)
-            normed = block.attention_norm(state)
-            chosen = _asked(route, layer, Features(tokens, state, normed, positions))
-            state = block(state, normed, chosen, cos, sin)
-        return self.final_norm(state)
+        stream = self.layers[0].begin(self.dropout(self.embedding(tokens)))  # [B, T, D]
+        for layer, block in enumerate(self.layers):
+            normed = block.look(stream)
+            chosen = _asked(route, layer, Features(tokens, stream.state, normed, positions))
+            stream = block(stream, normed, chosen, cos, sin)
+        return self.final_norm(stream.state)
 
     def _extended(
         self, tokens: Tensor, route: Route, cache: Cache, lengths: Sequence[int] | None
@@ -353,15 +201,15 @@ class Transformer(nn.Module):
         state = self.dropout(self.embedding(tokens))
         if not span.rows:  # nothing but padding
             return state
-        for layer, block in enumerate(self.blocks):
-            block = cast(Block, block)
-            normed = block.attention_norm(state)
-            features = Features(tokens, state, normed, positions)
+        stream = self.layers[0].begin(state)
+        for layer, block in enumerate(self.layers):
+            normed = block.look(stream)
+            features = Features(tokens, stream.state, normed, positions)
             chosen = _asked_of_new(route, layer, features, cache, span)
             if is_token is not None and is_choice(chosen):
                 chosen = chosen.masked_fill(~is_token, NO_TOKEN)
-            state = block.extend(state, normed, chosen, cos, sin, cache.layers[layer], span)
-        state = self.final_norm(state)
+            stream = block.extend(stream, normed, chosen, cos, sin, cache.layers[layer], span)
+        state = self.final_norm(stream.state)
         cache.commit(span)
         return state
 

@@ -1,5 +1,6 @@
-"""Mechanisms, priors and guides that each break their contract in one way, to be caught."""
+"""Mechanisms, blocks, priors and guides that each break their contract in one way, to be caught."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,16 +10,20 @@ from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
 from pyro_meta import (
+    Block,
     CostDirichlet,
     DirichletGuide,
     Features,
     LanguageModel,
     Mechanism,
     PaperDirichlet,
+    Shape,
     Transformer,
     UsageError,
 )
 from pyro_meta.attention import Queries
+from pyro_meta.attention.mechanisms import Attend
+from pyro_meta.blocks import ResidualBlock, Stream
 from pyro_meta.guides.base import of_own_token
 
 
@@ -119,6 +124,16 @@ class CountsPadding(Sound):
         return mean.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
 
+class KicksBack(Sound):
+    """A sound momentum, but for a push by the last token."""
+
+    def kick(
+        self, q: Tensor, v: Tensor, momentum: Tensor | None, layer: int, attend: Attend
+    ) -> Tensor:
+        before = 0.0 if momentum is None else momentum - attend(momentum, momentum, q)
+        return before + v + v[:, :, -1:]
+
+
 class PaysByTheText(Sound):
     def macs(self, position: Tensor) -> Tensor:
         return position / position.max().clamp(min=1)
@@ -128,12 +143,94 @@ class IsPricedInWords(Sound):
     nominal_cost = "cheap"  # type: ignore[assignment]
 
 
+class OwnBlock(ResidualBlock):
+    """A residual block with a gain of its own; nothing is wrong with it."""
+
+    def __init__(self, shape: Shape, mechanisms: Sequence[str], layer: int) -> None:
+        super().__init__(shape, mechanisms, layer)
+        self.own_gain = nn.Parameter(torch.ones(shape.width))
+
+    def advance(self, stream: Stream, attended: Tensor) -> Stream:
+        return super().advance(stream, self.own_gain * attended)
+
+
+class LooksAtTheFuture(OwnBlock):
+    """The greatest of each channel, hidden from the gradient."""
+
+    def advance(self, stream: Stream, attended: Tensor) -> Stream:
+        most = attended.detach().amax(-2, keepdim=True)
+        return super().advance(stream, attended + most)
+
+
+class LooksAtThePast(OwnBlock):
+    """Sums over the text so far, which a cache knows nothing of."""
+
+    def look(self, stream: Stream) -> Tensor:
+        return self.attention_norm(stream.state.cumsum(-2))
+
+
+class HasAnIdleNumber(OwnBlock):
+    def __init__(self, shape: Shape, mechanisms: Sequence[str], layer: int) -> None:
+        super().__init__(shape, mechanisms, layer)
+        self.idle = nn.Parameter(torch.ones(()))
+
+
+class JoinsSequences(OwnBlock):
+    """Those at one place of a batch."""
+
+    def advance(self, stream: Stream, attended: Tensor) -> Stream:
+        return super().advance(stream, attended + attended.mean(0, keepdim=True))
+
+
+class IsRandomInEvaluation(OwnBlock):
+    """In float32 alone, so that no other promise is broken."""
+
+    def advance(self, stream: Stream, attended: Tensor) -> Stream:
+        noise = 1e-4 * torch.randn_like(attended) if attended.dtype == torch.float32 else 0.0
+        return super().advance(stream, attended + noise)
+
+
+class ForgetsANumber(OwnBlock):
+    def __init__(self, shape: Shape, mechanisms: Sequence[str], layer: int) -> None:
+        super().__init__(shape, mechanisms, layer)
+        self.scale = torch.rand(())
+
+    def advance(self, stream: Stream, attended: Tensor) -> Stream:
+        return super().advance(stream, self.scale * attended)
+
+
+class LosesDigitsInHalfPrecision(OwnBlock):
+    def advance(self, stream: Stream, attended: Tensor) -> Stream:
+        same = torch.eye(attended.shape[-1], dtype=attended.dtype)
+        return super().advance(stream, (attended + 1e3) @ same - 1e3)
+
+
+BLOCKS: dict[type[Block], set[str]] = {
+    OwnBlock: set(),
+    LooksAtTheFuture: {
+        "each_token_is_worked_on_by_itself",
+        "later_tokens_move_nothing_earlier",
+        "cutting_the_text_moves_nothing_earlier",
+        "continued_text_gets_its_logits",
+    },
+    LooksAtThePast: {"each_token_is_worked_on_by_itself", "continued_text_gets_its_logits"},
+    HasAnIdleNumber: {"gradients_are_finite_and_reach_every_parameter"},
+    JoinsSequences: {
+        "each_token_is_worked_on_by_itself",
+        "sequences_do_not_meet",
+        "continued_text_gets_its_logits",
+    },
+    IsRandomInEvaluation: {"evaluation_is_deterministic", "checkpoint_round_trip_changes_nothing"},
+    ForgetsANumber: {"checkpoint_round_trip_changes_nothing"},
+    LosesDigitsInHalfPrecision: {"logits_are_finite_in_every_precision"},
+}
 MECHANISMS: dict[type[Mechanism], set[str]] = {
     Sound: set(),
     SeesLaterValues: {
         "later_values_move_nothing_earlier",
         "cutting_the_text_moves_nothing_earlier",
     },
+    KicksBack: {"kicked_momenta_see_no_later_token"},
     SeesTheLength: {"cutting_the_text_moves_nothing_earlier"},
     MixesSequences: {"sequences_do_not_meet"},
     HasAnIdleParameter: {"gradients_are_finite_and_reach_every_parameter"},

@@ -26,3 +26,12 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         weights = weights / weights.sum(-1, keepdim=True)
         rows.append((weights[..., None] * v[:, :, : t + 1]).sum(2))
     return torch.stack(rows, 2)
+
+
+def mean_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Row by row: scores q_t.k_s weigh the values of s <= t, whose number they are divided by."""
+    rows = []
+    for t in range(q.shape[2]):
+        scores = (q[:, :, t, None] * k[:, :, : t + 1]).sum(-1)[..., None]
+        rows.append((scores * v[:, :, : t + 1]).sum(2) / (t + 1))
+    return torch.stack(rows, 2)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import linear_attention as slow_linear
+from reference import mean_attention as slow_mean
 from reference import softmax_attention as slow_softmax
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +19,7 @@ from pyro_meta.attention import (
     find_mechanism,
     full_attention,
     linear_attention,
+    mean_attention,
     window_attention,
 )
 from pyro_meta.attention.rotary import rotate, rotation
@@ -30,6 +32,7 @@ PAIRS: dict[str, tuple[Attention, Attention]] = {
     "window-7": (lambda *x: window_attention(*x, 7), lambda *x: slow_softmax(*x, 7)),
     "window-100": (lambda *x: window_attention(*x, 100), lambda *x: slow_softmax(*x, 100)),
     "linear": (linear_attention, slow_linear),
+    "mean": (mean_attention, slow_mean),
 }
 LENGTHS = [1, 63, 100, 1000]
 

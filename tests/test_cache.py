@@ -80,7 +80,8 @@ class First(Own):
 
 
 BUILT_IN = ("full", "window", "linear")
-EVERY = (*BUILT_IN, *(f"{__name__}.{name}" for name in ("Own", "Plain", "First")))
+OWN = tuple(f"{__name__}.{name}" for name in ("Own", "Plain", "First"))
+EVERY = (*BUILT_IN, "linear_momentum", *OWN)
 
 
 def network_of(
@@ -348,7 +349,7 @@ def test_rows_of_a_cache_that_has_read_nothing_take_texts(
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("keeps_features", [False, True])
-@pytest.mark.parametrize("shape", [(3, 1, 6), (3, 2, 6), (1, 1, 6), (6,)])
+@pytest.mark.parametrize("shape", [(3, 1, 7), (3, 2, 7), (1, 1, 7), (7,)])
 def test_weights_of_whole_rows_serve_rows_at_different_positions(
     keeps_features: bool, shape: tuple[int, ...]
 ) -> None:

@@ -12,6 +12,7 @@ from commands import environment
 from leaky import LateLeak, Leaky, LeakyGuide
 
 from pyro_meta import (
+    Block,
     CostDirichlet,
     DirichletGuide,
     Guide,
@@ -61,8 +62,8 @@ test_any_pair_of_ours = contract(PaperGuide, prior=PaperDirichlet, hidden=3)
 def test_no_built_in_class_is_left_out() -> None:
     found = set(built_in())
     assert found >= set(BUILT_IN.values())
-    for base in (Prior, Guide, Mechanism):
-        named = ("pyro_meta.models", "pyro_meta.guides", "pyro_meta.attention")
+    for base in (Prior, Guide, Mechanism, Block):
+        named = tuple(f"pyro_meta.{one}" for one in ("models", "guides", "attention", "blocks"))
         ours = {one for one in _subclasses(base) if one.__module__.startswith(named)}
         assert ours - {HeadsGuide} <= found  # which is abstract
 
@@ -71,7 +72,7 @@ def _subclasses(base: type) -> set[type]:
     return {one for child in base.__subclasses__() for one in {child, *_subclasses(child)}}
 
 
-CAUGHT = flawed.MECHANISMS | flawed.PRIORS | flawed.GUIDES
+CAUGHT = flawed.MECHANISMS | flawed.BLOCKS | flawed.PRIORS | flawed.GUIDES
 LEAKS = {
     "later_values_move_nothing_earlier",
     "cutting_the_text_moves_nothing_earlier",
@@ -98,7 +99,7 @@ def test_a_broken_class_breaks_the_clauses_it_should(found: type) -> None:
         ("nowhere.Mine", {}, "cannot import 'nowhere.Mine'"),
         ("flawed.Nobody", {}, "cannot import 'flawed.Nobody'"),
         ("flawed.GUIDES", {}, "is no class"),
-        ("torch.Tensor", {}, "no subclass of pyro_meta's Mechanism, Prior or Guide"),
+        ("torch.Tensor", {}, "no subclass of pyro_meta's Mechanism, Block, Prior or Guide"),
         (DirichletGuide, {"hiden": 8}, "DirichletGuide: its constructor: .* 'hiden'"),
         (DirichletGuide, {"hidden": 0}, "hidden: 0 given"),
         (DirichletGuide, {"hidden": "wide"}, "DirichletGuide cannot be built: TypeError"),

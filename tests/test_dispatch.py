@@ -73,12 +73,12 @@ class Case:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
 
-        q, q_rotated = (normal(B, H, T, width).requires_grad_() for _ in range(2))
+        q, q_rotated, momentum = (normal(B, H, T, width).requires_grad_() for _ in range(3))
         k, v, k_rotated = (normal(B, G, T, width).requires_grad_() for _ in range(3))
-        self.inputs = Inputs(q, k, v, q_rotated, k_rotated)
-        self.gain = normal(3, H * width).requires_grad_()
+        self.inputs = Inputs(q, k, v, q_rotated, k_rotated, momentum)
+        self.gain = normal(4, H * width).requires_grad_()
         self.mechanisms: list[Mechanism] = list(
-            build_mechanisms(["full", "window", "linear"], width, window)
+            build_mechanisms(["full", "window", "linear", "linear_momentum"], width, window)
         )
         law = torch.tensor(shares).float()
         choice = torch.multinomial(law, B * T, True, generator=draw).view(B, T)
@@ -113,7 +113,18 @@ def cases(draw: Any) -> Case:
         heads=draw(st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)])),
         window=draw(st.sampled_from([1, 2, 5, 64, 65, 300])),
         shares=draw(
-            st.sampled_from([(1, 1, 1), (0.1, 1, 1), (1, 0.02, 0), (0, 1, 0.2), (0, 0, 1)])
+            st.sampled_from(
+                [
+                    (1, 1, 1),
+                    (0.1, 1, 1),
+                    (1, 0.02, 0),
+                    (0, 1, 0.2),
+                    (0, 0, 1),
+                    (1, 1, 1, 1),
+                    (1, 0, 0, 0.1),
+                    (0, 0, 0, 1),
+                ]
+            )
         ),
         seed=draw(st.integers(0, 1000)),
     )
@@ -144,7 +155,7 @@ def test_flex_equals_dense_execution(case: Case) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_many_chunks_and_blocks(way: str) -> None:
     """Chunks end within and between sequences, and blocks of keys are seen whole."""
-    case = Case([900, 1300, 3], heads=(2, 1), window=70, shares=(0.3, 0.3, 0.4))
+    case = Case([900, 1300, 3], heads=(2, 1), window=70, shares=(0.3, 0.3, 0.2, 0.2))
     with torch.no_grad():
         assert_same([case.run(way)], [case.run("dense")])
 
@@ -217,7 +228,7 @@ def test_the_past_does_not_depend_on_the_future(way: str, case: Case, data: Any)
         assert_same([case.run(way, cut, case.choice[:, :end])], [whole])
         later = [torch.cat([x[:, :, :end], 3 - 5 * x[:, :, end:]], 2) for x in case.inputs]
         other = case.choice.clone()
-        other[:, end:] = (other[:, end:] + 1).clamp(max=2)
+        other[:, end:] = (other[:, end:] + 1).clamp(max=3)
         assert_same([case.run(way, Inputs(*later), other)[:, :end]], [whole])
     past = case.run(way)[:, :end]
     if past.requires_grad:
@@ -264,10 +275,10 @@ def test_below_break_even_full_attention_runs_on_all(
         case.run("auto")
 
 
-@pytest.mark.parametrize("wrong", [3, -2])
+@pytest.mark.parametrize("wrong", [4, -2])
 def test_a_choice_of_nothing_is_refused(wrong: int) -> None:
     case = Case([5])
-    with pytest.raises(ValueError, match=f"{wrong}.* 0 to 2, or -1"):
+    with pytest.raises(ValueError, match=f"{wrong}.* 0 to 3, or -1"):
         case.run("auto", choice=torch.tensor([[0, 1, wrong, 2, 0]]))
     with pytest.raises(ValueError, match="auto, gather, flex"), backend("fast"):
         pass

@@ -5,6 +5,9 @@ running state of the mechanisms that have one. Then a new token pays for its own
 reads all keys, `window` the last W, `linear` its state. Memory is not saved: keys and values are
 those of an ordinary transformer.
 
+A momentum that a mechanism carries flows through depth, of each token by itself, and is not kept;
+what is kept, in a cache of its own, is what the kick of a later token reads.
+
 Rows of a batch may differ in length. Each stands at the front of its own row, so that what is
 behind its last token lies in the future, where no causal mechanism looks. For the same reason new
 keys and values may be written at once, while new states and lengths are taken over only when all
@@ -21,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, is_choice, routed_attention
-from pyro_meta.attention.mechanisms import Mechanism, decodes, recurs, serves
+from pyro_meta.attention.mechanisms import Mechanism, carries, decodes, recurs, serves
 from pyro_meta.attention.queries import Queries
 
 ROOM = 64  # tokens that a cache begins with
@@ -102,7 +105,7 @@ class Growing:
 
     def replace(self, rows: list[int], other: "Growing", length: int) -> None:
         """Put the `length` first of another's rows in place of `rows`."""
-        if not length:
+        if not length or other.room is None:
             return
         new = other.read(length)
         self._make_room(new, length)
@@ -131,6 +134,8 @@ class LayerCache:
         Those of the layer, in the order of choices.
     rows
         B.
+    kicks
+        Likewise of what the kicks read, in a layer with a mechanism that carries a momentum.
 
     Attributes
     ----------
@@ -138,8 +143,10 @@ class LayerCache:
         By mechanism, that of the text so far, [B, ...]; None before any text, or without a state.
     """
 
-    def __init__(self, mechanisms: Sequence[Mechanism], rows: int) -> None:
-        self.mechanisms = list(mechanisms)
+    def __init__(
+        self, mechanisms: Sequence[Mechanism], rows: int, kicks: "LayerCache | None" = None
+    ) -> None:
+        self.mechanisms, self.kicks = list(mechanisms), kicks
         self.states: list[Tensor | None] = [None for _ in mechanisms]
         self._staged = self.states
         self._unread: list[Tensor | None] = [None for _ in mechanisms]  # of a row without text
@@ -191,14 +198,33 @@ class LayerCache:
                     self._unread[index] = mechanism.state_of(k[:1, :, :1], v[:1, :, :1], None, none)
         return mixed
 
+    def attend_all(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+        """What every new token attends to by the only mechanism, [B, H, S, d], as `extend`.
+
+        q [B, H, S, d], k and v [B, G, S, d].
+        """
+        B, H, S, d = q.shape
+        choice = torch.zeros(B, S, dtype=torch.long, device=q.device)
+        is_token = span.is_token(q.device)
+        if is_token is not None:
+            choice = choice.masked_fill(~is_token, NO_TOKEN)
+        gain = q.new_ones(1, H * d)
+        begin = partial(routed_attention, self.mechanisms, gain, choice)
+        rows = self.extend(gain, choice, Inputs(q, k, v, q, k), span, begin)
+        return rows.view(B, S, H, d).transpose(1, 2)
+
     def commit(self) -> None:
         """What was read last belongs to the text from now on."""
         self.states = self._staged
+        if self.kicks is not None:
+            self.kicks.commit()
 
     def replace(self, rows: list[int], other: "LayerCache", length: int, count: int) -> None:
         """Put another's rows, of at most `length` tokens, in place of `rows` among `count`."""
         for name, growing in self.kept.items():
             growing.replace(rows, other.kept[name], length)
+        if self.kicks is not None and other.kicks is not None:
+            self.kicks.replace(rows, other.kicks, length, count)
         for index, (ours, theirs) in enumerate(zip(self.states, other.states, strict=True)):
             unread = other._unread[index] if ours is None else self._unread[index]
             if unread is None:  # no state, or neither has read anything
@@ -330,7 +356,7 @@ class Cache:
     def __init__(
         self, layers: Sequence[Sequence[Mechanism]], rows: int, keeps_features: bool
     ) -> None:
-        self.layers = [LayerCache(mechanisms, rows) for mechanisms in layers]
+        self.layers = [_layer_cache(mechanisms, rows) for mechanisms in layers]
         self.lengths = [0] * rows
         self.keeps_features = keeps_features
         self._is_whole = True
@@ -396,6 +422,11 @@ class Cache:
         self._is_whole = True
 
 
+def _layer_cache(mechanisms: Sequence[Mechanism], rows: int) -> LayerCache:
+    carrying = [mechanism for mechanism in mechanisms if carries(mechanism)]
+    return LayerCache(mechanisms, rows, LayerCache(carrying, rows) if carrying else None)
+
+
 def read_in_pieces(
     mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Sequence[int]]
 ) -> Tensor:
@@ -417,21 +448,13 @@ def read_in_pieces(
     Tensor
         [B, H, T, d]; zero behind what was read.
     """
-    B, H, _, d = q.shape
-    cache, gain = LayerCache([mechanism], B), q.new_ones(1, H * d)
+    cache = LayerCache([mechanism], len(q))
     out = torch.zeros_like(q)
-    starts = [0] * B
+    starts = [0] * len(q)
     for counts in pieces:
-        size = max(counts)
-        span = Span(starts, counts, size)
+        span = Span(starts, counts, max(counts))
         q_new, k_new, v_new = (_next(x, span) for x in (q, k, v))
-        choice = torch.zeros(B, size, dtype=torch.long, device=q.device)
-        is_token = span.is_token(q.device)
-        if is_token is not None:
-            choice = choice.masked_fill(~is_token, NO_TOKEN)
-        inputs = Inputs(q_new, k_new, v_new, q_new, k_new)
-        begin = partial(routed_attention, [mechanism], gain, choice)
-        rows = cache.extend(gain, choice, inputs, span, begin).view(B, size, H, d).transpose(1, 2)
+        rows = cache.attend_all(q_new, k_new, v_new, span)
         cache.commit()
         for row in span.rows:
             out[row, :, starts[row] : span.ends[row]] = rows[row, :, : counts[row]]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention.backend import is_forced
-from pyro_meta.attention.mechanisms import Mechanism, serves
+from pyro_meta.attention.mechanisms import Mechanism, carries, serves
 from pyro_meta.attention.queries import Queries
 
 NO_TOKEN = -1
@@ -38,19 +38,22 @@ class Inputs(NamedTuple):
     v: Tensor
     q_rotated: Tensor
     k_rotated: Tensor
+    momentum: Tensor | None = None
+    """[B, H, T, d], of a layer with a mechanism that carries one, which it reads as values."""
 
     def read_by(self, mechanism: Mechanism) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as `mechanism` reads them."""
-        if mechanism.rotary:
-            return self.q_rotated, self.k_rotated, self.v
-        return self.q, self.k, self.v
+        q, k = (self.q_rotated, self.k_rotated) if mechanism.rotary else (self.q, self.k)
+        if self.momentum is None or not carries(mechanism):
+            return q, k, self.v
+        return q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1), self.momentum
 
     def with_repeated_heads(self, group: int) -> "Inputs":
         """Each key-value head `group` times, so that there are as many as query heads."""
         k, v, k_rotated = (
             x.repeat_interleave(group, dim=1) for x in (self.k, self.v, self.k_rotated)
         )
-        return Inputs(self.q, k, v, self.q_rotated, k_rotated)
+        return Inputs(self.q, k, v, self.q_rotated, k_rotated, self.momentum)
 
 
 def routed_attention(

@@ -81,7 +81,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = in_single_precision(q, k, v)
         C = min(LINEAR_CHUNK, T)
-        phi_q = _in_chunks(feature_map(q), C)
+        phi_q = in_chunks(feature_map(q), C)
         phi_k, value, before = linear_states(k, v, C)
         scores = (phi_q @ phi_k.transpose(-1, -2)).tril_()  # [B, H, n, C, C]
         out = normalised(scores @ value + phi_q @ before).flatten(2, 3)[:, :, :T]
@@ -115,7 +115,7 @@ def linear_attention_after(q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Ten
         C = min(LINEAR_CHUNK, S)
         phi_k, value, before = linear_states(k, v, C)
         before = before + past[:, :, None]
-        phi_q = _in_chunks(feature_map(q), C).unflatten(1, (G, H // G))  # [B, G, H/G, n, C, d]
+        phi_q = in_chunks(feature_map(q), C).unflatten(1, (G, H // G))  # [B, G, H/G, n, C, d]
         phi_k, value, before = phi_k[:, :, None], value[:, :, None], before[:, :, None]
         scores = (phi_q @ phi_k.transpose(-1, -2)).tril_()
         out = normalised(scores @ value + phi_q @ before).flatten(3, 4).flatten(1, 2)[:, :, :S]
@@ -148,10 +148,21 @@ def linear_states(k: Tensor, v: Tensor, chunk: int) -> tuple[Tensor, Tensor, Ten
     """
     # Padding comes after phi: phi(0) = 1 would count as keys. It lies in the future of every
     # real query, so that zero rows suffice.
-    phi_k = _in_chunks(feature_map(k), chunk)
-    value = _in_chunks(F.pad(v, (0, 1), value=1.0), chunk)
-    state = phi_k.transpose(-1, -2) @ value
-    return phi_k, value, sums_before(state.flatten(3)).view_as(state)
+    return states_by_chunk(feature_map(k), F.pad(v, (0, 1), value=1.0), chunk)
+
+
+def states_by_chunk(keys: Tensor, values: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys [B, H, T, d] and values [B, H, T, e] in chunks of C, and what was before each chunk.
+
+    Returns
+    -------
+    tuple
+        Keys [B, H, n, C, d], values [B, H, n, C, e], and the sum of key value^T over the tokens
+        before each chunk, [B, H, n, d, e].
+    """
+    keys, values = in_chunks(keys, chunk), in_chunks(values, chunk)
+    state = keys.transpose(-1, -2) @ values
+    return keys, values, sums_before(state.flatten(3)).view_as(state)
 
 
 def normalised(weighted: Tensor) -> Tensor:
@@ -176,7 +187,7 @@ def sums_before(x: Tensor) -> Tensor:
     return (within + earlier).flatten(-3, -2)[..., :n, :]
 
 
-def _in_chunks(x: Tensor, chunk: int) -> Tensor:
+def in_chunks(x: Tensor, chunk: int) -> Tensor:
     """x [B, H, T, d] as [B, H, n, C, d], padded with zeros."""
     tail = -x.shape[2] % chunk
     return (F.pad(x, (0, 0, 0, tail)) if tail else x).unflatten(2, (-1, chunk))

@@ -7,7 +7,7 @@ W window, P positions in a block, n blocks, m places in a block. All functions t
 and v [B, G, T, d] and return [N, H, d]; a query depends on the keys up to its position alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from pyro_meta.attention.functional import (
     in_single_precision,
     linear_states,
     normalised,
+    states_by_chunk,
 )
 from pyro_meta.attention.queries import Blocks, Queries
 
@@ -134,6 +135,19 @@ def linear_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Te
 
     A few heads at a time, so that what is in between fits a processor's cache.
     """
+    return _scanned(_linear_heads, q, k, v, queries)
+
+
+def mean_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
+    """Scores averaged over the tokens that are seen (see `mean_attention`), likewise."""
+    seen = (queries.position + 1).to(torch.promote_types(q.dtype, torch.float32))
+    return _scanned(_mean_heads, q / seen[:, None, None], k, v, queries).to(v.dtype)
+
+
+def _scanned(
+    heads_of: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, queries: Queries
+) -> Tensor:
+    """[N, H, d], a few heads at a time by `heads_of`."""
     B, G, T, d = k.shape
     N, H, _ = q.shape
     dtype = q.dtype
@@ -150,7 +164,7 @@ def linear_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Te
             v.split(heads, 1),
             strict=True,
         )
-        out = torch.cat([_linear_heads(*part, blocks, seen) for part in parts], 1)
+        out = torch.cat([heads_of(*part, blocks, seen) for part in parts], 1)
     return out.view(N, H, d).to(dtype)
 
 
@@ -160,13 +174,23 @@ def _linear_heads(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, seen: Tensor)
     q [N, h, g, d], k and v [B, h, T, d], seen [B, 1, n, 1, m, P] (1 where a query sees a key of
     its block, else 0) -> [N, h, g, d].
     """
+    return normalised(_sums(feature_map(q), linear_states(k, v, seen.shape[-1]), blocks, seen))
+
+
+def _mean_heads(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, seen: Tensor) -> Tensor:
+    """Mean attention likewise, of queries that have been divided by what they see."""
+    return _sums(q, states_by_chunk(k, v, seen.shape[-1]), blocks, seen)
+
+
+def _sums(q: Tensor, states: tuple[Tensor, Tensor, Tensor], blocks: Blocks, seen: Tensor) -> Tensor:
+    """sum_s (q_t . k_s) v_s of queries [N, h, g, d]: [N, h, g, e]."""
     B, _, n, _, m, P = seen.shape
     h, g, d = q.shape[1:]
-    phi_k, value, before = linear_states(k, v, P)
-    phi_q = blocks.pack(feature_map(q)).view(B, n, m, h, g, d).permute(0, 3, 1, 4, 2, 5)
-    phi_q = phi_q.reshape(B, h, n, g * m, d)  # heads of a group are rows: no key is copied
-    scores = (phi_q @ phi_k.transpose(-1, -2)).view(B, h, n, g, m, P)
+    keys, values, before = states
+    rows = blocks.pack(q).view(B, n, m, h, g, d).permute(0, 3, 1, 4, 2, 5)
+    rows = rows.reshape(B, h, n, g * m, d)  # heads of a group are rows: no key is copied
+    scores = (rows @ keys.transpose(-1, -2)).view(B, h, n, g, m, P)
     scores = scores.mul_(seen)
-    out = normalised(scores.flatten(3, 4) @ value + phi_q @ before)
-    out = out.view(B, h, n, g, m, d).permute(0, 2, 4, 1, 3, 5)
-    return blocks.unpack(out.reshape(B * n, m, h, g, d))
+    out = scores.flatten(3, 4) @ values + rows @ before
+    out = out.view(B, h, n, g, m, -1).permute(0, 2, 4, 1, 3, 5)
+    return blocks.unpack(out.reshape(B * n, m, h, g, -1))

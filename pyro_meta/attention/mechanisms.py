@@ -4,7 +4,7 @@ A mechanism is a class; `full`, `window` and `linear` are built in, and a user's
 import path (`my_file.MyMechanism`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -20,9 +20,19 @@ from pyro_meta.attention.functional import (
     linear_state,
     window_attention,
 )
+from pyro_meta.attention.hamiltonian import (
+    damping,
+    mean_attention,
+    mean_attention_after,
+    mean_state,
+)
 from pyro_meta.attention.queries import Queries
 from pyro_meta.errors import UsageError, require_defined
 from pyro_meta.naming import NoSuchClass, find_class
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries, keys and values [B, H, T, d] of the newest tokens -> what they attend to, [B, H, T, d],
+among all tokens so far."""
 
 
 class Mechanism(nn.Module):
@@ -36,6 +46,9 @@ class Mechanism(nn.Module):
     defines nothing more has everything it reads kept and is asked again; `serve` spares it all but
     the new queries. One that looks back at keys gives a new token its row by `decode`. One that
     carries a running state defines `state_of` and `resume`, and no key is kept for it.
+
+    What a token has to remember from layer to layer, rather than of the text, is a momentum: see
+    `kick`.
 
     Attributes
     ----------
@@ -157,9 +170,40 @@ class Mechanism(nn.Module):
         """
         raise NotImplementedError
 
+    def kick(
+        self, q: Tensor, v: Tensor, momentum: Tensor | None, layer: int, attend: Attend
+    ) -> Tensor:
+        """The momenta that this layer reads in place of values, and hands to the next one.
+
+        Optional, for one mechanism of a layer. Every token is kicked, whichever mechanism it chose,
+        since any later one may read its momentum.
+
+        Parameters
+        ----------
+        q, v
+            [B, H, T, d]; those of key-value heads are repeated.
+        momentum
+            [B, H, T, d], as the layer before left it; None in the first.
+        layer
+            0, 1, ..., L - 1: the time.
+        attend
+            This mechanism's own `forward` over the text so far, also where that is read through a
+            cache; to be called once at most.
+
+        Returns
+        -------
+        Tensor
+            [B, H, T, d].
+        """
+        raise NotImplementedError
+
     def macs(self, position: Tensor) -> Tensor:
         """Multiply-accumulates per head of one query at `position` (same shape, float)."""
         raise NotImplementedError
+
+    def kick_macs(self, position: Tensor) -> Tensor:
+        """The part of `macs` that `kick` takes, which tokens of other mechanisms pay too."""
+        return torch.zeros_like(position)
 
 
 class Full(Mechanism):
@@ -236,6 +280,68 @@ class Linear(Mechanism):
         return torch.full_like(position, 2.0 * self.head_width**2, dtype=torch.get_default_dtype())
 
 
+class LinearMomentum(Mechanism):
+    """Linear attention whose values are momenta, carried through depth: 4 d^2 MACs per head.
+
+    A damped Hamiltonian system in the conformal symplectic step of SympFormer (arXiv 2603.16535;
+    equations in `pyro_meta.attention.hamiltonian`), a layer a step, on the q, k and v that all
+    mechanisms share: x A is q / sqrt(d), x is k, x V^T is v, head by head.
+
+        p+ = s (p + v - A(p, p, q / sqrt(d)))      every token is kicked, in O(T)
+        A(q / sqrt(d), k, p+)                      what a token that chose this attends to
+
+    It is a mechanism, and not a block, since both forces are attention that a token may choose or
+    not, with momenta as values; what a block adds is the drift, x + W_o g A(..). The step lengths
+    are in the learned scales: that of the drift in W_o and g, that of the kick in W_v and in the
+    scale of W_q against W_k.
+
+    The momenta start at zero, so that the first layer reads values, damped. Without a mask and with
+    q linear in k the step maps every particle (x, p) by one matrix of second moments. It is
+    conformally symplectic up to second order in its length, as the kick is explicit in p, and a
+    layer is a long step. Causally masked it is no Hamiltonian flow any more: later tokens do not
+    push back.
+    """
+
+    nominal_cost = 0.30
+    rotary = False
+
+    @property
+    def name(self) -> str:
+        return "linear_momentum"
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return mean_attention(self._scaled(q), k, v)
+
+    def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
+        return gathered.mean_attention_of(self._scaled(q), k, v, queries)
+
+    def state_of(
+        self, k: Tensor, v: Tensor, past: Tensor | None, is_token: Tensor | None
+    ) -> Tensor:
+        new = mean_state(k, v, is_token)
+        return new if past is None else past + new
+
+    def resume(self, q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tensor:
+        return mean_attention_after(self._scaled(q), k, v, past)
+
+    def kick(
+        self, q: Tensor, v: Tensor, momentum: Tensor | None, layer: int, attend: Attend
+    ) -> Tensor:
+        kept = damping(layer)
+        if momentum is None:
+            return kept * v
+        return kept * (momentum + v - attend(momentum, momentum, q))
+
+    def macs(self, position: Tensor) -> Tensor:
+        return torch.full_like(position, 4.0 * self.head_width**2, dtype=torch.get_default_dtype())
+
+    def kick_macs(self, position: Tensor) -> Tensor:
+        return self.macs(position) / 2
+
+    def _scaled(self, q: Tensor) -> Tensor:
+        return q * self.head_width**-0.5
+
+
 def serves(mechanism: Mechanism) -> bool:
     """Whether `mechanism` can serve chosen queries alone."""
     return _is_of_forward(mechanism, "serve")
@@ -249,6 +355,11 @@ def decodes(mechanism: Mechanism) -> bool:
 def recurs(mechanism: Mechanism) -> bool:
     """Whether `mechanism` carries a running state."""
     return _is_of_forward(mechanism, "resume") and _is_of_forward(mechanism, "state_of")
+
+
+def carries(mechanism: Mechanism) -> bool:
+    """Whether `mechanism` carries a momentum through depth."""
+    return _is_of_forward(mechanism, "kick")
 
 
 def _redefines(mechanism: Mechanism, method: str) -> bool:
@@ -270,7 +381,12 @@ def _is_of_forward(mechanism: Mechanism, method: str) -> bool:
     return owner <= of_forward
 
 
-BUILT_IN: dict[str, type[Mechanism]] = {"full": Full, "window": Window, "linear": Linear}
+BUILT_IN: dict[str, type[Mechanism]] = {
+    "full": Full,
+    "window": Window,
+    "linear": Linear,
+    "linear_momentum": LinearMomentum,
+}
 
 
 def find_mechanism(name: str) -> type[Mechanism]:
@@ -302,4 +418,9 @@ def build_mechanisms(names: Sequence[str], head_width: int, window: int) -> nn.M
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
         raise UsageError(f"mechanisms: {', '.join(repeated)} given twice; each is allowed once")
+    carrying = [mechanism.name for mechanism in built if carries(mechanism)]
+    if len(carrying) > 1:
+        raise UsageError(
+            f"mechanisms: {', '.join(carrying)} each carry a momentum; one of a kind is allowed"
+        )
     return nn.ModuleList(built)

@@ -1,4 +1,4 @@
-"""What every mechanism, prior and guide promises, as tests that a user's own class can be put to.
+"""What every mechanism, block, prior and guide promises, as tests for a user's own class too.
 
 In a test file, one line; constructor arguments follow the class:
 

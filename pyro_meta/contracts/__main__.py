@@ -11,9 +11,9 @@ from pyro_meta.errors import UsageError
 
 USAGE = """usage: python -m pyro_meta.contracts CLASS [options of pytest]
 
-CLASS is a mechanism, prior or guide: my_file.MyGuide, or "my_file.MyGuide(hidden=8)" with arguments
-of its constructor, or the name of a built-in one. A guide also takes prior='NAME', a prior
-guide='NAME': the class that it is tested with. Exits with code 1 if a clause is broken."""
+CLASS is a mechanism, block, prior or guide: my_file.MyGuide, or "my_file.MyGuide(hidden=8)" with
+arguments of its constructor, or the name of a built-in one. A guide also takes prior='NAME', a
+prior guide='NAME': the class that it is tested with. Exits with code 1 if a clause is broken."""
 
 
 class _Given:

@@ -9,7 +9,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pyro_meta.attention import Mechanism, Queries, decodes, read_in_pieces, recurs, serves
+from pyro_meta.attention import (
+    Mechanism,
+    Queries,
+    carries,
+    decodes,
+    read_in_pieces,
+    recurs,
+    serves,
+)
 from pyro_meta.contracts.checks import (
     EXACT,
     require,
@@ -189,6 +197,38 @@ def continued_text_gets_its_rows(subject: MechanismSubject) -> None:
                 require_close(found[row, :, :end], expected[row, :, :end], EXACT, what)
 
 
+def kicked_momenta_see_no_later_token(subject: MechanismSubject) -> None:
+    """`kick`, where it is defined, through three layers: in value, by truncation, in gradient."""
+    mechanism = subject.build().double().eval()
+    if not carries(mechanism):
+        return
+
+    def carried(inputs: list[Tensor]) -> Tensor:
+        momentum = None
+        for layer in range(3):
+            q, _, v = (x.roll(layer, 3) for x in inputs)
+            momentum = mechanism.kick(q, v, momentum, layer, mechanism)
+        require(momentum is not None and momentum.shape == inputs[2].shape, "kick: another shape")
+        assert momentum is not None
+        return momentum
+
+    inputs = [x.requires_grad_() for x in qkv(LENGTHS[-1])]
+    whole = carried(inputs)
+    for end in ENDS:
+        changed = [torch.cat([x[:, :, :end], 3 - 5 * x[:, :, end:]], 2) for x in inputs]
+        what = f"the future is seen: changing what follows token {end} moves earlier momenta"
+        require_close(carried(changed)[:, :, :end], whole[:, :, :end], EXACT, what)
+        cut = carried([x[:, :, :end] for x in inputs])
+        what = f"the length is seen: cutting the text after token {end} moves earlier momenta"
+        require_close(cut, whole[:, :, :end], EXACT, what)
+        past = whole[:, :, :end].square().sum()
+        grads = torch.autograd.grad(past, inputs, retain_graph=True, materialize_grads=True)
+        for name, grad in zip("qkv", grads, strict=True):
+            later = grad[:, :, end:]
+            what = f"the gradient of momenta up to token {end} reaches later {name}"
+            require_close(later, torch.zeros_like(later), EXACT, what)
+
+
 def evaluation_is_deterministic(subject: MechanismSubject) -> None:
     mechanism = subject.build().eval()
     inputs = qkv(67, torch.float32)
@@ -246,6 +286,7 @@ CLAUSES = (
     gradients_reach_no_later_input,
     chosen_queries_get_their_rows,
     continued_text_gets_its_rows,
+    kicked_momenta_see_no_later_token,
     evaluation_is_deterministic,
     macs_are_a_price_of_the_position,
     nominal_cost_is_a_number,

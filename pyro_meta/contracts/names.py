@@ -5,6 +5,7 @@ from typing import Any
 
 import pyro_meta
 from pyro_meta.attention import BUILT_IN, Mechanism
+from pyro_meta.blocks import BLOCKS, Block
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.models import Prior
@@ -12,15 +13,15 @@ from pyro_meta.naming import NoSuchClass, find_class
 
 
 def built_in() -> list[type]:
-    """Every mechanism, prior and guide of this package."""
+    """Every mechanism, block, prior and guide of this package."""
     exported = [getattr(pyro_meta, name) for name in pyro_meta.__all__]
-    bases = (Mechanism, Prior, Guide)
+    bases = (Mechanism, Block, Prior, Guide)
     ours = [
         found
         for found in exported
         if isinstance(found, type) and issubclass(found, bases) and found not in bases
     ]
-    return list(dict.fromkeys([*BUILT_IN.values(), *ours]))
+    return list(dict.fromkeys([*BUILT_IN.values(), *BLOCKS.values(), *ours]))
 
 
 def find(name: str) -> type:
@@ -31,7 +32,8 @@ def find(name: str) -> type:
     UsageError
         There is none of that name.
     """
-    known = BUILT_IN | {found.__name__: found for found in built_in()}
+    known: dict[str, type] = {**BUILT_IN, **BLOCKS}
+    known |= {found.__name__: found for found in built_in()}
     try:
         return find_class(name, known, "my_file.MyGuide")
     except NoSuchClass as error:

@@ -6,13 +6,21 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pyro_meta.attention import Mechanism
+from pyro_meta.blocks import Block
 from pyro_meta.contracts.names import built_in, find, read_call
-from pyro_meta.contracts.subjects import SHAPE, GuideSubject, MechanismSubject, PriorSubject
+from pyro_meta.contracts.subjects import (
+    MECHANISMS,
+    SHAPE,
+    BlockSubject,
+    GuideSubject,
+    MechanismSubject,
+    PriorSubject,
+)
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, Guide
 from pyro_meta.models import CostDirichlet, Prior
 
-Subject = MechanismSubject | PriorSubject | GuideSubject
+Subject = MechanismSubject | BlockSubject | PriorSubject | GuideSubject
 Pair = TypeVar("Pair", PriorSubject, GuideSubject)
 
 
@@ -22,7 +30,7 @@ def subject_of(found: type, arguments: dict[str, Any]) -> Subject:
     Parameters
     ----------
     found
-        A mechanism, prior or guide.
+        A mechanism, block, prior or guide.
     arguments
         For its constructor; and `prior` for a guide, `guide` for a prior: its partner.
 
@@ -39,6 +47,11 @@ def subject_of(found: type, arguments: dict[str, Any]) -> Subject:
         subject = MechanismSubject(partial(found, **arguments))
         subject.build()
         return subject
+    if issubclass(found, Block):
+        _require_fitting(found, SHAPE, MECHANISMS, 0, **arguments)
+        block = BlockSubject(partial(found, **arguments))
+        block.build()
+        return block
     if issubclass(found, Prior):
         guides = _partners(arguments.pop("guide", None), DirichletGuide, Guide)
         _require_fitting(found, None, **arguments)
@@ -47,7 +60,7 @@ def subject_of(found: type, arguments: dict[str, Any]) -> Subject:
         priors = _partners(arguments.pop("prior", None), CostDirichlet, Prior)
         _require_fitting(found, None, **arguments)
         return _first_that_fits(GuideSubject(p, partial(found, **arguments)) for p in priors)
-    raise UsageError("it is no subclass of pyro_meta's Mechanism, Prior or Guide")
+    raise UsageError("it is no subclass of pyro_meta's Mechanism, Block, Prior or Guide")
 
 
 def _require_fitting(found: type, *given: Any, **arguments: Any) -> None:

@@ -4,7 +4,7 @@ Shapes: B sequences, T tokens, K mechanisms.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_meta.attention import Mechanism
+from pyro_meta.blocks import Block
 from pyro_meta.evaluation import evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel, Prior
-from pyro_meta.transformer import Features, Shape, Transformer
+from pyro_meta.shape import Shape
+from pyro_meta.transformer import Features, Transformer
 
 SHAPE = Shape(vocabulary=13, context=64, width=16, layers=2, heads=2, window=5)
 MECHANISMS = ("full", "window", "linear")
@@ -31,6 +33,17 @@ class MechanismSubject:
     def build(self, seed: int = 0) -> Mechanism:
         torch.manual_seed(seed)
         return self.make()
+
+
+@dataclass(frozen=True)
+class BlockSubject:
+    """A block, in a network of two layers, one of whose mechanisms carries a momentum."""
+
+    make: Callable[[Shape, Sequence[str], int], Block]
+
+    def build(self, seed: int = 0) -> Transformer:
+        torch.manual_seed(seed)
+        return Transformer(SHAPE, ("full", "window", "linear_momentum"), self.make)
 
 
 @dataclass(frozen=True)

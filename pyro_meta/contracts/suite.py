@@ -4,15 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_meta.contracts import guides, mechanisms, priors
+from pyro_meta.contracts import blocks, guides, mechanisms, priors
 from pyro_meta.contracts.checks import quiet_room
 from pyro_meta.contracts.names import find
 from pyro_meta.contracts.pairing import Subject, subject_of
-from pyro_meta.contracts.subjects import GuideSubject, MechanismSubject, PriorSubject
+from pyro_meta.contracts.subjects import BlockSubject, GuideSubject, MechanismSubject, PriorSubject
 from pyro_meta.errors import UsageError
 
 PROMISES: dict[type, tuple[Callable[[Any], None], ...]] = {
     MechanismSubject: mechanisms.CLAUSES,
+    BlockSubject: blocks.CLAUSES,
     PriorSubject: priors.CLAUSES,
     GuideSubject: guides.CLAUSES,
 }
@@ -41,7 +42,8 @@ def contract(target: type | str, /, **arguments: Any) -> Callable[..., None]:
     Parameters
     ----------
     target
-        A mechanism, prior or guide: the class, its import path, or the name of a built-in one.
+        A mechanism, block, prior or guide: the class, its import path, or the name of a built-in
+        one.
     arguments
         For its constructor. A guide also takes `prior`, a prior `guide`: the partner that it is
         tested with, as a class, a name, a call in a string, or a function of the network or model

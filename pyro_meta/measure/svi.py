@@ -13,8 +13,9 @@ from torch.distributions import Dirichlet, kl_divergence
 from pyro_meta.guides import DirichletGuide
 from pyro_meta.measure.clock import interleaved, medians
 from pyro_meta.models import CostDirichlet, LanguageModel
+from pyro_meta.shape import Shape
 from pyro_meta.svi import Objective, Optimisation
-from pyro_meta.transformer import Features, Shape, Transformer
+from pyro_meta.transformer import Features, Transformer
 
 
 def bench_svi(layers: int, repeats: int) -> dict[str, Any]:

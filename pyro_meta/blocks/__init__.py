@@ -1,0 +1,45 @@
+"""Layers of the transformer, by name; one of a person's own is named by its import path."""
+
+from pyro_meta.blocks.base import Block, Stream
+from pyro_meta.blocks.momentum import MomentumBlock, PlainMomentumBlock
+from pyro_meta.blocks.parts import MLP, RoutedAttention
+from pyro_meta.blocks.residual import ResidualBlock
+from pyro_meta.errors import UsageError
+from pyro_meta.naming import NoSuchClass, find_class
+
+__all__ = [
+    "BLOCKS",
+    "MLP",
+    "Block",
+    "MomentumBlock",
+    "PlainMomentumBlock",
+    "ResidualBlock",
+    "RoutedAttention",
+    "Stream",
+    "find_block",
+]
+
+BLOCKS: dict[str, type[Block]] = {
+    "residual": ResidualBlock,
+    "momentum": MomentumBlock,
+    "plain_momentum": PlainMomentumBlock,
+}
+
+
+def find_block(name: str) -> type[Block]:
+    """The class that `name` stands for: a built-in's name, or an import path `module.Class`.
+
+    Raises
+    ------
+    UsageError
+        No such name (near matches are given), or the class is not a `Block`.
+    """
+    try:
+        found = find_class(name, BLOCKS, "my_file.MyBlock")
+    except NoSuchClass as error:
+        raise UsageError(f"block: {error}") from error
+    if not issubclass(found, Block):
+        raise UsageError(
+            f"block: {name!r} is not a block; a subclass of pyro_meta.blocks.Block is allowed"
+        )
+    return found

@@ -1,0 +1,20 @@
+"""The ordinary pre-norm block."""
+
+from torch import Tensor
+
+from pyro_meta.blocks.base import Block, Stream
+
+
+class ResidualBlock(Block):
+    """x' = x + Attn(LN(x)); x'' = x' + MLP(LN(x')).
+
+    Gradient descent on an energy of interaction and one of each token, by turns (Lie-Trotter
+    splitting), if one reads it as YuriiFormer (arXiv 2601.23236) does.
+    """
+
+    def look(self, stream: Stream) -> Tensor:
+        return self.attention_norm(stream.state)
+
+    def advance(self, stream: Stream, attended: Tensor) -> Stream:
+        state = stream.state + self.dropout(attended)
+        return Stream(state + self.dropout(self.mlp(self.mlp_norm(state))))
