@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from pyro_meta import DirichletGuide, Features, Guide, PaperGuide, Prior, UsageError
-from pyro_meta.attention import BUILT_IN
 from pyro_meta.costs import costs_at
 from pyro_meta.evaluation import prefix_gap
 from pyro_meta.simplex import Point, divergence
@@ -92,7 +91,9 @@ def test_pairs_that_cannot_train_are_refused(prior: type[Prior], guide: type[Gui
 
 def test_the_default_guide_starts_undecided_on_full_attention_first_then_on_windows() -> None:
     model, guide = build(guide=DirichletGuide)
-    full, window, linear = (model.network.mechanism_names.index(n) for n in BUILT_IN)
+    full, window, linear = (
+        model.network.mechanism_names.index(n) for n in ("full", "window", "linear")
+    )
     first, *others = posteriors(guide, text()[0])
     for law in (first, *others):
         assert isinstance(law, Dirichlet)

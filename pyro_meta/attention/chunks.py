@@ -1,0 +1,209 @@
+"""Attention to near tokens one by one, and to finished chunks of older ones by a summary each.
+
+A query at position t reads the tokens lowest(t) .. t and the summaries of all chunks before
+lowest(t), in one softmax with the logits
+
+    q . k_s / sqrt(d)                     of a token s
+    q . k_m / sqrt(d) + log n_m           of a chunk m of n_m tokens
+
+where inside chunk m, per head, w = softmax(u . k), k_m = sum w k and v_m = sum w v. lowest(t) is
+the start of the chunk that holds position t - recent + 1 (0 at least): so a query never reads a
+summary of its own chunk, every earlier token is read once, by itself or in a summary, and at least
+the last `recent` tokens are read by themselves.
+
+Keys are rotated by position before they are summed. Then q . k_m is exactly the mean, by w, of the
+logits of the chunk's tokens, each at its own distance; and log n_m + q . k_m is at most the
+logarithm of their summed weights if w is even (Jensen), with equality where the logits agree. The
+weights w look at the channels that no position turns, or else they would change with where in the
+text a chunk lies.
+
+Shapes: B sequences, R rows (B, or 1 where all sequences agree), H query heads, G key-value heads,
+T tokens, N queries, M chunks (the last of a row is never finished), m finished ones, d head width,
+L longest summed stretch.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_meta.attention.functional import in_single_precision
+from pyro_meta.attention.queries import Queries
+from pyro_meta.attention.rotary import unturned
+from pyro_meta.attention.slices import Slice, slices
+
+QUERIES = 64  # neighbours that meet their keys together, where all tokens are queries
+GATHERED, GATHERED_REACH = 32, 256  # and where some are, within as many positions
+FAR = -1e38  # below every logit, and finite: a block of keys that a query does not see at all
+
+
+class Digest(NamedTuple):
+    """What queries read of chunks."""
+
+    starts: Tensor
+    """First position of each chunk, [R, M], ascending from 0; T or more where a row has fewer."""
+    key: Tensor
+    """[B, G, M - 1, d]; anything where a row has fewer finished chunks."""
+    value: Tensor
+    """Likewise."""
+    bias: Tensor
+    """log n, what is added to the logits of summaries, [R or B, M - 1]."""
+    token_bias: Tensor | None
+    """What is added to the logits of tokens, [B, T]; None: nothing."""
+
+
+def summaries(
+    k: Tensor, v: Tensor, first: Tensor, end: Tensor, scorer: Tensor, longest: int
+) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, G, m, d] of the stretches first .. end - 1 of k and v [B, G, T, d].
+
+    Parameters
+    ----------
+    first, end
+        [R, m], positions with at most `longest` between them. Where `first` is not below `end`, the
+        summary is that of any one token.
+    scorer
+        u, one number for each channel that is not turned.
+    longest
+        L.
+    """
+    B, G, T, d = k.shape
+    m, dtype = first.shape[1], v.dtype
+    with torch.autocast(k.device.type, enabled=False):
+        k, v, scorer = in_single_precision(k, v, scorer)
+        step = torch.arange(longest, device=k.device) - longest
+        place = end[..., None] + step  # [R, m, L]; a stretch ends at the right
+        is_out = place < first[..., None]
+        is_out[..., -1] = False
+        row = torch.arange(B, device=k.device)[:, None, None] * T
+        token = (row + place.clamp(0, T - 1)).flatten()  # [B m L]
+        both = torch.cat([k, v], -1).transpose(1, 2).reshape(B * T, G * 2 * d)
+        found = both.index_select(0, token).view(B, m, longest, G, 2 * d)
+        score = unturned(found[..., :d]) @ scorer  # [B, m, L, G]
+        weight = score.masked_fill(is_out[..., None], -torch.inf).softmax(2)
+        out = torch.einsum("bmlg,bmlgx->bgmx", weight, found)
+    return out[..., :d].to(dtype), out[..., d:].to(dtype)
+
+
+def log_sizes(starts: Tensor, dtype: torch.dtype) -> Tensor:
+    """log n of each chunk that another follows, [R, M - 1], of starts [R, M]."""
+    return starts.diff(dim=1).clamp(min=1).to(dtype).log()
+
+
+def chunk_attention(q: Tensor, k: Tensor, v: Tensor, digest: Digest, recent: int) -> Tensor:
+    """Attention of all tokens: q, k, v [B, H, T, d] -> [B, H, T, d].
+
+    Blocks of neighbouring queries meet the summaries of chunks that any of them has behind it, and
+    the tokens that any of them reads by itself. No block has more than O(T / C) keys, and nothing
+    of size T x T is ever formed.
+    """
+    B, _, T, _ = q.shape
+    R = len(digest.starts)
+    position = torch.arange(T, device=q.device)
+    every = Queries(*(x.flatten() for x in _grid(R, position)))
+    finished, lowest = (x.view(R, T) for x in _reach(digest.starts, every, recent))
+    first = range(0, T, QUERIES)
+    ends = [min(begin + QUERIES, T) for begin in first]
+    last = torch.tensor(ends, device=q.device) - 1
+    lows, counts = lowest[:, ::QUERIES].amin(0).tolist(), finished[:, last].amax(0).tolist()
+    near = [Slice(0, B, low, end - low) for low, end in zip(lows, ends, strict=True)]
+    far = [Slice(0, B, 0, count) for count in counts]
+    by_block = zip(*(x.split(QUERIES, 1) for x in (position[None], lowest, finished)), strict=True)
+    masks = [
+        _mask(own, one, other, digest) for own, one, other in zip(by_block, near, far, strict=True)
+    ]
+    return torch.cat(_attended(list(q.split(QUERIES, 2)), k, v, digest, near, far, masks), 2)
+
+
+def chunk_attention_of(
+    q: Tensor, k: Tensor, v: Tensor, digest: Digest, recent: int, queries: Queries
+) -> Tensor:
+    """Attention of some tokens: q [N, H, d], k and v [B, G, T, d] -> [N, H, d]."""
+    B, _, T, _ = k.shape
+    finished, lowest = _reach(digest.starts, queries, recent)
+    groups = queries.neighbours(B, T, GATHERED_REACH, GATHERED)
+    sizes = [group.size for group in groups]
+    by_group = [x.split(sizes) for x in (queries.position, lowest, finished)]
+    ends = torch.tensor(sizes, device=q.device).cumsum(0)
+    lows, counts = lowest[ends - ends.new_tensor(sizes)].tolist(), finished[ends - 1].tolist()
+    near = [
+        Slice(group.sequence, 1, low, group.last + 1 - low)
+        for group, low in zip(groups, lows, strict=True)
+    ]
+    far = [Slice(group.sequence, 1, 0, count) for group, count in zip(groups, counts, strict=True)]
+    masks = [
+        _mask([x[None] for x in own], one, other, digest)
+        for own, one, other in zip(zip(*by_group, strict=True), near, far, strict=True)
+    ]
+    own = list(q.transpose(0, 1)[None].split(sizes, 2))
+    rows = _attended(own, k, v, digest, near, far, masks)
+    return torch.cat([x.transpose(1, 2) for x in rows], 1)[0]
+
+
+def _grid(rows: int, position: Tensor) -> tuple[Tensor, Tensor]:
+    row = torch.arange(rows, device=position.device)
+    return row[:, None].expand(-1, len(position)), position.expand(rows, -1)
+
+
+def _reach(starts: Tensor, queries: Queries, recent: int) -> tuple[Tensor, Tensor]:
+    """How many summaries each query reads, and the first token it reads by itself: [N] each."""
+    R, M = starts.shape
+    row = queries.sequence if R > 1 else torch.zeros_like(queries.sequence)
+    furthest = (queries.position - (recent - 1)).clamp(min=0)
+    beyond = torch.maximum(starts.amax(), queries.position.amax()) + 1  # rows one after another
+    line = (starts + beyond * torch.arange(R, device=starts.device)[:, None]).flatten()
+    at = torch.searchsorted(line, furthest + beyond * row, right=True) - 1
+    return at - row * M, line[at] - beyond * row
+
+
+def _mask(own: Sequence[Tensor], near: Slice, far: Slice, digest: Digest) -> Tensor:
+    """What is added to the logits of summaries and tokens, [r, 1, queries, keys].
+
+    `own` of the queries, [r or 1, queries] each: position, first token that is read by itself,
+    number of summaries that are read.
+    """
+    position, lowest, finished = own
+    place = torch.arange(near.first, near.first + near.size, device=position.device)
+    is_seen = (place >= lowest[..., None]) & (place <= position[..., None])
+    is_behind = torch.arange(far.size, device=position.device) < finished[..., None]
+    bias = _of_rows(digest.bias, far)[:, None, : far.size]
+    parts = [torch.where(is_behind, bias, FAR)]
+    if digest.token_bias is None:
+        parts.append(bias.new_zeros(()).expand(is_seen.shape).masked_fill(~is_seen, FAR))
+    else:
+        own = _of_rows(digest.token_bias, near)[:, None, near.first : near.first + near.size]
+        parts.append(torch.where(is_seen, own, FAR))
+    rows = max(len(part) for part in parts)
+    return torch.cat([part.expand(rows, -1, -1) for part in parts], -1)[:, None]
+
+
+def _of_rows(x: Tensor, where: Slice) -> Tensor:
+    """Rows of x [R, ..] that a slice of the batch is of."""
+    return x if len(x) == 1 else x.narrow(0, where.row, where.rows)
+
+
+def _attended(
+    q: Sequence[Tensor],
+    k: Tensor,
+    v: Tensor,
+    digest: Digest,
+    near: Sequence[Slice],
+    far: Sequence[Slice],
+    masks: Sequence[Tensor],
+) -> list[Tensor]:
+    """Each of q [r, H, queries, d] with its own keys and what is added to its logits."""
+    keys = zip(slices(digest.key, far), slices(k, near), strict=True)
+    values = zip(slices(digest.value, far), slices(v, near), strict=True)
+    is_grouped = q[0].shape[1] != k.shape[1]
+    return [
+        F.scaled_dot_product_attention(
+            own,
+            torch.cat(key, 2),
+            torch.cat(value, 2),
+            attn_mask=mask.to(own.dtype).clamp(min=torch.finfo(own.dtype).min),
+            enable_gqa=is_grouped,
+        )
+        for own, key, value, mask in zip(q, keys, values, masks, strict=True)
+    ]
