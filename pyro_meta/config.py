@@ -9,6 +9,8 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser
 
+from pyro_meta.attention import find_mechanism
+from pyro_meta.attention.chunk import CHUNK
 from pyro_meta.console import command_parser, explain, parse
 from pyro_meta.corpus import Data, Text
 from pyro_meta.errors import UsageError
@@ -39,9 +41,13 @@ class Config:
     """Posterior over routes: DirichletGuide (default, with --guide.hidden; see --guide.help),
     another, or the import path of your own."""
     mechanisms: list[str] = field(default_factory=lambda: ["full", "window", "linear"])
-    """Ways to attend that each token chooses from: full, window, linear, or import paths."""
+    """Ways to attend that each token chooses from: full, window, linear, chunk, chunk_sliding,
+    chunk_sentence, chunk_learned, or import paths."""
     window: int = 32
     """Keys that `window` sees, the token itself included."""
+    chunk: int = CHUNK
+    """Tokens in a chunk of `chunk` and `chunk_sliding`, about as many in `chunk_sentence` and
+    `chunk_learned`."""
     context: int = 512
     """Tokens in a training sequence."""
     width: int = 64
@@ -108,8 +114,17 @@ class Config:
                 f"{self.short.factor} (1: whole sequences from the start)"
             )
 
-    def build(self, vocabulary: int) -> tuple[LanguageModel, Guide]:
+    def build(
+        self, vocabulary: int, separators: Callable[[], Sequence[int]] = lambda: ()
+    ) -> tuple[LanguageModel, Guide]:
         """The untrained model and guide; draws parameters from torch's global generator.
+
+        Parameters
+        ----------
+        vocabulary
+            Number of tokens.
+        separators
+            Gives the tokens that separate sentences; asked where a mechanism reads them.
 
         Raises
         ------
@@ -125,8 +140,10 @@ class Config:
             self.kv_heads,
             self.window,
             self.dropout,
+            self.chunk,
         )
-        network = Transformer(shape, self.mechanisms)
+        is_asked = any(find_mechanism(name).reads_separators for name in self.mechanisms)
+        network = Transformer(shape, self.mechanisms, separators() if is_asked else ())
         with timed_on(self.accelerator):
             prior = self.prior(network)
             prior.aim_at(self.budget)

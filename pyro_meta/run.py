@@ -36,6 +36,7 @@ from pyro_meta.corpus import Corpus
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
+from pyro_meta.transformer import Shape
 from pyro_meta.vocabulary import Vocabulary
 
 STATE_KINDS: dict[str, type | tuple[type, ...]] = {
@@ -219,7 +220,7 @@ class Run:
         with _damage_named(folder):
             weights = load_file(folder / "model.safetensors")
             moments = load_file(folder / "optimiser.safetensors") if optimiser else {}
-        then, now = state["model"], _identity(model, guide)
+        then, now = _completed(state["model"]), _identity(model, guide)
         for key in now:
             if then.get(key) != now[key]:
                 raise UsageError(
@@ -254,7 +255,7 @@ class Run:
     def load(self) -> tuple[LanguageModel, Guide, Vocabulary, Config]:
         """The trained model and guide in evaluation mode, with vocabulary and configuration."""
         config, vocabulary = self.config(), self.vocabulary()
-        model, guide = config.build(vocabulary.size)
+        model, guide = config.build(vocabulary.size, vocabulary.separators)
         self.load_checkpoint(model, guide)
         return model.eval(), guide.eval(), vocabulary, config
 
@@ -353,6 +354,12 @@ def _identity(model: LanguageModel, guide: Guide) -> dict[str, Any]:
         "mechanisms": network.mechanism_names,
         "shape": dataclasses.asdict(network.shape),
     }
+
+
+def _completed(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity with the sizes that did not exist yet when it was written: their defaults."""
+    plain = {one.name: one.default for one in dataclasses.fields(Shape)}
+    return identity | {"shape": plain | identity.get("shape", {})}
 
 
 def _class_path(instance: object) -> str:

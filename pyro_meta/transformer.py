@@ -34,6 +34,7 @@ from pyro_meta.attention import (
     is_choice,
     routed_attention,
 )
+from pyro_meta.attention.chunk import CHUNK
 from pyro_meta.attention.rotary import rotate, rotation
 from pyro_meta.errors import UsageError
 
@@ -82,9 +83,11 @@ class Shape:
     """Keys that `window` attention sees, the token itself included."""
     dropout: float = 0.0
     """Dropout probability after embedding, attention and MLP."""
+    chunk: int = CHUNK
+    """Tokens in a chunk of the `chunk` mechanisms; of some of them on average."""
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "context", "width", "layers", "heads", "window"):
+        for name in ("vocabulary", "context", "width", "layers", "heads", "window", "chunk"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: {getattr(self, name)} given; at least 1 is allowed")
         if self.width % (2 * self.heads):
@@ -104,6 +107,16 @@ class Shape:
         return self.width // self.heads
 
 
+class Surroundings(NamedTuple):
+    """What attention knows of tokens beside their features."""
+
+    cos: Tensor
+    """Of their positions, see `rotation`."""
+    sin: Tensor
+    is_separator: Tensor | None
+    """Which of them separate sentences, [B, 1, T, 1]; None where no mechanism asks."""
+
+
 class RoutedAttention(nn.Module):
     """W_o sum_k alpha_k g_k A_k(q, k, v), with one q, k, v for all mechanisms."""
 
@@ -111,7 +124,7 @@ class RoutedAttention(nn.Module):
         super().__init__()
         self.heads, self.head_width = shape.heads, shape.head_width
         self.kv_heads = shape.kv_heads or shape.heads
-        self.mechanisms = build_mechanisms(mechanisms, shape.head_width, shape.window)
+        self.mechanisms = build_mechanisms(mechanisms, shape.head_width, shape.window, shape.chunk)
         self.project_qkv = nn.Linear(
             shape.width, (shape.heads + 2 * self.kv_heads) * shape.head_width, bias=False
         )
@@ -119,28 +132,29 @@ class RoutedAttention(nn.Module):
         self.project_out = nn.Linear(shape.width, shape.width, bias=False)
         self.dispatch = routed_attention
 
-    def forward(self, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, normed: Tensor, route: Tensor, at: Surroundings) -> Tensor:
         """normed [B, T, D], route [B, T, K] weights or [B, T] choices -> [B, T, D]."""
-        return self.project_out(self._attend(route, self._inputs(normed, cos, sin)))
+        return self.project_out(self._attend(route, self._inputs(normed, at)))
 
     def extend(
-        self, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor, past: LayerCache, span: Span
+        self, normed: Tensor, route: Tensor, at: Surroundings, past: LayerCache, span: Span
     ) -> Tensor:
         """The same for S new tokens, [B, S, D], that follow those in `past`, which takes them."""
 
         def begin(inputs: Inputs) -> Tensor:
             return self._attend(route, inputs)
 
-        inputs = self._inputs(normed, cos, sin)
+        inputs = self._inputs(normed, at)
         return self.project_out(past.extend(self.gain, route, inputs, span, begin))
 
-    def _inputs(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Inputs:
+    def _inputs(self, normed: Tensor, at: Surroundings) -> Inputs:
         B, T, _ = normed.shape
         split = [self.heads, self.kv_heads, self.kv_heads]
         qkv = self.project_qkv(normed).view(B, T, sum(split), self.head_width).transpose(1, 2)
         q, k, v = qkv.split(split, dim=1)  # [B, H or G, T, d]
-        rotated = rotate(qkv[:, : self.heads + self.kv_heads], cos, sin)
-        return Inputs(q, k, v, *rotated.split(split[:2], dim=1))
+        rotated = rotate(qkv[:, : self.heads + self.kv_heads], at.cos, at.sin)
+        q_rotated, k_rotated = rotated.split(split[:2], dim=1)
+        return Inputs(q, k, v, q_rotated, k_rotated, at.is_separator)
 
     def _attend(self, route: Tensor, inputs: Inputs) -> Tensor:
         if not is_choice(route):
@@ -185,10 +199,8 @@ class Block(nn.Module):
         self.mlp = MLP(shape.width)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(
-        self, state: Tensor, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        state = state + self.dropout(self.attention(normed, route, cos, sin))
+    def forward(self, state: Tensor, normed: Tensor, route: Tensor, at: Surroundings) -> Tensor:
+        state = state + self.dropout(self.attention(normed, route, at))
         return state + self.dropout(self.mlp(self.mlp_norm(state)))
 
     def extend(
@@ -196,13 +208,12 @@ class Block(nn.Module):
         state: Tensor,
         normed: Tensor,
         route: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        at: Surroundings,
         past: LayerCache,
         span: Span,
     ) -> Tensor:
         """`forward` for new tokens that follow those in `past`; never compiled."""
-        state = state + self.dropout(self.attention.extend(normed, route, cos, sin, past, span))
+        state = state + self.dropout(self.attention.extend(normed, route, at, past, span))
         return state + self.dropout(self.mlp(self.mlp_norm(state)))
 
 
@@ -215,26 +226,52 @@ class Transformer(nn.Module):
         Sizes.
     mechanisms
         Names of built-in mechanisms, or import paths of a user's own.
+    separators
+        Tokens that separate sentences, for mechanisms that ask for them (`chunk_sentence`).
 
     Raises
     ------
     UsageError
-        An unknown mechanism, or sizes that do not fit.
+        An unknown mechanism, sizes that do not fit, or no separators where they are asked for.
     """
 
+    is_separator: Tensor
+
     def __init__(
-        self, shape: Shape, mechanisms: Sequence[str] = ("full", "window", "linear")
+        self,
+        shape: Shape,
+        mechanisms: Sequence[str] = ("full", "window", "linear"),
+        separators: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocabulary, shape.width)
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape, mechanisms) for _ in range(shape.layers))
+        self._ask_separators(separators)
         self.final_norm = nn.LayerNorm(shape.width)
         # Not tied with the embedding: what a token is asked for would be learned against the noise
         # of predicting when it comes.
         self.readout = nn.Linear(shape.width, shape.vocabulary, bias=False)
         self._initialise()
+
+    def _ask_separators(self, separators: Sequence[int]) -> None:
+        """Keep the separators, with the weights, if a mechanism reads them."""
+        asking = [one.name for one in self.mechanisms if one.reads_separators]
+        if asking and not separators:
+            raise UsageError(
+                f"mechanisms: {asking[0]} needs tokens that separate sentences, and the vocabulary "
+                "has none that ends in . ! ? or an end of line"
+            )
+        if asking:
+            is_separator = torch.zeros(self.shape.vocabulary, dtype=torch.bool)
+            is_separator[list(separators)] = True
+            self.register_buffer("is_separator", is_separator)
+
+    def _surroundings(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> Surroundings:
+        is_asked = any(one.reads_separators for one in self.mechanisms)
+        is_separator = self.is_separator[tokens][:, None, :, None] if is_asked else None
+        return Surroundings(cos, sin, is_separator)
 
     def _initialise(self) -> None:
         """N(0, 1 / inputs), and residual outputs smaller by sqrt(2 L).
@@ -329,13 +366,13 @@ class Transformer(nn.Module):
             with torch.no_grad():
                 return self._extended(tokens, route, cache, lengths)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        cos, sin = rotation(positions, self.shape.head_width)
+        at = self._surroundings(tokens, *rotation(positions, self.shape.head_width))
         state = self.dropout(self.embedding(tokens))  # [B, T, D]
         for layer, block in enumerate(self.blocks):
             block = cast(Block, block)
             normed = block.attention_norm(state)
             chosen = _asked(route, layer, Features(tokens, state, normed, positions))
-            state = block(state, normed, chosen, cos, sin)
+            state = block(state, normed, chosen, at)
         return self.final_norm(state)
 
     def _extended(
@@ -350,6 +387,7 @@ class Transformer(nn.Module):
         cos, sin = rotation(positions.flatten(), self.shape.head_width)
         if positions.dim() == 2:  # rows are at different positions
             cos, sin = (x.view(len(tokens), 1, span.size, -1) for x in (cos, sin))
+        at = self._surroundings(tokens, cos, sin)
         state = self.dropout(self.embedding(tokens))
         if not span.rows:  # nothing but padding
             return state
@@ -360,7 +398,7 @@ class Transformer(nn.Module):
             chosen = _asked_of_new(route, layer, features, cache, span)
             if is_token is not None and is_choice(chosen):
                 chosen = chosen.masked_fill(~is_token, NO_TOKEN)
-            state = block.extend(state, normed, chosen, cos, sin, cache.layers[layer], span)
+            state = block.extend(state, normed, chosen, at, cache.layers[layer], span)
         state = self.final_norm(state)
         cache.commit(span)
         return state

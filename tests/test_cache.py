@@ -80,7 +80,9 @@ class First(Own):
 
 
 BUILT_IN = ("full", "window", "linear")
-EVERY = (*BUILT_IN, *(f"{__name__}.{name}" for name in ("Own", "Plain", "First")))
+CHUNKS = ("chunk", "chunk_sliding", "chunk_sentence", "chunk_learned")
+OWN = tuple(f"{__name__}.{name}" for name in ("Own", "Plain", "First"))
+EVERY = (*BUILT_IN, *CHUNKS, *OWN)
 
 
 def network_of(
@@ -89,10 +91,12 @@ def network_of(
     torch.manual_seed(1)
     shape = Shape(
         vocabulary=VOCABULARY, context=64, width=16, layers=2, heads=4, kv_heads=kv_heads,
-        window=window,
+        window=window, chunk=3,
     )  # fmt: skip
-    network = Transformer(shape, mechanisms)
+    network = Transformer(shape, mechanisms, separators=[2, 5, 7])
     for block in network.blocks:
+        for parameter in block.attention.mechanisms.parameters():
+            torch.nn.init.normal_(parameter)
         torch.nn.init.normal_(block.attention.gain)
     return network.requires_grad_(False)
 
@@ -348,7 +352,7 @@ def test_rows_of_a_cache_that_has_read_nothing_take_texts(
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("keeps_features", [False, True])
-@pytest.mark.parametrize("shape", [(3, 1, 6), (3, 2, 6), (1, 1, 6), (6,)])
+@pytest.mark.parametrize("shape", [(3, 1, 10), (3, 2, 10), (1, 1, 10), (10,)])
 def test_weights_of_whole_rows_serve_rows_at_different_positions(
     keeps_features: bool, shape: tuple[int, ...]
 ) -> None:

@@ -76,10 +76,10 @@ def test_routes_mix_the_mechanisms() -> None:
     network = Transformer(SHAPE)
     block = network.blocks[0]
     x = torch.randn(2, 9, 16)
-    cos, sin = rotation(torch.arange(9), SHAPE.head_width)
-    alone = [block.attention(x, torch.eye(3)[k].expand(2, 9, 3), cos, sin) for k in range(3)]
+    at = Surroundings(*rotation(torch.arange(9), SHAPE.head_width), None)
+    alone = [block.attention(x, torch.eye(3)[k].expand(2, 9, 3), at) for k in range(3)]
     weights = torch.rand(2, 9, 3)
-    mixed = block.attention(x, weights, cos, sin)
+    mixed = block.attention(x, weights, at)
     by_hand = sum(weights[..., k, None] * alone[k] for k in range(3))
     torch.testing.assert_close(mixed, by_hand, rtol=1e-10, atol=1e-10)
     assert (alone[0] - alone[1]).abs().max() > 1e-3

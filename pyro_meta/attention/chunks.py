@@ -173,8 +173,8 @@ def _mask(own: Sequence[Tensor], near: Slice, far: Slice, digest: Digest) -> Ten
     if digest.token_bias is None:
         parts.append(bias.new_zeros(()).expand(is_seen.shape).masked_fill(~is_seen, FAR))
     else:
-        own = _of_rows(digest.token_bias, near)[:, None, near.first : near.first + near.size]
-        parts.append(torch.where(is_seen, own, FAR))
+        by_token = _of_rows(digest.token_bias, near)[:, near.first : near.first + near.size]
+        parts.append(torch.where(is_seen, by_token[:, None], FAR))
     rows = max(len(part) for part in parts)
     return torch.cat([part.expand(rows, -1, -1) for part in parts], -1)[:, None]
 
