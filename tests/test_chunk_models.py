@@ -23,6 +23,7 @@ from pyro_meta.attention import ChunkLearned, backend, collected_penalties
 from pyro_meta.config import read_options
 from pyro_meta.corpus import Text
 from pyro_meta.evaluation import evaluating, prefix_gap
+from pyro_meta.executed import _count_macs, chosen_by_all
 from pyro_meta.macs import attention_macs
 from pyro_meta.run import Run, _completed
 from pyro_meta.svi import Objective, RouteELBO
@@ -229,3 +230,14 @@ def test_macs_of_attention_count_chunks() -> None:
     )  # d = 8, C = 4: keys read 1, 2, (3), 4, 1 + 1, 2 + 1
     expected = 2 * (16 * (1 + 2 + 4 + 2 + 3) + 5 * 20 + 16 * 3)
     assert attention_macs(network.mechanisms, 2, choice) == expected
+
+
+def test_executed_macs_are_those_of_the_sentences_that_were_read() -> None:
+    """Declared for its positions, a text of many separators would cost less than it does."""
+    model, _ = pair(("full", "chunk_sentence"))
+    tokens = torch.full((2, 60), 3)  # every token a separator: chunks of 2
+    network = model.network
+    position = torch.arange(60, dtype=torch.float64)
+    keys = position % 2 + 1 + position // 2
+    macs, _ = _count_macs(network, chosen_by_all(network, "chunk_sentence"), [tokens])
+    assert macs == 2 * 2 * 2 * float((16 * keys + 20).sum())

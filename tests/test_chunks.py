@@ -404,6 +404,21 @@ def test_macs_are_those_of_the_keys_that_are_read(
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("recent", [None, 9])
+@pytest.mark.parametrize("kind", [Marked, ChunkLearned])
+def test_macs_of_a_text_are_counted(kind: type[Chunk], recent: int | None) -> None:
+    """Where lengths vary, a price of the position can only be what it costs on average."""
+    mechanism = built(kind, 6, recent)
+    k = qkv(200)[1]
+    position = torch.arange(200, dtype=torch.float64)
+    found = mechanism.macs_of(position, k)
+    for row in range(2):
+        expected = 2 * D * executed_keys(mechanism, k[row : row + 1]) + 2.5 * D
+        torch.testing.assert_close(found[row], expected)
+    declared, counted = float(mechanism.macs(position).mean()), float(found.mean())
+    assert 0.6 < declared / counted < 1.6
+
+
 @pytest.mark.parametrize("name", ["chunk", "chunk_sliding", "chunk_sentence", "chunk_learned"])
 def test_macs_at_1024_tokens_are_a_third_of_full_attentions_at_most(name: str) -> None:
     full, chunk = build_mechanisms(["full", name], head_width=32, window=1)

@@ -22,6 +22,7 @@ from pyro_meta.attention.chunks import (
     chunk_attention,
     chunk_attention_of,
     log_sizes,
+    reach_of_all,
     summaries,
 )
 from pyro_meta.attention.grouping import (
@@ -148,7 +149,7 @@ class Chunk(Mechanism):
     def _digest(self, k: Tensor, v: Tensor, is_separator: Tensor | None) -> Digest:
         starts = self.starts(k, is_separator)
         wide = torch.promote_types(v.dtype, torch.float32)
-        return Digest(starts, *self._summaries(k, v, starts), log_sizes(starts, wide), None)
+        return Digest(starts, *self._summaries(k, v, starts), log_sizes(starts, wide))
 
     def _summaries(self, k: Tensor, v: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Of all chunks but the last."""
@@ -209,6 +210,13 @@ class ChunkSentence(Chunk):
         finished = (position + 1 - alone) / self.chunk
         return 2.0 * self.head_width * (alone + finished) + self._entering
 
+    @torch.no_grad()
+    def macs_of(self, position: Tensor, k: Tensor, *more: Tensor) -> Tensor:
+        where = position.to(k.device).long()
+        finished, lowest = reach_of_all(self.starts(k, *more), where, self.recent)
+        keys = (where - lowest + 1 + finished).to(position.dtype)
+        return 2.0 * self.head_width * keys + self._entering
+
     @property
     def _entering(self) -> float:
         return len(self.scorer) + 2.0 * self.head_width
@@ -244,18 +252,20 @@ class ChunkLearned(ChunkSentence):
     def _digest(self, k: Tensor, v: Tensor, is_separator: Tensor | None) -> Digest:
         probability = self._probability(k)
         starts = self._starts_where(probability)
-        bias = log_sizes(starts, probability.dtype)
-        token_bias = None
+        digest = Digest(
+            starts, *self._summaries(k, v, starts), log_sizes(starts, probability.dtype)
+        )
         if probability.requires_grad:
             is_start, is_free = self._decided(starts, probability.shape[1])
             nudge = torch.where(is_free, probability - probability.detach(), 0.0)
             ended_by = starts[:, 1:].clamp(max=k.shape[2] - 1)
-            bias = bias + nudge.gather(1, ended_by)
-            token_bias = -nudge.masked_fill(is_start, 0.0)
+            digest = digest._replace(
+                nudges=(nudge.gather(1, ended_by), -nudge.masked_fill(is_start, 0.0))
+            )
             if self.training and self.chunk > 1 and are_collected():
                 loss = ratio_loss(probability, is_start, self.chunk)
                 report_penalty(self.ratio_weight * loss)
-        return Digest(starts, *self._summaries(k, v, starts), bias, token_bias)
+        return digest
 
     def _probability(self, k: Tensor) -> Tensor:
         return boundary_probability(unturned(k), self.to_query, self.to_key)

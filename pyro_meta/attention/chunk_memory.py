@@ -73,7 +73,7 @@ class ChunkMemory(Memory):
         starts = starts.masked_fill(~is_begun, k.shape[2])
         wide = torch.promote_types(v.dtype, torch.float32)
         keys, values = (x.read(M - 1) for x in (self._keys, self._values))
-        digest = Digest(starts, keys, values, log_sizes(starts, wide), None)
+        digest = Digest(starts, keys, values, log_sizes(starts, wide))
         return chunk_attention_of(q, k, v, digest, self._recent, queries)
 
     def commit(self) -> None:

@@ -34,7 +34,7 @@ from pyro_meta.attention.queries import Queries
 from pyro_meta.attention.rotary import unturned
 from pyro_meta.attention.slices import Slice, slices
 
-QUERIES = 64  # neighbours that meet their keys together, where all tokens are queries
+QUERIES = 128  # neighbours that meet their keys together, where all tokens are queries
 GATHERED, GATHERED_REACH = 32, 256  # and where some are, within as many positions
 FAR = -1e38  # below every logit, and finite: a block of keys that a query does not see at all
 
@@ -48,10 +48,11 @@ class Digest(NamedTuple):
     """[B, G, M - 1, d]; anything where a row has fewer finished chunks."""
     value: Tensor
     """Likewise."""
-    bias: Tensor
-    """log n, what is added to the logits of summaries, [R or B, M - 1]."""
-    token_bias: Tensor | None
-    """What is added to the logits of tokens, [B, T]; None: nothing."""
+    log_size: Tensor
+    """log n, what is added to the logits of summaries, [R, M - 1]."""
+    nudges: tuple[Tensor, Tensor] | None = None
+    """What is added to the logits of summaries and of tokens, [B, M - 1] and [B, T], to pass on
+    gradients: zeros in value."""
 
 
 def summaries(
@@ -77,14 +78,15 @@ def summaries(
         place = end[..., None] + step  # [R, m, L]; a stretch ends at the right
         is_out = place < first[..., None]
         is_out[..., -1] = False
-        row = torch.arange(B, device=k.device)[:, None, None] * T
-        token = (row + place.clamp(0, T - 1)).flatten()  # [B m L]
-        both = torch.cat([k, v], -1).transpose(1, 2).reshape(B * T, G * 2 * d)
-        found = both.index_select(0, token).view(B, m, longest, G, 2 * d)
-        score = unturned(found[..., :d]) @ scorer  # [B, m, L, G]
-        weight = score.masked_fill(is_out[..., None], -torch.inf).softmax(2)
-        out = torch.einsum("bmlg,bmlgx->bgmx", weight, found)
-    return out[..., :d].to(dtype), out[..., d:].to(dtype)
+        head = torch.arange(B * G, device=k.device).view(B, G, 1, 1) * T
+        token = (head + place.clamp(0, T - 1)[:, None]).flatten()  # [B G m L]
+        keys, values = (
+            x.reshape(-1, d).index_select(0, token).view(B, G, m, longest, d) for x in (k, v)
+        )
+        score = unturned(keys) @ scorer  # [B, G, m, L]
+        weight = score.masked_fill(is_out[:, None], -torch.inf).softmax(-1)[..., None, :]
+        key, value = ((weight @ x)[..., 0, :] for x in (keys, values))
+    return key.to(dtype), value.to(dtype)
 
 
 def log_sizes(starts: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,10 +102,8 @@ def chunk_attention(q: Tensor, k: Tensor, v: Tensor, digest: Digest, recent: int
     of size T x T is ever formed.
     """
     B, _, T, _ = q.shape
-    R = len(digest.starts)
     position = torch.arange(T, device=q.device)
-    every = Queries(*(x.flatten() for x in _grid(R, position)))
-    finished, lowest = (x.view(R, T) for x in _reach(digest.starts, every, recent))
+    finished, lowest = reach_of_all(digest.starts, position, recent)
     first = range(0, T, QUERIES)
     ends = [min(begin + QUERIES, T) for begin in first]
     last = torch.tensor(ends, device=q.device) - 1
@@ -142,13 +142,17 @@ def chunk_attention_of(
     return torch.cat([x.transpose(1, 2) for x in rows], 1)[0]
 
 
-def _grid(rows: int, position: Tensor) -> tuple[Tensor, Tensor]:
-    row = torch.arange(rows, device=position.device)
-    return row[:, None].expand(-1, len(position)), position.expand(rows, -1)
+def reach_of_all(starts: Tensor, position: Tensor, recent: int) -> tuple[Tensor, Tensor]:
+    """How many summaries a query reads at each of `position` [T], and the first token that it reads
+    by itself: [R, T] each, of starts [R, M]."""
+    R, T = len(starts), len(position)
+    row = torch.arange(R, device=position.device).repeat_interleave(T)
+    finished, lowest = _reach(starts, Queries(row, position.repeat(R)), recent)
+    return finished.view(R, T), lowest.view(R, T)
 
 
 def _reach(starts: Tensor, queries: Queries, recent: int) -> tuple[Tensor, Tensor]:
-    """How many summaries each query reads, and the first token it reads by itself: [N] each."""
+    """The same for N queries: [N] each."""
     R, M = starts.shape
     row = queries.sequence if R > 1 else torch.zeros_like(queries.sequence)
     furthest = (queries.position - (recent - 1)).clamp(min=0)
@@ -168,15 +172,9 @@ def _mask(own: Sequence[Tensor], near: Slice, far: Slice, digest: Digest) -> Ten
     place = torch.arange(near.first, near.first + near.size, device=position.device)
     is_seen = (place >= lowest[..., None]) & (place <= position[..., None])
     is_behind = torch.arange(far.size, device=position.device) < finished[..., None]
-    bias = _of_rows(digest.bias, far)[:, None, : far.size]
-    parts = [torch.where(is_behind, bias, FAR)]
-    if digest.token_bias is None:
-        parts.append(bias.new_zeros(()).expand(is_seen.shape).masked_fill(~is_seen, FAR))
-    else:
-        by_token = _of_rows(digest.token_bias, near)[:, near.first : near.first + near.size]
-        parts.append(torch.where(is_seen, by_token[:, None], FAR))
-    rows = max(len(part) for part in parts)
-    return torch.cat([part.expand(rows, -1, -1) for part in parts], -1)[:, None]
+    bias = _of_rows(digest.log_size, far)[:, None, : far.size]
+    one = bias.new_zeros(()).expand(is_seen.shape).masked_fill(~is_seen, FAR)
+    return torch.cat([torch.where(is_behind, bias, FAR), one], -1)[:, None]
 
 
 def _of_rows(x: Tensor, where: Slice) -> Tensor:
@@ -194,6 +192,9 @@ def _attended(
     masks: Sequence[Tensor],
 ) -> list[Tensor]:
     """Each of q [r, H, queries, d] with its own keys and what is added to its logits."""
+    d = k.shape[-1]
+    if digest.nudges is not None:
+        q, k, v, digest = _nudged(q, k, v, digest)
     keys = zip(slices(digest.key, far), slices(k, near), strict=True)
     values = zip(slices(digest.value, far), slices(v, near), strict=True)
     is_grouped = q[0].shape[1] != k.shape[1]
@@ -203,7 +204,30 @@ def _attended(
             torch.cat(key, 2),
             torch.cat(value, 2),
             attn_mask=mask.to(own.dtype).clamp(min=torch.finfo(own.dtype).min),
+            scale=d**-0.5,
             enable_gqa=is_grouped,
-        )
+        )[..., :d]
         for own, key, value, mask in zip(q, keys, values, masks, strict=True)
     ]
+
+
+def _nudged(
+    q: Sequence[Tensor], k: Tensor, v: Tensor, digest: Digest
+) -> tuple[list[Tensor], Tensor, Tensor, Digest]:
+    """All with a channel more, in which keys carry their nudges.
+
+    A mask that needs gradients would be refused by the fast kernels.
+    """
+    assert digest.nudges is not None
+    G, d = k.shape[1], k.shape[-1]
+
+    def carrying(x: Tensor, nudge: Tensor) -> Tensor:
+        column = (d**0.5 * nudge).to(x.dtype)[:, None, :, None].expand(-1, G, -1, -1)
+        return torch.cat([x, column], -1)
+
+    of_summaries, of_tokens = digest.nudges
+    digest = digest._replace(
+        key=carrying(digest.key, of_summaries), value=F.pad(digest.value, (0, 1))
+    )
+    asking = [F.pad(own, (0, 1), value=1.0) for own in q]
+    return asking, carrying(k, of_tokens), F.pad(v, (0, 1)), digest

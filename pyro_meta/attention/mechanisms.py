@@ -177,6 +177,25 @@ class Mechanism(nn.Module):
         """Multiply-accumulates per head of one query at `position` (same shape, float)."""
         raise NotImplementedError
 
+    def macs_of(self, position: Tensor, k: Tensor, *more: Tensor) -> Tensor:
+        """The same for a given text, where what is read depends on the text.
+
+        Parameters
+        ----------
+        position
+            [T], 0 .. T - 1.
+        k
+            [B, G, T, d].
+        more
+            Whatever else the mechanism reads.
+
+        Returns
+        -------
+        Tensor
+            [B, T] or broadcastable.
+        """
+        return self.macs(position)
+
 
 class Full(Mechanism):
     """Causal softmax attention over all earlier tokens: 2 d (t + 1) MACs per head."""
