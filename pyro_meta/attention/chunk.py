@@ -88,6 +88,7 @@ class Chunk(Mechanism):
         """The class's name in lower case, with _ between its words: `chunk_learned`."""
         return re.sub(r"(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # shapes follow the text
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, is_separator: Tensor | None = None
     ) -> Tensor:
