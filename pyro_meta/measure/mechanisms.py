@@ -94,16 +94,18 @@ def _built(name: str) -> Mechanism:
 def _call(name: str, length: int, backward: bool) -> Callable[[], None]:
     mechanism = _built(name)
     q, k, v = torch.randn(3, 1, HEADS, length, HEAD_WIDTH)
+    is_separator = torch.rand(1, 1, length, 1) < 1 / CHUNK
+    more = [is_separator] if mechanism.reads_separators else []
     if not backward:
 
         def forward_only() -> None:
             with torch.no_grad():
-                mechanism(q, k, v)
+                mechanism(q, k, v, *more)
 
         return forward_only
 
     def forward_and_backward() -> None:
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        mechanism(*inputs).sum().backward()
+        mechanism(*inputs, *more).sum().backward()
 
     return forward_and_backward
