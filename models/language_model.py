@@ -2,25 +2,39 @@
 
     alpha[l, t] ~ prior(l, t)                        site route_{l}     batch [B, T], event [K]
     y[t] ~ Categorical(network(x, alpha)[t])         site next_token    batch [B, T], observed
+    -B T penalty                                     factor penalty     in training alone
 
 in the plates `sequence` (dim -2) and `position` (dim -1). Only reparameterised latents may stand in
 the position plate: y[t] depends on the routes of earlier tokens, and a score-function estimator
 would drop those costs without a word.
+
+The penalty is what mechanisms ask for beside the loss, such as chunks of a certain length
+(`chunk_learned`): minus the log of a prior density, up to a constant, of how the network reads. The
+factor exists only where a mechanism has one.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_meta.attention import collected_penalties
 from pyro_meta.models.module import StandaloneModule
 from pyro_meta.models.priors import Prior
 from pyro_meta.transformer import Features, Route, Transformer, at_least_float32
+
+
+class _Found(NamedTuple):
+    """What a pass through the network gives."""
+
+    logits: Tensor
+    penalty: Tensor | None
+    """The mechanisms' own losses, nats per token; None: none has any."""
 
 
 @dataclass
@@ -29,7 +43,7 @@ class _Walk:
 
     tokens: Tensor
     routes: list[Tensor]
-    logits: Tensor
+    found: "_Found"
     state: tuple[object, ...]
 
 
@@ -75,11 +89,14 @@ class LanguageModel(StandaloneModule):
                     pyro.sample(f"route_{layer}", prior(layer, positions))
                     for layer in range(network.shape.layers)
                 ]
-            logits = self._already_walked(tokens, routes)
-            if logits is None:
-                logits = network(tokens, lambda layer, features: routes[layer])
-            law = dist.Categorical(logits=at_least_float32(logits))
-            return pyro.sample("next_token", law, obs=targets)
+            found = self._already_walked(tokens, routes)
+            if found is None:
+                found = self._walked(tokens, lambda layer, features: routes[layer])
+            law = dist.Categorical(logits=at_least_float32(found.logits))
+            drawn = pyro.sample("next_token", law, obs=targets)
+        if found.penalty is not None:
+            pyro.factor("penalty", -tokens.numel() * found.penalty)
+        return drawn
 
     def walk(self, tokens: Tensor, route: Route) -> Tensor:
         """Logits [B, T, V] along `route`, kept for a replay of this model with the same draws.
@@ -94,18 +111,23 @@ class LanguageModel(StandaloneModule):
             routes.append(route(layer, features))
             return routes[-1]
 
-        logits = self.network(tokens, remembering)
+        found = self._walked(tokens, remembering)
         if torch.is_grad_enabled():  # else there is no backward pass to save
-            self._walk = _Walk(tokens, routes, logits, self._network_state(tokens))
-        return logits
+            self._walk = _Walk(tokens, routes, found, self._network_state(tokens))
+        return found.logits
 
-    def _already_walked(self, tokens: Tensor, routes: Sequence[Tensor]) -> Tensor | None:
-        """The logits of the last walk, if it went exactly this way; they are given out once."""
+    def _walked(self, tokens: Tensor, route: Route) -> _Found:
+        with collected_penalties() as penalties:
+            logits = self.network(tokens, route)
+        return _Found(logits, torch.stack(penalties).sum() if penalties else None)
+
+    def _already_walked(self, tokens: Tensor, routes: Sequence[Tensor]) -> _Found | None:
+        """What the last walk found, if it went exactly this way; it is given out once."""
         walk, self._walk = self._walk, None
         if walk is None or walk.tokens is not tokens or len(walk.routes) != len(routes):
             return None
         is_same_way = all(a is b for a, b in zip(walk.routes, routes, strict=True))
-        return walk.logits if is_same_way and walk.state == self._network_state(tokens) else None
+        return walk.found if is_same_way and walk.state == self._network_state(tokens) else None
 
     def _network_state(self, tokens: Tensor) -> tuple[object, ...]:
         """Changes whenever the network would answer otherwise to the same tokens and routes."""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser
 
+from pyro_meta.attention import find_mechanism
+from pyro_meta.attention.chunk import CHUNK
 from pyro_meta.console import command_parser, explain, parse
 from pyro_meta.corpus import Data, Text
 from pyro_meta.errors import UsageError
@@ -41,12 +43,16 @@ class Config:
     another, or the import path of your own."""
     mechanisms: list[str] = field(default_factory=lambda: ["full", "window", "linear"])
     """Ways to attend that each token chooses from: full, window, linear, linear_momentum (linear,
-    of momenta carried through depth), or import paths."""
+    of momenta carried through depth), chunk, chunk_sliding, chunk_sentence, chunk_learned, or
+    import paths."""
     block: str = "residual"
     """What a layer is: residual (an ordinary pre-norm block), momentum (tokens carry a velocity
     through depth), plain_momentum (the same without a norm), or the import path of your own."""
     window: int = 32
     """Keys that `window` sees, the token itself included."""
+    chunk: int = CHUNK
+    """Tokens in a chunk of `chunk` and `chunk_sliding`, about as many in `chunk_sentence` and
+    `chunk_learned`."""
     context: int = 512
     """Tokens in a training sequence."""
     width: int = 64
@@ -115,8 +121,17 @@ class Config:
                 f"{self.short.factor} (1: whole sequences from the start)"
             )
 
-    def build(self, vocabulary: int) -> tuple[LanguageModel, Guide]:
+    def build(
+        self, vocabulary: int, separators: Callable[[], Sequence[int]] = lambda: ()
+    ) -> tuple[LanguageModel, Guide]:
         """The untrained model and guide; draws parameters from torch's global generator.
+
+        Parameters
+        ----------
+        vocabulary
+            Number of tokens.
+        separators
+            Gives the tokens that separate sentences; asked where a mechanism reads them.
 
         Raises
         ------
@@ -133,8 +148,10 @@ class Config:
             self.window,
             self.dropout,
             self.mlp_width,
+            self.chunk,
         )
-        network = Transformer(shape, self.mechanisms, self.block)
+        is_asked = any(find_mechanism(name).reads_separators for name in self.mechanisms)
+        network = Transformer(shape, self.mechanisms, self.block, separators() if is_asked else ())
         with timed_on(self.accelerator):
             prior = self.prior(network)
             prior.aim_at(self.budget)

@@ -256,8 +256,9 @@ def _require_same_continued(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tenso
     gap = float((found - expected).abs().max())
     if not gap <= ROUNDING * max(1.0, float(expected.abs().max())):
         raise UsageError(
-            f"mechanisms: {mechanism.name}: where a text is continued, the rows that decode(), or "
-            f"state_of() and resume(), give are off from those of forward() by {gap:.2g}"
+            f"mechanisms: {mechanism.name}: where a text is continued, the rows that decode(), "
+            "new_memory(), or state_of() and resume() give are off from those of forward() by "
+            f"{gap:.2g}"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_meta.attention import Inputs, Mechanism, routed_attention
+from pyro_meta.attention import Inputs, Mechanism, is_choice, routed_attention
 from pyro_meta.evaluation import batches, evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.macs import attention_macs, counted, dense_macs, full_attention_macs
@@ -115,16 +115,21 @@ def precision_of(device: torch.device) -> str:
 def _count_macs(network: Transformer, follow: Route, pieces: list[Tensor]) -> tuple[float, int]:
     """MACs of attention and of the router, summed over layers and tokens."""
     attention, router = 0.0, 0
+    heads = network.shape.heads
 
     def route(layer: int, features: Features) -> Tensor:
         nonlocal attention, router
         chosen, macs = counted(lambda: follow(layer, features))
         router += macs
-        attention += attention_macs(network.mechanisms, network.shape.heads, chosen)
+        if not is_choice(chosen):
+            attention += attention_macs(network.mechanisms, heads, chosen)
         return chosen
 
     for tokens in pieces:
-        network(tokens, route)
+        with recorded_attention(network) as calls:
+            network(tokens, route)
+        for mechanisms, _, choice, inputs in calls:
+            attention += attention_macs(mechanisms, heads, choice, inputs)
     return attention, router
 
 

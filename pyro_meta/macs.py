@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_meta.attention import Mechanism, serves
+from pyro_meta.attention import Inputs, Mechanism, serves
 from pyro_meta.attention.dispatch import is_choice
 from pyro_meta.shape import Shape
 
 
-def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -> float:
+def attention_macs(
+    mechanisms: Sequence[Mechanism], heads: int, route: Tensor, inputs: Inputs | None = None
+) -> float:
     """MACs of attention in one layer, summed over all tokens.
 
     Each token pays for its own mechanism. One that cannot serve its own tokens alone runs on all if
@@ -38,19 +40,27 @@ def attention_macs(mechanisms: Sequence[Mechanism], heads: int, route: Tensor) -
         Query heads H.
     route
         Choices [B, T] (integers; negative: no token), or weights [B, T, K].
+    inputs
+        What the layer attends with. Without it a mechanism whose work depends on the text is
+        counted as it declares for its positions.
     """
     B, T = route.shape[:2]
     positions = torch.arange(T, dtype=torch.float64)
-    tokens = (route >= 0).sum(0).cpu() if is_choice(route) else torch.full((T,), B)
+    everywhere = torch.ones(B, T, dtype=torch.bool)
+    is_token = (route >= 0).cpu() if is_choice(route) else everywhere
     total = 0.0
     for index, mechanism in enumerate(mechanisms):
-        macs = mechanism.macs(positions).double().cpu()  # [T]
-        served = torch.full((T,), B)
+        macs = mechanism.macs(positions)  # [T]
+        if inputs is not None:
+            _, k, _, *more = inputs.read_by(mechanism)
+            macs = mechanism.macs_of(positions, k, *more)  # [B, T] or [T]
+        macs = macs.double().cpu()
+        served = everywhere
         if is_choice(route):
-            chosen = (route == index).sum(0).cpu()
+            chosen = (route == index).cpu()
             served = chosen if serves(mechanism) or not chosen.any() else served
         kicks = mechanism.kick_macs(positions).double().cpu()
-        total += float((macs * served).sum() + (kicks * (tokens - served).clamp(min=0)).sum())
+        total += float((macs * served).sum() + (kicks * (is_token & ~served)).sum())
     return heads * total
 
 

@@ -256,7 +256,7 @@ class Run:
     def load(self) -> tuple[LanguageModel, Guide, Vocabulary, Config]:
         """The trained model and guide in evaluation mode, with vocabulary and configuration."""
         config, vocabulary = self.config(), self.vocabulary()
-        model, guide = config.build(vocabulary.size)
+        model, guide = config.build(vocabulary.size, vocabulary.separators)
         self.load_checkpoint(model, guide)
         return model.eval(), guide.eval(), vocabulary, config
 

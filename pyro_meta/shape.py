@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pyro_meta.attention.chunk import CHUNK
 from pyro_meta.errors import UsageError
 
 
@@ -33,9 +34,12 @@ class Shape:
     """Dropout probability after embedding, attention and MLP."""
     mlp_width: int | None = None
     """Hidden width of the MLP; default: four times `width`."""
+    chunk: int = CHUNK
+    """Tokens in a chunk of the `chunk` mechanisms; of some of them on average."""
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "context", "width", "layers", "heads", "window", "mlp_width"):
+        sizes = ("vocabulary", "context", "width", "layers", "heads", "window", "chunk")
+        for name in (*sizes, "mlp_width"):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise UsageError(f"{name}: {size} given; at least 1 is allowed")

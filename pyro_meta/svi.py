@@ -2,6 +2,8 @@
 
     loss = E_q[-log p(y | alpha)] + w(step) sum_l KL(q_l || p_l)        nats per token
 
+and on top of it what mechanisms ask for in training, if any does (`penalty`, see the model).
+
 Schedules are pure functions of the share of training that is done, so that a resumed run needs no
 state but its step.
 """
@@ -27,7 +29,7 @@ class ELBOTerms(NamedTuple):
     """An estimate of the objective and its parts, in nats per token."""
 
     loss: Tensor
-    """nll + kl_weight * sum of kl, a scalar."""
+    """nll + kl_weight * sum of kl + penalty, a scalar."""
     nll: Tensor
     """E_q[-log p(y | alpha)], a scalar."""
     kl: Tensor
@@ -36,6 +38,8 @@ class ELBOTerms(NamedTuple):
     """The routes as they were executed, [L, B, T, K], detached (of the last particle)."""
     means: Tensor
     """Posterior means of the routes, [L, B, T, K], detached (of the last particle)."""
+    penalty: Tensor | None = None
+    """The mechanisms' own losses, a scalar; None: none has any."""
 
 
 class RouteELBO(TraceMeanField_ELBO):
@@ -54,13 +58,16 @@ class RouteELBO(TraceMeanField_ELBO):
     ) -> ELBOTerms:
         """Parts of the objective for tokens and targets [B, T], averaged over the particles."""
         per_token = 1.0 / (targets.numel() * self.num_particles)
-        nll, kl = [], []
+        nll, kl, penalty = [], [], []
         for _ in range(self.num_particles):
             guide_trace = poutine.trace(guide).get_trace(tokens, targets)
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(tokens, targets)
             observed: Any = model_trace.nodes["next_token"]
             nll.append(-observed["fn"].log_prob(observed["value"]).sum() * per_token)
+            if "penalty" in model_trace.nodes:
+                factor: Any = model_trace.nodes["penalty"]
+                penalty.append(-factor["fn"].log_prob(factor["value"]).sum() * per_token)
             sites = _route_sites(guide_trace)
             priors = _route_sites(model_trace)
             with torch.autocast(tokens.device.type, enabled=False):
@@ -69,12 +76,15 @@ class RouteELBO(TraceMeanField_ELBO):
                 ]
             kl.append(torch.stack(kls) * per_token)
         total_nll, total_kl = torch.stack(nll).sum(), torch.stack(kl).sum(0)
+        loss = total_nll + model.kl_weight * total_kl.sum()
+        total_penalty = torch.stack(penalty).sum() if penalty else None
         return ELBOTerms(
-            loss=total_nll + model.kl_weight * total_kl.sum(),
+            loss=loss if total_penalty is None else loss + total_penalty,
             nll=total_nll,
             kl=total_kl,
             routes=torch.stack([site["value"].detach() for site in sites]),
             means=torch.stack([site["fn"].mean.detach() for site in sites]),
+            penalty=total_penalty,
         )
 
 

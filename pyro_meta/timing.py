@@ -92,6 +92,7 @@ def _conditions(network: Transformer, device: torch.device) -> dict[str, Any]:
         "heads": shape.heads,
         "head_width": shape.head_width,
         "window": shape.window,
+        "chunk": shape.chunk,
         "mechanisms": [f"{one.__module__}.{one.__qualname__}" for one in classes],
     }
 

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         corpus = config.data.corpus()
     corpus.require(config.context)
     torch.manual_seed(config.seed)
-    model, guide = config.build(corpus.vocabulary.size)
+    model, guide = config.build(corpus.vocabulary.size, corpus.vocabulary.separators)
     require_causal(model.network)
     require_causal_guide(model, guide)
     if resumed is None:

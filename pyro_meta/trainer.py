@@ -261,10 +261,12 @@ def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, 
     T = routes.shape[2]
     nll = float(torch.stack([terms.nll.detach() for terms in collected]).mean())
     kl = float(torch.stack([terms.kl.detach().sum() for terms in collected]).mean())
+    penalties = [float(terms.penalty) for terms in collected if terms.penalty is not None]
     return {
         "loss": float(torch.stack([terms.loss.detach() for terms in collected]).mean()),
         "nll": nll,
         "kl": kl,
+        "penalty": sum(penalties) / len(collected),
         "elbo": -(nll + kl),
         "cost_nominal": float((routes * costs["nominal"][:T]).sum(-1).mean()),
         "cost_macs": float((routes * costs["macs"][:T]).sum(-1).mean()),

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from pyro_meta.attention import NO_TOKEN, Cache, Mechanism, Span, is_choice, routed_attention
 from pyro_meta.attention.rotary import rotation
-from pyro_meta.blocks import Block, find_block
+from pyro_meta.blocks import Block, Surroundings, find_block
+from pyro_meta.errors import UsageError
 from pyro_meta.shape import Shape
 
 
@@ -57,18 +58,24 @@ class Transformer(nn.Module):
         Names of built-in mechanisms, or import paths of a user's own.
     block
         Name of a built-in block, import path of a user's own, or what makes one.
+    separators
+        Tokens that separate sentences, for mechanisms that ask for them (`chunk_sentence`).
 
     Raises
     ------
     UsageError
-        An unknown mechanism or block, or sizes that do not fit.
+        An unknown mechanism or block, sizes that do not fit, or no separators where they are
+        asked for.
     """
+
+    is_separator: Tensor
 
     def __init__(
         self,
         shape: Shape,
         mechanisms: Sequence[str] = ("full", "window", "linear"),
         block: str | Callable[[Shape, Sequence[str], int], Block] = "residual",
+        separators: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -76,11 +83,30 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
         make = find_block(block) if isinstance(block, str) else block
         self.blocks = nn.ModuleList(make(shape, mechanisms, layer) for layer in range(shape.layers))
+        self._ask_separators(separators)
         self.final_norm = nn.LayerNorm(shape.width)
         # Not tied with the embedding: what a token is asked for would be learned against the noise
         # of predicting when it comes.
         self.readout = nn.Linear(shape.width, shape.vocabulary, bias=False)
         self._initialise()
+
+    def _ask_separators(self, separators: Sequence[int]) -> None:
+        """Keep the separators, with the weights, if a mechanism reads them."""
+        asking = [one.name for one in self.mechanisms if one.reads_separators]
+        if asking and not separators:
+            raise UsageError(
+                f"mechanisms: {asking[0]} needs tokens that separate sentences, and the vocabulary "
+                "has none that ends in . ! ? or an end of line"
+            )
+        if asking:
+            is_separator = torch.zeros(self.shape.vocabulary, dtype=torch.bool)
+            is_separator[list(separators)] = True
+            self.register_buffer("is_separator", is_separator)
+
+    def _surroundings(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> Surroundings:
+        is_asked = any(one.reads_separators for one in self.mechanisms)
+        is_separator = self.is_separator[tokens][:, None, :, None] if is_asked else None
+        return Surroundings(cos, sin, is_separator)
 
     def _initialise(self) -> None:
         """N(0, 1 / inputs), and residual outputs smaller by sqrt(2 L).
@@ -178,12 +204,12 @@ class Transformer(nn.Module):
             with torch.no_grad():
                 return self._extended(tokens, route, cache, lengths)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        cos, sin = rotation(positions, self.shape.head_width)
+        at = self._surroundings(tokens, *rotation(positions, self.shape.head_width))
         stream = self.layers[0].begin(self.dropout(self.embedding(tokens)))  # [B, T, D]
         for layer, block in enumerate(self.layers):
             normed = block.look(stream)
             chosen = _asked(route, layer, Features(tokens, stream.state, normed, positions))
-            stream = block(stream, normed, chosen, cos, sin)
+            stream = block(stream, normed, chosen, at)
         return self.final_norm(stream.state)
 
     def _extended(
@@ -198,6 +224,7 @@ class Transformer(nn.Module):
         cos, sin = rotation(positions.flatten(), self.shape.head_width)
         if positions.dim() == 2:  # rows are at different positions
             cos, sin = (x.view(len(tokens), 1, span.size, -1) for x in (cos, sin))
+        at = self._surroundings(tokens, cos, sin)
         state = self.dropout(self.embedding(tokens))
         if not span.rows:  # nothing but padding
             return state
@@ -208,7 +235,7 @@ class Transformer(nn.Module):
             chosen = _asked_of_new(route, layer, features, cache, span)
             if is_token is not None and is_choice(chosen):
                 chosen = chosen.masked_fill(~is_token, NO_TOKEN)
-            stream = block.extend(stream, normed, chosen, cos, sin, cache.layers[layer], span)
+            stream = block.extend(stream, normed, chosen, at, cache.layers[layer], span)
         state = self.final_norm(stream.state)
         cache.commit(span)
         return state

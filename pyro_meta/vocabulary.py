@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pyro_meta.errors import UsageError
 
+SENTENCE_ENDS = (".", "!", "?", "\n", "\u3002", "\uff01", "\uff1f")  # the last three are CJK
+
 
 class Vocabulary(ABC):
     """A finite set of tokens.
@@ -49,6 +51,14 @@ class Vocabulary(ABC):
         """The same text as it comes, held back only where a character is not whole yet."""
         for token in ids:
             yield self.decode([token])
+
+    def separators(self) -> list[int]:
+        """Tokens that end a sentence or a line: those whose text, but for blanks, ends so."""
+        return [
+            token
+            for token in range(self.size)
+            if self.decode([token]).rstrip(" \t").endswith(SENTENCE_ENDS)
+        ]
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_json(), ensure_ascii=False), encoding="utf-8")

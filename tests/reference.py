@@ -1,5 +1,6 @@
 """Slow, obvious attention: the truth that the fast paths are compared with."""
 
+import itertools
 import math
 
 import torch
@@ -35,3 +36,49 @@ def mean_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (q[:, :, t, None] * k[:, :, : t + 1]).sum(-1)[..., None]
         rows.append((scores * v[:, :, : t + 1]).sum(2) / (t + 1))
     return torch.stack(rows, 2)
+
+
+def chunk_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: list[list[int]],
+    scorer: Tensor,
+    recent: int = 1,
+    reach: int | None = None,
+    nudge: Tensor | None = None,
+) -> Tensor:
+    """Row by row: one softmax over near tokens and the summaries of finished chunks.
+
+    `starts` of each sequence; `reach` tokens are summed for each summary, ending with its chunk
+    (None: the chunk's own); `nudge` [B, T] is what `chunk_learned` adds to logits.
+    """
+    B, _, T, d = q.shape
+    content = k[..., d - len(scorer) :]
+    sequences = []
+    for b in range(B):
+        rows = []
+        for t in range(T):
+            begun = [s for s in starts[b] if s <= t]
+            furthest = max(0, t - recent + 1)
+            lowest = max(s for s in begun if s <= furthest)
+            keys, values, biases = [], [], []
+            for first, end in itertools.pairwise(begun):
+                if end > lowest:
+                    break
+                low = first if reach is None else max(0, end - reach)
+                weight = (content[b, :, low:end] @ scorer).softmax(-1)[..., None]
+                keys.append((weight * k[b, :, low:end]).sum(1))
+                values.append((weight * v[b, :, low:end]).sum(1))
+                bias = torch.tensor(math.log(end - first), dtype=q.dtype)
+                biases.append(bias if nudge is None else bias + nudge[b, end])
+            for s in range(lowest, t + 1):
+                keys.append(k[b, :, s])
+                values.append(v[b, :, s])
+                is_open = nudge is not None and s not in starts[b]
+                biases.append(-nudge[b, s] if is_open else torch.zeros((), dtype=q.dtype))  # type: ignore[index]
+            scores = (q[b, :, t, None] * torch.stack(keys, 1)).sum(-1) / math.sqrt(d)
+            weights = (scores + torch.stack(biases)).softmax(-1)
+            rows.append((weights[..., None] * torch.stack(values, 1)).sum(1))
+        sequences.append(torch.stack(rows, 1))
+    return torch.stack(sequences)

@@ -22,6 +22,7 @@ from pyro_meta.blocks import (
     PlainMomentumBlock,
     ResidualBlock,
     Stream,
+    Surroundings,
     find_block,
 )
 from pyro_meta.config import read_options, train_words
@@ -60,9 +61,13 @@ def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
     return centred / scale * norm.weight + norm.bias
 
 
+def surroundings(length: int) -> Surroundings:
+    return Surroundings(*rotation(torch.arange(length), SHAPE.head_width), None)
+
+
 def written_out(network: Transformer, block: str, tokens: Tensor) -> Tensor:
     """The equations of an accelerated network, line by line, on its parameters."""
-    cos, sin = rotation(torch.arange(tokens.shape[1]), SHAPE.head_width)
+    at = surroundings(tokens.shape[1])
     x = network.embedding.weight[tokens]
     v = torch.zeros_like(x)
     for b in network.blocks:
@@ -70,7 +75,7 @@ def written_out(network: Transformer, block: str, tokens: Tensor) -> Tensor:
         mu1, beta1, gamma1 = one.logit_mu.sigmoid(), one.logit_beta.sigmoid(), one.log_gamma.exp()
         mu2, beta2, gamma2 = two.logit_mu.sigmoid(), two.logit_beta.sigmoid(), two.log_gamma.exp()
         z = layer_norm(x + mu1 * v, b.attention_norm)
-        v = beta1 * v + gamma1 * b.attention(z, z[..., :3].softmax(-1), cos, sin).out
+        v = beta1 * v + gamma1 * b.attention(z, z[..., :3].softmax(-1), at).out
         v = layer_norm(v, one.norm) if block == NORMED else v
         x = x + v
         z = layer_norm(x + mu2 * v, b.mlp_norm)
@@ -132,11 +137,11 @@ def test_without_momentum_or_norm_it_is_the_ordinary_transformer() -> None:
 @pytest.mark.usefixtures("double")
 def test_without_momentum_it_is_a_residual_network_of_normalised_branches() -> None:
     network = without_momentum(shaken(NORMED))
-    cos, sin = rotation(torch.arange(9), SHAPE.head_width)
+    at = surroundings(9)
     x = network.embedding.weight[tokens()]
     for b in network.blocks:
         z = layer_norm(x, b.attention_norm)
-        attended = b.attention(z, z[..., :3].softmax(-1), cos, sin).out
+        attended = b.attention(z, z[..., :3].softmax(-1), at).out
         x = x + layer_norm(b.attention_step.log_gamma.exp() * attended, b.attention_step.norm)
         moved = b.mlp(layer_norm(x, b.mlp_norm))
         x = x + layer_norm(b.mlp_step.log_gamma.exp() * moved, b.mlp_step.norm)
@@ -182,15 +187,11 @@ def test_the_router_sees_what_the_layer_attends_from() -> None:
     for features, z in zip(seen, read, strict=True):
         assert torch.equal(features.normed, z)
     first = network.layers[0]
-    stream = first(first.begin(seen[0].state), seen[0].normed, soft(0, seen[0]), *_rotation())
+    stream = first(first.begin(seen[0].state), seen[0].normed, soft(0, seen[0]), surroundings(9))
     assert torch.equal(seen[1].state, stream.state)
     second = network.layers[1]
     ahead = stream.state + second.attention_step.logit_mu.sigmoid() * stream.velocity
     torch.testing.assert_close(seen[1].normed, layer_norm(ahead, second.attention_norm))
-
-
-def _rotation() -> tuple[Tensor, Tensor]:
-    return rotation(torch.arange(9), SHAPE.head_width)
 
 
 def parameters_of(network: Transformer) -> int:

@@ -80,8 +80,9 @@ class First(Own):
 
 
 BUILT_IN = ("full", "window", "linear")
+CHUNKS = ("chunk", "chunk_sliding", "chunk_sentence", "chunk_learned")
 OWN = tuple(f"{__name__}.{name}" for name in ("Own", "Plain", "First"))
-EVERY = (*BUILT_IN, "linear_momentum", *OWN)
+EVERY = (*BUILT_IN, "linear_momentum", *CHUNKS, *OWN)
 
 
 def network_of(
@@ -90,10 +91,12 @@ def network_of(
     torch.manual_seed(1)
     shape = Shape(
         vocabulary=VOCABULARY, context=64, width=16, layers=2, heads=4, kv_heads=kv_heads,
-        window=window,
+        window=window, chunk=3,
     )  # fmt: skip
-    network = Transformer(shape, mechanisms)
+    network = Transformer(shape, mechanisms, separators=[2, 5, 7])
     for block in network.blocks:
+        for parameter in block.attention.mechanisms.parameters():
+            torch.nn.init.normal_(parameter)
         torch.nn.init.normal_(block.attention.gain)
     return network.requires_grad_(False)
 
@@ -349,7 +352,7 @@ def test_rows_of_a_cache_that_has_read_nothing_take_texts(
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("keeps_features", [False, True])
-@pytest.mark.parametrize("shape", [(3, 1, 7), (3, 2, 7), (1, 1, 7), (7,)])
+@pytest.mark.parametrize("shape", [(3, 1, 11), (3, 2, 11), (1, 1, 11), (11,)])
 def test_weights_of_whole_rows_serve_rows_at_different_positions(
     keeps_features: bool, shape: tuple[int, ...]
 ) -> None:

@@ -97,7 +97,7 @@ class Case:
     def results(self, way: str) -> list[Tensor]:
         """The output, and the gradients of a random projection of it."""
         out = self.run(way)
-        wanted = (*self.inputs, self.gain)
+        wanted = (*self.inputs[:5], self.gain)
         if not out.requires_grad:  # no token at all
             return [out, *map(torch.zeros_like, wanted)]
         projection = (out * self.weight).sum()
@@ -224,15 +224,15 @@ def test_the_past_does_not_depend_on_the_future(way: str, case: Case, data: Any)
     end = data.draw(st.integers(1, length))
     with torch.no_grad():
         whole = case.run(way)[:, :end]
-        cut = Inputs(*(x[:, :, :end] for x in case.inputs))
+        cut = Inputs(*(x[:, :, :end] for x in case.inputs[:5]))
         assert_same([case.run(way, cut, case.choice[:, :end])], [whole])
-        later = [torch.cat([x[:, :, :end], 3 - 5 * x[:, :, end:]], 2) for x in case.inputs]
+        later = [torch.cat([x[:, :, :end], 3 - 5 * x[:, :, end:]], 2) for x in case.inputs[:5]]
         other = case.choice.clone()
         other[:, end:] = (other[:, end:] + 1).clamp(max=3)
         assert_same([case.run(way, Inputs(*later), other)[:, :end]], [whole])
     past = case.run(way)[:, :end]
     if past.requires_grad:
-        for grad in torch.autograd.grad(past.sum(), case.inputs, materialize_grads=True):
+        for grad in torch.autograd.grad(past.sum(), case.inputs[:5], materialize_grads=True):
             assert (grad[:, :, end:] == 0).all()
 
 

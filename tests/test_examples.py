@@ -1,6 +1,7 @@
 """The examples run as they stand, and the classes in them keep their contracts."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,9 @@ def test_a_long_file_is_read_by_a_run(guide: str, tmp_path: Path) -> None:
 
 test_my_prior = contract("my_prior.CheapBelow", cheap=2)
 test_my_mechanism = contract("my_mechanism.Ends")
+
+
+def test_the_picture_of_mechanisms_is_what_they_read() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    drawing = runpy.run_path(str(docs / "draw_mechanisms.py"))
+    assert drawing["svg"]() == (docs / "mechanisms.svg").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_meta import Features, Shape, Transformer, UsageError, pinned
 from pyro_meta.attention.rotary import rotate, rotation
+from pyro_meta.blocks import Surroundings
 
 SHAPE = Shape(vocabulary=11, context=16, width=16, layers=2, heads=4, window=3)
 
@@ -76,10 +77,10 @@ def test_routes_mix_the_mechanisms() -> None:
     network = Transformer(SHAPE)
     block = network.blocks[0]
     x = torch.randn(2, 9, 16)
-    cos, sin = rotation(torch.arange(9), SHAPE.head_width)
-    alone = [block.attention(x, torch.eye(3)[k].expand(2, 9, 3), cos, sin).out for k in range(3)]
+    at = Surroundings(*rotation(torch.arange(9), SHAPE.head_width), None)
+    alone = [block.attention(x, torch.eye(3)[k].expand(2, 9, 3), at).out for k in range(3)]
     weights = torch.rand(2, 9, 3)
-    mixed = block.attention(x, weights, cos, sin).out
+    mixed = block.attention(x, weights, at).out
     by_hand = sum(weights[..., k, None] * alone[k] for k in range(3))
     torch.testing.assert_close(mixed, by_hand, rtol=1e-10, atol=1e-10)
     assert (alone[0] - alone[1]).abs().max() > 1e-3

@@ -1,7 +1,8 @@
 """How a token may attend: pure tensor functions, and the mechanisms built from them."""
 
 from pyro_meta.attention.backend import backend
-from pyro_meta.attention.cache import Cache, LayerCache, Span, read_in_pieces
+from pyro_meta.attention.cache import Cache, LayerCache, read_in_pieces
+from pyro_meta.attention.chunk import Chunk, ChunkLearned, ChunkSentence, ChunkSliding
 from pyro_meta.attention.dispatch import (
     NO_TOKEN,
     Inputs,
@@ -11,37 +12,45 @@ from pyro_meta.attention.dispatch import (
 from pyro_meta.attention.functional import full_attention, linear_attention, window_attention
 from pyro_meta.attention.hamiltonian import mean_attention
 from pyro_meta.attention.mechanisms import (
-    BUILT_IN,
     Full,
     Linear,
     LinearMomentum,
     Mechanism,
     Window,
-    build_mechanisms,
     carries,
     decodes,
-    find_mechanism,
     recurs,
+    remembers,
     serves,
 )
+from pyro_meta.attention.memory import Memory
+from pyro_meta.attention.penalties import collected_penalties
 from pyro_meta.attention.queries import Queries
+from pyro_meta.attention.registry import BUILT_IN, build_mechanisms, find_mechanism
+from pyro_meta.attention.span import Span
 
 __all__ = [
     "BUILT_IN",
     "NO_TOKEN",
     "Cache",
+    "Chunk",
+    "ChunkLearned",
+    "ChunkSentence",
+    "ChunkSliding",
     "Full",
     "Inputs",
     "LayerCache",
     "Linear",
     "LinearMomentum",
     "Mechanism",
+    "Memory",
     "Queries",
     "Span",
     "Window",
     "backend",
     "build_mechanisms",
     "carries",
+    "collected_penalties",
     "decodes",
     "find_mechanism",
     "full_attention",
@@ -50,6 +59,7 @@ __all__ = [
     "mean_attention",
     "read_in_pieces",
     "recurs",
+    "remembers",
     "routed_attention",
     "serves",
     "window_attention",

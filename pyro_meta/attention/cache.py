@@ -18,111 +18,15 @@ D = H d, N queries.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, is_choice, routed_attention
-from pyro_meta.attention.mechanisms import Mechanism, carries, decodes, recurs, serves
+from pyro_meta.attention.mechanisms import Mechanism, carries, decodes, recurs, remembers, serves
 from pyro_meta.attention.queries import Queries
-
-ROOM = 64  # tokens that a cache begins with
-
-
-class Span:
-    """The new tokens of every row: `counts[b]` of them, from position `starts[b]` on.
-
-    They come as [B, S], S >= 1, padded on the right.
-    """
-
-    def __init__(self, starts: Sequence[int], counts: Sequence[int], size: int) -> None:
-        self.starts, self.counts, self.size = list(starts), list(counts), size
-        self.ends = [start + count for start, count in zip(starts, counts, strict=True)]
-        self.is_first = not any(self.starts)  # nothing was read before
-        self.is_aligned = min(self.starts) == max(self.starts)  # all rows are at one position
-        self.is_full = min(self.counts) == size  # no padding
-        self.rows = [row for row, count in enumerate(self.counts) if count]
-
-    @property
-    def end(self) -> int:
-        """Length of the longest row."""
-        return max(self.ends)
-
-    def positions(self, device: torch.device) -> Tensor:
-        """Positions of the new tokens, [S] if they are the same in all rows, else [B, S]."""
-        steps = torch.arange(self.size, device=device)
-        if self.is_aligned:
-            return steps + self.starts[0]
-        return torch.tensor(self.starts, device=device)[:, None] + steps
-
-    def is_token(self, device: torch.device) -> Tensor | None:
-        """Which of [B, S] are no padding; None if all are."""
-        if self.is_full:
-            return None
-        counts = torch.tensor(self.counts, device=device)
-        return torch.arange(self.size, device=device) < counts[:, None]
-
-    def newest(self, x: Tensor) -> Tensor:
-        """The new ones [B, S, ...] among all tokens of x [B, T + S, ...]."""
-        if self.is_aligned and self.is_full:
-            return x[:, self.starts[0] :]
-        starts = torch.tensor(self.starts, device=x.device)[:, None]
-        place = (starts + torch.arange(self.size, device=x.device)).clamp(max=self.end - 1)
-        return x[torch.arange(len(x), device=x.device)[:, None], place]
-
-    @cached_property
-    def numbered(self) -> Tensor:
-        """Row and place of each new token, [N, 2], in order."""
-        if self.is_full:
-            whole = torch.ones(len(self.counts), self.size, dtype=torch.bool)
-        else:
-            whole = torch.arange(self.size) < torch.tensor(self.counts)[:, None]
-        return whole.nonzero()
-
-
-class Growing:
-    """Numbers [B, G, T, d] of which there are more with every token; room is doubled when spent."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.room: Tensor | None = None
-
-    def write(self, x: Tensor, span: Span) -> None:
-        """Put x [B, G, S, d] behind what each row has."""
-        self._make_room(x, span.end)
-        assert self.room is not None
-        if span.is_aligned and span.is_full:
-            self.room[:, :, span.starts[0] : span.end] = x
-            return
-        for row in span.rows:
-            self.room[row, :, span.starts[row] : span.ends[row]] = x[row, :, : span.counts[row]]
-
-    def read(self, length: int) -> Tensor:
-        """The first `length` of every row, a view [B, G, length, d]."""
-        assert self.room is not None
-        return self.room[:, :, :length]
-
-    def replace(self, rows: list[int], other: "Growing", length: int) -> None:
-        """Put the `length` first of another's rows in place of `rows`."""
-        if not length or other.room is None:
-            return
-        new = other.read(length)
-        self._make_room(new, length)
-        assert self.room is not None
-        for row, own in zip(rows, new, strict=True):
-            self.room[row, :, :length] = own
-
-    def _make_room(self, like: Tensor, length: int) -> None:
-        there = 0 if self.room is None else self.room.shape[2]
-        if length <= there:
-            return
-        # Zeros: what lies behind a row is never counted, but 0 times NaN would be NaN.
-        _, G, _, d = like.shape
-        room = like.new_zeros(self.rows, G, max(length, 2 * there, ROOM), d)
-        if self.room is not None:
-            room[:, :, :there] = self.room
-        self.room = room
+from pyro_meta.attention.span import Growing, Span
 
 
 class LayerCache:
@@ -152,6 +56,7 @@ class LayerCache:
         self._unread: list[Tensor | None] = [None for _ in mechanisms]  # of a row without text
         names = {name for one in mechanisms for name in _read_again(one)}
         self.kept = {name: Growing(rows) for name in Inputs._fields if name in names}
+        self.memories = [one.new_memory(rows) if remembers(one) else None for one in mechanisms]
 
     def extend(
         self,
@@ -179,7 +84,13 @@ class LayerCache:
             Attends where nothing was read before, as in training.
         """
         for name, growing in self.kept.items():
-            growing.write(getattr(inputs, name), span)
+            x = getattr(inputs, name)
+            if x is not None:
+                growing.write(x, span)
+        for mechanism, memory in zip(self.mechanisms, self.memories, strict=True):
+            if memory is not None:
+                _, k, v, *more = self._seen_by(mechanism, inputs, span.end)
+                memory.take(k, v, span, *more)
         if span.is_first:
             mixed = begin(inputs)
         elif is_choice(route):
@@ -190,7 +101,7 @@ class LayerCache:
         self._staged = list(self.states)
         for index, mechanism in enumerate(self.mechanisms):
             if recurs(mechanism):
-                _, k, v = inputs.read_by(mechanism)
+                _, k, v, *_ = inputs.read_by(mechanism)
                 past = self.states[index]
                 self._staged[index] = mechanism.state_of(k, v, past, is_token)
                 if past is None:
@@ -218,6 +129,9 @@ class LayerCache:
         self.states = self._staged
         if self.kicks is not None:
             self.kicks.commit()
+        for memory in self.memories:
+            if memory is not None:
+                memory.commit()
 
     def replace(self, rows: list[int], other: "LayerCache", length: int, count: int) -> None:
         """Put another's rows, of at most `length` tokens, in place of `rows` among `count`."""
@@ -225,6 +139,9 @@ class LayerCache:
             growing.replace(rows, other.kept[name], length)
         if self.kicks is not None and other.kicks is not None:
             self.kicks.replace(rows, other.kicks, length, count)
+        for mine, its in zip(self.memories, other.memories, strict=True):
+            if mine is not None and its is not None:
+                mine.replace(rows, its)
         for index, (ours, theirs) in enumerate(zip(self.states, other.states, strict=True)):
             unread = other._unread[index] if ours is None else self._unread[index]
             if unread is None:  # no state, or neither has read anything
@@ -275,6 +192,11 @@ class LayerCache:
         mechanism = self.mechanisms[index]
         if recurs(mechanism):
             return self._resumed(index, inputs, span, own)
+        memory = self.memories[index]
+        if memory is not None:
+            q, k, v, *_ = self._seen_by(mechanism, inputs, span.end)
+            queries = _queries(span, own, q.device)
+            return memory.attend(_rows_of(q, span, own), k, v, queries)
         if span.size == 1 and decodes(mechanism):
             return self._decoded(mechanism, inputs, span, own)
         return self._looked_up(mechanism, inputs, span, own)
@@ -283,7 +205,7 @@ class LayerCache:
         """Rows of a mechanism that has a state."""
         mechanism, past = self.mechanisms[index], self.states[index]
         assert past is not None
-        q, k, v = inputs.read_by(mechanism)
+        q, k, v, *_ = inputs.read_by(mechanism)
         if span.size == 1:  # own tokens are own rows
             rows = span.rows if own is None else [span.rows[number] for number in own]
             if len(rows) < len(q):
@@ -299,7 +221,7 @@ class LayerCache:
         self, mechanism: Mechanism, inputs: Inputs, span: Span, own: list[int] | None
     ) -> Tensor:
         """Rows of a mechanism that looks back, one new token in each row."""
-        q, k, v = self._seen_by(mechanism, inputs, span.end)
+        q, k, v, *_ = self._seen_by(mechanism, inputs, span.end)
         if own is None and span.is_aligned and span.is_full:
             return mechanism.decode(q, k, v)[:, :, 0]
         rows = span.rows if own is None else [span.rows[number] for number in own]
@@ -313,23 +235,21 @@ class LayerCache:
         self, mechanism: Mechanism, inputs: Inputs, span: Span, own: list[int] | None
     ) -> Tensor:
         """Rows of a mechanism that is asked again, for its own queries if it serves them."""
-        row, place = _chosen(span, own).to(inputs.v.device).unbind(1)
-        starts = torch.tensor(span.starts, device=row.device)
-        queries = Queries(row, place + starts[row])
-        q, k, v = self._seen_by(mechanism, inputs, span.end)
+        q, k, v, *more = self._seen_by(mechanism, inputs, span.end)
+        queries = _queries(span, own, q.device)
         if serves(mechanism):
-            return mechanism.serve(q.transpose(1, 2)[row, place], k, v, queries)
+            return mechanism.serve(_rows_of(q, span, own), k, v, queries, *more)
         group = inputs.q.shape[1] // k.shape[1]
         q = self.kept["q_rotated" if mechanism.rotary else "q"].read(span.end)
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        return queries.of(mechanism(q, k, v))
+        return queries.of(mechanism(q, k, v, *more))
 
-    def _seen_by(
-        self, mechanism: Mechanism, inputs: Inputs, end: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """New queries and all keys and values, as `mechanism` reads them."""
+    def _seen_by(self, mechanism: Mechanism, inputs: Inputs, end: int) -> tuple[Tensor, ...]:
+        """New queries, all keys and values, and what else `mechanism` reads, as it reads them."""
+        q, _, _, *more = inputs.read_by(mechanism)
         k = self.kept["k_rotated" if mechanism.rotary else "k"].read(end)
-        return inputs.read_by(mechanism)[0], k, self.kept["v"].read(end)
+        others = [self.kept["is_separator"].read(end)] if more else []
+        return q, k, self.kept["v"].read(end), *others
 
 
 class Cache:
@@ -476,9 +396,24 @@ def _read_again(mechanism: Mechanism) -> set[str]:
         return set()
     suffix = "_rotated" if mechanism.rotary else ""
     kept = {f"k{suffix}", "v"}
-    return kept if serves(mechanism) else kept | {f"q{suffix}"}
+    if mechanism.reads_separators:
+        kept |= {"is_separator"}
+    is_spared = serves(mechanism) or remembers(mechanism)
+    return kept if is_spared else kept | {f"q{suffix}"}
 
 
 def _chosen(span: Span, own: list[int] | None) -> Tensor:
     """Row and place of `own` tokens, or of all."""
     return span.numbered if own is None else span.numbered[own]
+
+
+def _queries(span: Span, own: list[int] | None, device: torch.device) -> Queries:
+    """Where `own` tokens stand in their texts, or all new ones."""
+    row, place = _chosen(span, own).to(device).unbind(1)
+    return Queries(row, place + torch.tensor(span.starts, device=device)[row])
+
+
+def _rows_of(x: Tensor, span: Span, own: list[int] | None) -> Tensor:
+    """Those of `own` tokens, or of all new ones, [N, H, d] of x [B, H, S, d]."""
+    row, place = _chosen(span, own).to(x.device).unbind(1)
+    return x.transpose(1, 2)[row, place]

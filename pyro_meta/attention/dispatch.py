@@ -31,29 +31,35 @@ SEQUENCE_MACS = 1.5e6
 
 
 class Inputs(NamedTuple):
-    """Queries [B, H, T, d], keys and values [B, G, T, d] of a layer, as they are and rotated."""
+    """Queries [B, H, T, d], keys and values [B, G, T, d] of a layer, as they are and rotated; and
+    which tokens separate sentences, [B, 1, T, 1], if a mechanism reads it."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     q_rotated: Tensor
     k_rotated: Tensor
+    is_separator: Tensor | None = None
     momentum: Tensor | None = None
     """[B, H, T, d], of a layer with a mechanism that carries one, which it reads as values."""
 
-    def read_by(self, mechanism: Mechanism) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v as `mechanism` reads them."""
-        q, k = (self.q_rotated, self.k_rotated) if mechanism.rotary else (self.q, self.k)
-        if self.momentum is None or not carries(mechanism):
-            return q, k, self.v
-        return q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1), self.momentum
+    def read_by(self, mechanism: Mechanism) -> tuple[Tensor, ...]:
+        """q, k, v as `mechanism` reads them, and behind them what else it reads."""
+        q, k, v = self.q, self.k, self.v
+        if mechanism.rotary:
+            q, k = self.q_rotated, self.k_rotated
+        if self.momentum is not None and carries(mechanism):
+            k, v = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1), self.momentum
+        if self.is_separator is not None and mechanism.reads_separators:
+            return q, k, v, self.is_separator
+        return q, k, v
 
     def with_repeated_heads(self, group: int) -> "Inputs":
         """Each key-value head `group` times, so that there are as many as query heads."""
         k, v, k_rotated = (
             x.repeat_interleave(group, dim=1) for x in (self.k, self.v, self.k_rotated)
         )
-        return Inputs(self.q, k, v, self.q_rotated, k_rotated, self.momentum)
+        return self._replace(k=k, v=v, k_rotated=k_rotated)
 
 
 def routed_attention(
@@ -92,7 +98,7 @@ def routed_attention(
     for index, (mechanism, own) in enumerate(zip(mechanisms, owned, strict=True)):
         if not len(own):
             continue
-        rows = attend(mechanism, *inputs.read_by(mechanism), own)
+        rows = attend(mechanism, inputs.read_by(mechanism), own)
         rows = gain[index] * rows.reshape(len(own), H * d)
         if len(own) == B * T:
             return rows.view(B, T, H * d)
@@ -107,23 +113,26 @@ def routed_attention(
     return out.view(B, T, H * d)
 
 
-def attend(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, own: Tensor) -> Tensor:
+def attend(mechanism: Mechanism, read: Sequence[Tensor], own: Tensor) -> Tensor:
     """Rows [N, H, d] of `mechanism` for its `own` tokens [N]: ascending indices into B T.
+
+    `read` is what it reads of all tokens, see `Inputs.read_by`.
 
     They alone are served where the mechanism knows how to and it pays; else it runs on all tokens.
     """
+    q, k, v, *more = read
     B, H, T, _ = q.shape
     if len(own) < B * T:
         if serves(mechanism):
             queries = Queries(torch.div(own, T, rounding_mode="floor"), own % T)
             if is_forced() or pays(mechanism, queries, q):
-                return mechanism.serve(queries.of(q), k, v, queries)
+                return mechanism.serve(queries.of(q), k, v, queries, *more)
         else:
             _say_that_nothing_is_saved(type(mechanism).__module__, type(mechanism).__name__)
     group = H // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    rows = mechanism(q, k, v).transpose(1, 2).flatten(0, 1)
+    rows = mechanism(q, k, v, *more).transpose(1, 2).flatten(0, 1)
     return rows if len(own) == B * T else rows.index_select(0, own)
 
 

@@ -8,7 +8,7 @@ and v [B, G, T, d] and return [N, H, d]; a query depends on the keys up to its p
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from pyro_meta.attention.functional import (
     states_by_chunk,
 )
 from pyro_meta.attention.queries import Blocks, Queries
+from pyro_meta.attention.slices import Slice, slices
 
 FULL_CHUNK, WINDOW_CHUNK = 64, 32  # queries; the more, the more keys that only some of them see
 WINDOW_REACH = 256  # positions that a chunk of a window's queries may span
@@ -40,7 +41,8 @@ def softmax_attention_of(
     """
     chunks = _chunks(queries, k.shape[0], k.shape[2], window)
     own = q.transpose(0, 1)[None].split([chunk.size for chunk in chunks], 2)
-    keys, values = _slices(k, chunks), _slices(v, chunks)
+    met = [Slice(chunk.sequence, 1, chunk.first_key, chunk.keys) for chunk in chunks]
+    keys, values = slices(k, met), slices(v, met)
     masks = _masks(queries, chunks, window, q.dtype)
     is_grouped = q.shape[1] != k.shape[1]
     out = [
@@ -62,25 +64,10 @@ class _Chunk(NamedTuple):
 def _chunks(queries: Queries, sequences: int, length: int, window: int | None) -> list[_Chunk]:
     reach = length if window is None else max(window, WINDOW_REACH)
     most = FULL_CHUNK if window is None else WINDOW_CHUNK
-    blocks = -(-length // reach)
-    block = queries.sequence * blocks + torch.div(queries.position, reach, rounding_mode="floor")
-    counts = torch.bincount(block, minlength=sequences * blocks).tolist()
-    starts, sizes, owners = [], [], []
-    begin = 0
-    for row, count in enumerate(counts):
-        for start in range(0, count, most):
-            starts.append(begin + start)
-            sizes.append(min(most, count - start))
-            owners.append(row // blocks)
-        begin += count
-    device = queries.position.device
-    begins, counted = torch.tensor(starts, device=device), torch.tensor(sizes, device=device)
-    first = queries.position[begins].tolist()
-    last = queries.position[begins + counted - 1].tolist()
     past = length if window is None else window - 1
     return [
-        _Chunk(size, sequence, max(0, low - past), high + 1 - max(0, low - past))
-        for size, sequence, low, high in zip(sizes, owners, first, last, strict=True)
+        _Chunk(size, sequence, max(0, first - past), last + 1 - max(0, first - past))
+        for size, sequence, first, last in queries.neighbours(sequences, length, reach, most)
     ]
 
 
@@ -102,32 +89,6 @@ def _masks(
     place = queries.position - first_key
     for chunk, own in zip(chunks, (span - 1 - place).split(sizes), strict=True):
         yield line.as_strided((span, chunk.keys), (1, 1)).index_select(0, own)
-
-
-def _slices(x: Tensor, chunks: list[_Chunk]) -> tuple[Tensor, ...]:
-    """The keys or values that each chunk meets, views [1, G, s, d] of x [B, G, T, d]."""
-    return _Slices.apply(x, [(chunk.sequence, chunk.first_key, chunk.keys) for chunk in chunks])
-
-
-class _Slices(torch.autograd.Function):
-    """Views of x, whose gradients are summed where they lie.
-
-    The gradient of an ordinary slice is a tensor of the size of x, nearly all of it zeros.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, where: list[tuple[int, int, int]]) -> tuple[Tensor, ...]:
-        ctx.where, ctx.like = where, (x.shape, x.dtype)
-        return tuple(x.narrow(0, row, 1).narrow(2, first, keys) for row, first, keys in where)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        shape, dtype = ctx.like
-        wide = torch.promote_types(dtype, torch.float32)
-        total = torch.zeros(shape, dtype=wide, device=grads[0].device)
-        for (row, first, keys), grad in zip(ctx.where, grads, strict=True):
-            total[row : row + 1, :, first : first + keys] += grad
-        return total.to(dtype), None
 
 
 def linear_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:

@@ -1,11 +1,11 @@
 """Mechanisms: the ways in which a token may attend, and what each costs.
 
-A mechanism is a class; `full`, `window` and `linear` are built in, and a user's own is named by its
-import path (`my_file.MyMechanism`).
+A mechanism is a class; those that are built in have names (`pyro_meta.attention.registry`), and a
+user's own is named by its import path (`my_file.MyMechanism`).
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ from pyro_meta.attention.hamiltonian import (
     mean_attention_after,
     mean_state,
 )
+from pyro_meta.attention.memory import Memory
 from pyro_meta.attention.queries import Queries
 from pyro_meta.errors import UsageError, require_defined
-from pyro_meta.naming import NoSuchClass, find_class
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values [B, H, T, d] of the newest tokens -> what they attend to, [B, H, T, d],
@@ -45,7 +45,8 @@ class Mechanism(nn.Module):
     Text that is continued is read through a cache (`pyro_meta.attention.cache`). A mechanism that
     defines nothing more has everything it reads kept and is asked again; `serve` spares it all but
     the new queries. One that looks back at keys gives a new token its row by `decode`. One that
-    carries a running state defines `state_of` and `resume`, and no key is kept for it.
+    carries a running state defines `state_of` and `resume`, and no key is kept for it. One that
+    keeps something that grows with the text defines `new_memory`.
 
     What a token has to remember from layer to layer, rather than of the text, is a momentum: see
     `kick`.
@@ -56,6 +57,9 @@ class Mechanism(nn.Module):
         Cost in the unit of the Meta-Attention paper, where full attention is 1.
     rotary
         Whether q and k arrive rotated by position.
+    reads_separators
+        Whether `forward` and `serve` are given, behind everything else, which tokens separate
+        sentences: booleans [B, 1, T, 1].
     block
         How many neighbouring queries `forward` works through at once, each with the keys of all: a
         hint of what it does beyond `macs`, from which dispatch judges whether `serve` is faster.
@@ -63,6 +67,7 @@ class Mechanism(nn.Module):
 
     nominal_cost: ClassVar[float]
     rotary: ClassVar[bool] = True
+    reads_separators: ClassVar[bool] = False
     block: ClassVar[int] = 128
 
     def __init__(self, head_width: int, window: int) -> None:
@@ -76,6 +81,11 @@ class Mechanism(nn.Module):
         if not hasattr(self, "nominal_cost"):
             raise UsageError(f"{type(self).__name__} does not define nominal_cost, a number")
         self.head_width = head_width
+
+    @classmethod
+    def of_sizes(cls, head_width: int, window: int, chunk: int) -> Self:
+        """One of a transformer's sizes; a mechanism with others than these two overrides it."""
+        return cls(head_width=head_width, window=window)
 
     @property
     def name(self) -> str:
@@ -197,6 +207,13 @@ class Mechanism(nn.Module):
         """
         raise NotImplementedError
 
+    def new_memory(self, rows: int) -> Memory:
+        """An empty memory of texts in `rows` rows, beside keys and values.
+
+        Optional, for mechanisms that would else go through the whole text for each new token.
+        """
+        raise NotImplementedError
+
     def macs(self, position: Tensor) -> Tensor:
         """Multiply-accumulates per head of one query at `position` (same shape, float)."""
         raise NotImplementedError
@@ -204,6 +221,25 @@ class Mechanism(nn.Module):
     def kick_macs(self, position: Tensor) -> Tensor:
         """The part of `macs` that `kick` takes, which tokens of other mechanisms pay too."""
         return torch.zeros_like(position)
+
+    def macs_of(self, position: Tensor, k: Tensor, *more: Tensor) -> Tensor:
+        """The same for a given text, where what is read depends on the text.
+
+        Parameters
+        ----------
+        position
+            [T], 0 .. T - 1.
+        k
+            [B, G, T, d].
+        more
+            Whatever else the mechanism reads.
+
+        Returns
+        -------
+        Tensor
+            [B, T] or broadcastable.
+        """
+        return self.macs(position)
 
 
 class Full(Mechanism):
@@ -362,6 +398,11 @@ def carries(mechanism: Mechanism) -> bool:
     return _is_of_forward(mechanism, "kick")
 
 
+def remembers(mechanism: Mechanism) -> bool:
+    """Whether `mechanism` keeps a memory of its own."""
+    return _is_of_forward(mechanism, "new_memory")
+
+
 def _redefines(mechanism: Mechanism, method: str) -> bool:
     return getattr(type(mechanism), method) is not getattr(Mechanism, method)
 
@@ -379,48 +420,3 @@ def _is_of_forward(mechanism: Mechanism, method: str) -> bool:
         for name in (method, "forward")
     )
     return owner <= of_forward
-
-
-BUILT_IN: dict[str, type[Mechanism]] = {
-    "full": Full,
-    "window": Window,
-    "linear": Linear,
-    "linear_momentum": LinearMomentum,
-}
-
-
-def find_mechanism(name: str) -> type[Mechanism]:
-    """The class that `name` stands for: a built-in's name, or an import path `module.Class`.
-
-    Raises
-    ------
-    UsageError
-        No such name (near matches are given), or the class is not a `Mechanism`.
-    """
-    try:
-        found = find_class(name, BUILT_IN, "my_file.MyMechanism")
-    except NoSuchClass as error:
-        raise UsageError(f"mechanisms: {error}") from error
-    if not issubclass(found, Mechanism):
-        raise UsageError(
-            f"mechanisms: {name!r} is not a mechanism; a subclass of "
-            "pyro_meta.attention.Mechanism is allowed"
-        )
-    return found
-
-
-def build_mechanisms(names: Sequence[str], head_width: int, window: int) -> nn.ModuleList:
-    """One instance of each named mechanism, in order; names must be distinct and not empty."""
-    if not names:
-        raise UsageError("mechanisms: none given; at least one is needed")
-    built = [find_mechanism(name)(head_width=head_width, window=window) for name in names]
-    labels = [mechanism.name for mechanism in built]
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
-    if repeated:
-        raise UsageError(f"mechanisms: {', '.join(repeated)} given twice; each is allowed once")
-    carrying = [mechanism.name for mechanism in built if carries(mechanism)]
-    if len(carrying) > 1:
-        raise UsageError(
-            f"mechanisms: {', '.join(carrying)} each carry a momentum; one of a kind is allowed"
-        )
-    return nn.ModuleList(built)

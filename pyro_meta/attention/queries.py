@@ -25,6 +25,38 @@ class Queries(NamedTuple):
         row = head * T + self.position[:, None]  # [N, H]
         return x.reshape(-1, d).index_select(0, row.flatten()).view(-1, H, d)
 
+    def neighbours(self, sequences: int, length: int, reach: int, most: int) -> list["Neighbours"]:
+        """All queries, in order, in groups of at most `most` of one sequence.
+
+        A group lies within `reach` positions, counted from 0 in sequences of `length` tokens.
+        """
+        blocks = -(-length // reach)
+        block = self.sequence * blocks + torch.div(self.position, reach, rounding_mode="floor")
+        counts = torch.bincount(block, minlength=sequences * blocks).tolist()
+        starts, sizes, owners = [], [], []
+        begin = 0
+        for row, count in enumerate(counts):
+            for start in range(0, count, most):
+                starts.append(begin + start)
+                sizes.append(min(most, count - start))
+                owners.append(row // blocks)
+            begin += count
+        device = self.position.device
+        begins, counted = torch.tensor(starts, device=device), torch.tensor(sizes, device=device)
+        first = self.position[begins].tolist()
+        last = self.position[begins + counted - 1].tolist()
+        return [Neighbours(*one) for one in zip(sizes, owners, first, last, strict=True)]
+
+
+class Neighbours(NamedTuple):
+    """Queries of one sequence that follow each other."""
+
+    size: int
+    sequence: int
+    first: int
+    """Position of the first of them."""
+    last: int
+
 
 class Blocks:
     """Queries in a padded table [B n, m, ...]: a row for every block of P positions.

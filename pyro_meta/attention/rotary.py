@@ -11,7 +11,7 @@ from torch import Tensor
 
 def rotation(positions: Tensor, head_width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each [T, r], of positions [T] at r = d/4 (at least 1) frequencies."""
-    count = max(1, head_width // 4)
+    count = _pairs(head_width)
     frequency = base ** (-torch.arange(count, device=positions.device).double() / count)
     angle = positions.double()[:, None] * frequency
     return angle.cos(), angle.sin()
@@ -29,3 +29,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = first.to(wide), second.to(wide)
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return torch.cat([turned.to(x.dtype), still], dim=-1)
+
+
+def unturned(x: Tensor) -> Tensor:
+    """The channels of x [..., d] that no position turns, a view [..., d - 2 r]."""
+    return x[..., 2 * _pairs(x.shape[-1]) :]
+
+
+def _pairs(head_width: int) -> int:
+    return max(1, head_width // 4)

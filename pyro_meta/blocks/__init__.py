@@ -2,7 +2,7 @@
 
 from pyro_meta.blocks.base import Block, Stream
 from pyro_meta.blocks.momentum import MomentumBlock, PlainMomentumBlock
-from pyro_meta.blocks.parts import MLP, RoutedAttention
+from pyro_meta.blocks.parts import MLP, RoutedAttention, Surroundings
 from pyro_meta.blocks.residual import ResidualBlock
 from pyro_meta.errors import UsageError
 from pyro_meta.naming import NoSuchClass, find_class
@@ -16,6 +16,7 @@ __all__ = [
     "ResidualBlock",
     "RoutedAttention",
     "Stream",
+    "Surroundings",
     "find_block",
 ]
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from pyro_meta.attention import LayerCache, Span
-from pyro_meta.blocks.parts import MLP, RoutedAttention
+from pyro_meta.blocks.parts import MLP, RoutedAttention, Surroundings
 from pyro_meta.errors import require_defined
 from pyro_meta.shape import Shape
 
@@ -73,9 +73,7 @@ class Block(nn.Module):
         """The stream that leaves the layer, given what each token attended to, [.., D]."""
         raise NotImplementedError
 
-    def forward(
-        self, stream: Stream, normed: Tensor, route: Tensor, cos: Tensor, sin: Tensor
-    ) -> Stream:
+    def forward(self, stream: Stream, normed: Tensor, route: Tensor, at: Surroundings) -> Stream:
         """The stream that leaves; `normed` is what `look` gave, and `route` what it was asked for.
 
         Parameters
@@ -86,10 +84,10 @@ class Block(nn.Module):
             [B, T, D].
         route
             Weights [B, T, K], or choices [B, T].
-        cos, sin
-            Rotation of the positions.
+        at
+            What attention knows of the tokens beside them.
         """
-        attended = self.attention(normed, route, cos, sin, stream.momentum)
+        attended = self.attention(normed, route, at, stream.momentum)
         return self.advance(stream, attended.out)._replace(momentum=attended.momentum)
 
     def extend(
@@ -97,11 +95,10 @@ class Block(nn.Module):
         stream: Stream,
         normed: Tensor,
         route: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        at: Surroundings,
         past: LayerCache,
         span: Span,
     ) -> Stream:
         """`forward` for S new tokens that follow those in `past`; never compiled."""
-        attended = self.attention.extend(normed, route, cos, sin, stream.momentum, past, span)
+        attended = self.attention.extend(normed, route, at, stream.momentum, past, span)
         return self.advance(stream, attended.out)._replace(momentum=attended.momentum)

@@ -27,6 +27,16 @@ from pyro_meta.attention.rotary import rotate
 from pyro_meta.shape import Shape
 
 
+class Surroundings(NamedTuple):
+    """What attention knows of tokens beside their features."""
+
+    cos: Tensor
+    """Of their positions, see `rotation`."""
+    sin: Tensor
+    is_separator: Tensor | None
+    """Which of them separate sentences, [B, 1, T, 1]; None where no mechanism asks."""
+
+
 class Attended(NamedTuple):
     """What attention gives to each token."""
 
@@ -54,7 +64,7 @@ class RoutedAttention(nn.Module):
         self.layer = layer
         self.heads, self.head_width = shape.heads, shape.head_width
         self.kv_heads = shape.kv_heads or shape.heads
-        self.mechanisms = build_mechanisms(mechanisms, shape.head_width, shape.window)
+        self.mechanisms = build_mechanisms(mechanisms, shape.head_width, shape.window, shape.chunk)
         self.project_qkv = nn.Linear(
             shape.width, (shape.heads + 2 * self.kv_heads) * shape.head_width, bias=False
         )
@@ -68,8 +78,7 @@ class RoutedAttention(nn.Module):
         self,
         normed: Tensor,
         route: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        at: Surroundings,
         momentum: Tensor | None = None,
     ) -> Attended:
         """What each token attends to, and what it carries on.
@@ -80,12 +89,12 @@ class RoutedAttention(nn.Module):
             [B, T, D].
         route
             Weights [B, T, K], or choices [B, T].
-        cos, sin
-            Rotation of the positions.
+        at
+            What else is known of the tokens.
         momentum
             As the layer before left it, [B, T, D]; None in the first.
         """
-        inputs = self._inputs(normed, cos, sin)
+        inputs = self._inputs(normed, at)
         if self._carrying is not None:
             inputs = self._kicked(inputs, momentum, self.mechanisms[self._carrying])
         return self._attended(self._attend(route, inputs), inputs)
@@ -94,8 +103,7 @@ class RoutedAttention(nn.Module):
         self,
         normed: Tensor,
         route: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        at: Surroundings,
         momentum: Tensor | None,
         past: LayerCache,
         span: Span,
@@ -105,7 +113,7 @@ class RoutedAttention(nn.Module):
         def begin(inputs: Inputs) -> Tensor:
             return self._attend(route, inputs)
 
-        inputs = self._inputs(normed, cos, sin)
+        inputs = self._inputs(normed, at)
         if past.kicks is not None:
             inputs = self._kicked(inputs, momentum, partial(past.kicks.attend_all, span=span))
         return self._attended(past.extend(self.gain, route, inputs, span, begin), inputs)
@@ -120,19 +128,20 @@ class RoutedAttention(nn.Module):
         """The inputs with the momenta that this layer reads."""
         assert self._carrying is not None
         mechanism = _mechanism(self.mechanisms[self._carrying])
-        q, _, v = inputs.read_by(mechanism)
+        q, _, v, *_ = inputs.read_by(mechanism)
         if momentum is not None:
             momentum = momentum.unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, H, T, d]
         v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
         return inputs._replace(momentum=mechanism.kick(q, v, momentum, self.layer, attend))
 
-    def _inputs(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Inputs:
+    def _inputs(self, normed: Tensor, at: Surroundings) -> Inputs:
         B, T, _ = normed.shape
         split = [self.heads, self.kv_heads, self.kv_heads]
         qkv = self.project_qkv(normed).view(B, T, sum(split), self.head_width).transpose(1, 2)
         q, k, v = qkv.split(split, dim=1)  # [B, H or G, T, d]
-        rotated = rotate(qkv[:, : self.heads + self.kv_heads], cos, sin)
-        return Inputs(q, k, v, *rotated.split(split[:2], dim=1))
+        turned = rotate(qkv[:, : self.heads + self.kv_heads], at.cos, at.sin)
+        q_rotated, k_rotated = turned.split(split[:2], dim=1)
+        return Inputs(q, k, v, q_rotated, k_rotated, at.is_separator)
 
     def _attend(self, route: Tensor, inputs: Inputs) -> Tensor:
         if not is_choice(route):

@@ -16,6 +16,7 @@ from pyro_meta.attention import (
     decodes,
     read_in_pieces,
     recurs,
+    remembers,
     serves,
 )
 from pyro_meta.contracts.checks import (
@@ -176,13 +177,13 @@ def chosen_queries_get_their_rows(subject: MechanismSubject) -> None:
 
 
 def continued_text_gets_its_rows(subject: MechanismSubject) -> None:
-    """`decode`, or `state_of` and `resume`, where defined, give the rows of `forward`.
+    """`decode`, `new_memory`, `state_of` and `resume`, where defined, give the rows of `forward`.
 
     Rows of a batch stand at different positions, some get nothing in a piece, and others are
     padded; also with fewer key-value heads than query heads, which `forward` gets repeated.
     """
     mechanism = subject.build().double().eval()
-    if not (decodes(mechanism) or recurs(mechanism)):
+    if not (decodes(mechanism) or recurs(mechanism) or remembers(mechanism)):
         return
     q, k, v = qkv(LENGTHS[-1])
     for heads in (2, 1):

@@ -162,7 +162,7 @@ class _Groups:
             parsed = [*layers, _load_guide(kind, [[1 / K] * K] * L)]
         try:
             config, config_yaml = settle_layers([*parsed, {"seed": 0}])
-            model, guide = config.build(2)
+            model, guide = config.build(2, lambda: [0])
             model.prior.check()
         except UsageError as error:
             raise UsageError(f"{label}: {error}") from error

@@ -1,0 +1,67 @@
+"""Mechanisms by name: those that are built in, and a user's own by import path."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from pyro_meta.attention.chunk import CHUNK, Chunk, ChunkLearned, ChunkSentence, ChunkSliding
+from pyro_meta.attention.mechanisms import (
+    Full,
+    Linear,
+    LinearMomentum,
+    Mechanism,
+    Window,
+    carries,
+)
+from pyro_meta.errors import UsageError
+from pyro_meta.naming import NoSuchClass, find_class
+
+BUILT_IN: dict[str, type[Mechanism]] = {
+    "full": Full,
+    "window": Window,
+    "linear": Linear,
+    "linear_momentum": LinearMomentum,
+    "chunk": Chunk,
+    "chunk_sliding": ChunkSliding,
+    "chunk_sentence": ChunkSentence,
+    "chunk_learned": ChunkLearned,
+}
+
+
+def find_mechanism(name: str) -> type[Mechanism]:
+    """The class that `name` stands for: a built-in's name, or an import path `module.Class`.
+
+    Raises
+    ------
+    UsageError
+        No such name (near matches are given), or the class is not a `Mechanism`.
+    """
+    try:
+        found = find_class(name, BUILT_IN, "my_file.MyMechanism")
+    except NoSuchClass as error:
+        raise UsageError(f"mechanisms: {error}") from error
+    if not issubclass(found, Mechanism):
+        raise UsageError(
+            f"mechanisms: {name!r} is not a mechanism; a subclass of "
+            "pyro_meta.attention.Mechanism is allowed"
+        )
+    return found
+
+
+def build_mechanisms(
+    names: Sequence[str], head_width: int, window: int, chunk: int = CHUNK
+) -> nn.ModuleList:
+    """One instance of each named mechanism, in order; names must be distinct and not empty."""
+    if not names:
+        raise UsageError("mechanisms: none given; at least one is needed")
+    built = [find_mechanism(name).of_sizes(head_width, window, chunk) for name in names]
+    labels = [mechanism.name for mechanism in built]
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise UsageError(f"mechanisms: {', '.join(repeated)} given twice; each is allowed once")
+    carrying = [mechanism.name for mechanism in built if carries(mechanism)]
+    if len(carrying) > 1:
+        raise UsageError(
+            f"mechanisms: {', '.join(carrying)} each carry a momentum; one of a kind is allowed"
+        )
+    return nn.ModuleList(built)
