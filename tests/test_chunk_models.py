@@ -19,10 +19,10 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.attention import ChunkLearned, backend, collected_penalties
+from pyro_meta.attention import ChunkLearned, ChunkSentence, backend, collected_penalties
 from pyro_meta.config import read_options
 from pyro_meta.corpus import Text
-from pyro_meta.evaluation import evaluating, prefix_gap
+from pyro_meta.evaluation import evaluating, prefix_gap, require_causal
 from pyro_meta.executed import _count_macs, chosen_by_all
 from pyro_meta.macs import attention_macs
 from pyro_meta.run import Run, _with_defaults
@@ -241,3 +241,18 @@ def test_executed_macs_are_those_of_the_sentences_that_were_read() -> None:
     keys = position % 2 + 1 + position // 2
     macs, _ = _count_macs(network, chosen_by_all(network, "chunk_sentence"), [tokens])
     assert macs == 2 * 2 * 2 * float((16 * keys + 20).sum())
+
+
+class Foresight(ChunkSentence):
+    """Chunks end before separators that are still to come."""
+
+    def starts(self, k: Tensor, is_separator: Tensor | None = None) -> Tensor:
+        if is_separator is not None:
+            is_separator = is_separator.roll(-3, 2)
+        return super().starts(k, is_separator)
+
+
+def test_training_refuses_a_mechanism_that_looks_at_later_separators() -> None:
+    require_causal(network_of(("full", *ALL)))
+    with pytest.raises(UsageError, match="mechanisms: foresight"):
+        require_causal(network_of((f"{__name__}.Foresight",)))

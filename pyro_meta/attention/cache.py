@@ -354,7 +354,12 @@ def _layer_cache(mechanisms: Sequence[Mechanism], rows: int) -> LayerCache:
 
 
 def read_in_pieces(
-    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Sequence[int]]
+    mechanism: Mechanism,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pieces: Sequence[Sequence[int]],
+    *more: Tensor,
 ) -> Tensor:
     """Rows of `forward`, as they come where a text is read piece by piece through a cache.
 
@@ -368,6 +373,8 @@ def read_in_pieces(
         [B, G, T, d].
     pieces
         How many tokens each of B rows is given, piece by piece; they may differ, and be 0 in some.
+    more
+        Whatever else it reads, [B, ...] of all tokens.
 
     Returns
     -------
@@ -379,8 +386,7 @@ def read_in_pieces(
     starts = [0] * len(q)
     for counts in pieces:
         span = Span(starts, counts, max(counts))
-        q_new, k_new, v_new = (_next(x, span) for x in (q, k, v))
-        rows = cache.attend_all(q_new, k_new, v_new, span=span)
+        rows = cache.attend_all(*(_next(x, span) for x in (q, k, v, *more)), span=span)
         cache.commit()
         for row in span.rows:
             out[row, :, starts[row] : span.ends[row]] = rows[row, :, : counts[row]]
