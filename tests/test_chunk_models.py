@@ -1,6 +1,7 @@
 """Chunk mechanisms in a model: separators reach them, their penalty trains, checkpoints last."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pyro_meta.executed import _count_macs, chosen_by_all
 from pyro_meta.macs import attention_macs
 from pyro_meta.run import Run, _with_defaults
 from pyro_meta.svi import Objective, RouteELBO
+from pyro_meta.trainer import _figures
 from pyro_meta.transformer import as_weights
 from pyro_meta.vocabulary import ByteVocabulary, CharVocabulary, SymbolVocabulary
 
@@ -256,3 +258,17 @@ def test_training_refuses_a_mechanism_that_looks_at_later_separators() -> None:
     require_causal(network_of(("full", *ALL)))
     with pytest.raises(UsageError, match="mechanisms: foresight"):
         require_causal(network_of((f"{__name__}.Foresight",)))
+
+
+def test_the_penalty_is_logged_without_a_warning(tokens: Tensor) -> None:
+    terms = Objective(*pair(("full", "chunk_learned"))).train()(tokens, tokens)
+    assert terms.penalty is not None
+    costs = dict.fromkeys(("nominal", "macs"), torch.ones(SHAPE.context, 2))
+    torch.set_warn_always(True)  # else once a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figures = _figures([terms], costs)
+    finally:
+        torch.set_warn_always(False)
+    assert figures["penalty"] == pytest.approx(float(terms.penalty.detach()))
