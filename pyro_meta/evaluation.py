@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -196,21 +196,22 @@ def require_causal(network: Transformer) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (3, 1, 2, CHECKED_LENGTH, network.shape.head_width)
     q, k, v = torch.randn(shape, generator=generator).to(network.embedding.weight.device)
+    is_separator = torch.rand(1, 1, CHECKED_LENGTH, 1, generator=generator).to(q.device) < 0.1
     with evaluating(network):
         for mechanism in network.mechanisms:
-            whole = mechanism(q, k, v)
+            more = (is_separator,) if mechanism.reads_separators else ()
+            whole = mechanism(q, k, v, *more)
             for end in CHECKED_ENDS:
-                cut = mechanism(q[:, :, :end], k[:, :, :end], v[:, :, :end])
+                cut = mechanism(*(x[:, :, :end] for x in (q, k, v, *more)))
                 _require_close(cut, whole[:, :, :end], end, f"mechanisms: {mechanism.name}")
                 if carries(mechanism):
-                    kicked = mechanism.kick(q, v, k, 1, mechanism)
-                    short_q, short_v, short_k = (x[:, :, :end] for x in (q, v, k))
-                    cut = mechanism.kick(short_q, short_v, short_k, 1, mechanism)
+                    kicked = _kicked(mechanism, q, k, v, *more)
+                    cut = _kicked(mechanism, *(x[:, :, :end] for x in (q, k, v, *more)))
                     who = f"mechanisms: the kick of {mechanism.name}"
                     _require_close(cut, kicked[:, :, :end], end, who)
             if serves(mechanism):
-                _require_same_rows(mechanism, q, k, v)
-            _require_same_continued(mechanism, q, k, v)
+                _require_same_rows(mechanism, q, k, v, *more)
+            _require_same_continued(mechanism, q, k, v, *more)
         for block in network.layers:
             _require_tokenwise(block)
 
@@ -235,24 +236,37 @@ def _require_tokenwise(block: Block) -> None:
             )
 
 
-def _require_same_rows(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> None:
+def _kicked(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, *more: Tensor) -> Tensor:
+    """The momenta k, kicked in the second layer."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return cast(Tensor, mechanism(q, k, v, *more))
+
+    return mechanism.kick(q, v, k, 1, attend)
+
+
+def _require_same_rows(
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, *more: Tensor
+) -> None:
     """Raise `UsageError` if `mechanism` serves every third query otherwise than among all."""
     position = torch.arange(0, q.shape[2], 3, device=q.device)
     queries = Queries(torch.zeros_like(position), position)
-    expected = queries.of(mechanism(q, k, v))
-    gap = float((mechanism.serve(queries.of(q), k, v, queries) - expected).abs().max())
+    expected = queries.of(mechanism(q, k, v, *more))
+    gap = float((mechanism.serve(queries.of(q), k, v, queries, *more) - expected).abs().max())
     if not gap <= ROUNDING * max(1.0, float(expected.abs().max())):
         raise UsageError(
             f"mechanisms: {mechanism.name}: serve() is off from the rows of forward() by {gap:.2g}"
         )
 
 
-def _require_same_continued(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> None:
+def _require_same_continued(
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, *more: Tensor
+) -> None:
     """Raise `UsageError` if a text that is read in pieces gets other rows than as a whole."""
     pieces = [[100], [1], [1], [60]]
     length = sum(count for (count,) in pieces)
-    expected = mechanism(q, k, v)[:, :, :length]
-    found = read_in_pieces(mechanism, q, k, v, pieces)[:, :, :length]
+    expected = mechanism(q, k, v, *more)[:, :, :length]
+    found = read_in_pieces(mechanism, q, k, v, pieces, *more)[:, :, :length]
     gap = float((found - expected).abs().max())
     if not gap <= ROUNDING * max(1.0, float(expected.abs().max())):
         raise UsageError(

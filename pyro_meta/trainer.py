@@ -261,7 +261,7 @@ def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, 
     T = routes.shape[2]
     nll = float(torch.stack([terms.nll.detach() for terms in collected]).mean())
     kl = float(torch.stack([terms.kl.detach().sum() for terms in collected]).mean())
-    penalties = [float(terms.penalty) for terms in collected if terms.penalty is not None]
+    penalties = [float(one.penalty.detach()) for one in collected if one.penalty is not None]
     return {
         "loss": float(torch.stack([terms.loss.detach() for terms in collected]).mean()),
         "nll": nll,

@@ -1,6 +1,7 @@
 """Chunk mechanisms in a model: separators reach them, their penalty trains, checkpoints last."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.attention import ChunkLearned, backend, collected_penalties
+from pyro_meta.attention import ChunkLearned, ChunkSentence, backend, collected_penalties
 from pyro_meta.config import read_options
 from pyro_meta.corpus import Text
-from pyro_meta.evaluation import evaluating, prefix_gap
+from pyro_meta.evaluation import evaluating, prefix_gap, require_causal
 from pyro_meta.executed import _count_macs, chosen_by_all
 from pyro_meta.macs import attention_macs
 from pyro_meta.run import Run, _with_defaults
 from pyro_meta.svi import Objective, RouteELBO
+from pyro_meta.trainer import _figures
 from pyro_meta.transformer import as_weights
 from pyro_meta.vocabulary import ByteVocabulary, CharVocabulary, SymbolVocabulary
 
@@ -241,3 +243,32 @@ def test_executed_macs_are_those_of_the_sentences_that_were_read() -> None:
     keys = position % 2 + 1 + position // 2
     macs, _ = _count_macs(network, chosen_by_all(network, "chunk_sentence"), [tokens])
     assert macs == 2 * 2 * 2 * float((16 * keys + 20).sum())
+
+
+class Foresight(ChunkSentence):
+    """Chunks end before separators that are still to come."""
+
+    def starts(self, k: Tensor, is_separator: Tensor | None = None) -> Tensor:
+        if is_separator is not None:
+            is_separator = is_separator.roll(-3, 2)
+        return super().starts(k, is_separator)
+
+
+def test_training_refuses_a_mechanism_that_looks_at_later_separators() -> None:
+    require_causal(network_of(("full", *ALL)))
+    with pytest.raises(UsageError, match="mechanisms: foresight"):
+        require_causal(network_of((f"{__name__}.Foresight",)))
+
+
+def test_the_penalty_is_logged_without_a_warning(tokens: Tensor) -> None:
+    terms = Objective(*pair(("full", "chunk_learned"))).train()(tokens, tokens)
+    assert terms.penalty is not None
+    costs = dict.fromkeys(("nominal", "macs"), torch.ones(SHAPE.context, 2))
+    torch.set_warn_always(True)  # else once a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figures = _figures([terms], costs)
+    finally:
+        torch.set_warn_always(False)
+    assert figures["penalty"] == pytest.approx(float(terms.penalty.detach()))

@@ -407,13 +407,17 @@ def test_macs_are_those_of_the_keys_that_are_read(
 @pytest.mark.parametrize("recent", [None, 9])
 @pytest.mark.parametrize("kind", [Marked, ChunkLearned])
 def test_macs_of_a_text_are_counted(kind: type[Chunk], recent: int | None) -> None:
-    """Where lengths vary, a price of the position can only be what it costs on average."""
+    """Where lengths vary, a price of the position can only be what it costs on average.
+
+    W_q and W_k of `chunk_learned` are products of matrices too, of half the channels.
+    """
     mechanism = built(kind, 6, recent)
+    entering = 2.5 * D + (2 * (D / 2) ** 2 if kind is ChunkLearned else 0)
     k = qkv(200)[1]
     position = torch.arange(200, dtype=torch.float64)
     found = mechanism.macs_of(position, k)
     for row in range(2):
-        expected = 2 * D * executed_keys(mechanism, k[row : row + 1]) + 2.5 * D
+        expected = 2 * D * executed_keys(mechanism, k[row : row + 1]) + entering
         torch.testing.assert_close(found[row], expected)
     declared, counted = float(mechanism.macs(position).mean()), float(found.mean())
     assert 0.6 < declared / counted < 1.6

@@ -8,14 +8,15 @@ from reference import mean_attention as slow_mean
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from pyro_meta import Features, Shape, Transformer, UsageError, pinned
-from pyro_meta.attention import LinearMomentum, build_mechanisms, carries, mean_attention
+from pyro_meta import Features, Mechanism, Shape, Transformer, UsageError, pinned
+from pyro_meta.attention import Full, LinearMomentum, build_mechanisms, carries, mean_attention
+from pyro_meta.attention.chunk import Chunk, ChunkSentence
 from pyro_meta.attention.hamiltonian import damping, mean_attention_after, mean_state
 from pyro_meta.blocks import BLOCKS
 from pyro_meta.costs import costs_at
 from pyro_meta.evaluation import require_causal
 from pyro_meta.macs import attention_macs, counted
-from pyro_meta.transformer import as_weights
+from pyro_meta.transformer import Route, as_weights
 
 SHAPE = Shape(vocabulary=11, context=16, width=16, layers=3, heads=2, window=3)
 ALL = ("full", "window", "linear", "linear_momentum")
@@ -293,3 +294,58 @@ def test_training_refuses_a_kick_from_the_future() -> None:
     require_causal(Transformer(SHAPE, ALL))
     with pytest.raises(UsageError, match="the kick of own sees the future"):
         require_causal(Transformer(SHAPE, [f"{__name__}.Backwards"]))
+
+
+class _Kicked(Mechanism):
+    """Whatever is mixed in, carrying momenta that are kicked by its own attention."""
+
+    def kick(self, q, v, momentum, layer, attend):  # type: ignore[no-untyped-def]
+        if momentum is None:
+            return 0.5 * v
+        return 0.5 * (momentum + v - attend(momentum, momentum, q))
+
+
+class KickedFull(_Kicked, Full):
+    """Decodes."""
+
+
+class KickedChunk(_Kicked, Chunk):
+    """Keeps a memory."""
+
+
+class KickedSentence(_Kicked, ChunkSentence):
+    """Keeps a memory, and reads separators."""
+
+
+class KickedAsked(KickedFull):
+    """Is asked again, and reads separators."""
+
+    reads_separators = True
+
+    def forward(self, q, k, v, is_separator):  # type: ignore[no-untyped-def,override]
+        return super().forward(q, k, v) * is_separator.to(v).cumsum(2)
+
+    kick = _Kicked.kick
+
+
+@pytest.mark.filterwarnings("ignore:.*does not define serve")
+@pytest.mark.parametrize("kind", [KickedFull, KickedChunk, KickedSentence, KickedAsked])
+@pytest.mark.parametrize("kv_heads", [None, 1])
+@pytest.mark.parametrize("route", [soft, hard])
+def test_momenta_are_cached_where_later_tokens_look_back_at_them(
+    kind: type[Mechanism], kv_heads: int | None, route: Route
+) -> None:
+    """Also in their kicks, which read separators as the mechanism does; also after `replace`."""
+    shape = Shape(11, context=16, width=16, layers=3, heads=2, kv_heads=kv_heads, chunk=2)
+    names = ["full", "window", "linear", f"{__name__}.{kind.__name__}"]
+    network = Transformer(shape, names, "momentum", separators=[2, 5])
+    assert carries(network.mechanisms[3])
+    whole = network(tokens(), route)
+    cache, other = (network.new_cache(2, keeps_features=False) for _ in range(2))
+    pieces = [tokens()[:, begin:end] for begin, end in [(0, 4), (4, 5), (5, 9), (9, 10), (10, 12)]]
+    found = torch.cat([network(piece, route, cache) for piece in pieces], 1)
+    torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-10)
+    network(tokens()[:, :7], route, other)
+    cache.replace([1, 0], other)
+    found = network(tokens().flip(0)[:, 7:], route, cache)
+    torch.testing.assert_close(found, whole.flip(0)[:, 7:], rtol=1e-10, atol=1e-10)

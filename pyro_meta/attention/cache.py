@@ -5,8 +5,8 @@ running state of the mechanisms that have one. Then a new token pays for its own
 reads all keys, `window` the last W, `linear` its state. Memory is not saved: keys and values are
 those of an ordinary transformer.
 
-A momentum that a mechanism carries flows through depth, of each token by itself, and is not kept;
-what is kept, in a cache of its own, is what the kick of a later token reads.
+A momentum that a mechanism carries flows through depth, of each token by itself. It is kept where a
+later token looks back at it, in place of values; and in a cache of its own what later kicks read.
 
 Rows of a batch may differ in length. Each stands at the front of its own row, so that what is
 behind its last token lies in the future, where no causal mechanism looks. For the same reason new
@@ -109,10 +109,10 @@ class LayerCache:
                     self._unread[index] = mechanism.state_of(k[:1, :, :1], v[:1, :, :1], None, none)
         return mixed
 
-    def attend_all(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    def attend_all(self, q: Tensor, k: Tensor, v: Tensor, *more: Tensor, span: Span) -> Tensor:
         """What every new token attends to by the only mechanism, [B, H, S, d], as `extend`.
 
-        q [B, H, S, d], k and v [B, G, S, d].
+        q [B, H, S, d], k and v [B, G, S, d], and behind them whatever else it reads.
         """
         B, H, S, d = q.shape
         choice = torch.zeros(B, S, dtype=torch.long, device=q.device)
@@ -121,7 +121,10 @@ class LayerCache:
             choice = choice.masked_fill(~is_token, NO_TOKEN)
         gain = q.new_ones(1, H * d)
         begin = partial(routed_attention, self.mechanisms, gain, choice)
-        rows = self.extend(gain, choice, Inputs(q, k, v, q, k), span, begin)
+        is_separator = more[0] if more else None
+        carried = v.repeat_interleave(H // v.shape[1], dim=1)  # what one with a `kick` reads as v
+        inputs = Inputs(q, k, v, q, k, is_separator, carried)
+        rows = self.extend(gain, choice, inputs, span, begin)
         return rows.view(B, S, H, d).transpose(1, 2)
 
     def commit(self) -> None:
@@ -248,8 +251,11 @@ class LayerCache:
         """New queries, all keys and values, and what else `mechanism` reads, as it reads them."""
         q, _, _, *more = inputs.read_by(mechanism)
         k = self.kept["k_rotated" if mechanism.rotary else "k"].read(end)
+        v = self.kept[_values_of(mechanism)].read(end)
+        if v.shape[1] > k.shape[1]:  # momenta are of query heads
+            k = k.repeat_interleave(v.shape[1] // k.shape[1], dim=1)
         others = [self.kept["is_separator"].read(end)] if more else []
-        return q, k, self.kept["v"].read(end), *others
+        return q, k, v, *others
 
 
 class Cache:
@@ -348,7 +354,12 @@ def _layer_cache(mechanisms: Sequence[Mechanism], rows: int) -> LayerCache:
 
 
 def read_in_pieces(
-    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Sequence[int]]
+    mechanism: Mechanism,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pieces: Sequence[Sequence[int]],
+    *more: Tensor,
 ) -> Tensor:
     """Rows of `forward`, as they come where a text is read piece by piece through a cache.
 
@@ -362,6 +373,8 @@ def read_in_pieces(
         [B, G, T, d].
     pieces
         How many tokens each of B rows is given, piece by piece; they may differ, and be 0 in some.
+    more
+        Whatever else it reads, [B, ...] of all tokens.
 
     Returns
     -------
@@ -373,8 +386,7 @@ def read_in_pieces(
     starts = [0] * len(q)
     for counts in pieces:
         span = Span(starts, counts, max(counts))
-        q_new, k_new, v_new = (_next(x, span) for x in (q, k, v))
-        rows = cache.attend_all(q_new, k_new, v_new, span)
+        rows = cache.attend_all(*(_next(x, span) for x in (q, k, v, *more)), span=span)
         cache.commit()
         for row in span.rows:
             out[row, :, starts[row] : span.ends[row]] = rows[row, :, : counts[row]]
@@ -395,11 +407,16 @@ def _read_again(mechanism: Mechanism) -> set[str]:
     if recurs(mechanism):
         return set()
     suffix = "_rotated" if mechanism.rotary else ""
-    kept = {f"k{suffix}", "v"}
+    kept = {f"k{suffix}", _values_of(mechanism)}
     if mechanism.reads_separators:
         kept |= {"is_separator"}
     is_spared = serves(mechanism) or remembers(mechanism)
     return kept if is_spared else kept | {f"q{suffix}"}
+
+
+def _values_of(mechanism: Mechanism) -> str:
+    """Which of a layer's `Inputs` a mechanism reads as values."""
+    return "momentum" if carries(mechanism) else "v"
 
 
 def _chosen(span: Span, own: list[int] | None) -> Tensor:

@@ -268,6 +268,11 @@ class ChunkLearned(ChunkSentence):
                 report_penalty(self.ratio_weight * loss)
         return digest
 
+    @property
+    def _entering(self) -> float:
+        """And by which a token is compared with the one before it."""
+        return super()._entering + 2.0 * len(self.scorer) ** 2
+
     def _probability(self, k: Tensor) -> Tensor:
         return boundary_probability(unturned(k), self.to_query, self.to_key)
 

@@ -94,7 +94,7 @@ class Growing:
 
     def replace(self, rows: list[int], other: "Growing", length: int) -> None:
         """Put the `length` first of another's rows in place of `rows`."""
-        if not length:
+        if not length or other.room is None:  # nothing was ever written
             return
         new = other.read(length)
         self._make_room(new, length)

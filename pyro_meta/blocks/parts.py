@@ -4,7 +4,7 @@ Shapes: B sequences, T tokens, S new ones, K mechanisms, D width, H heads, G key
 d = D / H head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -22,7 +22,6 @@ from pyro_meta.attention import (
     is_choice,
     routed_attention,
 )
-from pyro_meta.attention.mechanisms import Attend
 from pyro_meta.attention.rotary import rotate
 from pyro_meta.shape import Shape
 
@@ -124,15 +123,25 @@ class RoutedAttention(nn.Module):
             carried = carried.transpose(1, 2).flatten(2)
         return Attended(self.project_out(mixed), carried)
 
-    def _kicked(self, inputs: Inputs, momentum: Tensor | None, attend: Attend) -> Inputs:
-        """The inputs with the momenta that this layer reads."""
+    def _kicked(
+        self, inputs: Inputs, momentum: Tensor | None, attend: Callable[..., Tensor]
+    ) -> Inputs:
+        """The inputs with the momenta that this layer reads.
+
+        `attend` is the mechanism over the text so far; it takes whatever else that reads behind q,
+        k and v.
+        """
         assert self._carrying is not None
         mechanism = _mechanism(self.mechanisms[self._carrying])
-        q, _, v, *_ = inputs.read_by(mechanism)
+        q, _, v, *more = inputs.read_by(mechanism)
         if momentum is not None:
             momentum = momentum.unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, H, T, d]
         v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        return inputs._replace(momentum=mechanism.kick(q, v, momentum, self.layer, attend))
+
+        def attend_to(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, k, v, *more)
+
+        return inputs._replace(momentum=mechanism.kick(q, v, momentum, self.layer, attend_to))
 
     def _inputs(self, normed: Tensor, at: Surroundings) -> Inputs:
         B, T, _ = normed.shape
