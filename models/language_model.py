@@ -43,7 +43,7 @@ class _Walk:
 
     tokens: Tensor
     routes: list[Tensor]
-    found: "_Found"
+    found: _Found
     state: tuple[object, ...]
 
 

@@ -3,6 +3,11 @@
 import difflib
 import importlib
 from collections.abc import Mapping
+from typing import TypeVar
+
+from pyro_meta.errors import UsageError
+
+Kind = TypeVar("Kind")
 
 
 class NoSuchClass(LookupError):
@@ -34,4 +39,29 @@ def find_class(name: str, known: Mapping[str, type], example: str) -> type:
         raise NoSuchClass(f"cannot import {name!r}: {reason}") from error
     if not isinstance(found, type):
         raise NoSuchClass(f"{name!r} is no class")
+    return found
+
+
+def find_kind(
+    name: str, known: Mapping[str, type[Kind]], base: type[Kind], option: str
+) -> type[Kind]:
+    """The subclass of `base` that `name` stands for: one of `known`, or an import path.
+
+    `option` is where the name was given; errors begin with it.
+
+    Raises
+    ------
+    UsageError
+        No such name (near matches are given), or the class is of another kind.
+    """
+    kind = base.__name__
+    try:
+        found = find_class(name, known, f"my_file.My{kind}")
+    except NoSuchClass as error:
+        raise UsageError(f"{option}: {error}") from error
+    if not issubclass(found, base):
+        raise UsageError(
+            f"{option}: {name!r} is not a {kind.lower()}; a subclass of "
+            f"{base.__module__.rpartition('.')[0]}.{kind} is allowed"
+        )
     return found

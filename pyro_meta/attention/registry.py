@@ -14,7 +14,7 @@ from pyro_meta.attention.mechanisms import (
     carries,
 )
 from pyro_meta.errors import UsageError
-from pyro_meta.naming import NoSuchClass, find_class
+from pyro_meta.naming import find_kind
 
 BUILT_IN: dict[str, type[Mechanism]] = {
     "full": Full,
@@ -36,16 +36,7 @@ def find_mechanism(name: str) -> type[Mechanism]:
     UsageError
         No such name (near matches are given), or the class is not a `Mechanism`.
     """
-    try:
-        found = find_class(name, BUILT_IN, "my_file.MyMechanism")
-    except NoSuchClass as error:
-        raise UsageError(f"mechanisms: {error}") from error
-    if not issubclass(found, Mechanism):
-        raise UsageError(
-            f"mechanisms: {name!r} is not a mechanism; a subclass of "
-            "pyro_meta.attention.Mechanism is allowed"
-        )
-    return found
+    return find_kind(name, BUILT_IN, Mechanism, "mechanisms")
 
 
 def build_mechanisms(

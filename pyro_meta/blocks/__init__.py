@@ -4,8 +4,7 @@ from pyro_meta.blocks.base import Block, Stream
 from pyro_meta.blocks.momentum import MomentumBlock, PlainMomentumBlock
 from pyro_meta.blocks.parts import MLP, RoutedAttention, Surroundings
 from pyro_meta.blocks.residual import ResidualBlock
-from pyro_meta.errors import UsageError
-from pyro_meta.naming import NoSuchClass, find_class
+from pyro_meta.naming import find_kind
 
 __all__ = [
     "BLOCKS",
@@ -35,12 +34,4 @@ def find_block(name: str) -> type[Block]:
     UsageError
         No such name (near matches are given), or the class is not a `Block`.
     """
-    try:
-        found = find_class(name, BLOCKS, "my_file.MyBlock")
-    except NoSuchClass as error:
-        raise UsageError(f"block: {error}") from error
-    if not issubclass(found, Block):
-        raise UsageError(
-            f"block: {name!r} is not a block; a subclass of pyro_meta.blocks.Block is allowed"
-        )
-    return found
+    return find_kind(name, BLOCKS, Block, "block")
