@@ -54,6 +54,21 @@ class SeesLaterValues(Sound):
         return super().forward(q, k, v) + v.detach().amax(2, keepdim=True)
 
 
+class SeesLaterSeparators(Sound):
+    """Whether a later token separates sentences; without separators it is sound."""
+
+    reads_separators = True
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, is_separator: Tensor | None = None
+    ) -> Tensor:
+        out = super().forward(q, k, v)
+        if is_separator is None:
+            return out
+        seen = is_separator.flip(2).cumsum(2).flip(2)[:, :, :, 0, None]
+        return out + 0.1 * seen.to(v.dtype)
+
+
 class SeesTheLength(Sound):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return super().forward(q, k, v) / v.shape[2]
@@ -227,6 +242,10 @@ BLOCKS: dict[type[Block], set[str]] = {
 MECHANISMS: dict[type[Mechanism], set[str]] = {
     Sound: set(),
     SeesLaterValues: {
+        "later_values_move_nothing_earlier",
+        "cutting_the_text_moves_nothing_earlier",
+    },
+    SeesLaterSeparators: {
         "later_values_move_nothing_earlier",
         "cutting_the_text_moves_nothing_earlier",
     },

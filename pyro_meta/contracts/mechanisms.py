@@ -4,6 +4,7 @@ Shapes: B sequences, H heads, T tokens, d head width; q, k and v are [B, H, T, d
 """
 
 import math
+from typing import cast
 
 import torch
 from safetensors.torch import load, save
@@ -45,11 +46,34 @@ def qkv(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     return list(draw.to(dtype).unbind())
 
 
+def inputs_of(
+    mechanism: Mechanism, length: int, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """q, k and v, and behind them which tokens separate sentences if `mechanism` reads that."""
+    return [*qkv(length, dtype), *_separators(mechanism, length)]
+
+
+def _separators(mechanism: Mechanism, length: int) -> list[Tensor]:
+    if not mechanism.reads_separators:
+        return []
+    generator = torch.Generator().manual_seed(length)
+    return [torch.rand(2, 1, length, 1, generator=generator) < 0.2]
+
+
+def _with_another_future(inputs: list[Tensor], end: int) -> list[Tensor]:
+    """The same up to token `end`."""
+
+    def another(x: Tensor) -> Tensor:
+        return ~x if x.dtype == torch.bool else 3 - 5 * x
+
+    return [torch.cat([x[:, :, :end], another(x[:, :, end:])], 2) for x in inputs]
+
+
 def output_has_the_shape_and_dtype_of_v(subject: MechanismSubject) -> None:
     for dtype in (torch.float32, torch.float64):
         mechanism = subject.build().to(dtype)
         for length in LENGTHS:
-            out = mechanism(*qkv(length, dtype))
+            out = mechanism(*inputs_of(mechanism, length, dtype))
             what = f"for q, k, v {[2, 2, length, 8]} of {dtype}"
             require(out.shape == (2, 2, length, 8), f"the output is {list(out.shape)} {what}")
             require(out.dtype == dtype, f"the output is {out.dtype} {what}")
@@ -59,8 +83,8 @@ def output_has_the_shape_and_dtype_of_v(subject: MechanismSubject) -> None:
 def float32_agrees_with_float64(subject: MechanismSubject) -> None:
     mechanism = subject.build().eval()
     for length in LENGTHS:
-        single = mechanism.float()(*qkv(length, torch.float32))
-        ratio = rms_ratio(single, mechanism.double()(*qkv(length)))
+        single = mechanism.float()(*inputs_of(mechanism, length, torch.float32))
+        ratio = rms_ratio(single, mechanism.double()(*inputs_of(mechanism, length)))
         require(ratio < SINGLE, f"float32 is off by {ratio:.2g} (RMS ratio) at {length} tokens")
 
 
@@ -68,8 +92,8 @@ def half_precision_agrees_with_float32(subject: MechanismSubject) -> None:
     """Weights and inputs in bf16, and either kind of inputs under autocast."""
     mechanism = subject.build().eval()
     for length in LENGTHS:
-        half = qkv(length, torch.bfloat16)
-        single = [x.float() for x in half]
+        half = inputs_of(mechanism, length, torch.bfloat16)
+        single = [x.float() if x.is_floating_point() else x for x in half]
         exact = mechanism.float()(*single)
         with torch.autocast("cpu", torch.bfloat16):
             found = {"autocast": mechanism(*half), "autocast of float32": mechanism(*single)}
@@ -84,7 +108,7 @@ def half_precision_agrees_with_float32(subject: MechanismSubject) -> None:
 def sequences_do_not_meet(subject: MechanismSubject) -> None:
     mechanism = subject.build().double().eval()
     for length in LENGTHS:
-        inputs = qkv(length)
+        inputs = inputs_of(mechanism, length)
         together, alone = mechanism(*inputs), mechanism(*(x[:1] for x in inputs))
         what = f"the first of two sequences of {length} tokens is read otherwise alone"
         require_close(alone, together[:1], EXACT, what)
@@ -94,7 +118,7 @@ def gradients_are_finite_and_reach_every_parameter(subject: MechanismSubject) ->
     for length, size in ((1, 1.0), (67, 1.0), (67, 30.0)):
         mechanism = subject.build()
         inputs = [(size * x).requires_grad_() for x in qkv(length, torch.float32)]
-        out = mechanism(*inputs)
+        out = mechanism(*inputs, *_separators(mechanism, length))
         if out.requires_grad:  # that of a mechanism that skips does not
             (out * torch.randn_like(out)).sum().backward()
         when = f"at {length} tokens of size {size:g}"
@@ -110,17 +134,17 @@ def gradients_are_finite_and_reach_every_parameter(subject: MechanismSubject) ->
 
 def later_values_move_nothing_earlier(subject: MechanismSubject) -> None:
     mechanism = subject.build().double().eval()
-    inputs = qkv(LENGTHS[-1])
+    inputs = inputs_of(mechanism, LENGTHS[-1])
     whole = mechanism(*inputs)
     for end in ENDS:
-        changed = [torch.cat([x[:, :, :end], 3 - 5 * x[:, :, end:]], 2) for x in inputs]
+        changed = _with_another_future(inputs, end)
         what = f"the future is seen: changing what follows token {end} moves earlier outputs"
         require_close(mechanism(*changed)[:, :, :end], whole[:, :, :end], EXACT, what)
 
 
 def cutting_the_text_moves_nothing_earlier(subject: MechanismSubject) -> None:
     mechanism = subject.build().double().eval()
-    inputs = qkv(LENGTHS[-1])
+    inputs = inputs_of(mechanism, LENGTHS[-1])
     whole = mechanism(*inputs)
     for end in ENDS:
         cut = mechanism(*(x[:, :, :end] for x in inputs))
@@ -132,7 +156,7 @@ def gradients_reach_no_later_input(subject: MechanismSubject) -> None:
     mechanism = subject.build().double().eval()
     for end in ENDS:
         inputs = [x.requires_grad_() for x in qkv(LENGTHS[-1])]
-        past = mechanism(*inputs)[:, :, :end]
+        past = mechanism(*inputs, *_separators(mechanism, LENGTHS[-1]))[:, :, :end]
         if not past.requires_grad:
             continue
         projection = (past * torch.randn_like(past)).sum()
@@ -161,8 +185,9 @@ def chosen_queries_get_their_rows(subject: MechanismSubject) -> None:
             chosen[0, -1] = True
             queries = Queries(*chosen.nonzero().unbind(1))
             among_all = (x.repeat_interleave(2 // heads, 1) for x in (k, v))
-            expected = queries.of(mechanism(q, *among_all))
-            found = mechanism.serve(queries.of(q), k, v, queries)
+            more = _separators(mechanism, length)
+            expected = queries.of(mechanism(q, *among_all, *more))
+            found = mechanism.serve(queries.of(q), k, v, queries, *more)
             what = f"for {len(expected)} of 2 x {length} queries and {heads} of 2 key-value heads"
             require(found.shape == expected.shape, f"serve gives {list(found.shape)} {what}")
             require_close(found, expected, EXACT, f"serve gives other rows than forward {what}")
@@ -185,13 +210,13 @@ def continued_text_gets_its_rows(subject: MechanismSubject) -> None:
     mechanism = subject.build().double().eval()
     if not (decodes(mechanism) or recurs(mechanism) or remembers(mechanism)):
         return
-    q, k, v = qkv(LENGTHS[-1])
+    q, k, v, *more = inputs_of(mechanism, LENGTHS[-1])
     for heads in (2, 1):
         k, v = k[:, :heads], v[:, :heads]
-        expected = mechanism(q, *(x.repeat_interleave(2 // heads, 1) for x in (k, v)))
+        expected = mechanism(q, *(x.repeat_interleave(2 // heads, 1) for x in (k, v)), *more)
         for pieces in CONTINUED:
             with torch.no_grad():
-                found = read_in_pieces(mechanism, q, k, v, pieces)
+                found = read_in_pieces(mechanism, q, k, v, pieces, *more)
             for row, counts in enumerate(zip(*pieces, strict=True)):
                 end = sum(counts)
                 what = f"a text read in pieces of {list(counts)} gets other rows than at once"
@@ -205,25 +230,31 @@ def kicked_momenta_see_no_later_token(subject: MechanismSubject) -> None:
         return
 
     def carried(inputs: list[Tensor]) -> Tensor:
+        more = inputs[3:]
         momentum = None
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return cast(Tensor, mechanism(q, k, v, *more))
+
         for layer in range(3):
-            q, _, v = (x.roll(layer, 3) for x in inputs)
-            momentum = mechanism.kick(q, v, momentum, layer, mechanism)
+            q, _, v = (x.roll(layer, 3) for x in inputs[:3])
+            momentum = mechanism.kick(q, v, momentum, layer, attend)
         require(momentum is not None and momentum.shape == inputs[2].shape, "kick: another shape")
         assert momentum is not None
         return momentum
 
-    inputs = [x.requires_grad_() for x in qkv(LENGTHS[-1])]
+    floats = [x.requires_grad_() for x in qkv(LENGTHS[-1])]
+    inputs = [*floats, *_separators(mechanism, LENGTHS[-1])]
     whole = carried(inputs)
     for end in ENDS:
-        changed = [torch.cat([x[:, :, :end], 3 - 5 * x[:, :, end:]], 2) for x in inputs]
+        changed = _with_another_future(inputs, end)
         what = f"the future is seen: changing what follows token {end} moves earlier momenta"
         require_close(carried(changed)[:, :, :end], whole[:, :, :end], EXACT, what)
         cut = carried([x[:, :, :end] for x in inputs])
         what = f"the length is seen: cutting the text after token {end} moves earlier momenta"
         require_close(cut, whole[:, :, :end], EXACT, what)
         past = whole[:, :, :end].square().sum()
-        grads = torch.autograd.grad(past, inputs, retain_graph=True, materialize_grads=True)
+        grads = torch.autograd.grad(past, floats, retain_graph=True, materialize_grads=True)
         for name, grad in zip("qkv", grads, strict=True):
             later = grad[:, :, end:]
             what = f"the gradient of momenta up to token {end} reaches later {name}"
@@ -232,7 +263,7 @@ def kicked_momenta_see_no_later_token(subject: MechanismSubject) -> None:
 
 def evaluation_is_deterministic(subject: MechanismSubject) -> None:
     mechanism = subject.build().eval()
-    inputs = qkv(67, torch.float32)
+    inputs = inputs_of(mechanism, 67, torch.float32)
     require(
         torch.equal(mechanism(*inputs), mechanism(*inputs)),
         "two calls in evaluation mode give two outputs",
@@ -260,7 +291,7 @@ def nominal_cost_is_a_number(subject: MechanismSubject) -> None:
 def checkpoint_round_trip_changes_nothing(subject: MechanismSubject) -> None:
     """Saved after a pass in training, loaded into one that was built from another seed."""
     saved, loaded = subject.build(seed=1), subject.build(seed=2)
-    inputs = qkv(67, torch.float32)
+    inputs = inputs_of(saved, 67, torch.float32)
     with torch.no_grad():
         for parameter in saved.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
