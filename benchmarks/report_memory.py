@@ -1,44 +1,55 @@
-"""What a report takes: its time, and the most memory that it holds at once.
+"""What a report takes: time and peak memory, of training with its read-out and of the report.
 
-    python benchmarks/report_memory.py benchmarks/results/report_million.json RUN
+    python benchmarks/report_memory.py benchmarks/results/report_million.json OPTIONS_OF_TRAIN
 
-RUN must have no report yet. It is made by a child process, whose peak is what the system says.
+Each is a child process, whose peak is what the system says.
 """
 
 import json
-import resource
+import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
-from pyro_meta.config import train_words
 from pyro_meta.run import hardware
 
 
-def main() -> None:
-    target, run = map(Path, sys.argv[1:])
-    if (run / "posterior.nc").exists():
-        raise SystemExit(f"{run}: it has a posterior.nc already; a fresh run is needed")
+def measured(*words: str) -> dict[str, Any]:
+    """Seconds and peak memory of `python -m WORDS`."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "pyro_meta.report", str(run)], check=True)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB on Linux
-    with xr.open_dataset(run / "posterior.nc", group="observed_data", engine="h5netcdf") as data:
-        tokens = data.sizes["token"]
-    words = train_words((run / "config.yaml").read_text(encoding="utf-8"))
+    child = subprocess.Popen([sys.executable, "-m", *words])
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{shlex.join(words)} failed")
+    return {
+        "seconds": time.perf_counter() - start,
+        "peak_resident_gib": usage.ru_maxrss / 2**20,  # KiB on Linux
+    }
+
+
+def main() -> None:
+    target, *options = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        training = measured("pyro_meta.train", *options, "--out", str(run))
+        report = measured("pyro_meta.report", str(run))
+        file = run / "posterior.nc"
+        with xr.open_dataset(file, group="observed_data", engine="h5netcdf") as data:
+            tokens = data.sizes["token"]
     facts = {
-        "command": f"python benchmarks/report_memory.py {target} RUN",
-        "run": shlex.join(["python", "-m", "pyro_meta.train", *words]),
+        "command": f"python benchmarks/report_memory.py {target} {shlex.join(options)}",
         "hardware": hardware(),
         "tokens": tokens,
-        "seconds": seconds,
-        "peak_resident_gib": peak / 2**20,
+        "training_and_read_out": training,
+        "report": report,
     }
-    target.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    Path(target).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
