@@ -21,6 +21,7 @@ _HOME = {
     "Shape": "shape",
     "Transformer": "transformer",
     "pinned": "transformer",
+    "Decision": "transformer",
     "LanguageModel": "models",
     "Prior": "models",
     "CostDirichlet": "models",

@@ -18,3 +18,11 @@ class ResidualBlock(Block):
     def advance(self, stream: Stream, attended: Tensor) -> Stream:
         state = stream.state + self.dropout(attended)
         return Stream(state + self.dropout(self.mlp(self.mlp_norm(state))))
+
+    def advance_partly(self, stream: Stream, attended: Tensor, gate: Tensor) -> Stream:
+        """Both branches by as much: x' = x + g Attn(LN(x)); x'' = x' + g MLP(LN(x')).
+
+        Token-Selective Attention (arXiv 2605.05222), whose 1 - p is g.
+        """
+        state = stream.state + gate * self.dropout(attended)
+        return Stream(state + gate * self.dropout(self.mlp(self.mlp_norm(state))))
