@@ -97,6 +97,9 @@ def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "tokens per second, hard routes and all full", f"{routed:,.0f}, {full:,.0f}"
         yield "times as fast as full, the whole model", f"{executed['speed_up_model']:.2f}"
+    if "passed_by" in executed:
+        yield "pairs of token and layer passed by", f"{executed['passed_by']:.1%}"
+        yield "times as fast as with all gates open", f"{executed['speed_up_depth']:.2f}"
     if executed["speed_up_attention"] is not None:
         yield "times as fast as full, attention alone", f"{executed['speed_up_attention']:.2f}"
 

@@ -82,7 +82,8 @@ class Block(nn.Module):
         Whatever a token carries moves by that share of its way; a block may know better.
         """
         left = self.advance(stream, attended)
-        return Stream(*(_part_way(*pair, gate) for pair in zip(stream[:2], left[:2], strict=True)))
+        state = (1 - gate) * stream.state + gate * left.state
+        return Stream(state, _part_way(stream.velocity, left.velocity, gate))
 
     def forward(
         self,
@@ -147,7 +148,7 @@ class Block(nn.Module):
         left = self.advance_partly(stream, attended.out, gate)
         return left._replace(momentum=momentum)
 
-    @torch.compiler.disable  # how many tokens run is a matter of the data
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # how many run is up to the data
     def _left_by_some(
         self,
         stream: Stream,
@@ -162,11 +163,15 @@ class Block(nn.Module):
             return self._left(stream, normed, route, None, attend)
         route = route.masked_fill(~runs, NO_TOKEN)
         attended = attend(normed, route, momentum=stream.momentum, own=own)
-        some = Stream(*(None if x is None else _rows(x, own) for x in stream))
-        left = self.advance(some, attended.out)
-        kept = (_with_rows(x, own, y) for x, y in zip(stream[:2], left[:2], strict=True))
         momentum = _part_way(stream.momentum, attended.momentum, runs[..., None].to(normed.dtype))
-        return Stream(*kept, momentum)
+        if not len(own):
+            return stream._replace(momentum=momentum)
+        state, velocity, _ = stream
+        some = Stream(_rows(state, own), None if velocity is None else _rows(velocity, own))
+        left = self.advance(some, attended.out)
+        if velocity is not None and left.velocity is not None:
+            velocity = _with_rows(velocity, own, left.velocity)
+        return Stream(_with_rows(state, own, left.state), velocity, momentum)
 
 
 def _rows(x: Tensor, own: Tensor) -> Tensor:
@@ -174,10 +179,8 @@ def _rows(x: Tensor, own: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, own)[None]
 
 
-def _with_rows(x: Tensor | None, own: Tensor, rows: Tensor | None) -> Tensor | None:
+def _with_rows(x: Tensor, own: Tensor, rows: Tensor) -> Tensor:
     """x [B, T, ...] with rows [1, N, ...] in place of those of tokens `own` [N]."""
-    if x is None or rows is None:
-        return rows
     dtype = torch.promote_types(x.dtype, rows.dtype)
     return x.to(dtype).flatten(0, 1).index_copy(0, own, rows[0].to(dtype)).view(x.shape)
 
