@@ -7,8 +7,8 @@ or another block, in which tokens may carry more than h (see `pyro_meta.blocks`)
 alpha come from is not its business: `forward(tokens, route)` asks `route(layer, features)` for
 them. With every route pinned to `full` and the residual block it is an ordinary transformer.
 A route that answers with the index of one mechanism for every token is hard: each token then runs
-its own mechanism and no other (see `pyro_meta.attention.dispatch`). It may also gate how deep a token
-goes: with g of the block's branches instead of all, or past the whole block.
+its own mechanism and no other (see `pyro_meta.attention.dispatch`). It may also gate depth: a token
+goes on with g of what a block adds instead of all, or past the whole block.
 
 With a cache, `forward(tokens, route, cache)` reads the tokens that follow those read before, and a
 new token pays for its own route only (see `pyro_meta.attention.cache`).
@@ -57,6 +57,11 @@ class Decision(NamedTuple):
 Route = Callable[[int, Features], Tensor | Decision]
 """`route(layer, features)` gives a `Decision`; or a tensor, its `route`, and every token runs the
 layer."""
+
+
+def decided(given: Tensor | Decision) -> Decision:
+    """What a route gave, as a decision."""
+    return given if isinstance(given, Decision) else Decision(given)
 
 
 class Transformer(nn.Module):
@@ -261,7 +266,7 @@ def _asked(route: Route, layer: int, features: Features) -> Decision:
     with torch.autocast(tokens.device.type, enabled=False):
         wide = Features(tokens, at_least_float32(state), at_least_float32(normed), positions)
         given = route(layer, wide)
-    chosen, gate = decision = given if isinstance(given, Decision) else Decision(given)
+    chosen, gate = decision = decided(given)
     if chosen.dim() > 3:
         raise ValueError(
             f"route of layer {layer} is {list(chosen.shape)}, and [B, T, K] is needed; "
