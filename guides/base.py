@@ -19,10 +19,10 @@ from torch.distributions import Distribution
 
 from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError, require_defined
+from pyro_meta.gates import HardenedGate, harden_gate
 from pyro_meta.guides.heads import default_width, make_heads
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.models.module import StandaloneModule
-from pyro_meta.gates import HardenedGate, harden_gate
 from pyro_meta.simplex import Hardened, decide, harden, uncertainty, vertex
 from pyro_meta.transformer import Decision, Features, Route, Transformer
 
@@ -183,9 +183,14 @@ class Guide(StandaloneModule):
         return route if gates is None else Decision(route, self.follow_gates(gates, hard))
 
     def gate(self, layer: int, features: Features, hard: bool | None = None) -> Tensor | None:
-        """The gate of `mean_route`, booleans or numbers [B, T]; None: every token runs the layer."""
+        """The gate of `mean_route`, booleans or numbers [B, T]; None: all tokens run the layer."""
         gates = self.depth_posterior(layer, features)
         return None if gates is None else self.follow_gates(gates, hard)
+
+    def runs(self, layer: int, features: Features) -> Tensor:
+        """Which tokens run a layer once they are hard, booleans [B, T]."""
+        gate = self.gate(layer, features, hard=True)
+        return torch.ones_like(features.tokens, dtype=torch.bool) if gate is None else gate
 
     def follow_gates(self, gates: Distribution, hard: bool | None = None) -> Tensor:
         """The gate of `mean_route` where its posterior is at hand, [B, T].

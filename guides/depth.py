@@ -77,8 +77,8 @@ class DepthGuide(nn.Module):
 class BetaDepthGuide(DepthGuide):
     """q(g_l | x) = Beta(floor + a_0 m, floor + a_0 (1 - m)), m and a_0 from a two-layer network.
 
-    m is how far open the gate is and a_0, bounded in [1, 900] and near 5 at the start, says how sure
-    the guide is; the floor is .05, as in `DirichletGuide`.
+    m is how far open the gate is and a_0, bounded in [1, 900] and 5 or so at the start, says how
+    sure the guide is; the floor is .05, as in `DirichletGuide`.
 
     Parameters
     ----------

@@ -76,9 +76,7 @@ class LanguageModel(StandaloneModule):
         objective. Must be above 0.
     """
 
-    def __init__(
-        self, network: Transformer, prior: Prior, depth: DepthPrior | None = None
-    ) -> None:
+    def __init__(self, network: Transformer, prior: Prior, depth: DepthPrior | None = None) -> None:
         super().__init__()
         self.network = network
         self.prior = prior
@@ -97,15 +95,15 @@ class LanguageModel(StandaloneModule):
         """Whether tokens may pass a layer by: with gates any but the first."""
         return self.depth is not None and layer > 0
 
-    def depth_law(self, layer: int, positions: Tensor) -> Distribution | None:
+    def depth_law(self, layer: int, positions: Tensor) -> dist.Beta | None:
         """p(g_l) at `positions` [T], batch [T] or []; None where every token runs the layer."""
         if not self.is_gated(layer):
             return None
         return self._depth_law(layer, positions, self.prior(layer, positions))
 
-    def _depth_law(self, layer: int, positions: Tensor, routes: Distribution) -> Distribution:
+    def _depth_law(self, layer: int, positions: Tensor, routes: Distribution) -> dist.Beta:
         assert self.depth is not None
-        law: Distribution = self.depth(layer, positions, routes.mean)
+        law: dist.Beta = self.depth(layer, positions, routes.mean)
         return law
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -125,7 +123,7 @@ class LanguageModel(StandaloneModule):
             drawn = pyro.sample("next_token", law, obs=targets)
         penalties = [one for one in (found.penalty, self._penalty(decisions)) if one is not None]
         if penalties:
-            pyro.factor("penalty", -tokens.numel() * sum(penalties))
+            pyro.factor("penalty", -tokens.numel() * torch.stack(penalties).sum())
         return drawn
 
     def _decide(self, layer: int, positions: Tensor) -> Decision:

@@ -43,17 +43,8 @@ class Gates:
     """Nats by which running a block must be likelier than passing it by, once gates are hard."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.run < 1:
-            raise UsageError(f"gate.run: {self.run} given; above 0 and below 1 is allowed")
-        if not 0 < self.strength < math.inf:
-            raise UsageError(f"gate.strength: {self.strength} given; above 0 is allowed")
-        if not 0 <= self.penalty < math.inf:
-            raise UsageError(f"gate.penalty: {self.penalty} given; at least 0 is allowed")
-        for name in ("start", "price"):
-            if not math.isfinite(getattr(self, name)):
-                raise UsageError(
-                    f"gate.{name}: {getattr(self, name)} given; a finite number is allowed"
-                )
+        if not math.isfinite(self.price):  # prior and guide see to the others
+            raise UsageError(f"gate.price: {self.price} given; a finite number is allowed")
 
     def require_used(self, depth: str, used: Collection[str]) -> None:
         """Raise `UsageError` if an option that is not `used` with `--depth` is not its default."""

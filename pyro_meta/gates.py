@@ -49,7 +49,7 @@ class PointGate(Point):
     """All mass on one value of the gate: a deterministic one, whose KL from any law is 0."""
 
     arg_constraints = {"weights": constraints.unit_interval}
-    support = constraints.unit_interval
+    support: Any = constraints.unit_interval
 
     def __init__(self, gate: Tensor, validate_args: bool | None = None) -> None:
         self.weights = gate
@@ -74,7 +74,7 @@ class HardenedGate(Hardened):
     by 1 or 0, whichever is decided from the mean (`runs`). The KL is that of `base`.
     """
 
-    support = constraints.unit_interval
+    support: Any = constraints.unit_interval
 
     def __init__(
         self, base: Distribution, threshold: Tensor | float, price: Tensor | float = 0.0

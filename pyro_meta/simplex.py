@@ -127,7 +127,7 @@ class Point(TorchDistribution):
     """
 
     arg_constraints = {"weights": constraints.simplex}
-    support = constraints.simplex
+    support: Any = constraints.simplex
     has_rsample = True
 
     def __init__(self, weights: Tensor, validate_args: bool | None = None) -> None:
@@ -158,7 +158,7 @@ class Hardened(TorchDistribution):
     """
 
     arg_constraints = {}
-    support = constraints.simplex
+    support: Any = constraints.simplex
     has_rsample = True
 
     def __init__(

@@ -263,13 +263,13 @@ def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, 
     nll = float(torch.stack([terms.nll.detach() for terms in collected]).mean())
     kl = float(torch.stack([terms.kl.detach().sum() for terms in collected]).mean())
     gates = [terms.gates for terms in collected if terms.gates is not None]
-    depth_kls = [float(one.depth_kl.detach().sum()) for one in collected if one.depth_kl is not None]
+    kls = [float(one.depth_kl.detach().sum()) for one in collected if one.depth_kl is not None]
     of_gates: dict[str, float] = {}
     if gates:
         open_share = torch.cat(gates, 1)  # [L, B, T]
         routes = routes * open_share[..., None]  # who passes a layer by pays nothing there
         of_gates = {
-            "depth_kl": sum(depth_kls) / len(collected),
+            "depth_kl": sum(kls) / len(collected),
             "gate_open": float(open_share.mean()),
         }
     penalties = [float(one.penalty.detach()) for one in collected if one.penalty is not None]

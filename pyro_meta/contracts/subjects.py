@@ -17,7 +17,7 @@ from pyro_meta.evaluation import evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel, Prior
 from pyro_meta.shape import Shape
-from pyro_meta.transformer import Features, Transformer
+from pyro_meta.transformer import Decision, Features, Transformer
 
 SHAPE = Shape(vocabulary=13, context=64, width=16, layers=2, heads=2, window=5)
 MECHANISMS = ("full", "window", "linear")
@@ -125,9 +125,9 @@ def walk(
     """The posterior of each layer along the mean route, and the logits at its end."""
     laws: list[Distribution] = []
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Tensor | Decision:
         laws.append(guide.posterior(layer, features))
-        return guide.follow(laws[-1], hard)
+        return guide.follow(laws[-1], hard, guide.depth_posterior(layer, features))
 
     return laws, model.network(tokens, route)
 
