@@ -257,7 +257,7 @@ def _append_draws(
 
 
 def _remembering(guide: Guide, routes: Tensor, gates: Tensor, span: Tensor) -> Route:
-    """A route that draws, and keeps it in rows `span` of routes [S, L, T, K] and gates [S, L, T]."""
+    """A route that draws, and keeps the draws in rows `span` of routes and gates [S, L, T, ..]."""
 
     def route(layer: int, features: Features) -> Tensor | Decision:
         law, gate_law = guide.posterior(layer, features), guide.depth_posterior(layer, features)

@@ -82,6 +82,6 @@ def quiet_room() -> Iterator[None]:
         warnings.catch_warnings(),
     ):
         # a one-hot route has no density under a Dirichlet; Pyro computes one besides the KL
-        warnings.filterwarnings("ignore", message=r"Encountered.*route_", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r"Encountered.*(route|depth)_", category=UserWarning)
         torch.manual_seed(0)
         yield
