@@ -196,12 +196,8 @@ def _facts_of_gates(
     """What is known of the gates of a layer, [B, T] each; every token runs one without."""
     if law is None or prior is None:
         ones = torch.ones(tokens.shape, device=tokens.device)
-        return {
-            "depth_mean": ones,
-            "depth_prior_mean": ones,
-            "depth_runs": ones,
-            "depth_kl": 0 * ones,
-        }
+        names = ("depth_mean", "depth_prior_mean", "depth_runs")
+        return dict.fromkeys(names, ones) | {"depth_kl": torch.zeros_like(ones)}
     return {
         "depth_mean": law.mean,
         "depth_prior_mean": prior.mean.expand_as(law.mean),
