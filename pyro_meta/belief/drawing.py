@@ -6,6 +6,7 @@ from torch.distributions import Dirichlet, Distribution
 from pyro_meta.gates import harden_gate
 from pyro_meta.guides import Guide
 from pyro_meta.simplex import Point, harden, log_ratio, uncertainty
+from pyro_meta.transformer import Decision
 
 
 def executed(guide: Guide, law: Distribution, draw: Tensor) -> Tensor:
@@ -27,6 +28,11 @@ def executed_gate(guide: Guide, law: Distribution, draw: Tensor) -> Tensor:
     if float(guide.threshold) >= 1:
         return runs
     return harden_gate(draw, uncertainty(law), guide.threshold, runs)
+
+
+def gated(route: Tensor, gate: Tensor | None) -> Tensor | Decision:
+    """A route with the gate that stands beside it, if any does."""
+    return route if gate is None else Decision(route, gate)
 
 
 def has_density(law: Distribution) -> bool:

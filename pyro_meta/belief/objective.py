@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_meta.attention import Cache
+from pyro_meta.belief.drawing import gated
 from pyro_meta.evaluation import token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
@@ -36,11 +37,11 @@ def estimate(guide: Guide, tokens: Tensor, loss: Loss) -> Parts:
     """The parts by one draw of the routes of tokens [B, T]: the estimator that training uses."""
     kl: list[Tensor] = []
 
-    def route(layer: int, features: Features) -> Decision:
+    def route(layer: int, features: Features) -> Tensor | Decision:
         law = Hardened(guide.posterior(layer, features), guide.hard_below, guide.discount)
         draw = law.rsample()
         kl.append(divergence(law, guide.model.prior(layer, features.positions)).mean(1))
-        return Decision(draw, guide.gate(layer, features))
+        return gated(draw, guide.gate(layer, features))
 
     logits = guide.model.network(tokens, route)
     return Parts(loss(logits).mean(1), torch.stack(kl).sum(0))
