@@ -156,7 +156,7 @@ def train(
                 error_if_nonfinite=False,
             )
             assert norm is not None
-            figures = _figures(terms, costs) | model.prior.measure(guide.choice(_means(terms)))
+            figures = _figures(terms, costs) | model.prior.measure(_choices(guide, terms))
             figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
             figures = _average(fabric, figures)
             _require_finite(figures, step + 1, run)
@@ -258,20 +258,42 @@ def micro_batch_seed(seed: int, step: int, index: int) -> int:
 def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, float]:
     """Figures of a step on this process: means over its micro-batches."""
     routes = torch.cat([terms.routes for terms in collected], 1)  # [L, B, T, K]
+    hard_share = float((routes.amax(-1) == 1).float().mean())
     T = routes.shape[2]
     nll = float(torch.stack([terms.nll.detach() for terms in collected]).mean())
     kl = float(torch.stack([terms.kl.detach().sum() for terms in collected]).mean())
+    gates = [terms.gates for terms in collected if terms.gates is not None]
+    kls = [float(one.depth_kl.detach().sum()) for one in collected if one.depth_kl is not None]
+    of_gates: dict[str, float] = {}
+    if gates:
+        open_share = torch.cat(gates, 1)  # [L, B, T]
+        routes = routes * open_share[..., None]  # who passes a layer by pays nothing there
+        of_gates = {
+            "depth_kl": sum(kls) / len(collected),
+            "gate_open": float(open_share.mean()),
+        }
     penalties = [float(one.penalty.detach()) for one in collected if one.penalty is not None]
     return {
         "loss": float(torch.stack([terms.loss.detach() for terms in collected]).mean()),
         "nll": nll,
         "kl": kl,
         "penalty": sum(penalties) / len(collected),
-        "elbo": -(nll + kl),
+        "elbo": -(nll + kl + of_gates.get("depth_kl", 0.0)),
         "cost_nominal": float((routes * costs["nominal"][:T]).sum(-1).mean()),
         "cost_macs": float((routes * costs["macs"][:T]).sum(-1).mean()),
-        "hard_share": float((routes.amax(-1) == 1).float().mean()),
+        "hard_share": hard_share,
+        **of_gates,
     }
+
+
+def _choices(guide: Guide, collected: list[ELBOTerms]) -> Tensor:
+    """What would run if everything were hard, [L, B, T, K]: zeros where a token passes by."""
+    choices = guide.choice(_means(collected))
+    if guide.depth is None:
+        return choices
+    means = [terms.gate_means for terms in collected if terms.gate_means is not None]
+    runs = guide.depth.runs(torch.cat(means, 1))  # [L, B, T]
+    return choices * runs[..., None]
 
 
 def _means(collected: list[ELBOTerms]) -> Tensor:
