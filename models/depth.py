@@ -9,8 +9,9 @@ import torch
 from pyro.distributions import Beta
 from torch import Tensor, nn
 
-from pyro_meta.costs import block_macs, costs_at
+from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError
+from pyro_meta.macs import block_macs
 from pyro_meta.transformer import Transformer
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_meta.errors import UsageError
-from pyro_meta.shape import Shape
 from pyro_meta.timing import measure_costs
 from pyro_meta.transformer import Transformer
 
@@ -77,14 +76,6 @@ def costs_at(network: Transformer, spec: CostSpec, positions: Tensor) -> Tensor:
         constants = spec
     table = torch.tensor(list(constants), device=positions.device, dtype=torch.get_default_dtype())
     return table.expand(len(positions), -1)
-
-
-def block_macs(shape: Shape) -> int:
-    """MACs that running a block costs a token beside attention: query, output projection, MLP.
-
-    Keys and values are not in it; a token that passes the block by pays for them too.
-    """
-    return 2 * shape.width * (shape.width + shape.hidden)
 
 
 def check_cost(network: Transformer, spec: CostSpec) -> None:

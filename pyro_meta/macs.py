@@ -76,13 +76,16 @@ def dense_macs(shape: Shape, passed_by: float = 0.0) -> float:
     pays for keys and values there, and for nothing else.
     """
     kv = 2 * (shape.kv_heads or shape.heads) * shape.head_width * shape.width
-    run = run_macs(shape) * (shape.layers - passed_by)
+    run = block_macs(shape) * (shape.layers - passed_by)
     return shape.layers * kv + run + shape.width * shape.vocabulary
 
 
-def run_macs(shape: Shape) -> int:
-    """MACs that running a layer costs one token beside attention: its query, what it adds, MLP."""
-    return 2 * shape.width**2 + 2 * shape.width * shape.hidden
+def block_macs(shape: Shape) -> int:
+    """MACs that running a block costs a token beside attention: query, output projection, MLP.
+
+    Keys and values are not in it; a token that passes the block by pays for them, too.
+    """
+    return 2 * shape.width * (shape.width + shape.hidden)
 
 
 def counted(call: Callable[[], Any]) -> tuple[Any, int]:

@@ -38,7 +38,7 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.costs import block_macs, costs_at
+from pyro_meta.costs import costs_at
 from pyro_meta.evaluation import evaluate, prefix_gap, require_causal_guide
 from pyro_meta.guides import of_own_token
 from pyro_meta.run import Run
