@@ -41,6 +41,7 @@ from pyro_meta import (
 from pyro_meta.costs import costs_at
 from pyro_meta.evaluation import evaluate, prefix_gap, require_causal_guide
 from pyro_meta.guides import of_own_token
+from pyro_meta.macs import block_macs
 from pyro_meta.run import Run
 from pyro_meta.sampling import Sampling, continue_batch
 from pyro_meta.simplex import divergence, uncertainty
