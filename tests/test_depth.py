@@ -408,7 +408,7 @@ def test_nothing_later_is_seen(depth: type[DepthGuide], hard: bool) -> None:
 def test_a_gated_model_needs_a_posterior_of_its_gates() -> None:
     model, guide = gated()
     guide.depth = None
-    with pytest.raises(UsageError, match="`guide.depth` is not set"):
+    with pytest.raises(UsageError, match=r"`guide\.depth` is not set"):
         Objective(model, guide)(*text())
     network = Transformer(SHAPE)
     with pytest.raises(UsageError, match="BetaDepthGuide needs a model with a prior over gates"):
