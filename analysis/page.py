@@ -20,6 +20,7 @@ PASSAGE_TOKENS = 420
 SECTIONS = {
     "routes": "Where tokens go",
     "uncertainty": "How sure the router is",
+    "depth": "Depth: which layers tokens pass by",
     "training": "How it came about",
     "collapse": "Has it collapsed?",
     "belief": "Is it the posterior?",
@@ -110,7 +111,9 @@ def render(
         run=findings.reading,
         judgements=findings.judgements(),
         by_section=by_section,
-        sections=SECTIONS,
+        sections={
+            name: SECTIONS[name] for name in by_section if name != "depth" or by_section[name]
+        },
         passage=passage(findings),
         palette=[PALETTE[k % len(PALETTE)] for k in range(len(findings.reading.mechanisms))],
         groups=findings.by_group(),

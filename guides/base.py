@@ -102,9 +102,17 @@ class Guide(StandaloneModule):
         raise NotImplementedError
 
     def depth_posterior(self, layer: int, features: Features) -> Distribution | None:
-        """q(g_l | x, ..): batch [B, T], event []; None where every token runs the layer."""
-        if self.depth is None or not self.model.is_gated(layer):
+        """q(g_l | x, ..): batch [B, T], event []; None where every token runs the layer.
+
+        Raises
+        ------
+        UsageError
+            The model has gates, and the guide no posterior of them.
+        """
+        if not self.model.is_gated(layer):
             return None
+        if self.depth is None:
+            raise UsageError("guide: the model has depth gates, and `guide.depth` is not set")
         return self.depth.posterior(layer, features)
 
     @property

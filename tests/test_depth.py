@@ -406,6 +406,16 @@ def test_nothing_later_is_seen(depth: type[DepthGuide], hard: bool) -> None:
     require_causal_guide(model, guide)
 
 
+def test_a_gated_model_needs_a_posterior_of_its_gates() -> None:
+    model, guide = gated()
+    guide.depth = None
+    with pytest.raises(UsageError, match=r"`guide\.depth` is not set"):
+        Objective(model, guide)(*text())
+    network = Transformer(SHAPE)
+    with pytest.raises(UsageError, match="BetaDepthGuide needs a model with a prior over gates"):
+        BetaDepthGuide(LanguageModel(network, CostDirichlet(network)))
+
+
 def test_a_guide_of_gates_that_sees_the_future_is_refused() -> None:
     model, guide = gated(Leaky)
     with pytest.raises(UsageError, match="DirichletGuide with Leaky sees the future"):

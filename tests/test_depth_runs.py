@@ -22,6 +22,7 @@ from pyro_meta import (
     LanguageModel,
     PointDepthGuide,
     UsageError,
+    report,
 )
 from pyro_meta.belief import nuts
 from pyro_meta.belief.amortisation import amortisation_gap
@@ -246,6 +247,12 @@ def test_the_command_leaves_everything_and_resumes_it(words: list[str], tmp_path
     assert (folder / "posterior.nc").is_file()
     model, guide, *_ = Run.open(folder).load()
     assert model.depth is not None and isinstance(guide.depth, BetaDepthGuide)
+    report.main([str(folder), "--belief=false"])
+    assert 'id="depth"' in (folder / "report" / "report.html").read_text()
+    assert (folder / "report" / "passed_by.png").is_file()
+    found = json.loads((folder / "report" / "report.json").read_text())
+    skipped = [row["skipped"] for row in found["depth"]["by_layer"]]
+    assert skipped == pytest.approx(summary["depth"]["skipped_by_layer"])
     done = run("generate", str(folder), "--prompt=the", "--max_tokens=8")
     assert done.returncode == 0, done.stderr
 
