@@ -25,6 +25,7 @@ from pyro_meta.naming import find_kind
 from pyro_meta.transformer import Features
 
 TOTAL = 5.0  # a + b of a Beta at the start
+GAIN = 0.5  # nats by which the price moves in a step, per unit of the share that is off
 
 
 class DepthGuide(nn.Module):
@@ -42,6 +43,8 @@ class DepthGuide(nn.Module):
     price
         Nats by which running a block must be likelier than passing it by, for a hard token to run
         it. A buffer: it is saved with the guide.
+    target
+        Share of all pairs of token and layer that the price is moved to shut, or None.
     """
 
     pays_kl: ClassVar[bool] = True
@@ -56,6 +59,23 @@ class DepthGuide(nn.Module):
         if not math.isfinite(start):
             raise UsageError(f"gate.start: {start} given; a finite number is allowed")
         self.register_buffer("price", torch.zeros(()))
+        self.target: float | None = None
+        self._layers = model.network.shape.layers
+
+    def aim_at(self, target: float | None) -> None:
+        """Take the share to pass by, if one is given; `UsageError` if it cannot be met."""
+        most = 1 - 1 / self._layers
+        if target is not None and not 0 < target < most:
+            raise UsageError(
+                f"gate.skip: {target} given; above 0 and below {most:.4g} is allowed, since every "
+                f"token runs the first of {self._layers} layers"
+            )
+        self.target = target
+
+    def adapt(self, shut: float) -> None:
+        """Take note of a step: the share of pairs that would pass by if all gates were hard."""
+        if self.target is not None:
+            self.price.add_(GAIN * (self.target - shut))
 
     def posterior(self, layer: int, features: Features) -> Distribution:
         """q(g_l | x, ..) of a layer >= 1: batch [B, T], event [], reparameterised.

@@ -41,6 +41,9 @@ class Gates:
     """Nats per token that fully open gates cost; only where they pay no KL, as with point."""
     price: float = 0.0
     """Nats by which running a block must be likelier than passing it by, once gates are hard."""
+    skip: float | None = None
+    """Share of all pairs of token and layer to pass by, which the price is moved to meet from its
+    value on (default: as it comes)."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.price):  # prior and guide see to the others
@@ -159,7 +162,9 @@ class Config:
             )
         found = find_depth_guide(self.depth)
         of_kl = () if found is None else ("run", "strength") if found.pays_kl else ("penalty",)
-        self.gate.require_used(self.depth, () if found is None else (*of_kl, "start", "price"))
+        self.gate.require_used(
+            self.depth, () if found is None else (*of_kl, "start", "price", "skip")
+        )
 
     def build(
         self, vocabulary: int, separators: Callable[[], Sequence[int]] = lambda: ()
@@ -205,6 +210,7 @@ class Config:
         guide = self.guide(model)
         guide.depth = make_depth(model, start=gate.start)
         guide.depth.price.fill_(gate.price)
+        guide.depth.aim_at(gate.skip)
         return model, guide
 
 

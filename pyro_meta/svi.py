@@ -280,6 +280,10 @@ class Optimisation:
         is_learning = self.router_begin < progress <= self.router_end
         return self.router * self.lr_at(progress) if is_learning else 0.0
 
+    def has_begun(self, progress: float) -> bool:
+        """Whether the guide has begun to learn."""
+        return progress > self.router_begin
+
     def has_settled(self, progress: float) -> bool:
         """Whether the guide has stopped for good."""
         return progress > self.router_end

@@ -156,7 +156,7 @@ def train(
                 error_if_nonfinite=False,
             )
             assert norm is not None
-            figures = _figures(terms, costs) | model.prior.measure(_choices(guide, terms))
+            figures = _figures(terms, costs) | _decided(model, guide, terms)
             figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
             figures = _average(fabric, figures)
             _require_finite(figures, step + 1, run)
@@ -164,6 +164,8 @@ def train(
             fabric_optimiser.zero_grad()
             must_stop = figures.pop("stop") > 0
             model.prior.adapt(figures, model.kl_weight, config.optim.has_settled(progress))
+            if guide.depth is not None and config.optim.has_begun(progress):
+                guide.depth.adapt(figures["gate_shut"])
             elapsed = time.perf_counter() - started
             seconds += elapsed
             record = {
@@ -209,10 +211,12 @@ def _schedules(
     model: LanguageModel, guide: Guide, optimiser: torch.optim.Optimizer
 ) -> dict[str, float]:
     """The values that `_set_schedules` has set, for the log."""
+    of_gates = {} if guide.depth is None else {"gate_price": float(guide.depth.price)}
     return {
         "kl_weight": model.kl_weight,
         "threshold": float(guide.threshold),
         "lr": optimiser.param_groups[0]["lr"],
+        **of_gates,
     }
 
 
@@ -286,14 +290,15 @@ def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, 
     }
 
 
-def _choices(guide: Guide, collected: list[ELBOTerms]) -> Tensor:
-    """What would run if everything were hard, [L, B, T, K]: zeros where a token passes by."""
-    choices = guide.choice(_means(collected))
+def _decided(model: LanguageModel, guide: Guide, collected: list[ELBOTerms]) -> dict[str, float]:
+    """What prior and gates ask of a step: figures of what would run if everything were hard."""
+    choices = guide.choice(_means(collected))  # [L, B, T, K]
     if guide.depth is None:
-        return choices
+        return model.prior.measure(choices)
     means = [terms.gate_means for terms in collected if terms.gate_means is not None]
     runs = guide.depth.runs(torch.cat(means, 1))  # [L, B, T]
-    return choices * runs[..., None]
+    shut = 1 - float(runs.float().mean())
+    return model.prior.measure(choices * runs[..., None]) | {"gate_shut": shut}
 
 
 def _means(collected: list[ELBOTerms]) -> Tensor:

@@ -94,6 +94,7 @@ def test_a_guide_of_ones_own_is_named_by_its_import_path() -> None:
         (["--depth=beta", "--gate.penalty=.2"], "gate.penalty: 0.2 given, and it does nothing"),
         (["--depth=beta", "--gate.price=.inf"], "gate.price: inf"),
         (["--depth=beta", "--gate.price=x"], "gate.price"),
+        (["--gate.skip=.2"], "gate.skip: 0.2 given, and it does nothing with depth: none"),
     ],
 )
 def test_options_that_cannot_be_are_refused(words: list[str], message: str) -> None:
@@ -106,6 +107,8 @@ def test_options_that_cannot_be_are_refused(words: list[str], message: str) -> N
     [
         (["--depth=beta", "--layers=1"], "layers: 1 given"),
         (["--depth=beta", "--gate.run=1.5"], "gate.run: 1.5 given"),
+        (["--depth=beta", "--gate.skip=.5"], "gate.skip: 0.5 given; above 0 and below 0.5"),
+        (["--depth=point", "--gate.skip=0"], "gate.skip: 0.0 given; above 0 and below 0.5"),
         (["--depth=beta", "--gate.strength=0"], "gate.strength: 0.0 given"),
         (["--depth=beta", "--gate.start=.nan"], "gate.start: nan given"),
         (["--depth=point", "--gate.penalty=-1"], "gate.penalty: -1.0 given"),
@@ -176,7 +179,7 @@ def lines(run: Run) -> list[dict[str, Any]]:
 def test_a_killed_run_resumes_to_the_same_losses(
     words: list[str], tmp_path: Path, depth: str
 ) -> None:
-    words = [*words, f"--depth={depth}", "--budget=0.5"]
+    words = [*words, f"--depth={depth}", "--budget=0.5", "--gate.skip=0.3"]
     whole, (_, guide) = trained(words, tmp_path / "whole")
     with pytest.raises(_Killed):
         trained(words, tmp_path / "killed", kill_at=7)
@@ -196,6 +199,31 @@ def test_gates_are_logged_and_counted(words: list[str], tmp_path: Path) -> None:
         assert record["loss"] == pytest.approx(record["nll"] + record["kl_weight"] * total)
     assert any("depth" in record for record in records), "a validation"
     assert model.depth is not None
+
+
+def test_the_price_moves_until_the_share_is_met() -> None:
+    """Gates that do not move, each at a price of its own."""
+    _, guide = Config(depth="beta", layers=4, width=16, gate=Gates(skip=0.3)).build(13)
+    depth = guide.depth
+    assert depth is not None
+    means = torch.cat([torch.ones(1, 1000), torch.rand(3, 1000) * 0.3 + 0.7])
+    for _ in range(300):
+        depth.adapt(1 - float(depth.runs(means).float().mean()))
+    assert 1 - float(depth.runs(means).float().mean()) == pytest.approx(0.3, abs=0.01)
+    before = float(depth.price)
+    assert before > 0
+    depth.aim_at(None)
+    depth.adapt(0.9)
+    assert float(depth.price) == before
+
+
+def test_a_run_meets_its_share(words: list[str], tmp_path: Path) -> None:
+    steps = ["--steps=80", "--optim.router_begin=.2", "--gate.skip=.25"]
+    made, _ = trained([*words, *steps], tmp_path / "run")
+    last = list(made.metrics())[-10:]
+    assert sum(record["gate_shut"] for record in last) / 10 == pytest.approx(0.25, abs=0.05)
+    first = next(made.metrics())
+    assert first["gate_shut"] == 0 and first["gate_price"] == 0 != last[-1]["gate_price"]
 
 
 def test_an_ungated_run_logs_no_gates(words: list[str], tmp_path: Path) -> None:
