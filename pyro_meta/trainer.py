@@ -292,13 +292,21 @@ def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, 
 
 def _decided(model: LanguageModel, guide: Guide, collected: list[ELBOTerms]) -> dict[str, float]:
     """What prior and gates ask of a step: figures of what would run if everything were hard."""
-    choices = guide.choice(_means(collected))  # [L, B, T, K]
+    choices = _choices(guide, collected)
+    figures = model.prior.measure(choices)
+    if guide.depth is not None:
+        figures["gate_shut"] = float((choices.sum(-1) == 0).float().mean())
+    return figures
+
+
+def _choices(guide: Guide, collected: list[ELBOTerms]) -> Tensor:
+    """What would run if everything were hard, [L, B, T, K]: zeros where a token passes by."""
+    choices = guide.choice(_means(collected))
     if guide.depth is None:
-        return model.prior.measure(choices)
+        return choices
     means = [terms.gate_means for terms in collected if terms.gate_means is not None]
     runs = guide.depth.runs(torch.cat(means, 1))  # [L, B, T]
-    shut = 1 - float(runs.float().mean())
-    return model.prior.measure(choices * runs[..., None]) | {"gate_shut": shut}
+    return choices * runs[..., None]
 
 
 def _means(collected: list[ELBOTerms]) -> Tensor:
