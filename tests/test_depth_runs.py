@@ -1,5 +1,6 @@
 """Runs with depth gates: options, what is logged, resuming, the file of the posterior, belief."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,8 @@ from pyro_meta import (
     UsageError,
     report,
 )
+from pyro_meta.analysis.page import PASSAGE_TOKENS
+from pyro_meta.analysis.reading import Reading
 from pyro_meta.belief import nuts
 from pyro_meta.belief.amortisation import amortisation_gap
 from pyro_meta.belief.blocks import block_terms
@@ -84,6 +87,13 @@ def test_a_guide_of_ones_own_is_named_by_its_import_path() -> None:
     assert type(config.build(13)[1].depth).__name__ == Prefix.__name__
 
 
+class Startless(PointDepthGuide):
+    """Its constructor takes no `start`."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -94,6 +104,8 @@ def test_a_guide_of_ones_own_is_named_by_its_import_path() -> None:
         (["--depth=beta", "--gate.penalty=.2"], "gate.penalty: 0.2 given, and it does nothing"),
         (["--depth=beta", "--gate.price=.inf"], "gate.price: inf"),
         (["--depth=beta", "--gate.price=x"], "gate.price"),
+        (["--depth=beta", "--gate.price=1e40"], "gate.price: 1e+40"),
+        (["--depth=test_depth_runs.Startless"], "must be made of a model and `start`"),
         (["--gate.skip=.2"], "gate.skip: 0.2 given, and it does nothing with depth: none"),
     ],
 )
@@ -267,7 +279,7 @@ def test_a_budget_counts_what_tokens_pass_by() -> None:
 
 def test_the_command_leaves_everything_and_resumes_it(words: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert train_command.main([*words, f"--out={folder}"]) == 0
+    assert train_command.main([*words, "--gate.skip=.25", f"--out={folder}"]) == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["depth"]) == {
         "skipped_hard", "skipped_soft", "skipped_by_layer", "uncertainty", "kl_per_token",
@@ -279,6 +291,16 @@ def test_the_command_leaves_everything_and_resumes_it(words: list[str], tmp_path
     assert 'id="depth"' in (folder / "report" / "report.html").read_text()
     assert (folder / "report" / "passed_by.png").is_file()
     found = json.loads((folder / "report" / "report.json").read_text())
+    page = (folder / "report" / "report.html").read_text()
+    share = 1 - page.count(' by" style=') / page.count('<span class="k')
+    assert "Tokens without a colour pass the layer by." in page
+    assert "run each mechanism, of those that run the layer" in html.unescape(page)
+    reading = Reading.of(folder)
+    runs = reading.runs[:, :PASSAGE_TOKENS]
+    assert share == pytest.approx(runs.mean()) and 0 < share < 1
+    together = reading.loads_among(np.ones(reading.runs.shape[1], dtype=bool))
+    named = dict(zip(reading.mechanisms, together, strict=True))
+    assert named == pytest.approx(summary["load"]), "as in the summary"
     skipped = [row["skipped"] for row in found["depth"]["by_layer"]]
     assert skipped == pytest.approx(summary["depth"]["skipped_by_layer"])
     done = run("generate", str(folder), "--prompt=the", "--max_tokens=8")
