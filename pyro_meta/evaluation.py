@@ -114,9 +114,8 @@ def evaluate(
     layers = model.network.shape.layers
     K = len(names)
     mean = deployed.mean / deployed.tokens  # [L, K]
-    runs = hard.runs.clamp(min=1).float()
-    load = hard.hard / runs[:, None]
-    overall = load.mean(0) if guide.depth is None else hard.hard.sum(0) / runs.sum()
+    load = hard.hard / hard.runs.clamp(min=1).float()[:, None]
+    overall = load.mean(0) if guide.depth is None else hard.hard.sum(0) / hard.runs.float().sum()
     mean_entropy = deployed.entropy / (layers * deployed.tokens)
     return {
         "val_nll_soft": soft.nll / soft.tokens,
