@@ -513,6 +513,9 @@ def test_loads_are_shares_where_nobody_runs_a_layer() -> None:
     figures = evaluate(model, guide, text(batch=4), batch=4)
     assert figures["depth"]["skipped_by_layer"] == [0.0, 1.0, 1.0]
     assert figures["load"] == pytest.approx(figures["load_by_layer"][0])
+    rows = [[*row.values()] for row in figures["load_by_layer"]]
+    assert [sum(row) for row in rows] == pytest.approx([1.0] * 3)
+    FixedGuide(model, rows)  # the baseline of the same loads can be made
 
 
 def test_an_ungated_model_has_no_section() -> None:

@@ -34,7 +34,7 @@ from pyro_meta.belief.handful import Handful
 from pyro_meta.config import Config, Gates, read_options
 from pyro_meta.contracts import broken
 from pyro_meta.corpus import Truth
-from pyro_meta.evaluation import evaluating
+from pyro_meta.evaluation import evaluate, evaluating
 from pyro_meta.known_truth import score_against_truth
 from pyro_meta.readout import write_posterior
 from pyro_meta.run import Run
@@ -349,6 +349,19 @@ def test_the_file_holds_gates_beside_routes(file: tuple[LanguageModel, Guide, Pa
     for drawn in (posterior["depth"].values, prior["depth"].values):
         assert ((drawn >= 0) & (drawn <= 1)).all() and (drawn[:, :, 0] == 1).all()
         assert drawn[:, :, 1:].std() > 0.05
+
+
+def test_what_runs_is_that_of_the_hard_walk_before_tokens_are_hard(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, guide = gated()
+    windows = torch.randint(13, (4, 12)), torch.randint(13, (4, 12))
+    path = tmp_path / "posterior.nc"
+    write_posterior(
+        path, model, guide, windows, CharVocabulary("abcdefghijklm"), 3, 0, 0.1, 2, drawn_tokens=12
+    )
+    stats = xr.open_dataset(path, group="sample_stats", engine="h5netcdf")
+    skipped = 1 - stats["depth_runs"].mean("token").values
+    assert skipped == pytest.approx(evaluate(model, guide, windows, 4)["depth"]["skipped_by_layer"])
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
