@@ -81,7 +81,7 @@ class Findings:
         rows = []
         for division in (self.kinds, self.frequencies, self.quarters):
             for name, mask in division.items():
-                loads = diversity.load(run.choice[:, mask], run.means[:, mask]).mean(0)
+                loads = run.loads_among(mask)
                 rows.append(
                     {
                         "group": name,

@@ -48,6 +48,8 @@ class Token:
     strength: float
     details: str
     """Posterior means in per cent and the concentration, for the hover."""
+    runs: bool
+    """Whether it runs the layer, and does not pass it by."""
 
 
 def passage(findings: Findings) -> list[list[Token]]:
@@ -65,6 +67,7 @@ def passage(findings: Findings) -> list[list[Token]]:
                 Token(
                     text, int(choice[layer, t]), round(100 * float(strong[layer, t])),
                     _details(means[t], float(run.concentration[layer, t])),
+                    bool(run.runs[layer, t]),
                 )
                 for t, text in enumerate(texts)
             ]

@@ -15,6 +15,7 @@ from pyro_meta.analysis.depth import Depth
 from pyro_meta.analysis.diversity import (
     Array,
     Choices,
+    Mask,
     effective_number,
     entropy,
     load,
@@ -203,6 +204,23 @@ class Reading:
         )
 
     @cached_property
+    def runs(self) -> Mask:
+        """Which tokens run a layer once they are hard, [L, N]; all, where there are no gates."""
+        if self.depth is None:
+            return np.ones(self.kl.shape, dtype=bool)
+        return self.depth.runs.astype(bool)
+
+    def loads_among(self, mask: Mask) -> Array:
+        """Share of tokens that run each mechanism, of those of `mask` [N] that run the layer, [K].
+
+        Layers together.
+        """
+        if self.depth is None:
+            return load(self.choice[:, mask], self.means[:, mask]).mean(0)
+        runs = self.runs[:, mask]
+        return load(self.choice[:, mask][runs], self.means[:, mask][runs])
+
+    @cached_property
     def loads(self) -> Array:
         """Share of tokens that run each mechanism, of those that run the layer, [L, K].
 
@@ -211,7 +229,7 @@ class Reading:
         if self.depth is None:
             return load(self.choice, self.means)
         rows = []
-        for layer, runs in enumerate(self.depth.runs.astype(bool)):
+        for layer, runs in enumerate(self.runs):
             among = runs if runs.any() else np.ones_like(runs)
             rows.append(load(self.choice[layer, None][:, among], self.means[layer, None][:, among]))
         return np.concatenate(rows)

@@ -6,6 +6,7 @@ The first layer has no gate. Like a guide of routes, one of gates sees the prefi
 never its target.
 """
 
+import inspect
 import math
 from typing import ClassVar
 
@@ -25,11 +26,14 @@ from pyro_meta.naming import find_kind
 from pyro_meta.transformer import Features
 
 TOTAL = 5.0  # a + b of a Beta at the start
+MOST_PRICE = 20.0
 GAIN = 0.5  # nats by which the price moves in a step, per unit of the share that is off
 
 
 class DepthGuide(nn.Module):
     """An amortised posterior over depth gates; subclass it and define `posterior`.
+
+    To be named by `--depth`, the constructor of a subclass takes the two arguments below.
 
     Parameters
     ----------
@@ -75,7 +79,7 @@ class DepthGuide(nn.Module):
     def adapt(self, shut: float) -> None:
         """Take note of a step: the share of pairs that would pass by if all gates were hard."""
         if self.target is not None:
-            self.price.add_(GAIN * (self.target - shut))
+            self.price.add_(GAIN * (self.target - shut)).clamp_(-MOST_PRICE, MOST_PRICE)
 
     def posterior(self, layer: int, features: Features) -> Distribution:
         """q(g_l | x, ..) of a layer >= 1: batch [B, T], event [], reparameterised.
@@ -168,6 +172,16 @@ def find_depth_guide(name: str) -> type[DepthGuide] | None:
     Raises
     ------
     UsageError
-        There is none of that name, or it is no `DepthGuide`.
+        There is none of that name, it is no `DepthGuide`, or it cannot be made of a model and
+        `start`.
     """
-    return None if name == "none" else find_kind(name, DEPTH_GUIDES, DepthGuide, "depth")
+    if name == "none":
+        return None
+    found = find_kind(name, DEPTH_GUIDES, DepthGuide, "depth")
+    try:
+        inspect.signature(found).bind(None, start=0.0)
+    except TypeError as error:
+        raise UsageError(
+            f"depth: {name!r} must be made of a model and `start`, and its constructor: {error}"
+        ) from error
+    return found

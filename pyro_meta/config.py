@@ -1,12 +1,12 @@
 """The options of a training run: one dataclass, whose docstrings are the command line's help."""
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -24,6 +24,8 @@ from pyro_meta.shape import Shape
 from pyro_meta.svi import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
 from pyro_meta.timing import timed_on
 from pyro_meta.transformer import Transformer
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Gates:
     value on (default: as it comes)."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.price):  # prior and guide see to the others
+        if not abs(self.price) < LARGEST:  # prior and guide see to the others
             raise UsageError(f"gate.price: {self.price} given; a finite number is allowed")
 
     def require_used(self, depth: str, used: Collection[str]) -> None:

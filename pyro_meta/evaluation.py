@@ -70,7 +70,8 @@ class _Totals:
     nll: float
     sequences: list[float]  # mean loss of each
     mean: Tensor  # [L, K] posterior mean
-    hard: Tensor  # [L, K] likeliest mechanism
+    hard: Tensor  # [L, K] likeliest mechanism, of tokens that run the layer
+    choices: Tensor  # [L, K] the same, of all tokens
     cost_nominal: float
     cost_nominal_hard: float
     cost_macs_hard: float
@@ -99,10 +100,10 @@ def evaluate(
     given, is filled sequence by sequence.
 
     With depth gates a token that passes a layer by pays nothing there, `load` is among tokens that
-    run the layer, and there is a section `depth`: the share of all pairs of layer and token (the
-    first layer, which everybody runs, among them) in which the token passes the layer by, hard and
-    soft (1 - mean gate), and by layer, hard; the uncertainty of the gates, averaged over the layers
-    that have one; and their KL.
+    run the layer (among all, of a layer that nobody runs), and there is a section `depth`: the
+    share of all pairs of layer and token (the first layer, which everybody runs, among them) in
+    which the token passes the layer by, hard and soft (1 - mean gate), and by layer, hard; the
+    uncertainty of the gates, averaged over the layers that have one; and their KL.
     """
     with evaluating(model, guide):
         soft = _pass(model, guide, windows, batch, hard=False)
@@ -114,8 +115,8 @@ def evaluate(
     layers = model.network.shape.layers
     K = len(names)
     mean = deployed.mean / deployed.tokens  # [L, K]
-    runs = hard.runs.clamp(min=1).float()
-    load = hard.hard / runs[:, None]
+    runs = hard.runs.float()[:, None]
+    load = torch.where(runs > 0, hard.hard / runs, hard.choices / hard.tokens)
     overall = load.mean(0) if guide.depth is None else hard.hard.sum(0) / runs.sum()
     mean_entropy = deployed.entropy / (layers * deployed.tokens)
     return {
@@ -161,8 +162,8 @@ def _pass(
     L, K = network.shape.layers, len(network.mechanisms)
     device = network.embedding.weight.device
     totals = _Totals(
-        0, 0.0, [], torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
-        torch.zeros(L, dtype=torch.float64), 0.0, 0.0, 0.0,
+        0, 0.0, [], torch.zeros(L, K), torch.zeros(L, K), torch.zeros(L, K),
+        0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, torch.zeros(L, dtype=torch.float64), 0.0, 0.0, 0.0,
     )  # fmt: skip
 
     def route(layer: int, features: Features) -> Tensor | Decision:
@@ -185,6 +186,7 @@ def _pass(
         macs = costs_at(network, "macs", features.positions)
         totals.mean[layer] += mean.sum((0, 1)).cpu()
         totals.hard[layer] += run.sum((0, 1)).cpu()
+        totals.choices[layer] += choice.sum((0, 1)).cpu()
         totals.cost_nominal += float((way * nominal).sum())
         totals.cost_nominal_hard += float((run * nominal).sum())
         totals.cost_macs_hard += float((run * macs).sum())

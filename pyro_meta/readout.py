@@ -133,12 +133,14 @@ def _by_token(
     """Statistics of all tokens [B, T], flattened to N = B T, by their names in the file.
 
     Figures of the posterior come from the walk that is deployed: the hard one once every token is
-    hard, else the soft one.
+    hard, else the soft one. What runs, `choice` and `depth_runs`, is that of the hard one.
     """
     is_hard = float(guide.threshold) >= 1
     soft = _Walk(model, guide, tokens, hard=False)
     hard = _Walk(model, guide, tokens, hard=True)
     deployed = hard if is_hard else soft
+    if "depth_runs" in hard.laws:  # it belongs to the choices
+        deployed.laws["depth_runs"] = hard.laws["depth_runs"]
     top, best = deployed.logits.float().softmax(-1).max(-1)
     return {
         **{name: torch.stack(layers).flatten(1, 2).cpu() for name, layers in deployed.laws.items()},

@@ -507,6 +507,17 @@ def test_figures_count_what_runs() -> None:
     assert soft["depth"]["skipped_soft"] == pytest.approx(depth["skipped_soft"])
 
 
+def test_loads_are_shares_where_nobody_runs_a_layer() -> None:
+    model, guide = gated()
+    guide.depth.price.fill_(1e6)  # type: ignore[union-attr]
+    figures = evaluate(model, guide, text(batch=4), batch=4)
+    assert figures["depth"]["skipped_by_layer"] == [0.0, 1.0, 1.0]
+    assert figures["load"] == pytest.approx(figures["load_by_layer"][0])
+    rows = [[*row.values()] for row in figures["load_by_layer"]]
+    assert [sum(row) for row in rows] == pytest.approx([1.0] * 3)
+    FixedGuide(model, rows)  # the baseline of the same loads can be made
+
+
 def test_an_ungated_model_has_no_section() -> None:
     network = Transformer(SHAPE)
     model = LanguageModel(network, CostDirichlet(network))

@@ -139,6 +139,50 @@ def test_hard_gates_are_gates_of_0_and_1(block: str, mechanisms: Sequence[str]) 
 
 
 @pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("mechanisms", SETS, ids=lambda names: names[-1])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_beside_a_mixture_hard_gates_are_gates_of_0_and_1(
+    block: str, mechanisms: Sequence[str]
+) -> None:
+    network = shaken(block, mechanisms)
+
+    def mixed(layer: int, features: Features) -> Decision:
+        return Decision(soft(layer, features).route, hard(layer, features).gate)
+
+    def dense(layer: int, features: Features) -> Decision:
+        route, runs = mixed(layer, features)
+        assert runs is not None
+        return Decision(route, runs.to(features.state))
+
+    require_same(network, lambda: network(tokens(), mixed), lambda: network(tokens(), dense))
+
+
+class StartsAtRest(MomentumBlock):
+    """Its velocities are made where the first token moves."""
+
+    def begin(self, state: Tensor) -> Stream:
+        return Stream(state)
+
+    def look(self, stream: Stream) -> Tensor:
+        return super().look(self._moving(stream))
+
+    def advance(self, stream: Stream, attended: Tensor) -> Stream:
+        return super().advance(self._moving(stream), attended)
+
+    def _moving(self, stream: Stream) -> Stream:
+        at_rest = torch.zeros_like(stream.state)
+        return Stream(stream.state, at_rest if stream.velocity is None else stream.velocity)
+
+
+@pytest.mark.usefixtures("double")
+def test_a_velocity_that_begins_where_some_pass_by_is_kept() -> None:
+    network = shaken(f"{__name__}.StartsAtRest")
+    require_same(
+        network, lambda: network(tokens(), hard), lambda: network(tokens(), as_numbers(hard))
+    )
+
+
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_pinned_open_it_is_the_ungated_model_and_pinned_shut_the_identity(block: str) -> None:
     network, x = shaken(block), tokens()
@@ -206,9 +250,12 @@ def test_keys_and_values_of_a_token_that_passes_by_are_there_for_the_others() ->
     assert float(gap[:, 1:].amax(-1).min()) > 1e-6
 
 
+@pytest.mark.parametrize("is_mixture", [False, True])
 @pytest.mark.parametrize("kv_heads", [None, 2])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_who_passes_by_costs_what_torch_counts(block: str, kv_heads: int | None) -> None:
+def test_who_passes_by_costs_what_torch_counts(
+    block: str, kv_heads: int | None, is_mixture: bool
+) -> None:
     """Beside attention, which is looked at elsewhere: its place takes what multiplies nothing."""
     T = 24
     shape = Shape(13, context=T, width=32, layers=3, heads=4, kv_heads=kv_heads, window=5)
@@ -219,13 +266,15 @@ def test_who_passes_by_costs_what_torch_counts(block: str, kv_heads: int | None)
         def route(layer: int, features: Features) -> Decision:
             last = features.positions >= round(T * (1 - share))
             runs = ~last.expand(features.tokens.shape) if layer else torch.ones(2, T) > 0
-            return Decision(torch.zeros_like(features.tokens), runs)
+            choices = torch.zeros_like(features.tokens)
+            return Decision(F.one_hot(choices, 1).float() if is_mixture else choices, runs)
 
         return route
 
     def without_attention(route: Route) -> float:
         for one in network.layers:
             one.attention.dispatch = lambda m, g, c, inputs: inputs.q.transpose(1, 2).flatten(2)
+            one.attention._mix = lambda w, inputs: inputs.q.transpose(1, 2).flatten(2)
         with torch.no_grad():
             return counted(lambda: network(text, route))[1]
 

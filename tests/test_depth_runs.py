@@ -1,5 +1,6 @@
 """Runs with depth gates: options, what is logged, resuming, the file of the posterior, belief."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,8 @@ from pyro_meta import (
     UsageError,
     report,
 )
+from pyro_meta.analysis.page import PASSAGE_TOKENS
+from pyro_meta.analysis.reading import Reading
 from pyro_meta.belief import nuts
 from pyro_meta.belief.amortisation import amortisation_gap
 from pyro_meta.belief.blocks import block_terms
@@ -31,7 +34,7 @@ from pyro_meta.belief.handful import Handful
 from pyro_meta.config import Config, Gates, read_options
 from pyro_meta.contracts import broken
 from pyro_meta.corpus import Truth
-from pyro_meta.evaluation import evaluating
+from pyro_meta.evaluation import evaluate, evaluating
 from pyro_meta.known_truth import score_against_truth
 from pyro_meta.readout import write_posterior
 from pyro_meta.run import Run
@@ -84,6 +87,13 @@ def test_a_guide_of_ones_own_is_named_by_its_import_path() -> None:
     assert type(config.build(13)[1].depth).__name__ == Prefix.__name__
 
 
+class Startless(PointDepthGuide):
+    """Its constructor takes no `start`."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -94,6 +104,8 @@ def test_a_guide_of_ones_own_is_named_by_its_import_path() -> None:
         (["--depth=beta", "--gate.penalty=.2"], "gate.penalty: 0.2 given, and it does nothing"),
         (["--depth=beta", "--gate.price=.inf"], "gate.price: inf"),
         (["--depth=beta", "--gate.price=x"], "gate.price"),
+        (["--depth=beta", "--gate.price=1e40"], "gate.price: 1e+40"),
+        (["--depth=test_depth_runs.Startless"], "must be made of a model and `start`"),
         (["--gate.skip=.2"], "gate.skip: 0.2 given, and it does nothing with depth: none"),
     ],
 )
@@ -212,6 +224,10 @@ def test_the_price_moves_until_the_share_is_met() -> None:
     assert 1 - float(depth.runs(means).float().mean()) == pytest.approx(0.3, abs=0.01)
     before = float(depth.price)
     assert before > 0
+    for _ in range(1000):
+        depth.adapt(0.0)  # no price shuts gates that are open to the last digit
+    assert float(depth.price) == 20
+    depth.price.fill_(before)
     depth.aim_at(None)
     depth.adapt(0.9)
     assert float(depth.price) == before
@@ -267,7 +283,7 @@ def test_a_budget_counts_what_tokens_pass_by() -> None:
 
 def test_the_command_leaves_everything_and_resumes_it(words: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert train_command.main([*words, f"--out={folder}"]) == 0
+    assert train_command.main([*words, "--gate.skip=.25", f"--out={folder}"]) == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["depth"]) == {
         "skipped_hard", "skipped_soft", "skipped_by_layer", "uncertainty", "kl_per_token",
@@ -279,6 +295,16 @@ def test_the_command_leaves_everything_and_resumes_it(words: list[str], tmp_path
     assert 'id="depth"' in (folder / "report" / "report.html").read_text()
     assert (folder / "report" / "passed_by.png").is_file()
     found = json.loads((folder / "report" / "report.json").read_text())
+    page = (folder / "report" / "report.html").read_text()
+    share = 1 - page.count(' by" style=') / page.count('<span class="k')
+    assert "Tokens without a colour pass the layer by." in page
+    assert "run each mechanism, of those that run the layer" in html.unescape(page)
+    reading = Reading.of(folder)
+    runs = reading.runs[:, :PASSAGE_TOKENS]
+    assert share == pytest.approx(runs.mean()) and 0 < share < 1
+    together = reading.loads_among(np.ones(reading.runs.shape[1], dtype=bool))
+    named = dict(zip(reading.mechanisms, together, strict=True))
+    assert named == pytest.approx(summary["load"]), "as in the summary"
     skipped = [row["skipped"] for row in found["depth"]["by_layer"]]
     assert skipped == pytest.approx(summary["depth"]["skipped_by_layer"])
     done = run("generate", str(folder), "--prompt=the", "--max_tokens=8")
@@ -327,6 +353,19 @@ def test_the_file_holds_gates_beside_routes(file: tuple[LanguageModel, Guide, Pa
     for drawn in (posterior["depth"].values, prior["depth"].values):
         assert ((drawn >= 0) & (drawn <= 1)).all() and (drawn[:, :, 0] == 1).all()
         assert drawn[:, :, 1:].std() > 0.05
+
+
+def test_what_runs_is_that_of_the_hard_walk_before_tokens_are_hard(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, guide = gated()
+    windows = torch.randint(13, (4, 12)), torch.randint(13, (4, 12))
+    path = tmp_path / "posterior.nc"
+    write_posterior(
+        path, model, guide, windows, CharVocabulary("abcdefghijklm"), 3, 0, 0.1, 2, drawn_tokens=12
+    )
+    stats = xr.open_dataset(path, group="sample_stats", engine="h5netcdf")
+    skipped = 1 - stats["depth_runs"].mean("token").values
+    assert skipped == pytest.approx(evaluate(model, guide, windows, 4)["depth"]["skipped_by_layer"])
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])

@@ -38,7 +38,8 @@ def _loads(findings: Findings) -> str:
         f"layer {layer}: {_percent(dict(zip(run.mechanisms, row, strict=True)))}"
         for layer, row in enumerate(run.loads.tolist())
     ]
-    return "Share of tokens that run each mechanism. " + "; ".join(by_layer) + "."
+    among = "" if run.depth is None else ", of those that run the layer"
+    return f"Share of tokens that run each mechanism{among}. " + "; ".join(by_layer) + "."
 
 
 def _passed_by(findings: Findings) -> str:

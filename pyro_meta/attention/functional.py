@@ -81,7 +81,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     time.
     """
     B, H, T, d = q.shape
-    heads = H if q.is_cuda else max(1, min(H, HEADS_AT_ONCE // (B * T * d)))
+    heads = H if q.is_cuda else max(1, min(H, HEADS_AT_ONCE // max(1, B * T * d)))
     with torch.autocast(q.device.type, enabled=False):
         parts = zip(*(x.split(heads, 1) for x in in_single_precision(q, k, v)), strict=True)
         out = [_linear_attention(*part) for part in parts]

@@ -95,8 +95,9 @@ class Block(nn.Module):
     ) -> Stream:
         """The stream that leaves; `normed` is what `look` gave, and the rest what it was asked for.
 
-        Where gate and route are both hard, tokens that pass the layer by cost what their keys and
-        values do, which later ones may read, and no more.
+        Where the gate is hard, tokens that pass the layer by cost what their keys and values do,
+        which later ones may read, and no more; beside weights, which are not dispatched, also
+        attention itself.
 
         Parameters
         ----------
@@ -140,7 +141,7 @@ class Block(nn.Module):
         if gate is None:
             attended = attend(normed, route, momentum=stream.momentum)
             return self.advance(stream, attended.out)._replace(momentum=attended.momentum)
-        if not gate.is_floating_point() and is_choice(route):
+        if not gate.is_floating_point():
             return self._left_by_some(stream, normed, route, gate, attend)
         attended = attend(normed, route, momentum=stream.momentum)
         gate = gate[..., None].to(stream.state.dtype)
@@ -161,7 +162,8 @@ class Block(nn.Module):
         own = runs.flatten().nonzero()[:, 0]
         if len(own) == runs.numel():
             return self._left(stream, normed, route, None, attend)
-        route = route.masked_fill(~runs, NO_TOKEN)
+        if is_choice(route):
+            route = route.masked_fill(~runs, NO_TOKEN)
         attended = attend(normed, route, momentum=stream.momentum, own=own)
         momentum = _part_way(stream.momentum, attended.momentum, runs[..., None].to(normed.dtype))
         if not len(own):
@@ -169,7 +171,9 @@ class Block(nn.Module):
         state, velocity, _ = stream
         some = Stream(_rows(state, own), None if velocity is None else _rows(velocity, own))
         left = self.advance(some, attended.out)
-        if velocity is not None and left.velocity is not None:
+        if left.velocity is not None:
+            if velocity is None:  # it begins here, and where nothing is, is 0
+                velocity = left.velocity.new_zeros(*runs.shape, *left.velocity.shape[2:])
             velocity = _with_rows(velocity, own, left.velocity)
         return Stream(_with_rows(state, own, left.state), velocity, momentum)
 
