@@ -18,9 +18,9 @@ from pyro_meta.analysis.belief import (
     weigh,
 )
 from pyro_meta.analysis.comparison import bootstrap_interval
-from pyro_meta.analysis.diversity import Array, Choices, Mask
+from pyro_meta.analysis.diversity import Array, Mask
 from pyro_meta.analysis.reading import Reading
-from pyro_meta.analysis.tokens import frequencies, kinds
+from pyro_meta.analysis.tokens import Piece, frequencies, kinds, ranked_pieces
 
 MOST_GAP = 0.01
 """Amortisation gap that is wanted at most, as a share of the loss."""
@@ -81,7 +81,7 @@ class Findings:
         rows = []
         for division in (self.kinds, self.frequencies, self.quarters):
             for name, mask in division.items():
-                loads = diversity.load(run.choice[:, mask], run.means[:, mask]).mean(0)
+                loads = run.loads_among(mask)
                 rows.append(
                     {
                         "group": name,
@@ -112,18 +112,11 @@ class Findings:
     def uncertain_tokens(self) -> dict[str, list[dict[str, Any]]]:
         """The pieces of text whose routes are the most and the least uncertain on average."""
         run = self.reading
-        found, where, counts = np.unique(
-            np.array(run.text, dtype=str), return_inverse=True, return_counts=True
-        )
-        u = run.expected.mean(0, dtype=float) / run.log_k
-        means = np.bincount(where, u) / counts
-        often = np.flatnonzero(counts >= max(5, len(u) // 10_000))
-        ranked = often[np.argsort(-means[often], kind="stable")]
+        ranked = ranked_pieces(run.text, run.expected.mean(0, dtype=float) / run.log_k)
 
-        def listed(which: Choices) -> list[dict[str, Any]]:
+        def listed(pieces: list[Piece]) -> list[dict[str, Any]]:
             return [
-                {"text": str(found[i]), "uncertainty": float(means[i]), "count": int(counts[i])}
-                for i in which
+                {"text": one.text, "uncertainty": one.mean, "count": one.times} for one in pieces
             ]
 
         return {
@@ -331,6 +324,7 @@ class Findings:
                 "collapse": self.collapse(),
                 "belief": self.believed(),
                 "use": self.used(),
+                **({} if run.depth is None else {"depth": run.depth.to_json(run.text)}),
             }
         )
 

@@ -20,6 +20,7 @@ PASSAGE_TOKENS = 420
 SECTIONS = {
     "routes": "Where tokens go",
     "uncertainty": "How sure the router is",
+    "depth": "Depth: which layers tokens pass by",
     "training": "How it came about",
     "collapse": "Has it collapsed?",
     "belief": "Is it the posterior?",
@@ -47,6 +48,8 @@ class Token:
     strength: float
     details: str
     """Posterior means in per cent and the concentration, for the hover."""
+    runs: bool
+    """Whether it runs the layer, and does not pass it by."""
 
 
 def passage(findings: Findings) -> list[list[Token]]:
@@ -64,6 +67,7 @@ def passage(findings: Findings) -> list[list[Token]]:
                 Token(
                     text, int(choice[layer, t]), round(100 * float(strong[layer, t])),
                     _details(means[t], float(run.concentration[layer, t])),
+                    bool(run.runs[layer, t]),
                 )
                 for t, text in enumerate(texts)
             ]
@@ -110,7 +114,9 @@ def render(
         run=findings.reading,
         judgements=findings.judgements(),
         by_section=by_section,
-        sections=SECTIONS,
+        sections={
+            name: SECTIONS[name] for name in by_section if name != "depth" or by_section[name]
+        },
         passage=passage(findings),
         palette=[PALETTE[k % len(PALETTE)] for k in range(len(findings.reading.mechanisms))],
         groups=findings.by_group(),

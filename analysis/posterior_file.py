@@ -6,6 +6,9 @@
     observed_data   next_token, input_token, text [token]
     sample_stats    by token, by draw and by block: see `LAYOUT`
 
+A model with depth gates has, besides, `depth` in posterior and prior, like `route` but a number,
+and `depth_...` in sample_stats (`GATES`).
+
 `token` counts all validation tokens in `observed_data` and `sample_stats`; draws are of the first
 of them alone, whole sequences if one fits, and so `token` is shorter in `posterior`. What is known
 of drawn tokens only is NaN for the others. Every group is one netCDF group, as ArviZ wants it, and
@@ -94,6 +97,18 @@ LAYOUT: dict[str, dict[str, Variable]] = {
 }
 """Every variable of every group."""
 
+GATES: dict[str, dict[str, Variable]] = {
+    "posterior": {"depth": Variable(_ROUTE_DRAWS[:-1], "f4", "draws of q(g | x)")},
+    "prior": {"depth": Variable(_PRIOR_DRAWS[:-1], "f4", "draws of p(g)")},
+    "sample_stats": {
+        "depth_mean": Variable(("layer", "token"), "f4", "E_q[g], how far open the gate is"),
+        "depth_prior_mean": Variable(("layer", "token"), "f4", "E_p[g]"),
+        "depth_runs": Variable(("layer", "token"), "i1", "whether it runs the layer, once hard"),
+        "depth_kl": Variable(("layer", "token"), "f4", "KL(q || p) of the gate, nats"),
+    },
+}
+"""What a model with depth gates has besides."""
+
 
 class PosteriorWriter:
     """Writes posterior.nc under a temporary name, and renames it once it is whole.
@@ -110,6 +125,8 @@ class PosteriorWriter:
         Their names, in the order of the weights.
     facts
         What belongs to the whole file, kept as attributes of `sample_stats`.
+    is_gated
+        Whether there are depth gates.
     """
 
     def __init__(
@@ -118,7 +135,10 @@ class PosteriorWriter:
         sizes: Mapping[str, int],
         mechanisms: Sequence[str],
         facts: Mapping[str, Any],
+        is_gated: bool = False,
     ) -> None:
+        more = GATES if is_gated else {}
+        self._layout = {name: own | more.get(name, {}) for name, own in LAYOUT.items()}
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
         self._sizes = dict(sizes) | {"mechanism": len(mechanisms)}
         self._mechanisms, self._facts = list(mechanisms), dict(facts)
@@ -126,7 +146,7 @@ class PosteriorWriter:
     def __enter__(self) -> "PosteriorWriter":
         self._partial.unlink(missing_ok=True)
         self._file = h5netcdf.File(self._partial, "w")
-        for name, variables in LAYOUT.items():
+        for name, variables in self._layout.items():
             self._begin(self._file.create_group(name), variables)
         self._file["sample_stats"].attrs.update(self._facts | {"layout": VERSION})
         return self
@@ -156,7 +176,7 @@ class PosteriorWriter:
             Group -> variable -> values, all of one length along `dim`.
         """
         for name, values in pieces.items():
-            group, layout = self._file[name], LAYOUT[name]
+            group, layout = self._file[name], self._layout[name]
             arrays = {key: np.asarray(value) for key, value in values.items()}
             lengths = {a.shape[layout[key].dims.index(dim)] for key, a in arrays.items()}
             (length,) = lengths
@@ -170,7 +190,7 @@ class PosteriorWriter:
     def update(self, group: str, dim: str, start: int, values: Mapping[str, ArrayLike]) -> None:
         """Fill variables from `start` on along `dim`, where `append` has made room."""
         for key, value in values.items():
-            array, dims = np.asarray(value), LAYOUT[group][key].dims
+            array, dims = np.asarray(value), self._layout[group][key].dims
             stop = start + array.shape[dims.index(dim)]
             self._file[group][key][_window(dims, dim, slice(start, stop))] = array
 

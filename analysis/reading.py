@@ -11,9 +11,11 @@ import xarray as xr
 
 from pyro_meta.analysis import _arviz
 from pyro_meta.analysis.collapse import Verdict, collapse_verdicts
+from pyro_meta.analysis.depth import Depth
 from pyro_meta.analysis.diversity import (
     Array,
     Choices,
+    Mask,
     effective_number,
     entropy,
     load,
@@ -27,7 +29,7 @@ BY_TOKEN = (
     "nll_soft", "nll_hard", "nll_averaged", "top_probability", "top_is_right",
     "top_probability_averaged", "top_is_right_averaged",
 )  # fmt: skip
-SHOWN_IF_THERE = ("executed", "truth", "seed", "parameters")  # not in runs of before
+SHOWN_IF_THERE = ("executed", "depth", "truth", "seed", "parameters")  # not in runs of before
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Reading:
     """total - expected, [L, N], nats."""
     kl: Array
     """KL(q || p), [L, N], nats."""
+    depth: Depth | None
+    """Depth gates; None: there are none, and every token runs every layer."""
     tokens: dict[str, Array]
     """Figures by token, [N]: losses and top predictions under their names in the file."""
     blocks: Blocks
@@ -172,6 +176,7 @@ class Reading:
             expected=by_layer("entropy_expected"),
             epistemic=by_layer("entropy_epistemic"),
             kl=by_layer("kl"),
+            depth=Depth.of(stats),
             tokens={name: stats[name].values for name in BY_TOKEN},
             blocks=Blocks(
                 stats["block_length"].values,
@@ -199,9 +204,35 @@ class Reading:
         )
 
     @cached_property
+    def runs(self) -> Mask:
+        """Which tokens run a layer once they are hard, [L, N]; all, where there are no gates."""
+        if self.depth is None:
+            return np.ones(self.kl.shape, dtype=bool)
+        return self.depth.runs.astype(bool)
+
+    def loads_among(self, mask: Mask) -> Array:
+        """Share of tokens that run each mechanism, of those of `mask` [N] that run the layer, [K].
+
+        Layers together.
+        """
+        if self.depth is None:
+            return load(self.choice[:, mask], self.means[:, mask]).mean(0)
+        runs = self.runs[:, mask]
+        return load(self.choice[:, mask][runs], self.means[:, mask][runs])
+
+    @cached_property
     def loads(self) -> Array:
-        """Share of tokens that run each mechanism, [L, K]."""
-        return load(self.choice, self.means)
+        """Share of tokens that run each mechanism, of those that run the layer, [L, K].
+
+        Of all tokens where nobody runs it.
+        """
+        if self.depth is None:
+            return load(self.choice, self.means)
+        rows = []
+        for layer, runs in enumerate(self.runs):
+            among = runs if runs.any() else np.ones_like(runs)
+            rows.append(load(self.choice[layer, None][:, among], self.means[layer, None][:, among]))
+        return np.concatenate(rows)
 
     @cached_property
     def prior_shares(self) -> Array:

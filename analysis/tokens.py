@@ -1,6 +1,7 @@
 """Classes of tokens by what they add to the text, and by how often they occur."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,25 @@ def frequencies(ids: NDArray[np.integer]) -> dict[str, NDArray[np.bool_]]:
         "middling": (share >= COMMON) & (share < KNOWN),
         "rare": share >= KNOWN,
     }
+
+
+class Piece(NamedTuple):
+    """A piece of text and a figure averaged over the tokens that add it."""
+
+    text: str
+    mean: float
+    times: int
+
+
+def ranked_pieces(text: Sequence[str], values: NDArray[np.floating]) -> list[Piece]:
+    """Pieces of text [N] that occur often enough to judge, by their mean of values [N], falling."""
+    found, where, counts = np.unique(
+        np.array(text, dtype=str), return_inverse=True, return_counts=True
+    )
+    means = np.bincount(where, values) / counts
+    often = np.flatnonzero(counts >= max(5, len(values) // 10_000))
+    ranked = often[np.argsort(-means[often], kind="stable")]
+    return [Piece(str(found[i]), float(means[i]), int(counts[i])) for i in ranked]
 
 
 def _kind(piece: str) -> str:

@@ -1,7 +1,8 @@
-"""The inference side: amortised posteriors over routes, one file a guide."""
+"""The inference side: amortised posteriors over routes and depth gates, one file a guide."""
 
 from pyro_meta.guides.base import Guide, of_own_token
 from pyro_meta.guides.concrete import ConcreteGuide
+from pyro_meta.guides.depth import BetaDepthGuide, DepthGuide, PointDepthGuide
 from pyro_meta.guides.dirichlet import DirichletGuide
 from pyro_meta.guides.given import FixedGuide, RandomGuide
 from pyro_meta.guides.logistic_normal import LogisticNormalGuide
@@ -11,12 +12,15 @@ from pyro_meta.guides.prior import PriorGuide
 from pyro_meta.guides.table import TokenTableGuide
 
 __all__ = [
+    "BetaDepthGuide",
     "ConcreteGuide",
+    "DepthGuide",
     "DirichletGuide",
     "FixedGuide",
     "Guide",
     "LogisticNormalGuide",
     "PaperGuide",
+    "PointDepthGuide",
     "PointGuide",
     "PriorGuide",
     "RandomGuide",

@@ -2,13 +2,15 @@
 
     q(alpha | x) = prod_l q(alpha_l | x, alpha_{<l})
 
+and of depth gates, where the model has any, q(g_l | x, alpha_{<l}, g_{<l}) beside it.
+
 A guide sees the prefix x of each token and never its target y, so that the router that is trained
 is the one that is deployed. The price is a conditioning gap: the best it can do is not the
 posterior given y, but its average over what may follow (Bayer et al. 2021, arXiv 2101.07046).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pyro
 import torch
@@ -17,10 +19,15 @@ from torch.distributions import Distribution
 
 from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError, require_defined
+from pyro_meta.gates import HardenedGate, harden_gate
+from pyro_meta.guides.heads import default_width, make_heads
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.models.module import StandaloneModule
 from pyro_meta.simplex import Hardened, decide, harden, uncertainty, vertex
-from pyro_meta.transformer import Features, Route, Transformer
+from pyro_meta.transformer import Decision, Features, Route, Transformer
+
+if TYPE_CHECKING:
+    from pyro_meta.guides.depth import DepthGuide
 
 CLOSE_BEHIND = 0.5  # logits by which `window` follows `full` in the first layer, at the start
 Posterior = TypeVar("Posterior", bound=Callable[..., Any])
@@ -52,6 +59,8 @@ class Guide(StandaloneModule):
     price
         Nats by which a mechanism must be likelier than another to be executed, for each unit by
         which it is dearer (MACs averaged over the context, full attention = 1). A buffer, too.
+    depth
+        The posterior of the model's depth gates; None: every token runs every layer.
     """
 
     pays_kl: ClassVar[bool] = True
@@ -61,6 +70,7 @@ class Guide(StandaloneModule):
     threshold: Tensor
     price: Tensor
     costs: Tensor
+    depth: "DepthGuide | None"
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -71,6 +81,7 @@ class Guide(StandaloneModule):
                 f"and that of {type(self).__name__} is always 0; choose another guide or prior"
             )
         self._model = (model,)  # in a tuple: known, but no submodule of the guide
+        self.depth = None
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("price", torch.zeros(()))
         everywhere = torch.arange(model.network.shape.context)
@@ -90,18 +101,42 @@ class Guide(StandaloneModule):
         """
         raise NotImplementedError
 
+    def depth_posterior(self, layer: int, features: Features) -> Distribution | None:
+        """q(g_l | x, ..): batch [B, T], event []; None where every token runs the layer.
+
+        Raises
+        ------
+        UsageError
+            The model has gates, and the guide no posterior of them.
+        """
+        if not self.model.is_gated(layer):
+            return None
+        if self.depth is None:
+            raise UsageError("guide: the model has depth gates, and `guide.depth` is not set")
+        return self.depth.posterior(layer, features)
+
     @property
     def is_of_own_token(self) -> bool:
-        """Whether the posterior of a token depends on that token's features alone."""
-        return getattr(type(self).posterior, "is_of_own_token", False)
+        """Whether the posteriors of a token depend on that token's features alone."""
+        is_own = getattr(type(self).posterior, "is_of_own_token", False)
+        return is_own and (self.depth is None or self.depth.is_of_own_token)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> None:
-        """Sample the sites route_{l} for tokens [B, T]; `targets` are taken and not looked at."""
+        """Sample the sites route_{l}, and depth_{l} where there are gates, for tokens [B, T].
+
+        `targets` are taken and not looked at.
+        """
         model = self.model
 
-        def draw(layer: int, features: Features) -> Tensor:
+        def draw(layer: int, features: Features) -> Tensor | Decision:
             law = Hardened(self.posterior(layer, features), self.hard_below, self.discount)
-            return pyro.sample(f"route_{layer}", law)
+            route: Tensor = pyro.sample(f"route_{layer}", law)
+            gates = self.depth_posterior(layer, features)
+            if gates is None:
+                return route
+            assert self.depth is not None
+            hardened = HardenedGate(gates, self.threshold, self.depth.price)
+            return Decision(route, pyro.sample(f"depth_{layer}", hardened))
 
         with model.plates(tokens), pyro.poutine.scale(scale=model.kl_weight):
             model.walk(tokens, draw)
@@ -131,7 +166,8 @@ class Guide(StandaloneModule):
         """The route through posterior means: what evaluation and generation follow.
 
         Where every token is hard it gives choices [B, T], so that each runs its own mechanism
-        alone; else weights [B, T, K].
+        alone; else weights [B, T, K]. Where the layer is gated it gives a `Decision`, whose gates
+        are booleans or numbers accordingly.
 
         Parameters
         ----------
@@ -141,12 +177,42 @@ class Guide(StandaloneModule):
             one.
         """
 
-        def route(layer: int, features: Features) -> Tensor:
-            return self.follow(self.posterior(layer, features), hard)
+        def route(layer: int, features: Features) -> Tensor | Decision:
+            law = self.posterior(layer, features)
+            return self.follow(law, hard, self.depth_posterior(layer, features))
 
         return route
 
-    def follow(self, law: Distribution, hard: bool | None = None) -> Tensor:
+    def follow(
+        self, law: Distribution, hard: bool | None = None, gates: Distribution | None = None
+    ) -> Tensor | Decision:
+        """What `mean_route` gives where the posteriors of routes and, if any, gates are at hand."""
+        route = self.follow_route(law, hard)
+        return route if gates is None else Decision(route, self.follow_gates(gates, hard))
+
+    def gate(self, layer: int, features: Features, hard: bool | None = None) -> Tensor | None:
+        """The gate of `mean_route`, booleans or numbers [B, T]; None: all tokens run the layer."""
+        gates = self.depth_posterior(layer, features)
+        return None if gates is None else self.follow_gates(gates, hard)
+
+    def runs(self, layer: int, features: Features) -> Tensor:
+        """Which tokens run a layer once they are hard, booleans [B, T]."""
+        gate = self.gate(layer, features, hard=True)
+        return torch.ones_like(features.tokens, dtype=torch.bool) if gate is None else gate
+
+    def follow_gates(self, gates: Distribution, hard: bool | None = None) -> Tensor:
+        """The gate of `mean_route` where its posterior is at hand, [B, T].
+
+        Gates turn hard beside a mixture of mechanisms, too.
+        """
+        assert self.depth is not None
+        mean: Tensor = gates.mean
+        if hard is None and float(self.threshold) < 1:
+            decided = self.depth.runs(mean)
+            return harden_gate(mean, uncertainty(gates), self.threshold, decided)
+        return mean if hard is False else self.depth.runs(mean)
+
+    def follow_route(self, law: Distribution, hard: bool | None = None) -> Tensor:
         """The route of `mean_route` where its posterior is at hand: choices, or weights."""
         is_hard = float(self.hard_below) >= 1 if hard is None else hard
         if is_hard and not self.is_mixture:
@@ -191,22 +257,14 @@ class HeadsGuide(Guide):
     ) -> None:
         super().__init__(model)
         shape = model.network.shape
-        width = max(1, shape.width // 8) if hidden is None else hidden
+        width = default_width(shape) if hidden is None else hidden
         if width < 1:
             raise UsageError(f"guide.hidden: {hidden} given; at least 1 is allowed")
         if len(bias) != shape.layers:
             raise UsageError(
                 f"guide: {len(bias)} biases given; one for each of {shape.layers} layers"
             )
-
-        def head(start: Sequence[float]) -> nn.Sequential:
-            first, last = nn.Linear(inputs or shape.width, width), nn.Linear(width, len(start))
-            nn.init.normal_(last.weight, std=0.02)
-            with torch.no_grad():
-                last.bias.copy_(torch.tensor(start))
-            return nn.Sequential(first, nn.GELU(), last)
-
-        self.heads = nn.ModuleList(map(head, bias))
+        self.heads = make_heads(inputs or shape.width, width, bias)
 
 
 def leads(network: Transformer, lead: float) -> list[list[float]]:

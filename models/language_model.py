@@ -1,7 +1,8 @@
 """The generative model of text with latent routes.
 
     alpha[l, t] ~ prior(l, t)                        site route_{l}     batch [B, T], event [K]
-    y[t] ~ Categorical(network(x, alpha)[t])         site next_token    batch [B, T], observed
+    g[l, t] ~ depth(l, t), l >= 1                    site depth_{l}     batch [B, T], if gated
+    y[t] ~ Categorical(network(x, alpha, g)[t])      site next_token    batch [B, T], observed
     -B T penalty                                     factor penalty     in training alone
 
 in the plates `sequence` (dim -2) and `position` (dim -1). Only reparameterised latents may stand in
@@ -9,8 +10,8 @@ the position plate: y[t] depends on the routes of earlier tokens, and a score-fu
 would drop those costs without a word.
 
 The penalty is what mechanisms ask for beside the loss, such as chunks of a certain length
-(`chunk_learned`): minus the log of a prior density, up to a constant, of how the network reads. The
-factor exists only where a mechanism has one.
+(`chunk_learned`), and what open gates cost where they pay no KL: minus the log of a prior density,
+up to a constant, of how the network reads. The factor exists only where somebody asks for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,20 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_meta.attention import collected_penalties
+from pyro_meta.models.depth import DepthPrior
 from pyro_meta.models.module import StandaloneModule
 from pyro_meta.models.priors import Prior
-from pyro_meta.transformer import Features, Route, Transformer, at_least_float32
+from pyro_meta.transformer import (
+    Decision,
+    Features,
+    Route,
+    Transformer,
+    at_least_float32,
+    decided,
+)
 
 
 class _Found(NamedTuple):
@@ -42,13 +52,13 @@ class _Walk:
     """One pass through the network, as drawn by a guide: what went in, and what came out."""
 
     tokens: Tensor
-    routes: list[Tensor]
+    decisions: list[Decision]
     found: _Found
     state: tuple[object, ...]
 
 
 class LanguageModel(StandaloneModule):
-    """p(y, alpha | x) = prod_l p(alpha_l) prod_t p(y_t | x_{<=t}, alpha_{<=t}).
+    """p(y, alpha, g | x) = prod_l p(alpha_l) p(g_l) prod_t p(y_t | x_{<=t}, alpha_{<=t}, g_{<=t}).
 
     Parameters
     ----------
@@ -56,18 +66,21 @@ class LanguageModel(StandaloneModule):
         The transformer.
     prior
         The law of its routes.
+    depth
+        The law of its depth gates; None: every token runs every layer, and there is no g.
 
     Attributes
     ----------
     kl_weight
-        Scale of the route sites in model and guide; 1 is the ELBO, below 1 a tempered objective.
-        Must be above 0.
+        Scale of the sites of routes and gates in model and guide; 1 is the ELBO, below 1 a tempered
+        objective. Must be above 0.
     """
 
-    def __init__(self, network: Transformer, prior: Prior) -> None:
+    def __init__(self, network: Transformer, prior: Prior, depth: DepthPrior | None = None) -> None:
         super().__init__()
         self.network = network
         self.prior = prior
+        self.depth = depth
         self.kl_weight = 1.0
         self._walk: _Walk | None = None
 
@@ -78,25 +91,57 @@ class LanguageModel(StandaloneModule):
         with pyro.plate("sequence", B, dim=-2), pyro.plate("position", T, dim=-1):
             yield
 
+    def is_gated(self, layer: int) -> bool:
+        """Whether tokens may pass a layer by: with gates any but the first."""
+        return self.depth is not None and layer > 0
+
+    def depth_law(self, layer: int, positions: Tensor) -> dist.Beta | None:
+        """p(g_l) at `positions` [T], batch [T] or []; None where every token runs the layer."""
+        if not self.is_gated(layer):
+            return None
+        return self._depth_law(layer, positions, self.prior(layer, positions))
+
+    def _depth_law(self, layer: int, positions: Tensor, routes: Distribution) -> dist.Beta:
+        assert self.depth is not None
+        law: dist.Beta = self.depth(layer, positions, routes.mean)
+        return law
+
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Sample routes and next tokens, [B, T]; `targets` [B, T] observes the latter."""
-        network, prior = self.network, self.prior  # read here: registers their parameters
+        """Sample latents and next tokens, [B, T]; `targets` [B, T] observes the latter."""
+        network = self.network  # read here: registers its parameters
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         with self.plates(tokens):
             outside_autocast = torch.autocast(tokens.device.type, enabled=False)
             with pyro.poutine.scale(scale=self.kl_weight), outside_autocast:
-                routes = [
-                    pyro.sample(f"route_{layer}", prior(layer, positions))
-                    for layer in range(network.shape.layers)
+                decisions = [
+                    self._decide(layer, positions) for layer in range(network.shape.layers)
                 ]
-            found = self._already_walked(tokens, routes)
+            found = self._already_walked(tokens, decisions)
             if found is None:
-                found = self._walked(tokens, lambda layer, features: routes[layer])
+                found = self._walked(tokens, lambda layer, features: decisions[layer])
             law = dist.Categorical(logits=at_least_float32(found.logits))
             drawn = pyro.sample("next_token", law, obs=targets)
-        if found.penalty is not None:
-            pyro.factor("penalty", -tokens.numel() * found.penalty)
+        penalties = [one for one in (found.penalty, self._penalty(decisions)) if one is not None]
+        if penalties:
+            pyro.factor("penalty", -tokens.numel() * torch.stack(penalties).sum())
         return drawn
+
+    def _decide(self, layer: int, positions: Tensor) -> Decision:
+        """Draw the latents of a layer."""
+        law = self.prior(layer, positions)
+        route = pyro.sample(f"route_{layer}", law)
+        if not self.is_gated(layer):
+            return Decision(route)
+        return Decision(
+            route, pyro.sample(f"depth_{layer}", self._depth_law(layer, positions, law))
+        )
+
+    def _penalty(self, decisions: Sequence[Decision]) -> Tensor | None:
+        """What open gates cost in training, nats per token; None: nothing."""
+        if self.depth is None or not (self.training and self.depth.penalty):
+            return None
+        gates = [one.gate for one in decisions if one.gate is not None]
+        return self.depth.penalty * torch.stack(gates).mean()
 
     def walk(self, tokens: Tensor, route: Route) -> Tensor:
         """Logits [B, T, V] along `route`, kept for a replay of this model with the same draws.
@@ -105,15 +150,15 @@ class LanguageModel(StandaloneModule):
         very same activations. So an SVI step costs one forward and one backward pass.
         """
         self._walk = None  # frees the activations of a walk that was never replayed
-        routes: list[Tensor] = []
+        decisions: list[Decision] = []
 
-        def remembering(layer: int, features: Features) -> Tensor:
-            routes.append(route(layer, features))
-            return routes[-1]
+        def remembering(layer: int, features: Features) -> Decision:
+            decisions.append(decided(route(layer, features)))
+            return decisions[-1]
 
         found = self._walked(tokens, remembering)
         if torch.is_grad_enabled():  # else there is no backward pass to save
-            self._walk = _Walk(tokens, routes, found, self._network_state(tokens))
+            self._walk = _Walk(tokens, decisions, found, self._network_state(tokens))
         return found.logits
 
     def _walked(self, tokens: Tensor, route: Route) -> _Found:
@@ -121,12 +166,13 @@ class LanguageModel(StandaloneModule):
             logits = self.network(tokens, route)
         return _Found(logits, torch.stack(penalties).sum() if penalties else None)
 
-    def _already_walked(self, tokens: Tensor, routes: Sequence[Tensor]) -> _Found | None:
+    def _already_walked(self, tokens: Tensor, decisions: Sequence[Decision]) -> _Found | None:
         """What the last walk found, if it went exactly this way; it is given out once."""
         walk, self._walk = self._walk, None
-        if walk is None or walk.tokens is not tokens or len(walk.routes) != len(routes):
+        if walk is None or walk.tokens is not tokens or len(walk.decisions) != len(decisions):
             return None
-        is_same_way = all(a is b for a, b in zip(walk.routes, routes, strict=True))
+        both = zip(walk.decisions, decisions, strict=True)
+        is_same_way = all(a.route is b.route and a.gate is b.gate for a, b in both)
         return walk.found if is_same_way and walk.state == self._network_state(tokens) else None
 
     def _network_state(self, tokens: Tensor) -> tuple[object, ...]:

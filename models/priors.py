@@ -61,7 +61,8 @@ class Prior(nn.Module):
         """Figures of a batch that the prior asks for, logged under their names.
 
         `choices` [L, B, T, K] are its routes as they would be executed hard, one-hot (a mixture's
-        are its weights); over several processes the figures are averaged.
+        are its weights), and zeros where a token passes the layer by; over several processes the
+        figures are averaged.
         """
         return {}
 

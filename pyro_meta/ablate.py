@@ -56,7 +56,10 @@ def main(argv: list[str]) -> int:
         help="true, false, or some of mechanisms, fixed, random, prior, point.",
     )
     parser.add_argument(
-        "--cost", type=Literal["macs", "nominal"], default="macs", help="Cost to compare at."
+        "--cost",
+        type=Literal["macs", "nominal", "model"],  # the keys of COSTS
+        default="macs",
+        help="Cost to compare at: of attention, at MACs or nominal, or MACs of the whole model.",
     )
     parser.add_argument("--report_only", type=bool, default=False, help="Train nothing.")
     parser.add_argument("--dry_run", type=bool, default=False, help="List the runs and stop.")

@@ -3,6 +3,7 @@
     svi          an SVI step through Pyro against the same network and loss in plain PyTorch
     mechanisms   forward and backward time and peak memory of each mechanism by length
     routed       hard routes as they are executed against full attention, with pictures
+    depth        hard depth gates as they are executed against the same routes without
     draw         the pictures of routed.json again
 
 Times are medians of interleaved repetitions; only ratios within one file mean anything.
@@ -29,6 +30,7 @@ from pyro_meta.analysis import speed
 from pyro_meta.console import command_parser, parse, run_command
 from pyro_meta.display import executed_rows, trained_rows
 from pyro_meta.errors import UsageError
+from pyro_meta.measure import depth
 from pyro_meta.measure.mechanisms import bench_mechanisms
 from pyro_meta.measure.parts import PARTS
 from pyro_meta.measure.routed import LENGTHS, SHARES, Step, bench_routed, steps_of
@@ -54,6 +56,7 @@ READS: dict[str, tuple[str, ...]] = {
     "svi": ("repeats", "layers", "threads"),
     "mechanisms": ("repeats", "lengths", "threads"),
     "routed": ROUTED,
+    "depth": ("repeats", "lengths", "shares", "layers", "threads", "device", "precision"),
     "draw": (),
 }
 """The options that a benchmark looks at, beside --out; others are refused."""
@@ -88,6 +91,10 @@ def main(argv: list[str]) -> None:
         result = _routed(options, progress_out)
         _write(options.out / "routed.json", facts, result, out)
         _print_routed(result, out)
+    if options.what == "depth":
+        result = _depth(options, progress_out)
+        _write(options.out / "depth.json", facts, result, out)
+        _print_depth(result, out)
     if options.what in ("all", "routed", "draw"):
         for path in _draw(options.out / "routed.json"):
             out.print(f"wrote {escape(str(path))}", soft_wrap=True)
@@ -95,22 +102,25 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> ArgumentParser:
     parser = command_parser("bench", "Measure what the parts cost on this machine.")
-    kinds = Literal["all", "svi", "mechanisms", "routed", "draw"]  # the keys of READS
+    kinds = Literal["all", "svi", "mechanisms", "routed", "depth", "draw"]  # the keys of READS
     add = parser.add_argument
     add("--what", type=kinds, default="all", help="Which benchmark.")
     add("--out", type=Path, default=Path("benchmarks/results"), help="Folder of the JSON files.")
     add("--repeats", type=int | None, help="Interleaved repetitions (default: 15; routed: 7).")
     add("--lengths", type=list[int] | None, help="Lengths T (default: each benchmark's own).")
-    add("--shares", type=list[float], default=SHARES, help="Routed: shares of full attention.")
+    add(
+        "--shares", type=list[float] | None,
+        help="Routed: shares of full attention. Depth: shares of token-layer pairs passed by.",
+    )  # fmt: skip
     add("--parts", type=list[str], default=list(PARTS), help=f"Routed: of {', '.join(PARTS)}.")
     add("--layers", type=int, default=4, help="Layers of the networks.")
     add("--threads", type=int | None, help="Threads of PyTorch (default: as it chooses).")
     add("--run", type=Path | None, help="Routed: a trained run whose routes are timed too.")
     devices, precisions = Literal["auto", "cpu", "cuda"], Literal["auto", "float32", "bfloat16"]
-    add("--device", type=devices, default="auto", help="Routed: where it runs.")
+    add("--device", type=devices, default="auto", help="Routed, depth: where it runs.")
     add(
         "--precision", type=precisions, default="auto",
-        help="Routed: auto is float32 on a CPU and bfloat16 on CUDA.",
+        help="Routed, depth: auto is float32 on a CPU and bfloat16 on CUDA.",
     )  # fmt: skip
     return parser
 
@@ -133,17 +143,13 @@ def _check(options: Namespace, defaults: Namespace) -> None:
             f"option --threads: {options.threads} given; 1 to {most}, the processors of this "
             "machine, are allowed"
         )
-    lengths, least = options.lengths, 1 if what == "routed" else 2  # growth takes two
+    lengths, least = options.lengths, 2 if what in ("all", "mechanisms") else 1  # growth takes two
     if lengths is not None and not _are_lengths(lengths, least):
         raise UsageError(
             f"option --lengths: {lengths} given; {('one', 'two')[least - 1]} or more different "
             "lengths are allowed"
         )
-    shares = options.shares
-    if not shares or len(set(shares)) < len(shares) or not all(0 <= s <= 1 for s in shares):
-        raise UsageError(
-            f"option --shares: {shares} given; one or more different shares from 0 to 1 are allowed"
-        )
+    _check_shares(options)
     parts = options.parts
     if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(PARTS):
         raise UsageError(
@@ -155,22 +161,52 @@ def _check(options: Namespace, defaults: Namespace) -> None:
         Run.open(options.run).state()  # before an hour of measuring
 
 
+def _check_shares(options: Namespace) -> None:
+    shares = options.shares
+    if shares is None:
+        return
+    if not shares or len(set(shares)) < len(shares) or not all(0 <= s <= 1 for s in shares):
+        raise UsageError(
+            f"option --shares: {shares} given; one or more different shares from 0 to 1 are allowed"
+        )
+    if options.what == "depth":
+        most = (options.layers - 1) / options.layers
+        if not 0 < min(shares) <= max(shares) <= most:
+            raise UsageError(
+                f"option --shares: {shares} given; above 0 and at most {most:g} is allowed, since "
+                f"the first of {options.layers} layers is passed by by nobody"
+            )
+
+
 def _are_lengths(lengths: list[int], least: int) -> bool:
     return len(lengths) >= least and len(set(lengths)) == len(lengths) and min(lengths) >= 1
 
 
 def _routed(options: Namespace, progress_out: Console) -> dict[str, Any]:
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = options.precision
-    if precision == "auto":
-        precision = "bfloat16" if device == "cuda" else "float32"
-    scene = Scene(device, precision, options.repeats or ROUTED_REPEATS, options.layers)
-    lengths = options.lengths or LENGTHS[device]
+    scene, shares = _scene(options), options.shares or SHARES
+    lengths = options.lengths or LENGTHS[scene.device]
     total = steps_of(lengths, options.parts, options.run is not None)
     with _Progressing(total, progress_out) as step:
-        return bench_routed(scene, lengths, options.shares, options.parts, options.run, step)
+        return bench_routed(scene, lengths, shares, options.parts, options.run, step)
+
+
+def _depth(options: Namespace, progress_out: Console) -> dict[str, Any]:
+    scene = _scene(options)
+    shares = options.shares or [s for s in depth.SHARES if s <= 1 - 1 / options.layers]
+    if not shares:
+        raise UsageError(f"option --layers: {options.layers} given; 2 or more are allowed")
+    lengths = options.lengths or depth.LENGTHS[scene.device]
+    with _Progressing(2 * len(lengths), progress_out) as step:
+        return depth.bench_depth(scene, lengths, shares, step)
+
+
+def _scene(options: Namespace) -> Scene:
+    device, precision = options.device, options.precision
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "bfloat16" if device == "cuda" else "float32"
+    return Scene(device, precision, options.repeats or ROUTED_REPEATS, options.layers)
 
 
 class _Progressing:
@@ -219,6 +255,21 @@ def _print_routed(result: dict[str, Any], out: Console) -> None:
         bound = f">= {row['at_least']:g}" if is_least else f"<= {row['at_most']:g}"
         measured = "-" if row["measured"] is None else f"{row['measured']:.3g}"
         table.add_row(escape(row["target"]), bound, measured, words[row["met"]])
+    out.print(table)
+
+
+def _print_depth(result: dict[str, Any], out: Console) -> None:
+    table = Table(title="prefill with hard depth gates", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("tokens", "routes", "passed by", "MACs", "times as fast"):
+        table.add_column(heading, justify="left" if heading == "routes" else "right")
+    for row in result["points"]:
+        table.add_row(
+            f"{row['length']:,}",
+            row["route"],
+            f"{row['passed_by']:.1%}",
+            f"{row['macs_ratio']:.1%}",
+            f"{row['speed_up']:.2f}",
+        )
     out.print(table)
 
 

@@ -1,11 +1,12 @@
 """The options of a training run: one dataclass, whose docstrings are the command line's help."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -15,13 +16,49 @@ from pyro_meta.console import command_parser, explain, parse
 from pyro_meta.corpus import Data, Text
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, Guide
-from pyro_meta.models import BudgetDirichlet, CostDirichlet, LanguageModel, Prior
+from pyro_meta.guides.depth import find_depth_guide
+from pyro_meta.models import BudgetDirichlet, CostDirichlet, DepthPrior, LanguageModel, Prior
 from pyro_meta.options import as_word, flatten, preset_names, settle
 from pyro_meta.recall import Recall  # noqa: F401 -- named on the command line
 from pyro_meta.shape import Shape
 from pyro_meta.svi import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
 from pyro_meta.timing import timed_on
 from pyro_meta.transformer import Transformer
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Depth gates: their prior, where they start, and when a hard one is open."""
+
+    run: float = 0.3
+    """Prior probability of running a block that costs as much as one with full attention does on
+    average; only where gates pay a KL, as with beta."""
+    strength: float = 1.0
+    """How many pseudo-draws the prior over gates is worth; likewise."""
+    start: float = 3.0
+    """Logit of how far gates are open at the start."""
+    penalty: float = 0.05
+    """Nats per token that fully open gates cost; only where they pay no KL, as with point."""
+    price: float = 0.0
+    """Nats by which running a block must be likelier than passing it by, once gates are hard."""
+    skip: float | None = None
+    """Share of all pairs of token and layer to pass by, which the price is moved to meet from its
+    value on (default: as it comes)."""
+
+    def __post_init__(self) -> None:
+        if not abs(self.price) < LARGEST:  # prior and guide see to the others
+            raise UsageError(f"gate.price: {self.price} given; a finite number is allowed")
+
+    def require_used(self, depth: str, used: Collection[str]) -> None:
+        """Raise `UsageError` if an option that is not `used` with `--depth` is not its default."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name not in used and value != one.default:
+                raise UsageError(
+                    f"gate.{one.name}: {value} given, and it does nothing with depth: {depth}"
+                )
 
 
 @dataclass
@@ -48,6 +85,11 @@ class Config:
     block: str = "residual"
     """What a layer is: residual (an ordinary pre-norm block), momentum (tokens carry a velocity
     through depth), plain_momentum (the same without a norm), or the import path of your own."""
+    depth: str = "none"
+    """How tokens may pass layers by: beta (a Beta posterior over depth gates), point (gates without
+    a prior), none, or the import path of your own DepthGuide."""
+    gate: Gates = Gates()
+    """Depth gates; only with --depth."""
     window: int = 32
     """Keys that `window` sees, the token itself included."""
     chunk: int = CHUNK
@@ -120,6 +162,11 @@ class Config:
                 f"context: {self.context} given; it must be divisible by short.factor = "
                 f"{self.short.factor} (1: whole sequences from the start)"
             )
+        found = find_depth_guide(self.depth)
+        of_kl = () if found is None else ("run", "strength") if found.pays_kl else ("penalty",)
+        self.gate.require_used(
+            self.depth, () if found is None else (*of_kl, "start", "price", "skip")
+        )
 
     def build(
         self, vocabulary: int, separators: Callable[[], Sequence[int]] = lambda: ()
@@ -155,8 +202,18 @@ class Config:
         with timed_on(self.accelerator):
             prior = self.prior(network)
             prior.aim_at(self.budget)
-        model = LanguageModel(network, prior)
-        return model, self.guide(model)
+        make_depth, gate = find_depth_guide(self.depth), self.gate
+        if make_depth is None:
+            model = LanguageModel(network, prior)
+            return model, self.guide(model)
+        penalty = 0.0 if make_depth.pays_kl else gate.penalty
+        depth_prior = DepthPrior(network, gate.run, gate.strength, penalty=penalty)
+        model = LanguageModel(network, prior, depth_prior)
+        guide = self.guide(model)
+        guide.depth = make_depth(model, start=gate.start)
+        guide.depth.price.fill_(gate.price)
+        guide.depth.aim_at(gate.skip)
+        return model, guide
 
 
 CLASS_OPTIONS: dict[str, tuple[type, str]] = {

@@ -66,6 +66,7 @@ def closing_table(
         ("routing entropy (share of log K)", f"{summary['routing_entropy']:.3f}"),
         ("routing information (nats)", f"{summary['routing_information']:.3f}"),
         ("hard tokens", f"{summary['hard_fraction']:.1%}"),
+        *_depth_rows(summary.get("depth", {})),
         ("read as prefixes, log-probabilities move by", f"{gap:.1e}"),
     ]
     for name, value in rows:
@@ -97,6 +98,9 @@ def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "tokens per second, hard routes and all full", f"{routed:,.0f}, {full:,.0f}"
         yield "times as fast as full, the whole model", f"{executed['speed_up_model']:.2f}"
+    if "passed_by" in executed:
+        yield "pairs of token and layer passed by", f"{executed['passed_by']:.1%}"
+        yield "times as fast as with all gates open", f"{executed['speed_up_depth']:.2f}"
     if executed["speed_up_attention"] is not None:
         yield "times as fast as full, attention alone", f"{executed['speed_up_attention']:.2f}"
 
@@ -114,6 +118,14 @@ def trained_rows(trained: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 f"{routed:,.0f}, {full:,.0f}",
             )
             yield f"times as fast as full, {name}", f"{figures['speed_up']:.2f}"
+
+
+def _depth_rows(depth: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What depth gates do, where there are any."""
+    if depth:
+        soft, hard = depth["skipped_soft"], depth["skipped_hard"]
+        yield "layers that tokens pass by, soft and hard gates", f"{soft:.1%}, {hard:.1%}"
+        yield "KL of the gates (nats per token)", f"{depth['kl_per_token']:.4f}"
 
 
 def _truth_rows(truth: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_meta.attention import (
     Cache,
@@ -31,7 +32,7 @@ from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 from pyro_meta.simplex import divergence, entropy, is_hard, uncertainty
-from pyro_meta.transformer import Features, Transformer
+from pyro_meta.transformer import Decision, Features, Transformer
 
 
 @contextmanager
@@ -69,7 +70,8 @@ class _Totals:
     nll: float
     sequences: list[float]  # mean loss of each
     mean: Tensor  # [L, K] posterior mean
-    hard: Tensor  # [L, K] likeliest mechanism
+    hard: Tensor  # [L, K] likeliest mechanism, of tokens that run the layer
+    choices: Tensor  # [L, K] the same, of all tokens
     cost_nominal: float
     cost_nominal_hard: float
     cost_macs_hard: float
@@ -77,6 +79,10 @@ class _Totals:
     uncertainty: float
     kl: float
     hard_tokens: float
+    runs: Tensor  # [L] tokens that run the layer once they are hard
+    depth: float  # posterior means of the gates
+    depth_uncertainty: float
+    depth_kl: float
 
 
 def evaluate(
@@ -90,20 +96,28 @@ def evaluate(
 
     The network is walked twice, along posterior means (soft) and along the likeliest mechanism of
     every token (hard), which then is all that runs for it. Figures of the posterior come from the
-    walk that is deployed: the hard one once every route is hard, else the soft one. `losses`, if
+    walk that is deployed: the hard one once every token is hard, else the soft one. `losses`, if
     given, is filled sequence by sequence.
+
+    With depth gates a token that passes a layer by pays nothing there, `load` is among tokens that
+    run the layer (among all, of a layer that nobody runs), and there is a section `depth`: the
+    share of all pairs of layer and token (the first layer, which everybody runs, among them) in
+    which the token passes the layer by, hard and soft (1 - mean gate), and by layer, hard; the
+    uncertainty of the gates, averaged over the layers that have one; and their KL.
     """
     with evaluating(model, guide):
         soft = _pass(model, guide, windows, batch, hard=False)
         hard = _pass(model, guide, windows, batch, hard=True)
     if losses is not None:
         losses.soft, losses.hard = soft.sequences, hard.sequences
-    deployed = hard if float(guide.hard_below) >= 1 else soft
+    deployed = hard if float(guide.threshold) >= 1 else soft
     names = model.network.mechanism_names
     layers = model.network.shape.layers
     K = len(names)
     mean = deployed.mean / deployed.tokens  # [L, K]
-    load = hard.hard / hard.tokens
+    runs = hard.runs.float()[:, None]
+    load = torch.where(runs > 0, hard.hard / runs, hard.choices / hard.tokens)
+    overall = load.mean(0) if guide.depth is None else hard.hard.sum(0) / runs.sum()
     mean_entropy = deployed.entropy / (layers * deployed.tokens)
     return {
         "val_nll_soft": soft.nll / soft.tokens,
@@ -115,9 +129,29 @@ def evaluate(
         "routing_uncertainty": deployed.uncertainty / (layers * deployed.tokens),
         "routing_information": float(entropy(mean).mean()) - mean_entropy,
         "kl_per_token": deployed.kl / deployed.tokens,
-        "load": dict(zip(names, load.mean(0).tolist(), strict=True)),
+        "load": dict(zip(names, overall.tolist(), strict=True)),
         "load_by_layer": [dict(zip(names, row.tolist(), strict=True)) for row in load],
         "hard_fraction": deployed.hard_tokens / (layers * deployed.tokens),
+        **_depth_figures(guide, soft, hard, deployed),
+    }
+
+
+def _depth_figures(
+    guide: Guide, soft: _Totals, hard: _Totals, deployed: _Totals
+) -> dict[str, dict[str, Any]]:
+    """The section `depth`, if there are gates."""
+    if guide.depth is None:
+        return {}
+    layers, tokens = len(hard.runs), hard.tokens
+    skipped = 1 - hard.runs.double() / tokens  # [L]
+    return {
+        "depth": {
+            "skipped_hard": float(skipped.mean()),
+            "skipped_soft": 1 - soft.depth / (layers * tokens),
+            "skipped_by_layer": skipped.tolist(),
+            "uncertainty": deployed.depth_uncertainty / ((layers - 1) * tokens),
+            "kl_per_token": deployed.depth_kl / tokens,
+        }
     }
 
 
@@ -128,25 +162,40 @@ def _pass(
     L, K = network.shape.layers, len(network.mechanisms)
     device = network.embedding.weight.device
     totals = _Totals(
-        0, 0.0, [], torch.zeros(L, K), torch.zeros(L, K), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    )
+        0, 0.0, [], torch.zeros(L, K), torch.zeros(L, K), torch.zeros(L, K),
+        0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, torch.zeros(L, dtype=torch.float64), 0.0, 0.0, 0.0,
+    )  # fmt: skip
 
-    def route(layer: int, features: Features) -> Tensor:
-        law = guide.posterior(layer, features)
+    def route(layer: int, features: Features) -> Tensor | Decision:
+        law, gates = guide.posterior(layer, features), guide.depth_posterior(layer, features)
         mean, choice, undecided = law.mean, guide.choice(law.mean), uncertainty(law)
+        run, way = choice, mean  # what is paid for, hard and soft
+        if gates is None:
+            totals.runs[layer] += features.tokens.numel()
+            totals.depth += features.tokens.numel()
+        else:
+            runs = guide.follow_gates(gates, hard=True)
+            run, way = choice * runs[..., None], mean * gates.mean[..., None]
+            totals.runs[layer] += int(runs.sum())
+            totals.depth += float(gates.mean.sum())
+            totals.depth_uncertainty += float(uncertainty(gates).sum())
+            gate_prior = model.depth_law(layer, features.positions)
+            assert gate_prior is not None
+            totals.depth_kl += float(divergence(gates, gate_prior.expand(gates.batch_shape)).sum())
         nominal = costs_at(network, "nominal", features.positions)
         macs = costs_at(network, "macs", features.positions)
         totals.mean[layer] += mean.sum((0, 1)).cpu()
-        totals.hard[layer] += choice.sum((0, 1)).cpu()
-        totals.cost_nominal += float((mean * nominal).sum())
-        totals.cost_nominal_hard += float((choice * nominal).sum())
-        totals.cost_macs_hard += float((choice * macs).sum())
+        totals.hard[layer] += run.sum((0, 1)).cpu()
+        totals.choices[layer] += choice.sum((0, 1)).cpu()
+        totals.cost_nominal += float((way * nominal).sum())
+        totals.cost_nominal_hard += float((run * nominal).sum())
+        totals.cost_macs_hard += float((run * macs).sum())
         totals.entropy += float(entropy(mean).sum())
         totals.uncertainty += float(undecided.sum())
         prior = model.prior(layer, features.positions).expand(law.batch_shape)
         totals.kl += float(divergence(law, prior).sum())
         totals.hard_tokens += float(is_hard(undecided, guide.hard_below).sum())
-        return guide.follow(law, hard)
+        return guide.follow(law, hard, gates)
 
     for tokens, targets in batches(windows, batch):
         logits = network(tokens.to(device), route)
@@ -277,17 +326,18 @@ def _require_same_continued(
 
 
 def require_causal_guide(model: LanguageModel, guide: Guide) -> None:
-    """Raise `UsageError` if the posterior of a token depends on later ones, or is no posterior.
+    """Raise `UsageError` if a posterior of a token depends on later ones, or is no posterior.
 
-    Random tokens, no more than the context, are read whole and cut. A posterior that is declared
-    to look at each token alone must be the same where tokens are read in pieces.
+    Of routes, and of depth gates if there are any. Random tokens, no more than the context, are
+    read whole and cut. A posterior that is declared to look at each token alone must be the same
+    where tokens are read in pieces.
     """
     shape = model.network.shape
     length = min(CHECKED_LENGTH, shape.context)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(shape.vocabulary, (1, length), generator=generator)
     tokens = tokens.to(model.network.embedding.weight.device)
-    name = type(guide).__name__
+    name = _named(guide)
     with evaluating(model, guide):
         whole = _posterior_means(model, guide, tokens)
         if not torch.equal(whole, _posterior_means(model, guide, tokens)):
@@ -322,27 +372,42 @@ def _require_close(cut: Tensor, whole: Tensor, end: int, who: str) -> None:
 def _posterior_means(
     model: LanguageModel, guide: Guide, tokens: Tensor, cache: Cache | None = None
 ) -> Tensor:
-    """Posterior means along the soft mean route, [L, B, T, K]."""
+    """Posterior means along the soft mean route, [L, B, T, K]; with gates theirs as the last."""
     means: list[Tensor] = []
 
-    def route(layer: int, features: Features) -> Tensor:
-        law = guide.posterior(layer, features)
-        name = type(guide).__name__
-        try:
-            means.append(law.mean)
-        except NotImplementedError as error:
-            raise UsageError(
-                f"guide: the law of {name}, {type(law).__name__}, has no mean, which routes follow"
-            ) from error
+    def route(layer: int, features: Features) -> Tensor | Decision:
+        law, gates = guide.posterior(layer, features), guide.depth_posterior(layer, features)
         needed = (*tokens.shape, len(model.network.mechanisms))
-        if means[-1].shape != needed:
-            raise UsageError(
-                f"guide: the law of {name} is {list(means[-1].shape)}; {list(needed)} is needed"
-            )
-        return means[-1]
+        mean = _mean_of(law, type(guide).__name__, needed)
+        if gates is None:
+            opened = mean.new_ones(tokens.shape)
+        else:
+            opened = _mean_of(gates, type(guide.depth).__name__, tuple(tokens.shape))
+        means.append(mean if guide.depth is None else torch.cat([mean, opened[..., None]], -1))
+        return mean if gates is None else Decision(mean, opened)
 
     model.network(tokens, route, cache)
     return torch.stack(means)
+
+
+def _mean_of(law: Distribution, name: str, needed: tuple[int, ...]) -> Tensor:
+    """The mean of a posterior of the class `name`, which must have the shape that is `needed`."""
+    try:
+        mean: Tensor = law.mean
+    except NotImplementedError as error:
+        raise UsageError(
+            f"guide: the law of {name}, {type(law).__name__}, has no mean, which routes follow"
+        ) from error
+    if mean.shape != needed:
+        raise UsageError(
+            f"guide: the law of {name} is {list(mean.shape)}; {list(needed)} is needed"
+        )
+    return mean
+
+
+def _named(guide: Guide) -> str:
+    name = type(guide).__name__
+    return name if guide.depth is None else f"{name} with {type(guide.depth).__name__}"
 
 
 def ngram_nll(

@@ -18,7 +18,7 @@ from pyro_meta.guides import Guide
 from pyro_meta.macs import attention_macs, counted, dense_macs, full_attention_macs
 from pyro_meta.measure.clock import interleaved, medians
 from pyro_meta.models import LanguageModel
-from pyro_meta.transformer import Features, Route, Transformer
+from pyro_meta.transformer import Decision, Features, Route, Transformer, decided
 
 TOKENS, REPEATS, ENOUGH_S = 4096, 5, 20.0
 CLOCK_FIGURES = (
@@ -70,10 +70,13 @@ def executed_figures(
         `length` and `tokens` of what was walked, and its `precision`;
         `macs_per_token_attention` (all layers), `macs_per_token_router` and `macs_per_token_model`
         (everything, the router included); `macs_ratio_attention` and `macs_ratio_model`, over the
-        same weights with full attention and no router; then the clock: tokens per second of the
-        whole model, routed and full, and how many times faster the routed one is, the whole model
-        and attention alone (on one batch). Clock figures are None if `full` is not among the
-        mechanisms; that of attention alone also for a mixture, which is not dispatched.
+        same weights with full attention and no router; with hard depth gates `passed_by`, the share
+        of all pairs of token and layer in which the token passes the layer by; then the clock:
+        tokens per second of the whole model, routed and full, and how many times faster the routed
+        one is, the whole model and attention alone (on one batch), and with gates the whole model
+        over itself along the same routes with every gate open. Clock figures are None if `full` is
+        not among the mechanisms; that of attention alone also for a mixture, which is not
+        dispatched.
     """
     network = model.network
     shape = network.shape
@@ -87,11 +90,12 @@ def executed_figures(
     count = sum(tokens.numel() for tokens in pieces)
     follow = guide.mean_route(hard=True)
     with evaluating(model, guide):
-        attention, router = _count_macs(network, follow, pieces)
+        attention, router, passed_by = _count_macs(network, follow, pieces)
         clock = _clock(network, follow, pieces, repeats)
     dense = dense_macs(shape)
     full = shape.layers * full_attention_macs(shape, T) / T
-    whole = attention / count + router / count + dense
+    whole = attention / count + router / count + dense_macs(shape, (passed_by or 0) / count)
+    gated = {} if passed_by is None else {"passed_by": passed_by / count / shape.layers}
     return {
         "length": T,
         "tokens": count,
@@ -101,6 +105,7 @@ def executed_figures(
         "macs_per_token_model": whole,
         "macs_ratio_attention": attention / count / full,
         "macs_ratio_model": whole / (full + dense),
+        **gated,
         **clock,
     }
 
@@ -112,25 +117,34 @@ def precision_of(device: torch.device) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _count_macs(network: Transformer, follow: Route, pieces: list[Tensor]) -> tuple[float, int]:
-    """MACs of attention and of the router, summed over layers and tokens."""
+def _count_macs(
+    network: Transformer, follow: Route, pieces: list[Tensor]
+) -> tuple[float, int, int | None]:
+    """MACs of attention and of the router, and shut gates, summed over layers and tokens.
+
+    None: there are no hard gates.
+    """
     attention, router = 0.0, 0
+    passed_by: int | None = None
     heads = network.shape.heads
 
-    def route(layer: int, features: Features) -> Tensor:
-        nonlocal attention, router
-        chosen, macs = counted(lambda: follow(layer, features))
+    def route(layer: int, features: Features) -> Decision:
+        nonlocal attention, router, passed_by
+        given, macs = counted(lambda: follow(layer, features))
+        chosen, gate = decision = decided(given)
         router += macs
         if not is_choice(chosen):
             attention += attention_macs(network.mechanisms, heads, chosen)
-        return chosen
+        if gate is not None and not gate.is_floating_point():
+            passed_by = (passed_by or 0) + int((~gate).sum())
+        return decision
 
     for tokens in pieces:
         with recorded_attention(network) as calls:
             network(tokens, route)
         for mechanisms, _, choice, inputs in calls:
             attention += attention_macs(mechanisms, heads, choice, inputs)
-    return attention, router
+    return attention, router, passed_by
 
 
 def _clock(
@@ -148,10 +162,14 @@ def _clock(
         return run
 
     calls = {"routed": walk(follow)}
+    if has_gates(network, follow, pieces[0]):
+        calls["open"] = walk(with_open_gates(follow))
     if "full" in network.mechanism_names:
         calls["full"] = walk(chosen_by_all(network, "full"))
     times = medians(interleaved(dict(calls), repeats, 1, device, enough_s=ENOUGH_S))
     figures["tokens_per_second_routed"] = count / times["routed"]
+    if "open" in times:
+        figures["speed_up_depth"] = times["open"] / times["routed"]
     if "full" not in times:
         return figures
     figures["tokens_per_second_full"] = count / times["full"]
@@ -175,6 +193,28 @@ def chosen_by_all(network: Transformer, name: str) -> Route:
         return torch.full_like(features.tokens, index)
 
     return route
+
+
+def with_open_gates(route: Route) -> Route:
+    """The same route, on which every token runs every layer."""
+
+    def opened(layer: int, features: Features) -> Tensor:
+        return decided(route(layer, features)).route
+
+    return opened
+
+
+def has_gates(network: Transformer, route: Route, tokens: Tensor) -> bool:
+    """Whether depth gates stand on a route, by its first tokens."""
+    gates: list[Tensor | None] = []
+
+    def noting(layer: int, features: Features) -> Decision:
+        decision = decided(route(layer, features))
+        gates.append(decision.gate)
+        return decision
+
+    network(tokens[:1, :1], noting)
+    return any(gate is not None for gate in gates)
 
 
 @contextmanager

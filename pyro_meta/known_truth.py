@@ -13,7 +13,7 @@ from pyro_meta.corpus import Truth, Windows
 from pyro_meta.evaluation import batches, evaluating, token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.transformer import Features
+from pyro_meta.transformer import Decision, Features
 
 
 def score_against_truth(
@@ -22,7 +22,8 @@ def score_against_truth(
     """How well routes agree with the truth about windows [N, T], and how well it is answered.
 
     Undecided tokens (`Truth.is_undecided`) count for answers and losses; for the routes they are
-    neither right nor wrong, and are left out.
+    neither right nor wrong, and are left out. A token that passes a layer by uses nothing there;
+    its posterior weight is looked at all the same.
 
     Returns
     -------
@@ -68,7 +69,7 @@ def score_against_truth(
         return figures | absent | {"auroc": None, "auroc_by_layer": None}
     weight = hard.means[:, is_scored, full]  # [L, N']
     choice = guide.choice(torch.from_numpy(hard.means).to(guide.price.device))
-    used = choice[..., full].cpu().numpy()[:, is_scored]
+    used = choice[..., full].cpu().numpy()[:, is_scored] * hard.runs[:, is_scored]
     needed = int(is_needed.sum())
     return figures | {
         "full_used": float(used.sum() / needed) if needed else None,
@@ -103,20 +104,29 @@ class _Walked(NamedTuple):
     """Whether the target is the likeliest token, [N, T]."""
     means: NDArray[np.floating]
     """Posterior means of the routes, [L, N, T, K]."""
+    runs: NDArray[np.bool_]
+    """Which tokens run the layer once they are hard, [L, N, T]."""
 
 
 def _walk(
     model: LanguageModel, guide: Guide, windows: Windows, truth: Truth, batch: int, hard: bool
 ) -> _Walked:
     device = model.network.embedding.weight.device
-    nll, text_nll, is_right, means = [], [], [], []
+    nll, text_nll, is_right, means, runs = [], [], [], [], []
     for tokens, targets in batches(windows, batch):
         by_layer: list[Tensor] = []
+        runs_by_layer: list[Tensor] = []
 
-        def route(layer: int, features: Features, by_layer: list[Tensor] = by_layer) -> Tensor:
+        def route(
+            layer: int,
+            features: Features,
+            by_layer: list[Tensor] = by_layer,
+            runs_by_layer: list[Tensor] = runs_by_layer,
+        ) -> Tensor | Decision:
             law = guide.posterior(layer, features)
             by_layer.append(law.mean.float().cpu())
-            return guide.follow(law, hard)
+            runs_by_layer.append(guide.runs(layer, features).cpu())
+            return guide.follow(law, hard, guide.depth_posterior(layer, features))
 
         logits = model.network(tokens.to(device), route)
         nll.append(token_nll(logits, targets.to(device)).cpu())
@@ -125,10 +135,12 @@ def _walk(
         text_nll.append(F.cross_entropy(among_text, targets[is_text], reduction="none"))
         is_right.append(logits.argmax(-1).cpu() == targets)
         means.append(torch.stack(by_layer))
+        runs.append(torch.stack(runs_by_layer))
     over_text = torch.cat(text_nll)
     return _Walked(
         torch.cat(nll).numpy(),
         float(over_text.mean()) if len(over_text) else None,
         torch.cat(is_right).numpy(),
         torch.cat(means, 1).numpy(),
+        torch.cat(runs, 1).numpy(),
     )

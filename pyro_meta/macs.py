@@ -69,13 +69,23 @@ def full_attention_macs(shape: Shape, length: int) -> float:
     return shape.heads * shape.head_width * length * (length + 1)
 
 
-def dense_macs(shape: Shape) -> int:
-    """MACs of one token outside attention and router: projections and MLP of L layers, read-out."""
-    D = shape.width
-    kv = 2 * (shape.kv_heads or shape.heads) * shape.head_width
-    projections = D * (D + kv) + D * D
-    mlp = 2 * D * shape.hidden
-    return shape.layers * (projections + mlp) + D * shape.vocabulary
+def dense_macs(shape: Shape, passed_by: float = 0.0) -> float:
+    """MACs of one token outside attention and router: projections and MLP of L layers, read-out.
+
+    `passed_by` is the mean number of layers that a token passes by (a hard depth gate is shut): it
+    pays for keys and values there, and for nothing else.
+    """
+    kv = 2 * (shape.kv_heads or shape.heads) * shape.head_width * shape.width
+    run = block_macs(shape) * (shape.layers - passed_by)
+    return shape.layers * kv + run + shape.width * shape.vocabulary
+
+
+def block_macs(shape: Shape) -> int:
+    """MACs that running a block costs a token beside attention: query, output projection, MLP.
+
+    Keys and values are not in it; a token that passes the block by pays for them, too.
+    """
+    return 2 * shape.width * (shape.width + shape.hidden)
 
 
 def counted(call: Callable[[], Any]) -> tuple[Any, int]:

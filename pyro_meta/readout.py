@@ -1,4 +1,4 @@
-"""The posterior over routes on validation text, written for ArviZ piece by piece.
+"""The posterior over routes and gates on validation text, written for ArviZ piece by piece.
 
 What has a closed form is written of every token: means, concentrations, entropies, KL, choices and
 losses. Draws need one walk through the network each, since the features of a layer depend on the
@@ -17,14 +17,14 @@ from torch.distributions import Dirichlet, Distribution
 
 from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
 from pyro_meta.belief import blocks
-from pyro_meta.belief.drawing import executed
+from pyro_meta.belief.drawing import executed, executed_gate
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation import batches, evaluating, token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 from pyro_meta.run import Run
 from pyro_meta.simplex import divergence, entropy, expected_entropy
-from pyro_meta.transformer import Features, Route
+from pyro_meta.transformer import Decision, Features, Route
 from pyro_meta.vocabulary import Vocabulary
 
 DRAWS = 100
@@ -71,7 +71,9 @@ def write_posterior(
     }
     with (
         evaluating(model, guide),
-        PosteriorWriter(path, sizes, network.mechanism_names, facts) as out,
+        PosteriorWriter(
+            path, sizes, network.mechanism_names, facts, guide.depth is not None
+        ) as out,
     ):
         for number, (tokens, targets) in enumerate(batches(windows, batch)):
             x, y = tokens.to(device), targets.to(device)
@@ -90,7 +92,10 @@ def write_posterior(
         for row in range(min(rows, len(windows[0]))):
             x, y = (part[row, :cut].to(device) for part in windows)
             _append_draws(out, row * T, model, guide, x, y, draws, batch)
-        out.put("prior", "route", _draw_prior(model, cut, draws)[None])
+        routes, gates = _draw_prior(model, cut, draws)
+        out.put("prior", "route", routes[None])
+        if gates is not None:
+            out.put("prior", "depth", gates[None])
         for terms in blocks.block_terms(
             model, guide, (windows[0].to(device), windows[1].to(device))
         ):
@@ -127,13 +132,15 @@ def _by_token(
 ) -> dict[str, Any]:
     """Statistics of all tokens [B, T], flattened to N = B T, by their names in the file.
 
-    Figures of the posterior come from the walk that is deployed: the hard one once every route is
-    hard, else the soft one.
+    Figures of the posterior come from the walk that is deployed: the hard one once every token is
+    hard, else the soft one. What runs, `choice` and `depth_runs`, is that of the hard one.
     """
-    is_hard = float(guide.hard_below) >= 1
+    is_hard = float(guide.threshold) >= 1
     soft = _Walk(model, guide, tokens, hard=False)
     hard = _Walk(model, guide, tokens, hard=True)
     deployed = hard if is_hard else soft
+    if "depth_runs" in hard.laws:  # it belongs to the choices
+        deployed.laws["depth_runs"] = hard.laws["depth_runs"]
     top, best = deployed.logits.float().softmax(-1).max(-1)
     return {
         **{name: torch.stack(layers).flatten(1, 2).cpu() for name, layers in deployed.laws.items()},
@@ -152,15 +159,20 @@ class _Walk:
         self.laws: dict[str, list[Tensor]] = {}
         self.choices: list[Tensor] = []
 
-        def route(layer: int, features: Features) -> Tensor:
-            law = guide.posterior(layer, features)
+        def route(layer: int, features: Features) -> Decision:
+            law, gates = guide.posterior(layer, features), guide.depth_posterior(layer, features)
             prior = model.prior(layer, features.positions).expand(law.batch_shape)
-            for name, value in _facts_of(law, prior).items():
+            facts = _facts_of(law, prior)
+            if guide.depth is not None:
+                facts |= _facts_of_gates(
+                    guide, gates, model.depth_law(layer, features.positions), tokens
+                )
+            for name, value in facts.items():
                 self.laws.setdefault(name, []).append(value)
-            chosen = guide.follow(law, hard)
+            chosen = guide.follow_route(law, hard)
             is_mixture = chosen.is_floating_point()
             self.choices.append(tokens.new_full(tokens.shape, -1) if is_mixture else chosen)
-            return chosen
+            return Decision(chosen, None if gates is None else guide.follow_gates(gates, hard))
 
         self.logits = model.network(tokens, route)
 
@@ -177,6 +189,22 @@ def _facts_of(law: Distribution, prior: Distribution) -> dict[str, Tensor]:
         "entropy_expected": expected,
         "entropy_epistemic": total - expected,
         "kl": divergence(law, prior),
+    }
+
+
+def _facts_of_gates(
+    guide: Guide, law: Distribution | None, prior: Distribution | None, tokens: Tensor
+) -> dict[str, Tensor]:
+    """What is known of the gates of a layer, [B, T] each; every token runs one without."""
+    if law is None or prior is None:
+        ones = torch.ones(tokens.shape, device=tokens.device)
+        names = ("depth_mean", "depth_prior_mean", "depth_runs")
+        return dict.fromkeys(names, ones) | {"depth_kl": torch.zeros_like(ones)}
+    return {
+        "depth_mean": law.mean,
+        "depth_prior_mean": prior.mean.expand_as(law.mean),
+        "depth_runs": guide.follow_gates(law, hard=True).float(),
+        "depth_kl": divergence(law, prior.expand(law.batch_shape)),
     }
 
 
@@ -197,21 +225,22 @@ def _append_draws(
     draws: int,
     batch: int,
 ) -> None:
-    """Draw the routes of one sequence, tokens and targets [T], whose tokens begin at `start`."""
+    """Draw the latents of one sequence, tokens and targets [T], whose tokens begin at `start`."""
     T, L, K = len(tokens), model.network.shape.layers, len(model.network.mechanisms)
-    routes = torch.empty(draws, L, T, K)
+    routes, gates = torch.empty(draws, L, T, K), torch.ones(draws, L, T)
     log_likelihood = torch.empty(draws, T, dtype=torch.float64)
     averaged: Tensor | None = None  # mean over draws of p(y | x, alpha), [T, V]
     for span in torch.arange(draws).split(batch):
         x, y = tokens.expand(len(span), -1), targets.expand(len(span), -1)
-        logits = model.network(x, _remembering(guide, routes, span))
+        logits = model.network(x, _remembering(guide, routes, gates, span))
         log_likelihood[span] = -token_nll(logits, y).double().cpu()
         share = logits.float().softmax(-1).sum(0) / draws
         averaged = share if averaged is None else averaged + share
     assert averaged is not None
     top, best = averaged.max(-1)
     of_target = averaged.gather(-1, targets[:, None])[:, 0]
-    out.append("token", {"posterior": {"route": routes[None]}})
+    of_gates = {} if guide.depth is None else {"depth": gates[None]}
+    out.append("token", {"posterior": {"route": routes[None]} | of_gates})
     out.append("sequence", {"log_likelihood": {"next_token": log_likelihood.sum(1)[None, :, None]}})
     out.update(
         "sample_stats",
@@ -225,23 +254,34 @@ def _append_draws(
     )
 
 
-def _remembering(guide: Guide, routes: Tensor, span: Tensor) -> Route:
-    """A route that draws, and keeps what it has drawn in rows `span` of routes [S, L, T, K]."""
+def _remembering(guide: Guide, routes: Tensor, gates: Tensor, span: Tensor) -> Route:
+    """A route that draws, and keeps the draws in rows `span` of routes and gates [S, L, T, ..]."""
 
-    def route(layer: int, features: Features) -> Tensor:
-        law = guide.posterior(layer, features)
+    def route(layer: int, features: Features) -> Tensor | Decision:
+        law, gate_law = guide.posterior(layer, features), guide.depth_posterior(layer, features)
         draw = law.rsample()
         routes[span, layer] = draw.float().cpu()
-        return executed(guide, law, draw)
+        run = executed(guide, law, draw)
+        if gate_law is None:
+            return run
+        gate = gate_law.rsample()
+        gates[span, layer] = gate.float().cpu()
+        return Decision(run, executed_gate(guide, gate_law, gate))
 
     return route
 
 
-def _draw_prior(model: LanguageModel, length: int, draws: int) -> Tensor:
-    """Routes [S, L, T, K] drawn from the prior."""
+def _draw_prior(model: LanguageModel, length: int, draws: int) -> tuple[Tensor, Tensor | None]:
+    """Routes [S, L, T, K] and, if there are any, gates [S, L, T] drawn from the prior."""
     positions = torch.arange(length, device=model.network.embedding.weight.device)
-    layers = [
-        model.prior(layer, positions).expand(torch.Size([length])).sample(torch.Size([draws]))
-        for layer in range(model.network.shape.layers)
-    ]
-    return torch.stack(layers, 1).float().cpu()
+    layers = range(model.network.shape.layers)
+
+    def drawn(law: Distribution | None) -> Tensor:
+        if law is None:
+            return torch.ones(draws, length)
+        return law.expand(torch.Size([length])).sample(torch.Size([draws])).float().cpu()
+
+    routes = torch.stack([drawn(model.prior(layer, positions)) for layer in layers], 1)
+    if model.depth is None:
+        return routes, None
+    return routes, torch.stack([drawn(model.depth_law(layer, positions)) for layer in layers], 1)

@@ -50,7 +50,7 @@ SUMMARY_KEYS = (
     "load_by_layer", "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
     "router_parameters", "device", "seed", "versions",
 )  # fmt: skip
-OPTIONAL_KEYS = ("truth", "prior", "executed")
+OPTIONAL_KEYS = ("depth", "truth", "prior", "executed")
 
 
 class Run:
@@ -352,6 +352,7 @@ def _identity(model: LanguageModel, guide: Guide) -> dict[str, Any]:
     return {
         "prior": _class_path(model.prior),
         "guide": _class_path(guide),
+        "depth": None if guide.depth is None else _class_path(guide.depth),
         "mechanisms": network.mechanism_names,
         "block": _class_path(network.layers[0]),
         "shape": dataclasses.asdict(network.shape),
@@ -366,7 +367,7 @@ def _with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
         if field.default is not dataclasses.MISSING
     }
     block = f"{ResidualBlock.__module__}.{ResidualBlock.__qualname__}"
-    return {"block": block} | identity | {"shape": shape | identity.get("shape", {})}
+    return {"block": block, "depth": None} | identity | {"shape": shape | identity.get("shape", {})}
 
 
 def _class_path(instance: object) -> str:

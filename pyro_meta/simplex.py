@@ -20,13 +20,20 @@ def entropy(weights: Tensor) -> Tensor:
     return torch.special.entr(weights).sum(-1)
 
 
+def as_pair(share: Tensor) -> Tensor:
+    """A share [..] and what is left of it, as points [.., 2] of the simplex."""
+    return torch.stack([share, 1 - share], -1)
+
+
 @singledispatch
 def expected_entropy(law: Distribution) -> Tensor:
     """E[H(alpha)] in nats, by batch element: how undecided a draw is on average.
 
-    In closed form where there is one; otherwise the mean over 64 draws.
+    In closed form where there is one; otherwise the mean over 64 draws. A scalar law is of one of
+    two shares (see `pyro_meta.gates`).
     """
-    return entropy(law.sample(torch.Size([64]))).mean(0)
+    draws = law.sample(torch.Size([64]))
+    return entropy(draws if law.event_shape else as_pair(draws)).mean(0)
 
 
 @expected_entropy.register
@@ -39,8 +46,11 @@ def _(law: Dirichlet) -> Tensor:
 
 
 def uncertainty(law: Distribution) -> Tensor:
-    """u = E[H(alpha)] / log K, in [0, 1]; 0 where there is a single mechanism."""
-    K = law.event_shape[-1]
+    """u = E[H(alpha)] / log K, in [0, 1]; 0 where there is a single mechanism.
+
+    K is 2 for a scalar law.
+    """
+    K = law.event_shape[-1] if law.event_shape else 2
     undecided = expected_entropy(law)
     return undecided / math.log(K) if K > 1 else undecided * 0.0
 
@@ -117,7 +127,7 @@ class Point(TorchDistribution):
     """
 
     arg_constraints = {"weights": constraints.simplex}
-    support = constraints.simplex
+    support: Any = constraints.simplex
     has_rsample = True
 
     def __init__(self, weights: Tensor, validate_args: bool | None = None) -> None:
@@ -148,7 +158,7 @@ class Hardened(TorchDistribution):
     """
 
     arg_constraints = {}
-    support = constraints.simplex
+    support: Any = constraints.simplex
     has_rsample = True
 
     def __init__(
@@ -168,9 +178,13 @@ class Hardened(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         self.draw = self.base.rsample(torch.Size(sample_shape))
-        choice = decide(self.base.mean, self.discount).expand(self.draw.shape[:-1])
-        self._executed = harden(self.draw, uncertainty(self.base), self.threshold, choice)
+        self._executed = self.execute(self.draw)
         return self._executed
+
+    def execute(self, draw: Tensor) -> Tensor:
+        """What runs for a draw from `base`."""
+        choice = decide(self.base.mean, self.discount).expand(draw.shape[:-1])
+        return harden(draw, uncertainty(self.base), self.threshold, choice)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Density of `base`, at the soft draw behind `value` if `value` was drawn here."""

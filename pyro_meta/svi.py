@@ -1,8 +1,9 @@
 """Stochastic variational inference: the objective, its schedules and the optimiser.
 
-    loss = E_q[-log p(y | alpha)] + w(step) sum_l KL(q_l || p_l)        nats per token
+    loss = E_q[-log p(y | alpha, g)] + w(step) sum_l KL(q_l || p_l)     nats per token
 
-and on top of it what mechanisms ask for in training, if any does (`penalty`, see the model).
+over the routes alpha and, where there are any, the depth gates g; and on top of it what mechanisms
+and gates ask for in training, if any does (`penalty`, see the model).
 
 Schedules are pure functions of the share of training that is done, so that a resumed run needs no
 state but its step.
@@ -29,17 +30,24 @@ class ELBOTerms(NamedTuple):
     """An estimate of the objective and its parts, in nats per token."""
 
     loss: Tensor
-    """nll + kl_weight * sum of kl + penalty, a scalar."""
+    """nll + kl_weight * sum of kl and depth_kl + penalty, a scalar."""
     nll: Tensor
-    """E_q[-log p(y | alpha)], a scalar."""
+    """E_q[-log p(y | alpha, g)], a scalar."""
     kl: Tensor
-    """KL(q_l || p_l) by layer, untempered, [L]; nll + kl.sum() is the negative ELBO."""
+    """KL(q_l || p_l) of the routes by layer, untempered, [L]; with the sum of depth_kl and nll, its
+    sum is the negative ELBO."""
     routes: Tensor
     """The routes as they were executed, [L, B, T, K], detached (of the last particle)."""
     means: Tensor
     """Posterior means of the routes, [L, B, T, K], detached (of the last particle)."""
     penalty: Tensor | None = None
-    """The mechanisms' own losses, a scalar; None: none has any."""
+    """What mechanisms and gates cost beside it, a scalar; None: nothing."""
+    depth_kl: Tensor | None = None
+    """The KL of the depth gates by layer, [L], 0 in the first; None: there are none."""
+    gates: Tensor | None = None
+    """The gates as they were executed, [L, B, T], 1 in the first layer, detached."""
+    gate_means: Tensor | None = None
+    """Their posterior means, likewise."""
 
 
 class RouteELBO(TraceMeanField_ELBO):
@@ -58,7 +66,7 @@ class RouteELBO(TraceMeanField_ELBO):
     ) -> ELBOTerms:
         """Parts of the objective for tokens and targets [B, T], averaged over the particles."""
         per_token = 1.0 / (targets.numel() * self.num_particles)
-        nll, kl, penalty = [], [], []
+        nll, kl, depth_kl, penalty = [], [], [], []
         for _ in range(self.num_particles):
             guide_trace = poutine.trace(guide).get_trace(tokens, targets)
             replayed = poutine.replay(model, trace=guide_trace)
@@ -68,16 +76,20 @@ class RouteELBO(TraceMeanField_ELBO):
             if "penalty" in model_trace.nodes:
                 factor: Any = model_trace.nodes["penalty"]
                 penalty.append(-factor["fn"].log_prob(factor["value"]).sum() * per_token)
-            sites = _route_sites(guide_trace)
-            priors = _route_sites(model_trace)
+            sites, gates = (_sites(guide_trace, name) for name in ("route_", "depth_"))
             with torch.autocast(tokens.device.type, enabled=False):
-                kls = [
-                    divergence(q["fn"], p["fn"]).sum() for q, p in zip(sites, priors, strict=True)
-                ]
-            kl.append(torch.stack(kls) * per_token)
+                kls = _divergences(sites, _sites(model_trace, "route_"))
+                kl.append(torch.stack(kls) * per_token)
+                of_gates = _divergences(gates, _sites(model_trace, "depth_"))
+                if of_gates:
+                    first = torch.zeros_like(of_gates[0])
+                    depth_kl.append(torch.stack([first, *of_gates]) * per_token)
         total_nll, total_kl = torch.stack(nll).sum(), torch.stack(kl).sum(0)
         loss = total_nll + model.kl_weight * total_kl.sum()
         total_penalty = torch.stack(penalty).sum() if penalty else None
+        total_depth_kl = torch.stack(depth_kl).sum(0) if depth_kl else None
+        if total_depth_kl is not None:
+            loss = loss + model.kl_weight * total_depth_kl.sum()
         return ELBOTerms(
             loss=loss if total_penalty is None else loss + total_penalty,
             nll=total_nll,
@@ -85,15 +97,29 @@ class RouteELBO(TraceMeanField_ELBO):
             routes=torch.stack([site["value"].detach() for site in sites]),
             means=torch.stack([site["fn"].mean.detach() for site in sites]),
             penalty=total_penalty,
+            depth_kl=total_depth_kl,
+            gates=_with_first([site["value"].detach() for site in gates]),
+            gate_means=_with_first([site["fn"].mean.detach() for site in gates]),
         )
 
 
-def _route_sites(trace: Trace) -> list[Any]:
+def _sites(trace: Trace, prefix: str) -> list[Any]:
+    """The sample sites of a trace whose names begin with `prefix`, from the first layer on."""
     return [
         site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and name.startswith("route_")
+        if site["type"] == "sample" and name.startswith(prefix)
     ]
+
+
+def _divergences(sites: list[Any], priors: list[Any]) -> list[Tensor]:
+    """KL(q || p) of each pair of sites, summed over tokens."""
+    return [divergence(q["fn"], p["fn"]).sum() for q, p in zip(sites, priors, strict=True)]
+
+
+def _with_first(gates: list[Tensor]) -> Tensor | None:
+    """Gates [B, T] of the layers that have one, with those of the first, which is open."""
+    return torch.stack([torch.ones_like(gates[0]), *gates]) if gates else None
 
 
 class Objective(nn.Module):
@@ -253,6 +279,10 @@ class Optimisation:
         """Learning rate of guide and prior after a share `progress` in [0, 1] of training."""
         is_learning = self.router_begin < progress <= self.router_end
         return self.router * self.lr_at(progress) if is_learning else 0.0
+
+    def has_begun(self, progress: float) -> bool:
+        """Whether the guide has begun to learn."""
+        return progress > self.router_begin
 
     def has_settled(self, progress: float) -> bool:
         """Whether the guide has stopped for good."""

@@ -177,8 +177,13 @@ def _describe_model(config: Config, model: LanguageModel, guide: Guide) -> str:
     return (
         f"model: {_count(model):,} parameters, router {_count(guide):,} ({share:.1%}); "
         f"{config.layers} layers choose from {', '.join(model.network.mechanism_names)}; "
-        f"{type(model.prior).__name__}, {type(guide).__name__}, final KL weight {config.kl.weight}"
+        f"{type(model.prior).__name__}, {type(guide).__name__}, "
+        f"{_describe_gates(guide)}final KL weight {config.kl.weight}"
     )
+
+
+def _describe_gates(guide: Guide) -> str:
+    return "" if guide.depth is None else f"depth gates by {type(guide.depth).__name__}, "
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -156,7 +156,7 @@ def train(
                 error_if_nonfinite=False,
             )
             assert norm is not None
-            figures = _figures(terms, costs) | model.prior.measure(guide.choice(_means(terms)))
+            figures = _figures(terms, costs) | _decided(model, guide, terms)
             figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
             figures = _average(fabric, figures)
             _require_finite(figures, step + 1, run)
@@ -164,6 +164,8 @@ def train(
             fabric_optimiser.zero_grad()
             must_stop = figures.pop("stop") > 0
             model.prior.adapt(figures, model.kl_weight, config.optim.has_settled(progress))
+            if guide.depth is not None and config.optim.has_begun(progress):
+                guide.depth.adapt(figures["gate_shut"])
             elapsed = time.perf_counter() - started
             seconds += elapsed
             record = {
@@ -209,10 +211,12 @@ def _schedules(
     model: LanguageModel, guide: Guide, optimiser: torch.optim.Optimizer
 ) -> dict[str, float]:
     """The values that `_set_schedules` has set, for the log."""
+    of_gates = {} if guide.depth is None else {"gate_price": float(guide.depth.price)}
     return {
         "kl_weight": model.kl_weight,
         "threshold": float(guide.threshold),
         "lr": optimiser.param_groups[0]["lr"],
+        **of_gates,
     }
 
 
@@ -258,20 +262,51 @@ def micro_batch_seed(seed: int, step: int, index: int) -> int:
 def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, float]:
     """Figures of a step on this process: means over its micro-batches."""
     routes = torch.cat([terms.routes for terms in collected], 1)  # [L, B, T, K]
+    hard_share = float((routes.amax(-1) == 1).float().mean())
     T = routes.shape[2]
     nll = float(torch.stack([terms.nll.detach() for terms in collected]).mean())
     kl = float(torch.stack([terms.kl.detach().sum() for terms in collected]).mean())
+    gates = [terms.gates for terms in collected if terms.gates is not None]
+    kls = [float(one.depth_kl.detach().sum()) for one in collected if one.depth_kl is not None]
+    of_gates: dict[str, float] = {}
+    if gates:
+        open_share = torch.cat(gates, 1)  # [L, B, T]
+        routes = routes * open_share[..., None]  # who passes a layer by pays nothing there
+        of_gates = {
+            "depth_kl": sum(kls) / len(collected),
+            "gate_open": float(open_share.mean()),
+        }
     penalties = [float(one.penalty.detach()) for one in collected if one.penalty is not None]
     return {
         "loss": float(torch.stack([terms.loss.detach() for terms in collected]).mean()),
         "nll": nll,
         "kl": kl,
         "penalty": sum(penalties) / len(collected),
-        "elbo": -(nll + kl),
+        "elbo": -(nll + kl + of_gates.get("depth_kl", 0.0)),
         "cost_nominal": float((routes * costs["nominal"][:T]).sum(-1).mean()),
         "cost_macs": float((routes * costs["macs"][:T]).sum(-1).mean()),
-        "hard_share": float((routes.amax(-1) == 1).float().mean()),
+        "hard_share": hard_share,
+        **of_gates,
     }
+
+
+def _decided(model: LanguageModel, guide: Guide, collected: list[ELBOTerms]) -> dict[str, float]:
+    """What prior and gates ask of a step: figures of what would run if everything were hard."""
+    choices = _choices(guide, collected)
+    figures = model.prior.measure(choices)
+    if guide.depth is not None:
+        figures["gate_shut"] = float((choices.sum(-1) == 0).float().mean())
+    return figures
+
+
+def _choices(guide: Guide, collected: list[ELBOTerms]) -> Tensor:
+    """What would run if everything were hard, [L, B, T, K]: zeros where a token passes by."""
+    choices = guide.choice(_means(collected))
+    if guide.depth is None:
+        return choices
+    means = [terms.gate_means for terms in collected if terms.gate_means is not None]
+    runs = guide.depth.runs(torch.cat(means, 1))  # [L, B, T]
+    return choices * runs[..., None]
 
 
 def _means(collected: list[ELBOTerms]) -> Tensor:

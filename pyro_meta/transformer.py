@@ -7,7 +7,8 @@ or another block, in which tokens may carry more than h (see `pyro_meta.blocks`)
 alpha come from is not its business: `forward(tokens, route)` asks `route(layer, features)` for
 them. With every route pinned to `full` and the residual block it is an ordinary transformer.
 A route that answers with the index of one mechanism for every token is hard: each token then runs
-its own mechanism and no other (see `pyro_meta.attention.dispatch`).
+its own mechanism and no other (see `pyro_meta.attention.dispatch`). It may also gate depth: a token
+goes on with g of what a block adds instead of all, or past the whole block.
 
 With a cache, `forward(tokens, route, cache)` reads the tokens that follow those read before, and a
 new token pays for its own route only (see `pyro_meta.attention.cache`).
@@ -42,9 +43,25 @@ class Features(NamedTuple):
     """Positions 0, 1, ..., [T]: absolute, never divided by the length of the sequence."""
 
 
-Route = Callable[[int, Features], Tensor]
-"""`route(layer, features)` gives the weights of the mechanisms, [B, T, K] or broadcastable; or, if
-it is hard, choices: the index of one mechanism for every token, integers [B, T]."""
+class Decision(NamedTuple):
+    """What is decided for the tokens of a layer: how they attend, and whether they run it."""
+
+    route: Tensor
+    """Weights of the mechanisms, [B, T, K] or broadcastable; or, if they are hard, choices: the
+    index of one mechanism for every token, integers [B, T]."""
+    gate: Tensor | None = None
+    """The depth gate [B, T]: how far each token runs the block, from 0 (it passes by) to 1; or, if
+    it is hard, whether it does, booleans. None: every token runs it."""
+
+
+Route = Callable[[int, Features], Tensor | Decision]
+"""`route(layer, features)` gives a `Decision`; or a tensor, its `route`, and every token runs the
+layer."""
+
+
+def decided(given: Tensor | Decision) -> Decision:
+    """What a route gave, as a decision."""
+    return given if isinstance(given, Decision) else Decision(given)
 
 
 class Transformer(nn.Module):
@@ -208,8 +225,9 @@ class Transformer(nn.Module):
         stream = self.layers[0].begin(self.dropout(self.embedding(tokens)))  # [B, T, D]
         for layer, block in enumerate(self.layers):
             normed = block.look(stream)
-            chosen = _asked(route, layer, Features(tokens, stream.state, normed, positions))
-            stream = block(stream, normed, chosen, at)
+            features = Features(tokens, stream.state, normed, positions)
+            chosen, gate = _asked(route, layer, features)
+            stream = block(stream, normed, chosen, at, gate)
         return self.final_norm(stream.state)
 
     def _extended(
@@ -232,21 +250,23 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.layers):
             normed = block.look(stream)
             features = Features(tokens, stream.state, normed, positions)
-            chosen = _asked_of_new(route, layer, features, cache, span)
+            chosen, gate = _asked_of_new(route, layer, features, cache, span)
             if is_token is not None and is_choice(chosen):
                 chosen = chosen.masked_fill(~is_token, NO_TOKEN)
-            stream = block.extend(stream, normed, chosen, at, cache.layers[layer], span)
+            past = cache.layers[layer]
+            stream = block.extend(stream, normed, chosen, at, past, span, gate)
         state = self.final_norm(stream.state)
         cache.commit(span)
         return state
 
 
-def _asked(route: Route, layer: int, features: Features) -> Tensor:
-    """What `route` gives, checked."""
+def _asked(route: Route, layer: int, features: Features) -> Decision:
+    """What `route` decides, checked."""
     tokens, state, normed, positions = features
     with torch.autocast(tokens.device.type, enabled=False):
         wide = Features(tokens, at_least_float32(state), at_least_float32(normed), positions)
-        chosen = route(layer, wide)
+        given = route(layer, wide)
+    chosen, gate = decision = decided(given)
     if chosen.dim() > 3:
         raise ValueError(
             f"route of layer {layer} is {list(chosen.shape)}, and [B, T, K] is needed; "
@@ -257,11 +277,18 @@ def _asked(route: Route, layer: int, features: Features) -> Tensor:
             f"route of layer {layer} is {list(chosen.shape)} of {chosen.dtype}; choices "
             f"must be {list(tokens.shape)}, one for every token"
         )
-    return chosen
+    if gate is not None and gate.shape != tokens.shape:
+        raise ValueError(
+            f"gate of layer {layer} is {list(gate.shape)}; it must be {list(tokens.shape)}, "
+            "one number for every token"
+        )
+    return decision
 
 
-def _asked_of_new(route: Route, layer: int, features: Features, cache: Cache, span: Span) -> Tensor:
-    """What `route` gives for the new tokens of a span."""
+def _asked_of_new(
+    route: Route, layer: int, features: Features, cache: Cache, span: Span
+) -> Decision:
+    """What `route` decides for the new tokens of a span."""
     tokens, state, normed, positions = features
     if cache.keeps_features:
         whole = cache.remember(layer, tokens, state, normed, span)
@@ -269,15 +296,17 @@ def _asked_of_new(route: Route, layer: int, features: Features, cache: Cache, sp
     elif not span.is_aligned:  # side by side, as one row of tokens, each at its own position
         tokens, state, normed = (x.flatten(0, 1)[None] for x in (tokens, state, normed))
         features = Features(tokens, state, normed, positions.flatten())
-    chosen = _asked(route, layer, features)
+    chosen, gate = _asked(route, layer, features)
     if not is_choice(chosen):
         size = features.tokens.shape
         if chosen.dim() == 3 and len(chosen) == len(span.counts) and not cache.keeps_features:
             size = torch.Size([len(chosen), span.size])  # weights of each row, also side by side
         chosen = chosen.expand(*size, chosen.shape[-1])
-    if cache.keeps_features:
-        return span.newest(chosen)
-    return chosen.reshape(-1, span.size, *chosen.shape[2:])
+
+    def of_new(x: Tensor) -> Tensor:
+        return span.newest(x) if cache.keeps_features else x.reshape(-1, span.size, *x.shape[2:])
+
+    return Decision(of_new(chosen), None if gate is None else of_new(gate))
 
 
 def as_weights(route: Tensor, mechanisms: int) -> Tensor:

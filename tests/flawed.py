@@ -220,6 +220,18 @@ class LosesDigitsInHalfPrecision(OwnBlock):
         return super().advance(stream, (attended + 1e3) @ same - 1e3)
 
 
+class DoesNotLetPass(OwnBlock):
+    """Its gates scale attention alone."""
+
+    def advance_partly(self, stream: Stream, attended: Tensor, gate: Tensor) -> Stream:
+        return self.advance(stream, gate * attended)
+
+
+class IsNeverAllOpen(OwnBlock):
+    def advance_partly(self, stream: Stream, attended: Tensor, gate: Tensor) -> Stream:
+        return super().advance_partly(stream, attended, gate.square() * (1.1 - 0.2 * gate))
+
+
 BLOCKS: dict[type[Block], set[str]] = {
     OwnBlock: set(),
     LooksAtTheFuture: {
@@ -227,13 +239,24 @@ BLOCKS: dict[type[Block], set[str]] = {
         "later_tokens_move_nothing_earlier",
         "cutting_the_text_moves_nothing_earlier",
         "continued_text_gets_its_logits",
+        "hard_gates_equal_gates_of_0_and_1",
+    },
+    DoesNotLetPass: {
+        "a_shut_gate_lets_a_token_pass",
+        "hard_gates_equal_gates_of_0_and_1",
+    },
+    IsNeverAllOpen: {
+        "an_open_gate_changes_nothing",
+        "hard_gates_equal_gates_of_0_and_1",
     },
     LooksAtThePast: {"each_token_is_worked_on_by_itself", "continued_text_gets_its_logits"},
     HasAnIdleNumber: {"gradients_are_finite_and_reach_every_parameter"},
     JoinsSequences: {
         "each_token_is_worked_on_by_itself",
         "sequences_do_not_meet",
+        "cutting_the_text_moves_nothing_earlier",
         "continued_text_gets_its_logits",
+        "hard_gates_equal_gates_of_0_and_1",
     },
     IsRandomInEvaluation: {"evaluation_is_deterministic", "checkpoint_round_trip_changes_nothing"},
     ForgetsANumber: {"checkpoint_round_trip_changes_nothing"},

@@ -276,6 +276,20 @@ def test_a_study_leaves_what_it_promises_and_repeats_nothing(
 
 
 @pytest.mark.usefixtures("faked")
+def test_loss_is_compared_at_the_cost_that_is_asked_for(tmp_path: Path) -> None:
+    """At the MACs of the whole model, here the other way round, all full is cheapest and best."""
+    words = [*WORDS, "--seeds=1", "--baselines=[mechanisms]", f"--out={tmp_path / 'study'}"]
+    fronts = []
+    for cost in ("macs", "model"):
+        assert ablate.main([*words, f"--cost={cost}"]) == 0
+        facts = json.loads((tmp_path / "study" / "study.json").read_text())
+        fronts.append({one["group"] for one in facts["groups"] if one["is_on_pareto_front"]})
+    assert facts["cost"] == "executed.macs_ratio_model" and len(fronts[0]) > 1
+    assert fronts[1] == {"full alone"}
+    assert "| MACs, model |" in (tmp_path / "study" / "study.md").read_text()
+
+
+@pytest.mark.usefixtures("faked")
 def test_what_was_validated_on_different_text_is_not_compared(tmp_path: Path) -> None:
     out = tmp_path / "study"
     words = [*WORDS, "--seeds=1", "--baselines=[mechanisms]", "--grid.context=[16, 32]"]

@@ -3,11 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pyro_meta.analysis import _arviz
+from pyro_meta.analysis.depth import Depth
 from pyro_meta.analysis.diversity import (
     effective_number,
     entropy,
@@ -18,6 +21,7 @@ from pyro_meta.analysis.diversity import (
     routing_information,
     spread_between,
 )
+from pyro_meta.analysis.plots.depth import passed_by
 from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
 from pyro_meta.analysis.tokens import frequencies, kinds
 from pyro_meta.analysis.uncertainty import (
@@ -131,6 +135,35 @@ def test_pieces_become_one_file(tmp_path: Path) -> None:
     filled = np.isfinite(stats["nll_averaged"].values)
     assert filled.tolist() == [False] * 2 + [True] * 5 + [False] * 3
     assert [file.name for file in tmp_path.iterdir()] == ["posterior.nc"]
+
+
+def test_gates_are_in_the_file_where_there_are_any(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    means, runs = rng.random((2, 12)).astype(np.float32), np.ones((2, 12), np.int8)
+    runs[1, ::2] = 0
+    path = tmp_path / "posterior.nc"
+    with PosteriorWriter(path, SIZES, ["full"], {}, is_gated=True) as out:
+        stats = {"depth_mean": means, "depth_runs": runs, "depth_prior_mean": means / 2}
+        out.append("token", {"sample_stats": stats | {"depth_kl": means}})
+        out.put("prior", "depth", rng.random((1, 4, 2, 3)))
+    groups = _arviz.load(path)
+    depth = Depth.of(groups["sample_stats"])
+    assert depth is not None and groups["prior"]["depth"].dims[2:] == ("layer", "position")
+    assert [row["skipped"] for row in depth.by_layer()] == [0.0, 0.5]
+    assert depth.by_layer()[1]["skipped_prior"] == pytest.approx(1 - means[1].mean() / 2)
+    text = ["a", "b"] * 6
+    listed = depth.to_json(text)["tokens"]
+    assert [(one["text"], one["skipped"], one["count"]) for one in listed["most"]] == [
+        ("a", 1.0, 6), ("b", 0.0, 6),
+    ]  # fmt: skip
+    assert [one["text"] for one in listed["least"]] == ["b", "a"]
+    reading: Any = SimpleNamespace(depth=depth, text=text)
+    left, right = passed_by(reading).axes
+    assert [label.get_text() for label in right.get_yticklabels()] == ["a", "b", "a", "b"]
+    assert len(left.patches) == 4
+    with PosteriorWriter(path, SIZES, ["full"], {}) as out:
+        out.append("token", {"sample_stats": {"nll_soft": np.ones(2)}})
+    assert Depth.of(_arviz.load(path)["sample_stats"]) is None
 
 
 def test_a_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:

@@ -209,3 +209,7 @@ def test_bad_mechanisms_are_refused_by_name(names: list[str], message: str) -> N
 def test_a_window_below_one_is_refused() -> None:
     with pytest.raises(UsageError, match="at least 1"):
         find_mechanism("window")(head_width=8, window=0)
+
+
+def test_linear_attention_of_no_sequence_is_empty() -> None:
+    assert linear_attention(*torch.randn(3, 0, 2, 5, 4)).shape == (0, 2, 5, 4)

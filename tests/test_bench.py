@@ -21,6 +21,7 @@ from pyro_meta.attention import backend, gathered, routed_attention
 from pyro_meta.console import run_command
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, FixedGuide, Guide
+from pyro_meta.macs import dense_macs, full_attention_macs
 from pyro_meta.measure import mechanisms, trained
 from pyro_meta.measure.bookkeeping import bookkeeping, recorded_arithmetic
 from pyro_meta.measure.clock import MOST, interleaved
@@ -96,6 +97,31 @@ def test_the_routed_benchmark_says_all_it_should(measured: Path) -> None:
     assert all((row["met"] is None) == (row["measured"] is None) for row in facts["targets"])
 
 
+def test_the_depth_benchmark_says_all_it_should(tmp_path: Path) -> None:
+    words = ["--what=depth", "--repeats=1", "--lengths=[64]", "--shares=[0.25,0.5]", "--layers=2"]
+    bench.main([*words, f"--out={tmp_path}", "--threads=1", "--device=cpu"])
+    facts = json.loads((tmp_path / "depth.json").read_text())
+    assert {"command", "hardware", "versions", "setting"} <= facts.keys()
+    rows = [(row["route"], row["passed_by"]) for row in facts["points"]]
+    assert rows == [(name, share) for name in ("full", "routed 0.1") for share in (0, 0.25, 0.5)]
+    for row in facts["points"]:
+        assert row["seconds"] > 0 and row["repeats"] >= 1
+        assert (row["macs_ratio"] == 1) == (row["passed_by"] == 0)
+    whole, _, half = (row["macs_ratio"] for row in facts["points"][:3])
+    shape = Scene(layers=2).shape(64)
+    dense, attention = 64 * dense_macs(shape), full_attention_macs(shape, 64)
+    kv = 64 * (dense_macs(shape, passed_by=1) - dense_macs(shape))
+    assert half == pytest.approx(whole + (kv - attention) / (dense + 2 * attention))
+
+
+def test_gates_have_exact_shares_and_are_the_same_again() -> None:
+    scene = Scene(layers=4)
+    gates = scene.gates(0.3, 100)
+    assert gates.shape == (4, 1, 100) and gates[0].all()
+    assert (~gates).sum((1, 2)).tolist() == [0, 40, 40, 40]
+    assert torch.equal(gates, scene.gates(0.3, 100)) and not torch.equal(gates[1], gates[2])
+
+
 def test_the_pictures_show_something_and_are_drawn_again(measured: Path, tmp_path: Path) -> None:
     shutil.copy(measured / "routed.json", tmp_path)
     bench.main(["--what=draw", f"--out={tmp_path}"])
@@ -126,6 +152,12 @@ def test_the_pictures_show_something_and_are_drawn_again(measured: Path, tmp_pat
         (["--shares=[0.1,1.2]"], "option --shares: [0.1, 1.2] given"),
         (["--shares=[0.1,.nan]"], "option --shares: [0.1, nan] given"),
         (["--shares=[]"], "option --shares: [] given"),
+        (
+            ["--what=depth", "--shares=[0.9]"],
+            "option --shares: [0.9] given; above 0 and at most 0.75",
+        ),
+        (["--what=depth", "--layers=1"], "option --layers: 1 given; 2 or more are allowed"),
+        (["--what=depth", "--run=here"], "option --run: it does nothing with --what depth"),
         (["--parts=[decode]"], "option --parts: ['decode'] given; one or more of attention, "),
         (["--what=draw"], "routed.json: No such file or directory"),
         (["--run=nowhere"], "nowhere is not a run"),

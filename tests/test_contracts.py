@@ -14,6 +14,8 @@ from leaky import LateLeak, Leaky, LeakyGuide
 from pyro_meta import (
     Block,
     CostDirichlet,
+    DepthGuide,
+    DepthPrior,
     DirichletGuide,
     Guide,
     Mechanism,
@@ -61,8 +63,8 @@ test_any_pair_of_ours = contract(PaperGuide, prior=PaperDirichlet, hidden=3)
 
 def test_no_built_in_class_is_left_out() -> None:
     found = set(built_in())
-    assert found >= set(BUILT_IN.values())
-    for base in (Prior, Guide, Mechanism, Block):
+    assert found >= {*BUILT_IN.values(), DepthPrior}
+    for base in (Prior, Guide, DepthGuide, Mechanism, Block):
         named = tuple(f"pyro_meta.{one}" for one in ("models", "guides", "attention", "blocks"))
         ours = {one for one in _subclasses(base) if one.__module__.startswith(named)}
         assert ours - {HeadsGuide} <= found  # which is abstract

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from pyro_meta.analysis.belief import USABLE
 from pyro_meta.analysis.findings import Findings
-from pyro_meta.analysis.plots import belief, routes, training, use
+from pyro_meta.analysis.plots import belief, depth, routes, training, use
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,18 @@ def _loads(findings: Findings) -> str:
         f"layer {layer}: {_percent(dict(zip(run.mechanisms, row, strict=True)))}"
         for layer, row in enumerate(run.loads.tolist())
     ]
-    return "Share of tokens that run each mechanism. " + "; ".join(by_layer) + "."
+    among = "" if run.depth is None else ", of those that run the layer"
+    return f"Share of tokens that run each mechanism{among}. " + "; ".join(by_layer) + "."
+
+
+def _passed_by(findings: Findings) -> str:
+    run = findings.reading
+    assert run.depth is not None
+    rows = [
+        f"layer {layer}: {row['skipped']:.0%} (prior {row['skipped_prior']:.0%})"
+        for layer, row in enumerate(run.depth.by_layer())
+    ]
+    return "Share of tokens that pass each layer by. " + "; ".join(rows) + "."
 
 
 def _entropies(findings: Findings) -> str:
@@ -122,6 +133,13 @@ PICTURES = (
             + _percent(dict(zip(findings.reading.mechanisms, row, strict=True)))
             for layer, row in enumerate(np.median(findings.reading.means, 1).tolist())
         ) + ".",
+    ),
+    Picture(
+        "passed_by", "depth", "Who passes by",
+        "Wide bars say how many tokens pass a layer by once gates are hard, thin ones what the "
+        "prior would do; to the right the tokens that do it most, and below the line least.",
+        lambda findings: depth.passed_by(findings.reading), _passed_by,
+        lambda findings: findings.reading.depth is not None,
     ),
     Picture(
         "entropy_over_training", "training", "Entropy over training",

@@ -138,7 +138,8 @@ def _corners(axes: Axes, names: list[str], indices: Choices) -> None:
 def passage(reading: Reading) -> Figure:
     """A passage of validation text, coloured by the mechanism that each token runs.
 
-    One block per layer; the stronger the colour, the higher the posterior mean of the choice.
+    One block per layer; the stronger the colour, the higher the posterior mean of the choice. Who
+    passes the layer by has none.
     """
     cell = min(MOST_CHARACTERS, max(len(piece) for piece in reading.text[:400]))
     columns = LINE_WIDTH // max(1, cell)
@@ -151,7 +152,8 @@ def passage(reading: Reading) -> Figure:
     for layer, axes in enumerate(blocks):
         choice = reading.choice[layer, :shown]
         chosen = np.where(choice < 0, reading.means[layer, :shown].argmax(-1), choice)
-        _colour_block(axes, labels, chosen, strong[layer], (lines, columns))
+        colours = (0.15 + 0.7 * strong[layer]) * reading.runs[layer, :shown]
+        _colour_block(axes, labels, chosen, colours, (lines, columns))
         axes.set_title(f"layer {layer}", loc="left", fontsize=9)
     key(figure, reading.mechanisms)
     return figure
@@ -165,7 +167,7 @@ def _colour_block(
     for index, label in enumerate(labels):
         row, column = divmod(index, size[1])
         tint = np.array(to_rgba(colour(int(choice[index]))))
-        grid[row, column] = 1 - (0.15 + 0.7 * strong[index]) * (1 - tint)
+        grid[row, column] = 1 - strong[index] * (1 - tint)
         axes.text(
             column, row, label, ha="center", va="center", family="monospace", fontsize=8,
             color="#888888" if label in BLANKS.values() else "black", parse_math=False,

@@ -139,8 +139,9 @@ def attend(mechanism: Mechanism, read: Sequence[Tensor], own: Tensor) -> Tensor:
 def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
     """Whether serving `queries` alone is thought to be faster than running on all of q.
 
-    Weighed are the multiply-accumulates that are asked for, and those of keys that a query meets
-    only since it stands in a block with later ones: half a block, on average.
+    Weighed are the multiply-accumulates that are asked for, those of keys that a query meets only
+    since it stands in a block with later ones (half a block, on average), and what is done on keys
+    and values either way.
     """
     B, H, T, d = q.shape
 
@@ -150,7 +151,7 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
 
     everyone = B * work(torch.arange(T, device=q.device), mechanism.block)
     own = work(queries.position, GATHERED_BLOCK)
-    return GATHERED_COST * own + SEQUENCE_MACS * B < everyone
+    return mechanism.of_keys * everyone + GATHERED_COST * own + SEQUENCE_MACS * B < everyone
 
 
 def is_choice(route: Tensor) -> bool:

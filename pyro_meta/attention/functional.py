@@ -12,6 +12,8 @@ from torch import Tensor
 WINDOW_CHUNK = 64
 LINEAR_CHUNK = 64
 SUM_GROUP = 32
+HEADS_AT_ONCE = 1 << 17
+"""Numbers of q that a scan works on at a time: what is in between then fits a processor's cache."""
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -75,17 +77,24 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     y_t = sum_{s<=t} phi(q_t).phi(k_s) v_s / sum_{s<=t} phi(q_t).phi(k_s)
     (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9 to 12), as a chunked scan: inside a chunk
     the scores are formed, across chunks the d x d state is carried. O(T (C + d) d) time, O(T d)
-    memory. Sums run in float32 at least, whatever the autocast dtype.
+    memory. Sums run in float32 at least, whatever the autocast dtype. On a CPU a few heads at a
+    time.
     """
-    T, dtype = q.shape[2], q.dtype
+    B, H, T, d = q.shape
+    heads = H if q.is_cuda else max(1, min(H, HEADS_AT_ONCE // max(1, B * T * d)))
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v = in_single_precision(q, k, v)
-        C = min(LINEAR_CHUNK, T)
-        phi_q = in_chunks(feature_map(q), C)
-        phi_k, value, before = linear_states(k, v, C)
-        scores = (phi_q @ phi_k.transpose(-1, -2)).tril_()  # [B, H, n, C, C]
-        out = normalised(scores @ value + phi_q @ before).flatten(2, 3)[:, :, :T]
-    return out.to(dtype)
+        parts = zip(*(x.split(heads, 1) for x in in_single_precision(q, k, v)), strict=True)
+        out = [_linear_attention(*part) for part in parts]
+    return (out[0] if len(out) == 1 else torch.cat(out, 1)).to(q.dtype)
+
+
+def _linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    T = q.shape[2]
+    C = min(LINEAR_CHUNK, T)
+    phi_q = in_chunks(feature_map(q.contiguous()), C)
+    phi_k, value, before = linear_states(k.contiguous(), v, C)
+    scores = (phi_q @ phi_k.transpose(-1, -2)).tril_()  # [B, H, n, C, C]
+    return normalised(scores @ value + phi_q @ before).flatten(2, 3)[:, :, :T]
 
 
 def linear_attention_after(q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tensor:

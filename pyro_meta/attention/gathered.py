@@ -28,7 +28,7 @@ FULL_CHUNK, WINDOW_CHUNK = 64, 32  # queries; the more, the more keys that only 
 WINDOW_REACH = 256  # positions that a chunk of a window's queries may span
 FAR = -1e38  # below every score, and finite: a block of keys that a query does not see at all
 LINEAR_BLOCK = 64
-LINEAR_CACHE = 1 << 16  # numbers of phi(k) at a time
+LINEAR_CACHE = 1 << 17  # numbers of phi(k) at a time
 
 
 def softmax_attention_of(

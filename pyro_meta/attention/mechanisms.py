@@ -63,12 +63,16 @@ class Mechanism(nn.Module):
     block
         How many neighbouring queries `forward` works through at once, each with the keys of all: a
         hint of what it does beyond `macs`, from which dispatch judges whether `serve` is faster.
+    of_keys
+        About which share of the work of `forward` is done on keys and values, and so by `serve` as
+        well, however few it serves: a hint, too.
     """
 
     nominal_cost: ClassVar[float]
     rotary: ClassVar[bool] = True
     reads_separators: ClassVar[bool] = False
     block: ClassVar[int] = 128
+    of_keys: ClassVar[float] = 0.0
 
     def __init__(self, head_width: int, window: int) -> None:
         super().__init__()
@@ -296,6 +300,7 @@ class Linear(Mechanism):
 
     nominal_cost = 0.15
     rotary = False
+    of_keys = 0.5
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return linear_attention(q, k, v)
@@ -340,6 +345,7 @@ class LinearMomentum(Mechanism):
 
     nominal_cost = 0.30
     rotary = False
+    of_keys = 0.5
 
     @property
     def name(self) -> str:

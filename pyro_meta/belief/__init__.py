@@ -16,6 +16,9 @@ p(y | alpha) depends on that choice alone. Training decides from the posterior's
 draw decides for itself, since only that is a likelihood. The objective of whole texts, and its
 gaps, are those of training.
 
+Where the model has depth gates, the deployed ones belong to the network: the guide decides each
+from the features that it meets, and the routes alone are examined.
+
 The guide sees x and never y. So even the best guide misses p_w(alpha | x, y) by what y says about
 the routes, the conditioning gap (Bayer et al. 2021, arXiv 2101.07046). Where it is told apart, y is
 replaced by what the deployed route predicts.

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import Cache
-from pyro_meta.belief.drawing import draw_and_weigh, executed, has_density
+from pyro_meta.belief.drawing import draw_and_weigh, executed, gated, has_density
 from pyro_meta.belief.objective import against_prediction
 from pyro_meta.evaluation import token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.transformer import Features
+from pyro_meta.transformer import Decision, Features
 
 LENGTHS = (1, 16)
 """Tokens in a block; the last is the one that is judged, the others show how k-hat grows."""
@@ -114,14 +114,15 @@ class _Drawing:
         self.model, self.guide, self.length, self.ratio = model, guide, length, ratio
         self.has_density = True
 
-    def __call__(self, layer: int, features: Features) -> Tensor:
+    def __call__(self, layer: int, features: Features) -> Tensor | Decision:
         law = self.guide.posterior(layer, features)
+        gate = self.guide.gate(layer, features)
         if not has_density(law):
             self.has_density = False
-            return law.mean
+            return gated(law.mean, gate)
         draw, ratio = draw_and_weigh(law, self.model.prior(layer, features.positions))
         self.ratio += ratio[:, -self.length :].sum(1)
-        return executed(self.guide, law, draw.to(features.state.dtype))
+        return gated(executed(self.guide, law, draw.to(features.state.dtype)), gate)
 
 
 def _copied(past: Cache) -> Cache:

@@ -3,8 +3,10 @@
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution
 
+from pyro_meta.gates import harden_gate
 from pyro_meta.guides import Guide
 from pyro_meta.simplex import Point, harden, log_ratio, uncertainty
+from pyro_meta.transformer import Decision
 
 
 def executed(guide: Guide, law: Distribution, draw: Tensor) -> Tensor:
@@ -17,6 +19,20 @@ def executed(guide: Guide, law: Distribution, draw: Tensor) -> Tensor:
     if float(guide.hard_below) >= 1:
         return choice
     return harden(draw, uncertainty(law), guide.hard_below, choice)
+
+
+def executed_gate(guide: Guide, law: Distribution, draw: Tensor) -> Tensor:
+    """The same for a draw of the depth gates, [..]: booleans once every token is hard."""
+    assert guide.depth is not None
+    runs = guide.depth.runs(draw)
+    if float(guide.threshold) >= 1:
+        return runs
+    return harden_gate(draw, uncertainty(law), guide.threshold, runs)
+
+
+def gated(route: Tensor, gate: Tensor | None) -> Tensor | Decision:
+    """A route with the gate that stands beside it, if any does."""
+    return route if gate is None else Decision(route, gate)
 
 
 def has_density(law: Distribution) -> bool:

@@ -8,7 +8,7 @@ from torch.distributions import Dirichlet
 
 from pyro_meta.belief.objective import Loss, estimate, frozen
 from pyro_meta.guides import Guide
-from pyro_meta.transformer import Features
+from pyro_meta.transformer import Decision, Features
 
 LEAST, MOST = 0.02, 2000.0
 """Bounds of a free concentration."""
@@ -31,6 +31,7 @@ class FreePosterior(Guide):
 
     def __init__(self, guide: Guide, tokens: Tensor) -> None:
         super().__init__(guide.model)
+        self._guide = (guide,)  # in a tuple: known, but no submodule
         self.threshold.copy_(guide.hard_below)
         self.price.copy_(guide.price)
         start = _concentration_of(guide, tokens).clamp(LEAST, MOST)
@@ -39,6 +40,9 @@ class FreePosterior(Guide):
 
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         return Dirichlet(self.log_concentration[layer].exp().clamp(LEAST, MOST))
+
+    def gate(self, layer: int, features: Features, hard: bool | None = None) -> Tensor | None:
+        return self._guide[0].gate(layer, features, hard)
 
 
 def fit(
@@ -86,11 +90,11 @@ def _concentration_of(guide: Guide, tokens: Tensor) -> Tensor:
     """The guide's concentrations along its deployed route, [L, B, T, K]."""
     found: list[Tensor] = []
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Tensor | Decision:
         law = guide.posterior(layer, features)
         mean: Tensor = law.mean
         found.append(law.concentration if isinstance(law, Dirichlet) else TOTAL * mean)
-        return guide.follow(law)
+        return guide.follow(law, gates=guide.depth_posterior(layer, features))
 
     with torch.no_grad():
         guide.model.network(tokens, route)

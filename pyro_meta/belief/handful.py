@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution
 
-from pyro_meta.belief.drawing import draw_and_weigh, executed, has_density
+from pyro_meta.belief.drawing import draw_and_weigh, executed, gated, has_density
 from pyro_meta.guides import Guide
 from pyro_meta.simplex import is_hard, straight_through, uncertainty
-from pyro_meta.transformer import Features, as_weights
+from pyro_meta.transformer import Decision, Features, as_weights
 
 ROWS_AT_ONCE = 256
 MOST_PATTERNS = 10_000
@@ -80,9 +80,9 @@ class Handful:
         means: list[Tensor] = []
         self.has_density = True
 
-        def route(layer: int, features: Features) -> Tensor:
+        def route(layer: int, features: Features) -> Tensor | Decision:
             law = guide.posterior(layer, features)
-            chosen = guide.follow(law)
+            chosen = guide.follow_route(law)
             K = law.event_shape[-1]
             self.deployed.append(as_weights(chosen, K).expand(*features.tokens.shape, K)[0])
             self.has_density = has_density(law)
@@ -90,7 +90,7 @@ class Handful:
             hard.append(is_hard(uncertainty(law), guide.hard_below)[0, -count:])
             prior = self.model.prior(layer, features.positions[-count:])
             self.priors.append(prior.expand(torch.Size([count])))
-            return chosen
+            return gated(chosen, guide.gate(layer, features))
 
         with torch.no_grad():
             self.model.network(tokens[None], route)
@@ -115,10 +115,11 @@ class Handful:
     def _likelihood(self, routes: Tensor) -> Tensor:
         S = len(routes)
 
-        def route(layer: int, features: Features) -> Tensor:
+        def route(layer: int, features: Features) -> Tensor | Decision:
             past = self.deployed[layer][: -self.count].to(features.state)
             newest = routes[:, layer].to(features.state.dtype)
-            return torch.cat([past.expand(S, -1, -1), newest], 1)
+            route = torch.cat([past.expand(S, -1, -1), newest], 1)
+            return gated(route, self.guide.gate(layer, features))
 
         logits = self.model.network(self.tokens.expand(S, -1), route)[:, -self.count :]
         return self._of_targets(logits)
@@ -145,14 +146,15 @@ class Handful:
         drawn: list[Tensor] = []
         ratio = torch.zeros(S, dtype=torch.float64, device=self.tokens.device)
 
-        def route(layer: int, features: Features) -> Tensor:
+        def route(layer: int, features: Features) -> Tensor | Decision:
             law = self.guide.posterior(layer, features)
             draw, log_ratio = draw_and_weigh(law, self.model.prior(layer, features.positions))
             drawn.append(draw[:, -self.count :].double())
             ratio.add_(log_ratio[:, -self.count :].sum(1))
             run = as_weights(executed(self.guide, law, draw), draw.shape[-1])
             past = self.deployed[layer][: -self.count].to(features.state)
-            return torch.cat([past.expand(S, -1, -1), run[:, -self.count :].to(past)], 1)
+            route = torch.cat([past.expand(S, -1, -1), run[:, -self.count :].to(past)], 1)
+            return gated(route, self.guide.gate(layer, features))
 
         with torch.no_grad():
             logits = self.model.network(self.tokens.expand(S, -1), route)[:, -self.count :]

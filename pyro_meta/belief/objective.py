@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_meta.attention import Cache
+from pyro_meta.belief.drawing import gated
 from pyro_meta.evaluation import token_nll
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 from pyro_meta.simplex import Hardened, divergence
-from pyro_meta.transformer import Features
+from pyro_meta.transformer import Decision, Features
 
 Loss = Callable[[Tensor], Tensor]
 """Of logits [B, T, V]: nats by token, [B, T]."""
@@ -36,11 +37,11 @@ def estimate(guide: Guide, tokens: Tensor, loss: Loss) -> Parts:
     """The parts by one draw of the routes of tokens [B, T]: the estimator that training uses."""
     kl: list[Tensor] = []
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Tensor | Decision:
         law = Hardened(guide.posterior(layer, features), guide.hard_below, guide.discount)
         draw = law.rsample()
         kl.append(divergence(law, guide.model.prior(layer, features.positions)).mean(1))
-        return draw
+        return gated(draw, guide.gate(layer, features))
 
     logits = guide.model.network(tokens, route)
     return Parts(loss(logits).mean(1), torch.stack(kl).sum(0))

@@ -40,7 +40,7 @@ class Attended(NamedTuple):
     """What attention gives to each token."""
 
     out: Tensor
-    """W_o sum_k alpha_k g_k A_k, [B, T, D]."""
+    """W_o sum_k alpha_k g_k A_k, [B, T, D]; of some tokens alone, [1, N, D]."""
     momentum: Tensor | None
     """What a mechanism carries to the next layer, [B, T, D]; None if none does."""
 
@@ -79,6 +79,7 @@ class RoutedAttention(nn.Module):
         route: Tensor,
         at: Surroundings,
         momentum: Tensor | None = None,
+        own: Tensor | None = None,
     ) -> Attended:
         """What each token attends to, and what it carries on.
 
@@ -92,33 +93,39 @@ class RoutedAttention(nn.Module):
             What else is known of the tokens.
         momentum
             As the layer before left it, [B, T, D]; None in the first.
+        own
+            The N tokens that run the layer, numbered through all sequences, where others do not:
+            what attends is theirs, and choices of the others are `NO_TOKEN`.
         """
-        inputs = self._inputs(normed, at)
+        inputs = self._inputs(normed, at, own)
         if self._carrying is not None:
             inputs = self._kicked(inputs, momentum, self.mechanisms[self._carrying])
-        return self._attended(self._attend(route, inputs), inputs)
+        return self._attended(self._attend(route, inputs), inputs, own)
 
     def extend(
         self,
         normed: Tensor,
         route: Tensor,
         at: Surroundings,
-        momentum: Tensor | None,
         past: LayerCache,
         span: Span,
+        momentum: Tensor | None = None,
+        own: Tensor | None = None,
     ) -> Attended:
         """The same for S new tokens, [B, S, D], that follow those in `past`, which takes them."""
 
         def begin(inputs: Inputs) -> Tensor:
             return self._attend(route, inputs)
 
-        inputs = self._inputs(normed, at)
+        inputs = self._inputs(normed, at, own)
         if past.kicks is not None:
             inputs = self._kicked(inputs, momentum, partial(past.kicks.attend_all, span=span))
-        return self._attended(past.extend(self.gain, route, inputs, span, begin), inputs)
+        return self._attended(past.extend(self.gain, route, inputs, span, begin), inputs, own)
 
-    def _attended(self, mixed: Tensor, inputs: Inputs) -> Attended:
+    def _attended(self, mixed: Tensor, inputs: Inputs, own: Tensor | None) -> Attended:
         carried = inputs.momentum
+        if own is not None:
+            mixed = mixed.flatten(0, 1).index_select(0, own)[None]
         if carried is not None:
             carried = carried.transpose(1, 2).flatten(2)
         return Attended(self.project_out(mixed), carried)
@@ -143,14 +150,30 @@ class RoutedAttention(nn.Module):
 
         return inputs._replace(momentum=mechanism.kick(q, v, momentum, self.layer, attend_to))
 
-    def _inputs(self, normed: Tensor, at: Surroundings) -> Inputs:
+    def _inputs(self, normed: Tensor, at: Surroundings, own: Tensor | None) -> Inputs:
         B, T, _ = normed.shape
         split = [self.heads, self.kv_heads, self.kv_heads]
-        qkv = self.project_qkv(normed).view(B, T, sum(split), self.head_width).transpose(1, 2)
+        qkv = self._project(normed, own).view(B, T, sum(split), self.head_width).transpose(1, 2)
         q, k, v = qkv.split(split, dim=1)  # [B, H or G, T, d]
         turned = rotate(qkv[:, : self.heads + self.kv_heads], at.cos, at.sin)
         q_rotated, k_rotated = turned.split(split[:2], dim=1)
         return Inputs(q, k, v, q_rotated, k_rotated, at.is_separator)
+
+    def _project(self, normed: Tensor, own: Tensor | None) -> Tensor:
+        """q, k and v [B, T, (H + 2 G) d]; queries of `own` tokens alone, and zeros for others.
+
+        A momentum is kicked by the queries of all.
+        """
+        if own is None or self._carrying is not None:
+            return cast(Tensor, self.project_qkv(normed))
+        queries = self.heads * self.head_width
+        weight = self.project_qkv.weight
+        rows = normed.flatten(0, 1)
+        kv = F.linear(rows, weight[queries:])
+        qkv = kv.new_zeros(len(rows), len(weight))
+        qkv[:, queries:] = kv
+        qkv[own, :queries] = F.linear(rows.index_select(0, own), weight[:queries])
+        return qkv
 
     def _attend(self, route: Tensor, inputs: Inputs) -> Tensor:
         if not is_choice(route):

@@ -18,3 +18,14 @@ class ResidualBlock(Block):
     def advance(self, stream: Stream, attended: Tensor) -> Stream:
         state = stream.state + self.dropout(attended)
         return Stream(state + self.dropout(self.mlp(self.mlp_norm(state))))
+
+    def advance_partly(self, stream: Stream, attended: Tensor, gate: Tensor) -> Stream:
+        """Both branches by as much: x' = x + g Attn(LN(x)); x'' = x' + g MLP(LN(x')).
+
+        Token-Selective Attention (arXiv 2605.05222), whose 1 - p is g. A subclass that advances
+        otherwise goes a share of its own way instead.
+        """
+        if type(self).advance is not ResidualBlock.advance:
+            return super().advance_partly(stream, attended, gate)
+        state = stream.state + gate * self.dropout(attended)
+        return Stream(state + gate * self.dropout(self.mlp(self.mlp_norm(state))))

@@ -11,9 +11,10 @@ from pyro_meta.errors import UsageError
 
 USAGE = """usage: python -m pyro_meta.contracts CLASS [options of pytest]
 
-CLASS is a mechanism, block, prior or guide: my_file.MyGuide, or "my_file.MyGuide(hidden=8)" with
-arguments of its constructor, or the name of a built-in one. A guide also takes prior='NAME', a
-prior guide='NAME': the class that it is tested with. Exits with code 1 if a clause is broken."""
+CLASS is a mechanism, block, prior or guide, of routes or of depth gates: my_file.MyGuide, or
+"my_file.MyGuide(hidden=8)" with arguments of its constructor, or the name of a built-in one. A
+guide of routes also takes prior='NAME', a prior over them guide='NAME': the class that it is tested
+with. Exits with code 1 if a clause is broken."""
 
 
 class _Given:

@@ -19,7 +19,7 @@ from pyro_meta.contracts.checks import (
     rms_ratio,
 )
 from pyro_meta.contracts.subjects import SHAPE, B, BlockSubject, K, T, text
-from pyro_meta.transformer import Features, Transformer, as_weights
+from pyro_meta.transformer import Decision, Features, Transformer, as_weights
 
 ENDS = (1, 7, 19)  # where T tokens are cut
 CONTINUED = (  # tokens of each of B rows, piece by piece
@@ -38,6 +38,20 @@ def soft(layer: int, features: Features) -> Tensor:
 def hard(layer: int, features: Features) -> Tensor:
     """Choices that look random, of token, position and layer."""
     return (features.tokens * 5 + features.positions * 7 + layer) % K
+
+
+def gated(layer: int, features: Features) -> Decision:
+    """Soft weights and gates, both of what the layer shows of each token."""
+    return Decision(soft(layer, features), features.normed[..., K].sigmoid())
+
+
+def passing(layer: int, features: Features) -> Decision:
+    """Choices as `hard`, and a third of the tokens pass by."""
+    runs = (features.tokens * 3 + features.positions * 5 + layer) % 3 > 0
+    return Decision(hard(layer, features), runs)
+
+
+ROUTES = (soft, hard, gated, passing)
 
 
 def exact(subject: BlockSubject) -> Transformer:
@@ -95,7 +109,7 @@ def sequences_do_not_meet(subject: BlockSubject) -> None:
 
 def later_tokens_move_nothing_earlier(subject: BlockSubject) -> None:
     network, tokens = exact(subject), text()[0]
-    for route in (soft, hard):
+    for route in ROUTES:
         whole = network(tokens, route)
         for end in ENDS:
             changed = torch.cat([tokens[:, :end], (tokens[:, end:] + 5) % SHAPE.vocabulary], 1)
@@ -105,7 +119,7 @@ def later_tokens_move_nothing_earlier(subject: BlockSubject) -> None:
 
 def cutting_the_text_moves_nothing_earlier(subject: BlockSubject) -> None:
     network, tokens = exact(subject), text()[0]
-    for route in (soft, hard):
+    for route in ROUTES:
         whole = network(tokens, route)
         for end in ENDS:
             what = f"the length is seen: cutting the text after token {end} moves earlier logits"
@@ -145,10 +159,56 @@ def hard_routes_equal_one_hot_weights(subject: BlockSubject) -> None:
         require_close(found, dense, EXACT, "choices give other logits than one-hot weights")
 
 
+def a_shut_gate_lets_a_token_pass(subject: BlockSubject) -> None:
+    """What it carries is left as it is: the network is its first and last step."""
+    network, tokens = exact(subject), text()[0]
+    state = network.layers[0].begin(network.embedding(tokens)).state
+    whole = network.readout(network.final_norm(state))
+
+    def shut(gate: Tensor) -> Tensor:
+        return network(tokens, lambda *asked: Decision(hard(*asked), gate))
+
+    nobody = torch.zeros(B, T, dtype=torch.bool)
+    require_close(shut(nobody), whole, EXACT, "where no token runs a layer, logits are others")
+    what = "a gate of 0 does not let the token pass"
+    require_close(shut(nobody.to(whole)), whole, EXACT, what)
+
+
+def an_open_gate_changes_nothing(subject: BlockSubject) -> None:
+    network, tokens = exact(subject), text()[0]
+    whole = network(tokens, hard)
+    everybody = torch.ones(B, T, dtype=torch.bool)
+    for gate in (everybody, everybody.to(whole)):
+        found = network(tokens, lambda *asked, gate=gate: Decision(hard(*asked), gate))
+        require_close(found, whole, EXACT, "where every gate is open, logits are others")
+
+
+def hard_gates_equal_gates_of_0_and_1(subject: BlockSubject) -> None:
+    """Tokens that pass by are left out of the work: in value and in gradient."""
+    network, tokens = exact(subject), text()[0]
+    parameters = dict(network.named_parameters())
+
+    def found(as_numbers: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        def route(layer: int, features: Features) -> Decision:
+            choice, runs = passing(layer, features)
+            assert runs is not None
+            return Decision(choice, runs.to(features.normed) if as_numbers else runs)
+
+        logits = network(tokens, route)
+        return logits, torch.autograd.grad(
+            logits.square().sum(), list(parameters.values()), materialize_grads=True
+        )
+
+    (logits, grads), (expected, expected_grads) = found(False), found(True)
+    require_close(logits, expected, EXACT, "hard gates give other logits than gates of 0 and 1")
+    for name, grad, other in zip(parameters, grads, expected_grads, strict=True):
+        require_close(grad, other, EXACT, f"hard gates give another gradient of {name}")
+
+
 def continued_text_gets_its_logits(subject: BlockSubject) -> None:
     """Through a cache, token by token or in pieces, rows of several lengths beside each other."""
     network, tokens = exact(subject), text()[0]
-    for route in (soft, hard):
+    for route in ROUTES:
         whole = network(tokens, route)
         for pieces in CONTINUED:
             cache = network.new_cache(B, keeps_features=False)
@@ -198,6 +258,9 @@ CLAUSES = (
     gradients_reach_no_later_token,
     gradients_are_finite_and_reach_every_parameter,
     hard_routes_equal_one_hot_weights,
+    a_shut_gate_lets_a_token_pass,
+    an_open_gate_changes_nothing,
+    hard_gates_equal_gates_of_0_and_1,
     continued_text_gets_its_logits,
     evaluation_is_deterministic,
     checkpoint_round_trip_changes_nothing,

@@ -81,7 +81,8 @@ def quiet_room() -> Iterator[None]:
         pyro.settings.context(module_local_params=True),
         warnings.catch_warnings(),
     ):
-        # a one-hot route has no density under a Dirichlet; Pyro computes one besides the KL
-        warnings.filterwarnings("ignore", message=r"Encountered.*route_", category=UserWarning)
+        # a one-hot route, or a hard gate, has no density; Pyro computes one besides the KL
+        no_density = r"Encountered.*(route|depth)_"
+        warnings.filterwarnings("ignore", message=no_density, category=UserWarning)
         torch.manual_seed(0)
         yield

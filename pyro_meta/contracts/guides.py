@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from pyro_meta.contracts import laws
 from pyro_meta.contracts.checks import EXACT, default_dtype, require, require_close
-from pyro_meta.contracts.subjects import SHAPE, K, Router, text, walk
+from pyro_meta.contracts.subjects import SHAPE, K, Router, text
 from pyro_meta.evaluation import evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 from pyro_meta.svi import RouteELBO
-from pyro_meta.transformer import Features, as_weights
+from pyro_meta.transformer import Decision, Features, as_weights, decided
 
 ENDS = (1, 2, 7, 16, 19)  # where texts of T tokens are cut
 
@@ -24,7 +24,7 @@ def sequences_do_not_meet(subject: Router) -> None:
         pair = subject.build()
         tokens = text()[0]
         with evaluating(*pair):
-            together, alone = _means(*pair, tokens), _means(*pair, tokens[:1])
+            together, alone = _means(subject, pair, tokens), _means(subject, pair, tokens[:1])
         what = "the posterior of a sequence depends on those beside it"
         require_close(alone, together[:, :1], EXACT, what)
 
@@ -36,12 +36,12 @@ def later_tokens_move_nothing_earlier(subject: Router) -> None:
         tokens = text()[0]
         with evaluating(*pair):
             for hard in (False, True):
-                whole = _walked(*pair, tokens, hard)
+                whole = _walked(subject, pair, tokens, hard)
                 for end in ENDS:
                     changed = tokens.clone()
                     changed[:, end:] = (changed[:, end:] + 1) % SHAPE.vocabulary
                     what = f"the future is seen: changing what follows token {end} moves earlier "
-                    _require_same_past(_walked(*pair, changed, hard), whole, end, what)
+                    _require_same_past(_walked(subject, pair, changed, hard), whole, end, what)
 
 
 def cutting_the_text_moves_nothing_earlier(subject: Router) -> None:
@@ -51,23 +51,25 @@ def cutting_the_text_moves_nothing_earlier(subject: Router) -> None:
         tokens = text()[0]
         with evaluating(*pair):
             for hard in (False, True):
-                whole = _walked(*pair, tokens, hard)
+                whole = _walked(subject, pair, tokens, hard)
                 for end in ENDS:
                     what = f"the length is seen: cutting the text after token {end} moves earlier "
-                    _require_same_past(_walked(*pair, tokens[:, :end], hard), whole, end, what)
+                    _require_same_past(
+                        _walked(subject, pair, tokens[:, :end], hard), whole, end, what
+                    )
 
 
 def gradients_reach_no_later_token(subject: Router) -> None:
     """Of posterior means and predictions, with respect to the embeddings."""
     with default_dtype(torch.float64):
-        model, guide = subject.build()
+        pair = model, _ = subject.build()
         embedded: list[Tensor] = []
 
         def keep(_module: nn.Module, _args: object, out: Tensor) -> None:
             embedded.append(out)
 
         hook = model.network.embedding.register_forward_hook(keep)
-        means, logits = _walked(model, guide, text()[0])
+        means, logits = _walked(subject, pair, text()[0])
         hook.remove()
         for end in ENDS:
             past = [means[:, :, :end], logits[:, :end]]
@@ -95,9 +97,37 @@ def mean_routes_are_valid(subject: Router) -> None:
             ("threshold 1", None, 1.0, guide.choice(mean)),
         ):
             guide.threshold.fill_(threshold)
-            found = as_weights(guide.mean_route(hard)(layer, features), K)
+            found = as_weights(decided(guide.mean_route(hard)(layer, features)).route, K)
             require_close(found, expected, 1e-6, f"mean_route at {name} is another route")
         return mean
+
+    with evaluating(model, guide):
+        model.network(text()[0], route)
+
+
+def mean_gates_are_valid(subject: Router) -> None:
+    """Soft: the posterior mean; hard: whether it is decided to run; by threshold: either."""
+    model, guide = subject.build()
+    depth = guide.depth
+    assert depth is not None
+
+    def route(layer: int, features: Features) -> Tensor | Decision:
+        law = guide.depth_posterior(layer, features)
+        if law is None:
+            return guide.posterior(layer, features).mean
+        mean, runs = law.mean, depth.runs(law.mean)
+        for name, hard, threshold, expected in (
+            ("hard=False", False, 0.0, mean),
+            ("hard=True", True, 0.0, runs),
+            ("threshold 0", None, 0.0, mean),
+            ("threshold 1", None, 1.0, runs),
+        ):
+            guide.threshold.fill_(threshold)
+            gate = decided(guide.mean_route(hard)(layer, features)).gate
+            assert gate is not None
+            require(gate.dtype == expected.dtype, f"gates at {name} are {gate.dtype}")
+            require_close(gate.float(), expected.float(), 1e-6, f"gates at {name} are others")
+        return guide.follow(guide.posterior(layer, features), False, law)
 
     with evaluating(model, guide):
         model.network(text()[0], route)
@@ -131,7 +161,8 @@ def targets_are_not_looked_at(subject: Router) -> None:
     def routes(*data: Tensor) -> list[Any]:
         torch.manual_seed(3)
         trace = poutine.trace(guide).get_trace(*data)
-        return [trace.nodes[f"route_{layer}"]["value"] for layer in range(SHAPE.layers)]
+        names = [name for name in trace.nodes if name.startswith(("route_", "depth_"))]
+        return [trace.nodes[name]["value"] for name in names]
 
     with torch.no_grad():
         ours = routes(tokens, targets)
@@ -156,15 +187,15 @@ def plain_svi_gives_the_same_loss(subject: Router) -> None:
 
 
 def _walked(
-    model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
+    subject: Router, pair: tuple[LanguageModel, Guide], tokens: Tensor, hard: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Posterior means [L, B, T, K] and log-probabilities [B, T, V] along the mean route."""
-    posteriors, logits = walk(model, guide, tokens, hard)
+    """Posterior means [L, B, T, ..] and log-probabilities [B, T, V] along the mean route."""
+    posteriors, logits = subject.walk(*pair, tokens, hard)
     return torch.stack([law.mean for law in posteriors]), logits.log_softmax(-1)
 
 
-def _means(model: LanguageModel, guide: Guide, tokens: Tensor) -> Tensor:
-    return _walked(model, guide, tokens)[0]
+def _means(subject: Router, pair: tuple[LanguageModel, Guide], tokens: Tensor) -> Tensor:
+    return _walked(subject, pair, tokens)[0]
 
 
 def _require_same_past(
@@ -175,6 +206,17 @@ def _require_same_past(
     require_close(found[1][:, :end], whole[1][:, :end], EXACT, what + "predictions")
 
 
+OF_GATES = (
+    *laws.CLAUSES,
+    sequences_do_not_meet,
+    later_tokens_move_nothing_earlier,
+    cutting_the_text_moves_nothing_earlier,
+    gradients_reach_no_later_token,
+    mean_gates_are_valid,
+    posterior_of_own_token_needs_no_other,
+    targets_are_not_looked_at,
+    plain_svi_gives_the_same_loss,
+)
 CLAUSES = (
     *laws.CLAUSES,
     sequences_do_not_meet,

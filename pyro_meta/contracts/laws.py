@@ -22,11 +22,8 @@ from pyro_meta.contracts.checks import (
 from pyro_meta.contracts.subjects import (
     SHAPE,
     B,
-    GuideSubject,
-    K,
     Router,
     T,
-    posteriors,
     still_laws,
     text,
 )
@@ -43,17 +40,21 @@ KL_ROUNDING = 1e-6  # of a closed form, in float64
 
 
 def law_has_one_weight_per_mechanism(subject: Router) -> None:
-    """At any number of sequences and tokens: event [K], batch [B, T] or, of a prior, [T] or []."""
+    """At any number of sequences and tokens: event [K], batch [B, T] or, of a prior, [T] or [].
+
+    A law of depth gates has one number, event [].
+    """
     pair = subject.build()
     for rows, length in ((B, T), (1, 1), (2, 7)):
         tokens = text()[0][:rows, :length]
-        allowed = [(rows, length)] if isinstance(subject, GuideSubject) else [(length,), ()]
+        allowed = [(rows, length)] if subject.is_of_text else [(length,), ()]
         for layer, law in enumerate(subject.laws(*pair, tokens)):
             batch, event = tuple(law.batch_shape), tuple(law.event_shape)
             what = f"of layer {layer} for tokens [{rows}, {length}]"
-            require(event == (K,), f"the event {what} is {list(event)}, not {[K]}")
-            needed = " or ".join(str(list(shape)) for shape in allowed)
-            require(batch in allowed, f"the batch {what} is {list(batch)}, not {needed}")
+            needed = list(subject.event)
+            require(event == subject.event, f"the event {what} is {list(event)}, not {needed}")
+            either = " or ".join(str(list(shape)) for shape in allowed)
+            require(batch in allowed, f"the batch {what} is {list(batch)}, not {either}")
 
 
 def law_follows_the_default_dtype(subject: Router) -> None:
@@ -72,7 +73,7 @@ def law_follows_the_device(subject: Router) -> None:
     state = torch.zeros(B, T, SHAPE.width, device="meta")
     features = Features(tokens, state, state, torch.arange(T, device="meta"))
     with pyro.validation_enabled(False):
-        for layer in range(SHAPE.layers):
+        for layer in subject.layers:
             device = subject.law_at(model, guide, layer, features).mean.device.type
             require(device == "meta", f"the law of layer {layer} is on {device}, not on the device")
 
@@ -87,13 +88,14 @@ def law_is_reparameterised(subject: Router) -> None:
 
 
 def draws_lie_on_the_simplex(subject: Router) -> None:
+    """Or, of a depth gate, between 0 and 1; and so the mean."""
     for law in still_laws(subject, subject.build(), text()[0]):
-        _require_on_simplex(law.sample(torch.Size([64])), "draws")
+        _require_on_simplex(law.sample(torch.Size([64])), "draws", not subject.event)
 
 
 def mean_lies_on_the_simplex(subject: Router) -> None:
     for law in still_laws(subject, subject.build(), text()[0]):
-        _require_on_simplex(law.mean, "the mean")
+        _require_on_simplex(law.mean, "the mean", not subject.event)
 
 
 def mean_is_that_of_the_draws(subject: Router) -> None:
@@ -173,7 +175,10 @@ def autocast_leaves_the_law_in_float32(subject: Router) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         torch.manual_seed(1)
         terms = objective(*text())
-    for what, values in (("means", terms.means), ("routes", terms.routes), ("KL", terms.kl)):
+    found = {"means": terms.means, "routes": terms.routes, "KL": terms.kl}
+    if terms.gates is not None and terms.depth_kl is not None:
+        found |= {"gates": terms.gates, "KL of the gates": terms.depth_kl}
+    for what, values in found.items():
         require(values.dtype == torch.float32, f"{what} under autocast: {values.dtype}")
         require_finite(values, f"{what} under autocast")
     terms.loss.backward()
@@ -216,10 +221,14 @@ def checkpoint_round_trip_changes_nothing(subject: Router) -> None:
     )
 
 
-def _require_on_simplex(points: Tensor, what: str) -> None:
+def _require_on_simplex(points: Tensor, what: str, is_scalar: bool) -> None:
     __tracebackhide__ = True
     require_finite(points, what)
     require(bool((points >= 0).all()), f"{what} have negative weights: {float(points.min()):.3g}")
+    if is_scalar:
+        most = float(points.max())
+        require(most <= 1, f"{what} are above 1: {most:.3g}")
+        return
     sums = points.sum(-1)
     require_close(sums, torch.ones_like(sums), ON_SIMPLEX, f"weights of {what} do not sum to 1")
 
@@ -238,8 +247,8 @@ def _posteriors_and_priors(subject: Router) -> list[tuple[Distribution, Distribu
     tokens = text()[0]
     with evaluating(model, guide):
         return [
-            (q, model.prior(layer, torch.arange(T)).expand(tokens.shape))
-            for layer, q in enumerate(posteriors(model, guide, tokens))
+            (q, subject.law_of_positions(model, layer, torch.arange(T)).expand(tokens.shape))
+            for layer, q in zip(subject.layers, subject.walk(model, guide, tokens)[0], strict=True)
         ]
 
 

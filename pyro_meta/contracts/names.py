@@ -7,19 +7,21 @@ import pyro_meta
 from pyro_meta.attention import BUILT_IN, Mechanism
 from pyro_meta.blocks import BLOCKS, Block
 from pyro_meta.errors import UsageError
-from pyro_meta.guides import Guide
-from pyro_meta.models import Prior
+from pyro_meta.guides import DepthGuide, Guide
+from pyro_meta.models import DepthPrior, Prior
 from pyro_meta.naming import NoSuchClass, find_class
 
 
 def built_in() -> list[type]:
     """Every mechanism, block, prior and guide of this package."""
     exported = [getattr(pyro_meta, name) for name in pyro_meta.__all__]
-    bases = (Mechanism, Block, Prior, Guide)
+    bases = (Mechanism, Block, Prior, Guide, DepthGuide)
     ours = [
         found
         for found in exported
-        if isinstance(found, type) and issubclass(found, bases) and found not in bases
+        if isinstance(found, type)
+        and issubclass(found, (*bases, DepthPrior))
+        and found not in bases
     ]
     return list(dict.fromkeys([*BUILT_IN.values(), *BLOCKS.values(), *ours]))
 

@@ -12,15 +12,24 @@ from pyro_meta.contracts.subjects import (
     MECHANISMS,
     SHAPE,
     BlockSubject,
+    DepthGuideSubject,
+    DepthPriorSubject,
     GuideSubject,
     MechanismSubject,
     PriorSubject,
 )
 from pyro_meta.errors import UsageError
-from pyro_meta.guides import DirichletGuide, Guide
-from pyro_meta.models import CostDirichlet, Prior
+from pyro_meta.guides import BetaDepthGuide, DepthGuide, DirichletGuide, Guide
+from pyro_meta.models import CostDirichlet, DepthPrior, Prior
 
-Subject = MechanismSubject | BlockSubject | PriorSubject | GuideSubject
+Subject = (
+    MechanismSubject
+    | BlockSubject
+    | PriorSubject
+    | GuideSubject
+    | DepthPriorSubject
+    | DepthGuideSubject
+)
 Pair = TypeVar("Pair", PriorSubject, GuideSubject)
 
 
@@ -32,7 +41,7 @@ def subject_of(found: type, arguments: dict[str, Any]) -> Subject:
     found
         A mechanism, block, prior or guide.
     arguments
-        For its constructor; and `prior` for a guide, `guide` for a prior: its partner.
+        For its constructor; and `prior` for a guide, `guide` for a prior of routes: its partner.
 
     Raises
     ------
@@ -60,7 +69,25 @@ def subject_of(found: type, arguments: dict[str, Any]) -> Subject:
         priors = _partners(arguments.pop("prior", None), CostDirichlet, Prior)
         _require_fitting(found, None, **arguments)
         return _first_that_fits(GuideSubject(p, partial(found, **arguments)) for p in priors)
-    raise UsageError("it is no subclass of pyro_meta's Mechanism, Block, Prior or Guide")
+    if issubclass(found, DepthPrior | DepthGuide):
+        _require_fitting(found, None, **arguments)
+        return _of_gates(found, partial(found, **arguments))
+    raise UsageError(
+        "it is no subclass of pyro_meta's Mechanism, Block, Prior or Guide, "
+        "nor of DepthPrior or DepthGuide"
+    )
+
+
+def _of_gates(found: type, make: Callable[..., Any]) -> Subject:
+    """A prior over depth gates or a guide of them, beside what is built in."""
+    beside = CostDirichlet, DirichletGuide
+    subject: DepthPriorSubject | DepthGuideSubject
+    if issubclass(found, DepthPrior):
+        subject = DepthPriorSubject(*beside, make, BetaDepthGuide)
+    else:
+        subject = DepthGuideSubject(*beside, DepthPrior, make)
+    subject.build()
+    return subject
 
 
 def _require_fitting(found: type, *given: Any, **arguments: Any) -> None:

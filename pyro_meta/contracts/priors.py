@@ -1,4 +1,4 @@
-"""The contract of a prior: a law of routes that knows positions and nothing else of the text."""
+"""The contract of a prior: a law that knows positions and nothing else of the text."""
 
 import torch
 
@@ -14,12 +14,12 @@ def law_is_of_the_position_alone(subject: Router) -> None:
         model, guide = subject.build()
         positions = torch.arange(SHAPE.context)
         with evaluating(model, guide):
-            for layer in range(SHAPE.layers):
-                whole = model.prior(layer, positions).expand(positions.shape)
+            for layer in subject.layers:
+                whole = subject.law_of_positions(model, layer, positions).expand(positions.shape)
                 draw = whole.sample()
                 density = whole.log_prob(draw)
                 for part in (slice(1), slice(7), slice(8, 9), slice(5, 20)):
-                    law = model.prior(layer, positions[part])
+                    law = subject.law_of_positions(model, layer, positions[part])
                     law = law.expand(positions[part].shape)
                     what = (
                         f"the length is seen: the law of positions {part.start or 0} to "

@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, K mechanisms.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,10 @@ from torch.distributions import Distribution
 from pyro_meta.attention import Mechanism
 from pyro_meta.blocks import Block
 from pyro_meta.evaluation import evaluating
-from pyro_meta.guides import Guide
-from pyro_meta.models import LanguageModel, Prior
+from pyro_meta.guides import DepthGuide, Guide
+from pyro_meta.models import DepthPrior, LanguageModel, Prior
 from pyro_meta.shape import Shape
-from pyro_meta.transformer import Features, Transformer
+from pyro_meta.transformer import Decision, Features, Transformer
 
 SHAPE = Shape(vocabulary=13, context=64, width=16, layers=2, heads=2, window=5)
 MECHANISMS = ("full", "window", "linear")
@@ -53,11 +54,28 @@ class Router(ABC):
     make_prior: Callable[[Transformer], Prior]
     make_guide: Callable[[LanguageModel], Guide]
 
+    event: ClassVar[tuple[int, ...]] = (K,)
+    """Event shape of its laws."""
+    layers: ClassVar[range] = range(SHAPE.layers)
+    """Layers that have such a law."""
+    is_of_text: ClassVar[bool] = False
+    """Whether its laws have a batch of tokens [B, T], and not of positions [T]."""
+
     def build(self, seed: int = 0) -> tuple[LanguageModel, Guide]:
         torch.manual_seed(seed)
         network = Transformer(SHAPE, MECHANISMS)
         model = LanguageModel(network, self.make_prior(network))
         return model, self.make_guide(model)
+
+    def law_of_positions(self, model: LanguageModel, layer: int, positions: Tensor) -> Distribution:
+        """The prior, or what the subject is a posterior of, at `positions` [T]."""
+        return model.prior(layer, positions)
+
+    def walk(
+        self, model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
+    ) -> tuple[list[Distribution], Tensor]:
+        """The posterior of each layer along the mean route, and the logits at its end."""
+        return walk(model, guide, tokens, hard)
 
     @abstractmethod
     def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
@@ -75,34 +93,94 @@ class Router(ABC):
 
 
 class PriorSubject(Router):
-    """A prior, beside a guide."""
+    """A prior over routes, beside a guide."""
 
     def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
         return model.prior
 
     def laws(self, model: LanguageModel, guide: Guide, tokens: Tensor) -> list[Distribution]:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return [model.prior(layer, positions) for layer in range(SHAPE.layers)]
+        return [self.law_of_positions(model, layer, positions) for layer in self.layers]
 
     def law_at(
         self, model: LanguageModel, guide: Guide, layer: int, features: Features
     ) -> Distribution:
-        return model.prior(layer, features.positions)
+        return self.law_of_positions(model, layer, features.positions)
 
 
 class GuideSubject(Router):
-    """A guide, beside a prior."""
+    """A guide of routes, beside a prior."""
+
+    is_of_text = True
 
     def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
         return guide
 
     def laws(self, model: LanguageModel, guide: Guide, tokens: Tensor) -> list[Distribution]:
-        return posteriors(model, guide, tokens)
+        return self.walk(model, guide, tokens)[0]
 
     def law_at(
         self, model: LanguageModel, guide: Guide, layer: int, features: Features
     ) -> Distribution:
         return guide.posterior(layer, features)
+
+
+@dataclass(frozen=True)
+class _Gated(Router):
+    """A prior over depth gates and a guide of them, beside a prior and a guide of routes."""
+
+    make_depth_prior: Callable[[Transformer], DepthPrior]
+    make_depth_guide: Callable[[LanguageModel], DepthGuide]
+    event: ClassVar[tuple[int, ...]] = ()
+    layers: ClassVar[range] = range(1, SHAPE.layers)
+
+    def build(self, seed: int = 0) -> tuple[LanguageModel, Guide]:
+        torch.manual_seed(seed)
+        network = Transformer(SHAPE, MECHANISMS)
+        prior = self.make_prior(network)
+        model = LanguageModel(network, prior, self.make_depth_prior(network))
+        guide = self.make_guide(model)
+        guide.depth = self.make_depth_guide(model)
+        return model, guide
+
+    def law_of_positions(self, model: LanguageModel, layer: int, positions: Tensor) -> Distribution:
+        law = model.depth_law(layer, positions)
+        assert law is not None
+        return law
+
+    def walk(
+        self, model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
+    ) -> tuple[list[Distribution], Tensor]:
+        laws: list[Distribution] = []
+
+        def route(layer: int, features: Features) -> Tensor | Decision:
+            gates = guide.depth_posterior(layer, features)
+            laws.extend([] if gates is None else [gates])
+            return guide.follow(guide.posterior(layer, features), hard, gates)
+
+        return laws, model.network(tokens, route)
+
+
+class DepthPriorSubject(_Gated, PriorSubject):
+    """A prior over depth gates."""
+
+    def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
+        assert model.depth is not None
+        return model.depth
+
+
+class DepthGuideSubject(_Gated, GuideSubject):
+    """A guide of depth gates."""
+
+    def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
+        assert guide.depth is not None
+        return guide.depth
+
+    def law_at(
+        self, model: LanguageModel, guide: Guide, layer: int, features: Features
+    ) -> Distribution:
+        assert guide.depth is not None
+        return guide.depth.posterior(layer, features)
 
 
 def text(seed: int = 7) -> tuple[Tensor, Tensor]:
@@ -112,22 +190,15 @@ def text(seed: int = 7) -> tuple[Tensor, Tensor]:
     return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
-def posteriors(
-    model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
-) -> list[Distribution]:
-    """The posterior of each layer along the mean route."""
-    return walk(model, guide, tokens, hard)[0]
-
-
 def walk(
     model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
 ) -> tuple[list[Distribution], Tensor]:
-    """The posterior of each layer along the mean route, and the logits at its end."""
+    """The posterior of the routes of each layer along the mean route, and the logits at its end."""
     laws: list[Distribution] = []
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Tensor | Decision:
         laws.append(guide.posterior(layer, features))
-        return guide.follow(laws[-1], hard)
+        return guide.follow(laws[-1], hard, guide.depth_posterior(layer, features))
 
     return laws, model.network(tokens, route)
 

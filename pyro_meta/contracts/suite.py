@@ -8,7 +8,14 @@ from pyro_meta.contracts import blocks, guides, mechanisms, priors
 from pyro_meta.contracts.checks import quiet_room
 from pyro_meta.contracts.names import find
 from pyro_meta.contracts.pairing import Subject, subject_of
-from pyro_meta.contracts.subjects import BlockSubject, GuideSubject, MechanismSubject, PriorSubject
+from pyro_meta.contracts.subjects import (
+    BlockSubject,
+    DepthGuideSubject,
+    DepthPriorSubject,
+    GuideSubject,
+    MechanismSubject,
+    PriorSubject,
+)
 from pyro_meta.errors import UsageError
 
 PROMISES: dict[type, tuple[Callable[[Any], None], ...]] = {
@@ -16,6 +23,8 @@ PROMISES: dict[type, tuple[Callable[[Any], None], ...]] = {
     BlockSubject: blocks.CLAUSES,
     PriorSubject: priors.CLAUSES,
     GuideSubject: guides.CLAUSES,
+    DepthPriorSubject: priors.CLAUSES,
+    DepthGuideSubject: guides.OF_GATES,
 }
 
 
@@ -42,12 +51,12 @@ def contract(target: type | str, /, **arguments: Any) -> Callable[..., None]:
     Parameters
     ----------
     target
-        A mechanism, block, prior or guide: the class, its import path, or the name of a built-in
-        one.
+        A mechanism, block, prior or guide, of routes or depth gates: the class, its import path, or
+        the name of a built-in one.
     arguments
-        For its constructor. A guide also takes `prior`, a prior `guide`: the partner that it is
-        tested with, as a class, a name, a call in a string, or a function of the network or model
-        that builds it. By default that is the first built-in one that fits.
+        For its constructor. A guide of routes also takes `prior`, a prior over them `guide`: the
+        partner that it is tested with, as a class, a name, a call in a string, or a function of the
+        network or model that builds it. By default that is the first built-in one that fits.
 
     Raises
     ------

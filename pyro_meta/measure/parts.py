@@ -17,7 +17,7 @@ from pyro_meta.attention import Cache, routed_attention
 from pyro_meta.executed import chosen_by_all
 from pyro_meta.measure.clock import Calls
 from pyro_meta.measure.scene import MECHANISMS, Attention, Scene
-from pyro_meta.transformer import Features, Route, Transformer
+from pyro_meta.transformer import Decision, Features, Route, Transformer
 
 DECODED = 16  # tokens of a call of the decoding part
 
@@ -115,7 +115,7 @@ def decoding_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
     ask = guide.mean_route(hard=True)
 
     def after(route: Route, is_asking: bool) -> Callable[[], object]:
-        def asking(layer: int, features: Features) -> Tensor:
+        def asking(layer: int, features: Features) -> Tensor | Decision:
             ask(layer, features)
             return route(layer, features)
 

@@ -74,6 +74,20 @@ class Scene:
         rows = [kinds[torch.randperm(length, generator=generator)] for _ in range(self.layers)]
         return torch.stack(rows)[:, None].to(self.device)
 
+    def gates(self, share: float, length: int) -> Tensor:
+        """Hard depth gates [L, 1, T]: tokens pass by `share` of all layers, at random places.
+
+        Nobody passes by the first layer; the numbers in the others are alike, and exact. More than
+        (L - 1) / L cannot be had. The same share and length always give the same gates.
+        """
+        shut = round(share * length * self.layers / max(1, self.layers - 1))
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        first = torch.ones(length, dtype=torch.bool)
+        others = [
+            torch.randperm(length, generator=generator) >= shut for _ in range(self.layers - 1)
+        ]
+        return torch.stack([first, *others])[:, None].to(self.device)
+
     def network(self, length: int) -> tuple[LanguageModel, Guide]:
         """A model of random weights and its router, in evaluation mode."""
         torch.manual_seed(self.seed)

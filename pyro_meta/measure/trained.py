@@ -19,7 +19,7 @@ from pyro_meta.measure.parts import DECODED, decode, train_once
 from pyro_meta.measure.scene import Scene
 from pyro_meta.models import LanguageModel
 from pyro_meta.run import Run
-from pyro_meta.transformer import Features, Route
+from pyro_meta.transformer import Decision, Features, Route
 
 
 def trained_run(folder: Path, scene: Scene) -> dict[str, Any]:
@@ -60,10 +60,10 @@ def training(
 ) -> dict[str, float | None]:
     """Loss and gradients of tokens [B, T], along routes that the router gave beforehand."""
     network = model.network
-    given: list[Tensor] = []
+    given: list[Tensor | Decision] = []
     follow = guide.mean_route(hard=True)
 
-    def noted(layer: int, features: Features) -> Tensor:
+    def noted(layer: int, features: Features) -> Tensor | Decision:
         given.append(follow(layer, features))
         return given[-1]
 

@@ -36,6 +36,7 @@ from pyro_meta.study.runner import Job, State
 COSTS = {
     "macs": ("cost_macs_hard", "MACs of attention, hard routes"),
     "nominal": ("cost_nominal_hard", "nominal, hard routes"),
+    "model": ("executed.macs_ratio_model", "MACs of the whole model, hard routes"),
 }
 """Costs to compare at: the figure of summary.json, and its name for people."""
 
@@ -44,6 +45,8 @@ FIGURES = {
     "cost_nominal_hard": "nominal", "cost_nominal_soft": "nominal, soft",
     "routing_entropy": "H(m)", "routing_uncertainty": "E H(alpha)", "truth.text_nll_hard": "text",
     "truth.answer_accuracy_hard": "answers", "truth.full_used": "full used", "truth.auroc": "AUROC",
+    "executed.macs_ratio_model": "MACs, model", "depth.skipped_hard": "passed by",
+    "depth.skipped_soft": "passed by, soft",
 }  # fmt: skip
 """Figures of the table, in order; those that no run has are left out."""
 
