@@ -24,7 +24,7 @@ from pyro_meta.attention.functional import (
 from pyro_meta.attention.queries import Blocks, Queries
 from pyro_meta.attention.slices import Slice, slices
 
-FULL_CHUNK, WINDOW_CHUNK = 64, 32  # queries; the more, the more keys that only some of them see
+FULL_CHUNK, WINDOW_CHUNK = 64, 64  # queries; the more, the more keys that only some of them see
 WINDOW_REACH = 256  # positions that a chunk of a window's queries may span
 FAR = -1e38  # below every score, and finite: a block of keys that a query does not see at all
 LINEAR_BLOCK = 64
