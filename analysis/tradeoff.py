@@ -74,7 +74,7 @@ def tradeoff(settings: Sequence[Setting], cost_name: str) -> Figure:
         axes.set_axisbelow(True)
     if far:
         _break(*panels)
-    panels[-1].set_xlabel(f"cost: {cost_name} (full attention = 1)")
+    panels[-1].set_xlabel(f"cost: {cost_name}")
     panels[-1].set_ylabel("validation loss, hard routes (nats per token)")
     _legend(figure, settings)
     figure.draw_without_rendering()  # sizes of texts are known from here on

@@ -284,7 +284,7 @@ def test_loss_is_compared_at_the_cost_that_is_asked_for(tmp_path: Path) -> None:
         assert ablate.main([*words, f"--cost={cost}"]) == 0
         facts = json.loads((tmp_path / "study" / "study.json").read_text())
         fronts.append({one["group"] for one in facts["groups"] if one["is_on_pareto_front"]})
-    assert facts["cost"] == "executed.macs_ratio_model" and len(fronts[0]) > 1
+    assert facts["cost"] == "executed.macs_per_token_model" and len(fronts[0]) > 1
     assert fronts[1] == {"full alone"}
     assert "| MACs, model |" in (tmp_path / "study" / "study.md").read_text()
 

@@ -34,9 +34,9 @@ from pyro_meta.study.plan import Group, Kind
 from pyro_meta.study.runner import Job, State
 
 COSTS = {
-    "macs": ("cost_macs_hard", "MACs of attention, hard routes"),
-    "nominal": ("cost_nominal_hard", "nominal, hard routes"),
-    "model": ("executed.macs_ratio_model", "MACs of the whole model, hard routes"),
+    "macs": ("cost_macs_hard", "MACs of attention, hard routes (full attention = 1)"),
+    "nominal": ("cost_nominal_hard", "nominal, hard routes (full attention = 1)"),
+    "model": ("executed.macs_per_token_model", "MACs of the whole model per token, hard routes"),
 }
 """Costs to compare at: the figure of summary.json, and its name for people."""
 
@@ -45,7 +45,7 @@ FIGURES = {
     "cost_nominal_hard": "nominal", "cost_nominal_soft": "nominal, soft",
     "routing_entropy": "H(m)", "routing_uncertainty": "E H(alpha)", "truth.text_nll_hard": "text",
     "truth.answer_accuracy_hard": "answers", "truth.full_used": "full used", "truth.auroc": "AUROC",
-    "executed.macs_ratio_model": "MACs, model", "depth.skipped_hard": "passed by",
+    "executed.macs_per_token_model": "MACs, model", "depth.skipped_hard": "passed by",
     "depth.skipped_soft": "passed by, soft",
 }  # fmt: skip
 """Figures of the table, in order; those that no run has are left out."""
@@ -237,8 +237,8 @@ class Results:
 
 READING = """\\* no other setting on the same validation text has less loss at no more cost. ± is
 the standard deviation over seeds. Losses are in nats per token of the validation text, along hard
-and along soft routes; costs are relative to full attention, entropies to log K: H(m) of the
-posterior mean, E H(alpha) of a draw. *To best single*: paired difference of hard losses to the best
+and along soft routes; costs are relative to full attention (*MACs, model*: those of the whole model
+per token, counted), entropies to log K: H(m) of the posterior mean, E H(alpha) of a draw. *To best single*: paired difference of hard losses to the best
 mechanism alone among those that cost no more (none: the setting is cheaper than all of them);
 *to no prior*: to the router without a prior. Below 0 is better. A difference
 whose 95% interval leaves out 0 is marked !, one that rests on a single seed (1)."""
@@ -414,9 +414,11 @@ def _finite(value: Any) -> Any:
 
 
 def _figure(name: str, found: Spread | None, digits: int | None = None) -> str:
-    """Mean and, where seeds differ, deviation of a figure."""
+    """Mean and, where seeds differ, deviation of a figure; of absolute MACs the mean alone."""
     if found is None or not math.isfinite(found.mean):
         return ""
+    if "macs_per_token" in name:
+        return f"{found.mean:,.0f}"
     digits = digits or (4 if "nll" in name else 3)
     deviation = f"{found.deviation:.{digits}f}".removeprefix("0")
     is_spread = found.seeds > 1 and float(deviation) > 0
