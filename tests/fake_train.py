@@ -52,7 +52,7 @@ def main(folder: Path, config_yaml: str) -> int:
         "val_nll_soft": loss, "val_nll_hard": loss, "cost_macs_hard": cost,
         "cost_nominal_hard": cost, "load": dict(zip(names, shares[0], strict=True)),
         "load_by_layer": [dict(zip(names, row, strict=True)) for row in shares],
-        "executed": {"macs_per_token_model": 2e5 * (1.5 - cost)},  # as no run has it: the dearer, the cheaper
+        "executed": {"macs_per_token_model": 2e5 * (1.5 - cost)},  # the other way round
         "seed": options["seed"], "truth": {"answer_accuracy_hard": 0.5}, "device": "none",
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))

@@ -238,10 +238,11 @@ class Results:
 READING = """\\* no other setting on the same validation text has less loss at no more cost. ± is
 the standard deviation over seeds. Losses are in nats per token of the validation text, along hard
 and along soft routes; costs are relative to full attention (*MACs, model*: those of the whole model
-per token, counted), entropies to log K: H(m) of the posterior mean, E H(alpha) of a draw. *To best single*: paired difference of hard losses to the best
-mechanism alone among those that cost no more (none: the setting is cheaper than all of them);
-*to no prior*: to the router without a prior. Below 0 is better. A difference
-whose 95% interval leaves out 0 is marked !, one that rests on a single seed (1)."""
+per token, counted), entropies to log K: H(m) of the posterior mean, E H(alpha) of a draw. *To best
+single*: paired difference of hard losses to the best mechanism alone among those that cost no more
+(none: the setting is cheaper than all of them); *to no prior*: to the router without a prior. Below
+0 is better. A difference whose 95% interval leaves out 0 is marked !, one that rests on a single
+seed (1)."""
 
 PAIRED = """Hard losses, ours minus theirs, in nats per token, on the same sequences and paired by
 seed; 95% intervals. *Seeds*: t-interval of the seeds' mean differences, for other seeds on this
