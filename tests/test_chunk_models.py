@@ -241,7 +241,7 @@ def test_executed_macs_are_those_of_the_sentences_that_were_read() -> None:
     network = model.network
     position = torch.arange(60, dtype=torch.float64)
     keys = position % 2 + 1 + position // 2
-    macs, _ = _count_macs(network, chosen_by_all(network, "chunk_sentence"), [tokens])
+    macs, *_ = _count_macs(network, chosen_by_all(network, "chunk_sentence"), [tokens])
     assert macs == 2 * 2 * 2 * float((16 * keys + 20).sum())
 
 
