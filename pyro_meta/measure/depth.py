@@ -6,7 +6,8 @@ routes without gates, taken in turn. No router is asked.
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +16,13 @@ from torch import Tensor
 from pyro_meta.attention import NO_TOKEN
 from pyro_meta.macs import attention_macs, dense_macs
 from pyro_meta.measure.clock import Calls
+from pyro_meta.measure.parts import reading
+from pyro_meta.measure.routed import Step
 from pyro_meta.measure.scene import FULL, MIX, Scene
 from pyro_meta.transformer import Decision, Features, Route
 
 LENGTHS = {"cpu": [512, 2048, 8192], "cuda": [2048, 8192, 32768]}
 SHARES = [0.1, 0.25, 0.5]
-
-Step = Callable[[str], None]
-"""Called with what comes next, before it is done."""
 
 
 def bench_depth(
@@ -61,14 +61,7 @@ def routes(scene: Scene, length: int) -> dict[str, Tensor]:
 def depth_calls(scene: Scene, length: int, choices: Tensor, shares: Sequence[float]) -> Calls:
     """A prefill along `choices` [L, 1, T] by the share that is passed by; `open`: no gates."""
     model, _ = scene.network(length)
-    network, tokens = model.network, scene.tokens(length)
-
-    def walk(route: Route) -> Callable[[], object]:
-        def run() -> None:
-            with torch.no_grad(), scene.autocast():
-                network(tokens, route)
-
-        return run
+    walk = partial(reading, scene, model.network, scene.tokens(length))
 
     def gated(gates: Tensor | None) -> Route:
         def route(layer: int, features: Features) -> Decision:

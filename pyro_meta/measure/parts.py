@@ -7,6 +7,7 @@ Shapes: B = 1, T tokens, L layers.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -60,14 +61,8 @@ def prefill_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
     time, and the share is what it should be. Pinned to one mechanism, no router is asked.
     """
     model, guide = scene.network(length)
-    network, tokens = model.network, scene.tokens(length)
-
-    def walk(route: Route) -> Callable[[], object]:
-        def run() -> None:
-            with torch.no_grad(), scene.autocast():
-                network(tokens, route)
-
-        return run
+    network = model.network
+    walk = partial(reading, scene, network, scene.tokens(length))
 
     def asked(choices: Tensor) -> Route:
         ask = guide.mean_route(hard=True)
@@ -80,6 +75,18 @@ def prefill_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
 
     calls: Calls = {name: walk(chosen_by_all(network, name)) for name in MECHANISMS}
     return calls | {routed(share): walk(asked(scene.choices(share, length))) for share in shares}
+
+
+def reading(
+    scene: Scene, network: Transformer, tokens: Tensor, route: Route
+) -> Callable[[], object]:
+    """A call in which `network` reads tokens along a route, without gradients."""
+
+    def run() -> None:
+        with torch.no_grad(), scene.autocast():
+            network(tokens, route)
+
+    return run
 
 
 def training_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
