@@ -9,14 +9,15 @@ Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width, D
 
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_meta.attention.backend import is_forced
-from pyro_meta.attention.mechanisms import Mechanism, carries, serves
+from pyro_meta.attention.backend import is_forced, uses_triton
+from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, carries, serves
 from pyro_meta.attention.queries import Queries
 
 NO_TOKEN = -1
@@ -28,6 +29,10 @@ GATHERED_BLOCK = 200
 """As `Mechanism.block`, where queries are gathered: neighbours are some way apart."""
 SEQUENCE_MACS = 1.5e6
 """What gathering from one more sequence costs, in multiply-accumulates (CPU, measured)."""
+
+LAUNCH_MACS = 2e10
+"""Multiply-accumulates in the time that it takes to launch what gathers the queries of one
+mechanism (CUDA, measured)."""
 
 
 class Inputs(NamedTuple):
@@ -85,15 +90,13 @@ def routed_attention(
     ValueError
         A choice that is neither a mechanism nor `NO_TOKEN`.
     """
+    if uses_triton(inputs.q.device.type):
+        in_kernels = _in_kernels(mechanisms, gain, choice, inputs)
+        if in_kernels is not None:
+            return in_kernels
     B, H, T, d = inputs.q.shape
-    flat = choice.flatten()
-    owned = [(flat == index).nonzero()[:, 0] for index in range(len(mechanisms))]
+    owned = _owned(choice.flatten(), len(mechanisms))
     served = sum(map(len, owned))
-    if served < B * T and served + int((flat == NO_TOKEN).sum()) < B * T:
-        raise ValueError(
-            f"choice: {int(flat.min())} to {int(flat.max())} given; 0 to {len(mechanisms) - 1}, "
-            f"or {NO_TOKEN} for no token, is allowed"
-        )
     out: Tensor | None = None
     for index, (mechanism, own) in enumerate(zip(mechanisms, owned, strict=True)):
         if not len(own):
@@ -111,6 +114,63 @@ def routed_attention(
     if out is None:  # no token at all
         return inputs.v.new_zeros(B, T, H * d)
     return out.view(B, T, H * d)
+
+
+def _in_kernels(
+    mechanisms: Sequence[Mechanism], gain: Tensor, choice: Tensor, inputs: Inputs
+) -> Tensor | None:
+    """`routed_attention` in `kernels`; None where they are not written for what is asked.
+
+    Choices that are no mechanism are not looked for: a device would have to be waited for. Their
+    rows are zero.
+    """
+    from pyro_meta.attention import kernels
+
+    q, k, v, q_rotated, k_rotated, *_ = inputs
+    kinds = {type(mechanism) for mechanism in mechanisms}
+    is_known = kernels.knows(q, k, v) and kernels.knows(q_rotated, k_rotated, v)
+    if not is_known or not kinds <= {Full, Window, Linear}:
+        return None
+    B, H, T, d = q.shape
+    choice, gain = choice.contiguous(), gain.contiguous()
+    dtype = torch.promote_types(gain.dtype, v.dtype)
+    out = torch.zeros(B, T, H * d, dtype=dtype, device=q.device)
+    # Linear attention keeps the device busy while the host has the others sorted.
+    for index, mechanism in enumerate(mechanisms):
+        if isinstance(mechanism, Linear):
+            kernels.linear_attention(q, k, v, (gain, choice, index, out))
+    reaches = [_reach(mechanism, T) for mechanism in mechanisms]
+    if any(reaches):
+        kernels.softmax_attention(q_rotated, k_rotated, v, reaches, gain, choice, out)
+    return out
+
+
+def _reach(mechanism: Mechanism, length: int) -> int:
+    """How many keys a query of softmax attention sees; 0: it is another kind."""
+    if isinstance(mechanism, Window):
+        return mechanism.window
+    return length if isinstance(mechanism, Full) else 0
+
+
+def _owned(choice: Tensor, mechanisms: int) -> list[Tensor]:
+    """Which of [N] tokens chose each mechanism, ascending.
+
+    They are sorted where a GPU is waited for: once, rather than once for each mechanism.
+    """
+    if choice.is_cuda:
+        kinds, order = choice.sort(stable=True)
+        bounds = torch.arange(mechanisms + 1, device=choice.device)
+        ends = torch.searchsorted(kinds, bounds).tolist()
+        owned = [order[begin:end] for begin, end in pairwise(ends)]
+    else:
+        owned = [(choice == index).nonzero()[:, 0] for index in range(mechanisms)]
+    served = sum(map(len, owned))
+    if served < len(choice) and served + int((choice == NO_TOKEN).sum()) < len(choice):
+        raise ValueError(
+            f"choice: {int(choice.min())} to {int(choice.max())} given; 0 to {mechanisms - 1}, "
+            f"or {NO_TOKEN} for no token, is allowed"
+        )
+    return owned
 
 
 def attend(mechanism: Mechanism, read: Sequence[Tensor], own: Tensor) -> Tensor:
@@ -141,9 +201,14 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
 
     Weighed are the multiply-accumulates that are asked for, those of keys that a query meets only
     since it stands in a block with later ones (half a block, on average), and what is done on keys
-    and values either way.
+    and values either way. On CUDA what is saved is held against the time in which kernels are
+    launched, and nothing is read back from the device.
     """
     B, H, T, d = q.shape
+    if q.is_cuda:
+        everyone = B * H * _macs_of_all(mechanism, T, q.device)
+        saved = 1 - len(queries.position) / (B * T)
+        return (1 - mechanism.of_keys) * saved * everyone > LAUNCH_MACS
 
     def work(position: Tensor, block: int) -> float:
         unseen = len(position) * min(block, T) / 2
@@ -152,6 +217,12 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
     everyone = B * work(torch.arange(T, device=q.device), mechanism.block)
     own = work(queries.position, GATHERED_BLOCK)
     return mechanism.of_keys * everyone + GATHERED_COST * own + SEQUENCE_MACS * B < everyone
+
+
+@lru_cache(maxsize=256)
+def _macs_of_all(mechanism: Mechanism, length: int, device: torch.device) -> float:
+    """Multiply-accumulates of a head on T tokens."""
+    return float(mechanism.macs(torch.arange(length, device=device).float()).sum())
 
 
 def is_choice(route: Tensor) -> bool:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_meta.attention.backend import uses_triton
+
 WINDOW_CHUNK = 64
 LINEAR_CHUNK = 64
 SUM_GROUP = 32
@@ -78,9 +80,14 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9 to 12), as a chunked scan: inside a chunk
     the scores are formed, across chunks the d x d state is carried. O(T (C + d) d) time, O(T d)
     memory. Sums run in float32 at least, whatever the autocast dtype. On a CPU a few heads at a
-    time.
+    time; on a GPU, without gradients, in `kernels`.
     """
     B, H, T, d = q.shape
+    if uses_triton(q.device.type) and not torch.compiler.is_compiling():
+        from pyro_meta.attention import kernels
+
+        if kernels.knows(q, k, v):
+            return kernels.linear_attention(q, k, v)
     heads = H if q.is_cuda else max(1, min(H, HEADS_AT_ONCE // max(1, B * T * d)))
     with torch.autocast(q.device.type, enabled=False):
         parts = zip(*(x.split(heads, 1) for x in in_single_precision(q, k, v)), strict=True)
