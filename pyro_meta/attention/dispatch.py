@@ -20,6 +20,7 @@ from pyro_meta.attention.backend import is_forced, uses_triton
 from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, carries, serves
 from pyro_meta.attention.queries import Queries
 
+ONE_FOR_ALL = "one_for_all"  # the attribute of choices that are all the same
 NO_TOKEN = -1
 """The choice of a place that holds no token: padding at the end of a shorter sequence."""
 
@@ -90,12 +91,17 @@ def routed_attention(
     ValueError
         A choice that is neither a mechanism nor `NO_TOKEN`.
     """
-    if uses_triton(inputs.q.device.type):
+    B, H, T, d = inputs.q.shape
+    only = getattr(choice, ONE_FOR_ALL, None)
+    if only is None and uses_triton(inputs.q.device.type):
         in_kernels = _in_kernels(mechanisms, gain, choice, inputs)
         if in_kernels is not None:
             return in_kernels
-    B, H, T, d = inputs.q.shape
-    owned = _owned(choice.flatten(), len(mechanisms))
+    if only is None:
+        owned = _owned(choice.flatten(), len(mechanisms))
+    else:
+        everyone = torch.arange(B * T, device=choice.device)
+        owned = [everyone if index == only else everyone[:0] for index in range(len(mechanisms))]
     served = sum(map(len, owned))
     out: Tensor | None = None
     for index, (mechanism, own) in enumerate(zip(mechanisms, owned, strict=True)):
@@ -114,6 +120,17 @@ def routed_attention(
     if out is None:  # no token at all
         return inputs.v.new_zeros(B, T, H * d)
     return out.view(B, T, H * d)
+
+
+def one_for_all(like: Tensor, index: int) -> Tensor:
+    """Choices of one mechanism by every token, in the shape of `like`.
+
+    `routed_attention` knows them as such without looking at them, so that it sorts nothing and,
+    on a GPU, waits for nothing.
+    """
+    choice = torch.full_like(like, index)
+    setattr(choice, ONE_FOR_ALL, index)
+    return choice
 
 
 def _in_kernels(

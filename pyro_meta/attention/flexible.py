@@ -43,6 +43,8 @@ def softmax_attention_of(
     spare = -T % BUCKET
     if spare:
         k, v = F.pad(k, (0, 0, 0, spare)), F.pad(v, (0, 0, 0, spare))
+    if not torch.is_grad_enabled():  # flex_attention looks at what inputs say, not at the mode
+        k, v = k.detach(), v.detach()
     rows = table.pack(q).transpose(1, 2).contiguous()
     mask = block_mask(last, lowest, k.shape[2])
     out = _compiled(flex_attention, q.device.type)(
