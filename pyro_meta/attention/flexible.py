@@ -23,7 +23,9 @@ from pyro_meta.attention.queries import Blocks, Queries
 
 BUCKET = 128
 _parameters = signature(BlockMask.from_kv_blocks).parameters
-FORWARD_ALONE = {"compute_q_blocks": False} if "compute_q_blocks" in _parameters else {}
+FORWARD_ALONE: dict[str, Any] = (
+    {"compute_q_blocks": False} if "compute_q_blocks" in _parameters else {}
+)
 """Spares the tables that only the backward pass reads, where PyTorch can be told so."""
 
 
@@ -60,13 +62,17 @@ def block_mask(last: Tensor, lowest: Tensor, keys: int) -> BlockMask:
     which blocks of keys it meets, and which of them all of its queries see in full: two intervals,
     one within the other. Elements are masked in the rest alone.
     """
-    blocks = _compiled(_blocks_of_keys, last.device.type)(last, lowest, keys // BUCKET)
+    plan = _compiled(_blocks_of_keys, last.device.type)
+    part_count, part, full_count, full = plan(last, lowest, keys // BUCKET)
 
     def sees(b: Tensor, h: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
         return (kv_index <= last[b, q_index]) & (kv_index >= lowest[b, q_index])
 
     return BlockMask.from_kv_blocks(
-        *blocks,
+        part_count,
+        part,
+        full_count,
+        full,
         BLOCK_SIZE=BUCKET,
         mask_mod=sees,
         seq_lengths=(last.shape[1], keys),
@@ -74,7 +80,9 @@ def block_mask(last: Tensor, lowest: Tensor, keys: int) -> BlockMask:
     )
 
 
-def _blocks_of_keys(last: Tensor, lowest: Tensor, blocks: int) -> tuple[Tensor, ...]:
+def _blocks_of_keys(
+    last: Tensor, lowest: Tensor, blocks: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For each block of queries: how many blocks of keys it meets in part, and which; and how many
     in full, and which. Numbers [B, 1, r] and indices [B, 1, r, c], of which those count."""
     begin, end = lowest[:, ::BUCKET] // BUCKET, last[:, BUCKET - 1 :: BUCKET] // BUCKET + 1

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
@@ -42,8 +43,8 @@ ARITHMETIC: dict[Any, Any] = {
     Tensor.tril: torch.tril,
 }
 """Recorded function -> what is replayed."""
-KERNELS = ("_softmax", "_states", "_linear", "scan", "flex_attention")
-"""In the names of the kernels that are attention on CUDA; `scan` sums the states of `_states`."""
+KERNELS = ("softmax_program", "states_program", "linear_program", "scan", "flex_attention")
+"""In the names of the kernels that are attention on CUDA; `scan` sums states."""
 Recorded = list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
 
 
@@ -70,7 +71,7 @@ def recorded_arithmetic() -> Iterator[Recorded]:
 
     def recording(function: Any, device_type: str) -> Any:
         kernel = original(function, device_type)
-        if function is not flexible.flex_attention:
+        if function is not flex_attention:
             return kernel
 
         def run(*args: Any, **kwargs: Any) -> Any:

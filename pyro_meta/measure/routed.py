@@ -140,7 +140,7 @@ def prefill_memory(scene: Scene, length: int) -> dict[str, Any]:
     is_cuda = scene.device == "cuda"  # which counts what is allocated, in any process
     for _ in range(1 if is_cuda else min(MEMORY_REPEATS, scene.repeats)):
         for name, own in values.items():
-            arguments = {
+            arguments: dict[str, Any] = {
                 "scene": dataclasses.asdict(scene),
                 "length": length,
                 "name": name,
