@@ -3,6 +3,7 @@
 `python -m pytest tests/test_cuda.py` on a machine with one.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -216,3 +217,24 @@ def test_a_run_trains_reports_and_continues(options: list[str], tmp_path: Path) 
     assert (out / "posterior.nc").exists()
     done = run("generate", out, "--max_tokens=8")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_gpu
+@pytest.mark.parametrize("graphs", ["true", "false"])
+def test_the_benchmark_runs(graphs: str, tmp_path: Path) -> None:
+    words = [
+        "--what=routed",
+        "--repeats=1",
+        "--layers=2",
+        "--lengths=[256,512]",
+        "--shares=[0.1,1]",
+    ]
+    done = run(
+        "bench", *words, "--parts=[attention,prefill]", f"--graphs={graphs}", "--out", tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((tmp_path / "routed.json").read_text())
+    assert facts["setting"]["device"] == "cuda"
+    assert facts["setting"]["graphs"] == (graphs == "true")
+    assert 0 < facts["bookkeeping"]["share_of_time"] < 1
+    assert facts["memory"]["ratio_to_full"] > 0

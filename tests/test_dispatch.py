@@ -26,7 +26,9 @@ from pyro_meta.attention import (
     Window,
     backend,
     build_mechanisms,
+    dispatch,
     gathered,
+    one_for_all,
     routed_attention,
 )
 from pyro_meta.attention.backend import uses_flex
@@ -284,6 +286,21 @@ def test_below_break_even_full_attention_runs_on_all(
     monkeypatch.setattr(Full, "forward" if share < 0.5 else "serve", refuse)
     with torch.no_grad():
         case.run("auto")
+
+
+def test_choices_known_to_be_of_one_mechanism_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case([40, 30], shares=(0.5, 0.5))
+    everyone = torch.zeros_like(case.choice)
+    choice = one_for_all(everyone, 1)
+    assert torch.equal(choice, everyone + 1)
+    expected = case.run("dense", choice=choice)
+    assert_same([case.run("auto", choice=choice.masked_fill(everyone == 1, NO_TOKEN))], [expected])
+    monkeypatch.setattr(dispatch, "_owned", refuse)
+    assert_same([case.run("auto", choice=choice)], [expected])
+    with pytest.raises(AssertionError):  # what comes of it by any operation is looked at again
+        case.run("auto", choice=choice.masked_fill(everyone == 0, NO_TOKEN))
 
 
 @pytest.mark.parametrize("wrong", [4, -2])
