@@ -69,10 +69,9 @@ def softmax_attention(
     kinds, order = group.flatten().to(bounds.dtype).sort(stable=True)
     starts = torch.searchsorted(kinds, bounds)  # [K B + 1]
     blocks = triton.cdiv(B * T, QUERIES) + B * sum(one != NO_REACH for one in reaches)
-    # Heads turn fastest, so that the longest blocks of all come first.
-    programs.softmax_program[(H, blocks)](
+    programs.softmax_program[(blocks * H,)](
         q, k, v, gain, order, starts, reach, out,
-        math.log2(math.e) / math.sqrt(d), T, B, K * B, H // k.shape[1], H * d,
+        math.log2(math.e) / math.sqrt(d), T, B, H, K * B, H // k.shape[1],
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         GROUPS=triton.next_power_of_2(K * B), WIDTH=d, QUERIES=QUERIES, KEYS=KEYS,
         PRECISION=_precision(q),

@@ -12,13 +12,14 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["T", "B", "groups"])
 def softmax_program(
     q_at, k_at, v_at, gain_at, order_at, starts_at, reach_at, out_at,
-    scale, T, B, groups, heads_per_key, D,
+    scale, T, B, H, groups, heads_per_key,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one mechanism in one sequence, of one head."""
-    head, number = tl.program_id(0), tl.program_id(1)
+    head, number = tl.program_id(0) % H, tl.program_id(0) // H  # the longest blocks of all first
+    D = H * WIDTH
     group = tl.arange(0, GROUPS)
     is_group = group < groups
     begin = tl.load(starts_at + group, mask=is_group, other=0)
@@ -52,9 +53,8 @@ def softmax_program(
         # every one.
         begin_key = tl.maximum(least - reach + 1, 0) // KEYS * KEYS
         all_end = (least + 1) // KEYS * KEYS
-        all_begin = tl.maximum(most - reach + 1, 0) + KEYS - 1
-        all_begin = tl.minimum(tl.maximum(all_begin // KEYS * KEYS, begin_key), all_end)
-        all_begin = tl.maximum(all_begin, begin_key)
+        all_begin = (tl.maximum(most - reach + 1, 0) + KEYS - 1) // KEYS * KEYS
+        all_begin = tl.minimum(all_begin, all_end)
         total, weight, peak = _meet(
             total, weight, peak, q, k_at, v_at, k_t, v_t, scale, begin_key, all_begin, last,
             reach, most, True, WIDTH, KEYS, PRECISION,
@@ -64,8 +64,8 @@ def softmax_program(
             reach, most, False, WIDTH, KEYS, PRECISION,
         )  # fmt: skip
         total, weight, peak = _meet(
-            total, weight, peak, q, k_at, v_at, k_t, v_t, scale, tl.maximum(all_begin, all_end),
-            most + 1, last, reach, most, True, WIDTH, KEYS, PRECISION,
+            total, weight, peak, q, k_at, v_at, k_t, v_t, scale, all_end, most + 1, last,
+            reach, most, True, WIDTH, KEYS, PRECISION,
         )  # fmt: skip
         channel = head * WIDTH + column
         gain = tl.load(gain_at + (mine // B) * D + channel)
@@ -79,7 +79,7 @@ def _meet(
     total, weight, peak, q, k_at, v_at, k_t, v_t, scale, begin, end, last, reach, most,
     IS_MASKED: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Queries meet the keys begin .. end, in the running softmax of Milakov and Gimelshein."""
+    """Queries meet the keys begin .. end, in a running softmax (arXiv 1805.02867, 2205.14135)."""
     column = tl.arange(0, WIDTH)
     for start in range(begin, end, KEYS):
         key = start + tl.arange(0, KEYS)
