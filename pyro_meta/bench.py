@@ -171,6 +171,8 @@ def _check(options: Namespace, defaults: Namespace) -> None:
             f"option --graphs: true given, with --parts {parts}; then of {', '.join(CAPTURED)} are "
             "allowed"
         )
+    if options.graphs and options.run is not None:
+        raise UsageError("option --graphs: true given, with --run; false is allowed")
     if options.run is not None:
         Run.open(options.run).state()  # before an hour of measuring
 

@@ -7,8 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,41 +21,89 @@ from test_dispatch import Case, each, tensors
 from torch import Tensor
 
 from pyro_meta import CostDirichlet, DirichletGuide, LanguageModel, Shape, Transformer
-from pyro_meta.attention import NO_TOKEN, functional, routed_attention
-from pyro_meta.attention.backend import backend
+from pyro_meta.attention import (
+    NO_TOKEN,
+    dispatch,
+    flexible,
+    functional,
+    gathered,
+    routed_attention,
+)
+from pyro_meta.attention.backend import _chosen, backend
 from pyro_meta.sampling import Sampling, continue_batch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 KERNELS = """
 import torch
 from test_attention import rms_ratio
-from test_dispatch import Case, each, tensors
-from pyro_meta.attention import NO_TOKEN, functional
-from pyro_meta.attention.backend import backend
+from test_cuda import in_kernels
+from test_dispatch import Case, each
+from pyro_meta.attention import NO_TOKEN, Inputs, functional
+from pyro_meta.attention.backend import _chosen, backend
 
 torch.manual_seed(0)
+
+
+def compare(case, name):
+    del case.mechanisms[3:]
+    with in_kernels():
+        assert rms_ratio(case.run("triton"), case.run("dense")) < 1e-6, name
+
+
 with torch.no_grad():
     for B, H, T, d in [(1, 2, 64, 32), (2, 3, 300, 16), (1, 1, 1, 32), (1, 1, 600, 64)]:
-        for dtype, most in [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)]:
-            q, k, v = torch.randn(3, B, H, T, d).to(dtype)
-            with backend("triton"):
-                ours = functional.linear_attention(q, k, v)
-            assert ours.dtype == dtype
-            truth = functional.linear_attention(q.double(), k.double(), v.double())
-            assert rms_ratio(ours.double(), truth) < most, (B, H, T, d, dtype)
-    for lengths, heads, window, shares in [
-        ([300, 170, 3], (4, 2), 70, (0.3, 0.4, 0.3)),
-        ([1], (2, 2), 5, (1, 1, 1)),
-        ([200, 0], (1, 1), 1, (0.1, 0.9, 0)),
-        ([200], (2, 2), 300, (0, 1, 1)),
-        ([500], (1, 1), 64, (1, 1, 0.1)),
-        ([90, 80], (2, 1), 64, (0, 0, 1)),
+        q, k, v = torch.randn(3, B, H, T, d)
+        with backend("triton"), in_kernels():
+            ours = functional.linear_attention(q, k, v)
+        truth = functional.linear_attention(q.double(), k.double(), v.double())
+        assert rms_ratio(ours.double(), truth) < 1e-6, (B, H, T, d)
+    for lengths, heads, window, shares, width in [
+        ([300, 170, 3], (4, 2), 70, (0.3, 0.4, 0.3), 16),
+        ([1], (2, 2), 5, (1, 1, 1), 64),
+        ([200, 0], (1, 1), 1, (0.1, 0.9, 0), 32),
+        ([200], (2, 2), 300, (0, 1, 1), 16),
+        ([500], (1, 1), 64, (1, 1, 0.1), 64),
+        ([90, 80], (2, 1), 64, (0, 0, 1), 16),
     ]:
-        case = Case(lengths, heads, window, shares, width=16, dtype=torch.float32)
-        del case.mechanisms[3:]
-        case.choice[case.choice == 3] = 2
-        assert rms_ratio(case.run("triton"), case.run("dense")) < 1e-6, lengths
+        compare(Case(lengths, heads, window, shares, width, dtype=torch.float32), lengths)
+    case = Case([150, 100], (2, 2), 9, (1, 1, 1), 16, dtype=torch.float32)
+    case.choice[:, 20:90:3] = NO_TOKEN  # in the middle, too
+    case.choice = case.choice.to(torch.int8)
+    fused = torch.randn(2, 150, 6, 16).transpose(1, 2)  # q, k and v of one projection
+    q, k, v = fused.split(2, 1)
+    case.inputs = Inputs(q, k, v, q, k)
+    compare(case, "strides")
+    many = Case([3] * 300, (1, 1), 2, (1, 1, 1), 16, dtype=torch.float32)
+    many.choice = many.choice.to(torch.int8)
+    compare(many, "300 sequences")
+
+twice = Case([80], (1, 1), 5, (1, 1, 1), 16, dtype=torch.float32)
+assert twice.results("triton")[-1].abs().sum() > 0, "gains have gradients"
+alone = each(twice.inputs, lambda x: x.detach())
+assert twice.run("triton", alone).requires_grad, "also where nothing else has"
 """
+
+
+@contextmanager
+def in_kernels() -> Iterator[None]:
+    """Fails unless everything within was run in the kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (gathered, "linear_attention_of"),
+            (gathered, "softmax_attention_of"),
+            (flexible, "softmax_attention_of"),
+            (dispatch, "_owned"),
+            (functional, "_linear_attention"),
+        ):
+            original, caught = getattr(module, name), name
+
+            def refused(*args: Any, original: Any = original, caught: str = caught) -> Any:
+                is_truth = _chosen.get() != "triton" or args[0].dtype == torch.float64
+                assert is_truth, f"{caught} was run"
+                return original(*args)
+
+            patch.setattr(module, name, refused)
+        yield
 
 
 def on_gpu(case: Case) -> Case:
@@ -72,20 +123,20 @@ def on_gpu(case: Case) -> Case:
 @pytest.mark.parametrize(
     ("heads", "dtype", "most"), [((2, 2), torch.float32, 1e-4), ((4, 2), torch.bfloat16, 2e-2)]
 )
-@pytest.mark.parametrize("way", ["triton", "flex"])
+@pytest.mark.parametrize(("way", "width"), [("triton", 32), ("triton", 64), ("flex", 32)])
 def test_equals_dense_execution(
-    way: str, heads: tuple[int, int], dtype: torch.dtype, most: float
+    way: str, width: int, heads: tuple[int, int], dtype: torch.dtype, most: float
 ) -> None:
     """In value and, on flex_attention, in gradient, against float64 of the same numbers."""
     for lengths in ([900, 1300, 3], [1], [200], [128, 0], [3000]):
-        here = on_gpu(Case(lengths, heads, 70, (0.3, 0.4, 0.3), width=32, dtype=dtype))
-        truth = on_gpu(Case(lengths, heads, 70, (0.3, 0.4, 0.3), width=32))
+        here = on_gpu(Case(lengths, heads, 70, (0.3, 0.4, 0.3), width, dtype=dtype))
+        truth = on_gpu(Case(lengths, heads, 70, (0.3, 0.4, 0.3), width))
         truth.gain = here.gain.detach().double().requires_grad_()
         truth.weight = here.weight.double()
         truth.inputs = each(here.inputs, lambda x: x.detach().double().requires_grad_())
         for case in (here, truth):
             del case.mechanisms[3:]
-        with torch.no_grad():
+        with torch.no_grad(), in_kernels() if way == "triton" else nullcontext():
             gap = rms_ratio(here.run(way).double(), truth.run("dense"))
         assert gap < most, lengths
         if way == "flex":
@@ -124,8 +175,9 @@ def test_the_past_does_not_depend_on_the_future(way: str, dtype: torch.dtype) ->
     with torch.no_grad():
         past = case.run(way)[:, :cut]
         again = case.run(way, mixed, choice)[:, :cut]
-    # other places in the table of queries: sums in another order
-    assert rms_ratio(again.float(), past.float()) < (1e-5 if dtype == torch.float32 else 1e-2)
+    # Queries meet others in their blocks: the same sums in another order, row by row.
+    gap = (again - past).abs().amax(-1) / past.abs().amax()
+    assert gap.max() < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
 @needs_gpu
@@ -175,10 +227,11 @@ def test_a_transformer_reads_and_continues_as_on_a_cpu(way: str) -> None:
 
 @needs_gpu
 def test_linear_attention_in_its_kernel() -> None:
-    for length, width in [(64, 32), (777, 16), (1, 64), (5000, 32), (129, 128)]:
+    for length, width in [(64, 32), (777, 16), (1, 64), (5000, 32), (129, 64)]:
         for dtype, most in [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)]:
             q, k, v = torch.randn(3, 2, 4, length, width, device="cuda").to(dtype)
-            ours = functional.linear_attention(q, k, v)
+            with in_kernels(), backend("triton"):
+                ours = functional.linear_attention(q, k, v)
             truth = functional.linear_attention(q.double(), k.double(), v.double())
             assert ours.dtype == dtype
             assert rms_ratio(ours.double(), truth) < most

@@ -303,6 +303,15 @@ def test_choices_known_to_be_of_one_mechanism_are_not_looked_at(
         case.run("auto", choice=choice.masked_fill(everyone == 0, NO_TOKEN))
 
 
+def test_choices_of_one_mechanism_that_were_changed_are_looked_at() -> None:
+    case = Case([40], shares=(0.5, 0.5))
+    choice = one_for_all(case.choice, 1)
+    choice[0, 30:] = NO_TOKEN
+    assert_same([case.run("auto", choice=choice)], [case.run("dense", choice=choice)])
+    with pytest.raises(ValueError, match="choice: 7 to 7 given"):
+        case.run("auto", choice=one_for_all(case.choice, 7))
+
+
 @pytest.mark.parametrize("wrong", [4, -2])
 def test_a_choice_of_nothing_is_refused(wrong: int) -> None:
     case = Case([5])

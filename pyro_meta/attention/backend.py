@@ -20,7 +20,7 @@ def backend(name: str) -> Iterator[None]:
     name
         `gather`: chunks of gathered queries on `scaled_dot_product_attention`. `flex`:
         `flex_attention`; on a CPU it runs eagerly, without gradients. `triton`: the kernels of
-        `pyro_meta.attention.kernels`, where no gradient is wanted; on a CPU in Triton's
+        `pyro_meta.attention.kernels`, where no gradient is wanted; on a CPU in float32, in Triton's
         interpreter. `auto`, as everywhere outside this context: triton on CUDA, flex there with
         gradients, and gather elsewhere; and a mechanism on all tokens where serving its own would
         not be faster.

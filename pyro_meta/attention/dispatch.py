@@ -9,7 +9,7 @@ Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width, D
 
 import warnings
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -89,16 +89,19 @@ def routed_attention(
     Raises
     ------
     ValueError
-        A choice that is neither a mechanism nor `NO_TOKEN`.
+        A choice that is neither a mechanism nor `NO_TOKEN`; but in the kernels of a GPU, which give
+        such a token zeros.
     """
     B, H, T, d = inputs.q.shape
-    only = getattr(choice, ONE_FOR_ALL, None)
+    only = _only(choice)
     if only is None and uses_triton(inputs.q.device.type):
         in_kernels = _in_kernels(mechanisms, gain, choice, inputs)
         if in_kernels is not None:
             return in_kernels
     if only is None:
         owned = _owned(choice.flatten(), len(mechanisms))
+    elif not 0 <= only < len(mechanisms):
+        raise _no_mechanism(only, only, len(mechanisms))
     else:
         everyone = torch.arange(B * T, device=choice.device)
         owned = [everyone if index == only else everyone[:0] for index in range(len(mechanisms))]
@@ -129,8 +132,18 @@ def one_for_all(like: Tensor, index: int) -> Tensor:
     on a GPU, waits for nothing.
     """
     choice = torch.full_like(like, index)
-    setattr(choice, ONE_FOR_ALL, index)
+    setattr(choice, ONE_FOR_ALL, (index, _version(choice)))
     return choice
+
+
+def _only(choice: Tensor) -> int | None:
+    """The mechanism of all tokens, if `one_for_all` made these choices and nobody changed them."""
+    index, version = getattr(choice, ONE_FOR_ALL, (None, None))
+    return index if version == _version(choice) else None
+
+
+def _version(x: Tensor) -> int | None:
+    return None if x.is_inference() else x._version
 
 
 def _in_kernels(
@@ -146,7 +159,8 @@ def _in_kernels(
     q, k, v, q_rotated, k_rotated, *_ = inputs
     kinds = {type(mechanism) for mechanism in mechanisms}
     is_known = kernels.knows(q, k, v) and kernels.knows(q_rotated, k_rotated, v)
-    if not is_known or not kinds <= {Full, Window, Linear}:
+    is_traced = torch.is_grad_enabled() and gain.requires_grad
+    if is_traced or not is_known or not kinds <= {Full, Window, Linear}:
         return None
     B, H, T, d = q.shape
     choice, gain = choice.contiguous(), gain.contiguous()
@@ -165,7 +179,7 @@ def _in_kernels(
 def _reach(mechanism: Mechanism, length: int) -> int:
     """How many keys a query of softmax attention sees; 0: it is another kind."""
     if isinstance(mechanism, Window):
-        return mechanism.window
+        return min(mechanism.window, length)
     return length if isinstance(mechanism, Full) else 0
 
 
@@ -183,11 +197,15 @@ def _owned(choice: Tensor, mechanisms: int) -> list[Tensor]:
         owned = [(choice == index).nonzero()[:, 0] for index in range(mechanisms)]
     served = sum(map(len, owned))
     if served < len(choice) and served + int((choice == NO_TOKEN).sum()) < len(choice):
-        raise ValueError(
-            f"choice: {int(choice.min())} to {int(choice.max())} given; 0 to {mechanisms - 1}, "
-            f"or {NO_TOKEN} for no token, is allowed"
-        )
+        raise _no_mechanism(int(choice.min()), int(choice.max()), mechanisms)
     return owned
+
+
+def _no_mechanism(least: int, most: int, mechanisms: int) -> ValueError:
+    return ValueError(
+        f"choice: {least} to {most} given; 0 to {mechanisms - 1}, or {NO_TOKEN} for no token, is "
+        "allowed"
+    )
 
 
 def attend(mechanism: Mechanism, read: Sequence[Tensor], own: Tensor) -> Tensor:
@@ -219,11 +237,12 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
     Weighed are the multiply-accumulates that are asked for, those of keys that a query meets only
     since it stands in a block with later ones (half a block, on average), and what is done on keys
     and values either way. On CUDA what is saved is held against the time in which kernels are
-    launched, and nothing is read back from the device.
+    launched.
     """
     B, H, T, d = q.shape
     if q.is_cuda:
-        everyone = B * H * _macs_of_all(mechanism, T, q.device)
+        sample = torch.linspace(0, T - 1, 64, device=q.device).round()
+        everyone = B * H * T * float(mechanism.macs(sample).mean())
         saved = 1 - len(queries.position) / (B * T)
         return (1 - mechanism.of_keys) * saved * everyone > LAUNCH_MACS
 
@@ -234,12 +253,6 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
     everyone = B * work(torch.arange(T, device=q.device), mechanism.block)
     own = work(queries.position, GATHERED_BLOCK)
     return mechanism.of_keys * everyone + GATHERED_COST * own + SEQUENCE_MACS * B < everyone
-
-
-@lru_cache(maxsize=256)
-def _macs_of_all(mechanism: Mechanism, length: int, device: torch.device) -> float:
-    """Multiply-accumulates of a head on T tokens."""
-    return float(mechanism.macs(torch.arange(length, device=device).float()).sum())
 
 
 def is_choice(route: Tensor) -> bool:

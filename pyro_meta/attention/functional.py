@@ -89,7 +89,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     time; on a GPU, without gradients, in `kernels`.
     """
     B, H, T, d = q.shape
-    if uses_triton(q.device.type) and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and uses_triton(q.device.type):
         from pyro_meta.attention import kernels
 
         if kernels.knows(q, k, v):

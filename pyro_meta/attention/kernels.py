@@ -23,8 +23,8 @@ from pyro_meta.attention import programs
 
 WIDTHS = (16, 32, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""The head widths and dtypes that the kernels are written for."""
-QUERIES, KEYS = 64, 128  # of a program of softmax attention, at a time
+"""The head widths and dtypes that the kernels are written for; not the widest of the widest."""
+QUERIES = 64  # of a program of softmax attention
 ROWS, CHUNK = 64, 256  # of linear attention: queries of a program, keys between two states
 NO_REACH = 0  # of a mechanism that is not softmax over the last so many keys
 
@@ -33,8 +33,10 @@ def knows(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the kernels are written for such tensors, and no gradient is wanted."""
     is_traced = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     is_known = q.dtype == k.dtype == v.dtype and q.dtype in DTYPES and q.shape[-1] in WIDTHS
+    fits = q.shape[-1] * q.itemsize <= 256 and q.numel() > 0
     is_dense = all(x.stride(-1) == 1 for x in (q, k, v))
-    return is_known and is_dense and not is_traced
+    # Triton's interpreter, on a CPU, multiplies the bits of bfloat16.
+    return is_known and fits and is_dense and not is_traced and (q.is_cuda or q.itemsize == 4)
 
 
 def softmax_attention(
@@ -63,19 +65,23 @@ def softmax_attention(
     """
     B, H, T, d = q.shape
     K = len(reaches)
-    is_small = K * B < 1 << 15
+    is_small = (K + 1) * B < 1 << 15  # few bits are sorted sooner
     bounds, reach = _tables(tuple(reaches), B, torch.int16 if is_small else torch.int32, q.device)
-    group = choice if B == 1 else choice * B + torch.arange(B, device=choice.device)[:, None]
-    kinds, order = group.flatten().to(bounds.dtype).sort(stable=True)
+    group = choice.long().clamp(-1, K).to(bounds.dtype)
+    if B > 1:
+        group = group * B + torch.arange(B, device=choice.device, dtype=bounds.dtype)[:, None]
+    kinds, order = group.flatten().sort(stable=True)
     starts = torch.searchsorted(kinds, bounds)  # [K B + 1]
     blocks = triton.cdiv(B * T, QUERIES) + B * sum(one != NO_REACH for one in reaches)
-    programs.softmax_program[(blocks * H,)](
-        q, k, v, gain, order, starts, reach, out,
-        math.log2(math.e) / math.sqrt(d), T, B, H, K * B, H // k.shape[1],
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        GROUPS=triton.next_power_of_2(K * B), WIDTH=d, QUERIES=QUERIES, KEYS=KEYS,
-        PRECISION=_precision(q),
-    )  # fmt: skip
+    keys, stages = _keys(q)
+    with torch.cuda.device_of(q):
+        programs.softmax_program[(blocks * H,)](
+            q, k, v, gain, order, starts, reach, out,
+            math.log2(math.e) / math.sqrt(d), T, B, H, K * B, H // k.shape[1],
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            GROUPS=triton.next_power_of_2(K * B), WIDTH=d, QUERIES=QUERIES, KEYS=keys,
+            PRECISION=_precision(q), num_stages=stages,
+        )  # fmt: skip
 
 
 def linear_attention(
@@ -107,17 +113,28 @@ def linear_attention(
         gain, choice, index, out = routed
     states = torch.zeros(B * G, n, d * d + d, dtype=torch.float32, device=q.device)
     sizes = {"WIDTH": d, "ROWS": ROWS, "CHUNK": CHUNK, "PRECISION": _precision(q)}
-    if n > 1:  # every chunk writes to the next one
-        programs.states_program[(n - 1, B * G)](
-            k, v, states, n, G, *k.stride()[:3], *v.stride()[:3], **sizes
-        )
-        states = states.cumsum(1)
-    programs.linear_program[(triton.cdiv(T, ROWS), B * H)](
-        q, k, v, states, gain, choice, out,
-        T, n, H, H // G, index, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        IS_ROUTED=routed is not None, **sizes,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        if n > 1:  # every chunk writes to the next one
+            programs.states_program[((n - 1) * B * G,)](
+                k, v, states, n, G, *k.stride()[:3], *v.stride()[:3], **sizes
+            )
+            states = states.cumsum(1)
+        programs.linear_program[(triton.cdiv(T, ROWS) * B * H,)](
+            q, k, v, states, gain, choice, out,
+            T, n, B, H, H // G, index, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            IS_ROUTED=routed is not None, **sizes,
+        )  # fmt: skip
     return out.view(B, T, H, d).transpose(1, 2)
+
+
+def _keys(q: Tensor) -> tuple[int, int]:
+    """Keys of a softmax program at a time, and how many such blocks are on their way to it.
+
+    More are faster, and what they take has to fit a small device's shared memory, 99 KiB.
+    """
+    if q.itemsize == 2:
+        return (128, 3) if q.shape[-1] <= 64 else (64, 2)
+    return (64, 2) if q.shape[-1] <= 32 else (32, 2)
 
 
 def _precision(q: Tensor) -> str:

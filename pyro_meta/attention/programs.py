@@ -18,7 +18,8 @@ def softmax_program(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one mechanism in one sequence, of one head."""
-    head, number = tl.program_id(0) % H, tl.program_id(0) // H  # the longest blocks of all first
+    head = (tl.program_id(0) % H).to(tl.int64)
+    number = tl.program_id(0) // H  # the longest blocks of all first
     D = H * WIDTH
     group = tl.arange(0, GROUPS)
     is_group = group < groups
@@ -49,8 +50,7 @@ def softmax_program(
         total = tl.zeros((QUERIES, WIDTH), tl.float32)
         weight = tl.zeros((QUERIES,), tl.float32)
         peak = tl.full((QUERIES,), -1e30, tl.float32)
-        # Of all these keys each is seen by some query; of those from `all_begin` to `all_end` by
-        # every one.
+        # No query sees a key before `begin_key`, and every one those from `all_begin` to `all_end`.
         begin_key = tl.maximum(least - reach + 1, 0) // KEYS * KEYS
         all_end = (least + 1) // KEYS * KEYS
         all_begin = (tl.maximum(most - reach + 1, 0) + KEYS - 1) // KEYS * KEYS
@@ -118,7 +118,8 @@ def states_program(
     WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sum_s phi(k_s) v_s^T and sum_s phi(k_s) of a whole chunk, for the next one."""
-    chunk, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    chunk = tl.program_id(0) % (n - 1)
+    head = (tl.program_id(0) // (n - 1)).to(tl.int64)
     k_at += head // G * k_b + head % G * k_h
     v_at += head // G * v_b + head % G * v_h
     column = tl.arange(0, WIDTH)
@@ -135,16 +136,17 @@ def states_program(
     tl.store(states_at + WIDTH * WIDTH + column, sums)
 
 
-@triton.jit(do_not_specialize=["T", "n", "index"])
+@triton.jit(do_not_specialize=["T", "n", "B", "index"])
 def linear_program(
     q_at, k_at, v_at, states_at, gain_at, choice_at, out_at,
-    T, n, H, heads_per_key, index, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    T, n, B, H, heads_per_key, index, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     IS_ROUTED: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Neighbouring rows of one head: from the state before their chunk, and its keys so far."""
-    number, sequence = tl.program_id(0), (tl.program_id(1) // H).to(tl.int64)
-    head = tl.program_id(1) % H
+    head = (tl.program_id(0) % H).to(tl.int64)
+    sequence = (tl.program_id(0) // H % B).to(tl.int64)
+    number = tl.program_id(0) // H // B
     key_head = head // heads_per_key
     q_at += sequence * q_b + head * q_h
     k_at += sequence * k_b + key_head * k_h
@@ -154,7 +156,7 @@ def linear_program(
     wide = row.to(tl.int64)
     is_own = row < T
     if IS_ROUTED:
-        is_own = tl.load(choice_at + sequence * T + wide, mask=is_own, other=-1) == index
+        is_own &= tl.load(choice_at + sequence * T + wide, mask=is_own, other=-1) == index
     if tl.max(is_own.to(tl.int32), 0) > 0:
         q = tl.load(q_at + wide[:, None] * q_t + column[None, :], mask=is_own[:, None], other=0.0)
         phi_q = _phi(q)

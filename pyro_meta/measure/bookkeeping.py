@@ -43,8 +43,14 @@ ARITHMETIC: dict[Any, Any] = {
     Tensor.tril: torch.tril,
 }
 """Recorded function -> what is replayed."""
-KERNELS = ("softmax_program", "states_program", "linear_program", "scan", "flex_attention")
-"""In the names of the kernels that are attention on CUDA; `scan` sums states."""
+KERNELS = (
+    "softmax_program",
+    "states_program",
+    "linear_program",
+    "tensor_kernel_scan",
+    "flex_attention",
+)
+"""In the names of the kernels that are attention on CUDA; the scan sums states."""
 Recorded = list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
 
 
