@@ -39,6 +39,7 @@ from pyro_meta.measure.svi import bench_svi
 from pyro_meta.run import Run, hardware, versions
 
 REPEATS, ROUTED_REPEATS = 15, 7
+CAPTURED = ("attention", "prefill")  # the parts that can be launched as CUDA graphs
 MECHANISM_LENGTHS = [1024, 2048, 4096, 8192]
 ROUTED = (
     "repeats",
@@ -50,6 +51,7 @@ ROUTED = (
     "run",
     "device",
     "precision",
+    "graphs",
 )
 READS: dict[str, tuple[str, ...]] = {
     "all": ROUTED,
@@ -122,6 +124,11 @@ def _parser() -> ArgumentParser:
         "--precision", type=precisions, default="auto",
         help="Routed, depth: auto is float32 on a CPU and bfloat16 on CUDA.",
     )  # fmt: skip
+    add(
+        "--graphs", type=bool, default=False,
+        help="Routed, on CUDA: launch each call as one CUDA graph, so that the host's time is left "
+        "out (attention and prefill).",
+    )  # fmt: skip
     return parser
 
 
@@ -157,6 +164,15 @@ def _check(options: Namespace, defaults: Namespace) -> None:
         )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("option --device: cuda given, and there is none here; cpu is allowed")
+    if options.graphs and not (torch.cuda.is_available() and options.device != "cpu"):
+        raise UsageError("option --graphs: true given, without CUDA; false is allowed")
+    if options.graphs and not set(parts) <= set(CAPTURED):
+        raise UsageError(
+            f"option --graphs: true given, with --parts {parts}; then of {', '.join(CAPTURED)} are "
+            "allowed"
+        )
+    if options.graphs and options.run is not None:
+        raise UsageError("option --graphs: true given, with --run; false is allowed")
     if options.run is not None:
         Run.open(options.run).state()  # before an hour of measuring
 
@@ -206,7 +222,8 @@ def _scene(options: Namespace) -> Scene:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
-    return Scene(device, precision, options.repeats or ROUTED_REPEATS, options.layers)
+    repeats = options.repeats or ROUTED_REPEATS
+    return Scene(device, precision, repeats, options.layers, graphs=options.graphs)
 
 
 class _Progressing:

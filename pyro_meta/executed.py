@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_meta.attention import Inputs, Mechanism, is_choice, routed_attention
+from pyro_meta.attention import Inputs, Mechanism, is_choice, one_for_all, routed_attention
 from pyro_meta.evaluation import batches, evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.macs import attention_macs, counted, dense_macs, full_attention_macs
@@ -178,7 +178,7 @@ def _clock(
         network(pieces[0], follow)
     if routed:
         index = network.mechanism_names.index("full")
-        pinned = [(m, gain, torch.full_like(c, index), inputs) for m, gain, c, inputs in routed]
+        pinned = [(m, gain, one_for_all(c, index), inputs) for m, gain, c, inputs in routed]
         both = {"routed": lambda: attend_all(routed), "full": lambda: attend_all(pinned)}
         times = medians(interleaved(dict(both), repeats, 1, device, enough_s=ENOUGH_S))
         figures["speed_up_attention"] = times["full"] / times["routed"]
@@ -190,7 +190,7 @@ def chosen_by_all(network: Transformer, name: str) -> Route:
     index = network.mechanism_names.index(name)
 
     def route(layer: int, features: Features) -> Tensor:
-        return torch.full_like(features.tokens, index)
+        return one_for_all(features.tokens, index)
 
     return route
 

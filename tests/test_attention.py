@@ -213,3 +213,9 @@ def test_a_window_below_one_is_refused() -> None:
 
 def test_linear_attention_of_no_sequence_is_empty() -> None:
     assert linear_attention(*torch.randn(3, 0, 2, 5, 4)).shape == (0, 2, 5, 4)
+
+
+def test_linear_attention_compiles_as_one_graph() -> None:
+    q, k, v = torch.randn(3, 1, 2, 20, 4)
+    compiled = torch.compile(linear_attention, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(q, k, v), linear_attention(q, k, v))

@@ -136,6 +136,7 @@ def test_the_pictures_show_something_and_are_drawn_again(measured: Path, tmp_pat
     ("words", "message"),
     [
         (["--repeats=0"], "option --repeats: 0 given"),
+        (["--graphs=true", "--device=cpu"], "option --graphs: true given, without CUDA; false is"),
         (["--threads=0"], "option --threads: 0 given"),
         (["--threads=100000"], "option --threads: 100000 given; 1 to "),
         (["--lengths=[64]"], "two or more different lengths"),

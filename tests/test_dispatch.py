@@ -5,6 +5,7 @@ with it, in value and in gradient.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,7 +26,9 @@ from pyro_meta.attention import (
     Window,
     backend,
     build_mechanisms,
+    dispatch,
     gathered,
+    one_for_all,
     routed_attention,
 )
 from pyro_meta.attention.backend import uses_flex
@@ -47,6 +50,15 @@ def dense(mechanisms: list[Mechanism], gain: Tensor, choice: Tensor, inputs: Inp
         for index, mechanism in enumerate(mechanisms)
     ]
     return torch.stack(parts).sum(0)
+
+
+def each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """Inputs whose tensors have been changed."""
+    return Inputs(*(None if x is None else change(x) for x in inputs))
+
+
+def tensors(inputs: Inputs) -> list[Tensor]:
+    return [x for x in inputs if x is not None]
 
 
 def rows(x: Tensor) -> Tensor:
@@ -75,7 +87,7 @@ class Case:
 
         q, q_rotated, momentum = (normal(B, H, T, width).requires_grad_() for _ in range(3))
         k, v, k_rotated = (normal(B, G, T, width).requires_grad_() for _ in range(3))
-        self.inputs = Inputs(q, k, v, q_rotated, k_rotated, momentum)
+        self.inputs = Inputs(q, k, v, q_rotated, k_rotated, momentum=momentum)
         self.gain = normal(4, H * width).requires_grad_()
         self.mechanisms: list[Mechanism] = list(
             build_mechanisms(["full", "window", "linear", "linear_momentum"], width, window)
@@ -97,7 +109,7 @@ class Case:
     def results(self, way: str) -> list[Tensor]:
         """The output, and the gradients of a random projection of it."""
         out = self.run(way)
-        wanted = (*self.inputs[:5], self.gain)
+        wanted = (*tensors(self.inputs), self.gain)
         if not out.requires_grad:  # no token at all
             return [out, *map(torch.zeros_like, wanted)]
         projection = (out * self.weight).sum()
@@ -224,15 +236,16 @@ def test_the_past_does_not_depend_on_the_future(way: str, case: Case, data: Any)
     end = data.draw(st.integers(1, length))
     with torch.no_grad():
         whole = case.run(way)[:, :end]
-        cut = Inputs(*(x[:, :, :end] for x in case.inputs[:5]))
+        cut = each(case.inputs, lambda x: x[:, :, :end])
         assert_same([case.run(way, cut, case.choice[:, :end])], [whole])
-        later = [torch.cat([x[:, :, :end], 3 - 5 * x[:, :, end:]], 2) for x in case.inputs[:5]]
+        later = each(case.inputs, lambda x: torch.cat([x[:, :, :end], 3 - 5 * x[:, :, end:]], 2))
         other = case.choice.clone()
         other[:, end:] = (other[:, end:] + 1).clamp(max=3)
-        assert_same([case.run(way, Inputs(*later), other)[:, :end]], [whole])
+        assert_same([case.run(way, later, other)[:, :end]], [whole])
     past = case.run(way)[:, :end]
     if past.requires_grad:
-        for grad in torch.autograd.grad(past.sum(), case.inputs[:5], materialize_grads=True):
+        read = tensors(case.inputs)
+        for grad in torch.autograd.grad(past.sum(), read, materialize_grads=True):
             assert (grad[:, :, end:] == 0).all()
 
 
@@ -273,6 +286,30 @@ def test_below_break_even_full_attention_runs_on_all(
     monkeypatch.setattr(Full, "forward" if share < 0.5 else "serve", refuse)
     with torch.no_grad():
         case.run("auto")
+
+
+def test_choices_known_to_be_of_one_mechanism_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case([40, 30], shares=(0.5, 0.5))
+    everyone = torch.zeros_like(case.choice)
+    choice = one_for_all(everyone, 1)
+    assert torch.equal(choice, everyone + 1)
+    expected = case.run("dense", choice=choice)
+    assert_same([case.run("auto", choice=choice.masked_fill(everyone == 1, NO_TOKEN))], [expected])
+    monkeypatch.setattr(dispatch, "_owned", refuse)
+    assert_same([case.run("auto", choice=choice)], [expected])
+    with pytest.raises(AssertionError):  # what comes of it by any operation is looked at again
+        case.run("auto", choice=choice.masked_fill(everyone == 0, NO_TOKEN))
+
+
+def test_choices_of_one_mechanism_that_were_changed_are_looked_at() -> None:
+    case = Case([40], shares=(0.5, 0.5))
+    choice = one_for_all(case.choice, 1)
+    choice[0, 30:] = NO_TOKEN
+    assert_same([case.run("auto", choice=choice)], [case.run("dense", choice=choice)])
+    with pytest.raises(ValueError, match="choice: 7 to 7 given"):
+        case.run("auto", choice=one_for_all(case.choice, 7))
 
 
 @pytest.mark.parametrize("wrong", [4, -2])

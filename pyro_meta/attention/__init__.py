@@ -7,6 +7,7 @@ from pyro_meta.attention.dispatch import (
     NO_TOKEN,
     Inputs,
     is_choice,
+    one_for_all,
     routed_attention,
 )
 from pyro_meta.attention.functional import full_attention, linear_attention, window_attention
@@ -57,6 +58,7 @@ __all__ = [
     "is_choice",
     "linear_attention",
     "mean_attention",
+    "one_for_all",
     "read_in_pieces",
     "recurs",
     "remembers",

@@ -10,15 +10,17 @@ Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width, D
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_meta.attention.backend import is_forced
-from pyro_meta.attention.mechanisms import Mechanism, carries, serves
+from pyro_meta.attention.backend import is_forced, uses_triton
+from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, carries, serves
 from pyro_meta.attention.queries import Queries
 
+ONE_FOR_ALL = "one_for_all"  # the attribute of choices that are all the same
 NO_TOKEN = -1
 """The choice of a place that holds no token: padding at the end of a shorter sequence."""
 
@@ -28,6 +30,10 @@ GATHERED_BLOCK = 200
 """As `Mechanism.block`, where queries are gathered: neighbours are some way apart."""
 SEQUENCE_MACS = 1.5e6
 """What gathering from one more sequence costs, in multiply-accumulates (CPU, measured)."""
+
+LAUNCH_MACS = 2e10
+"""Multiply-accumulates in the time that it takes to launch what gathers the queries of one
+mechanism (CUDA, measured)."""
 
 
 class Inputs(NamedTuple):
@@ -83,17 +89,23 @@ def routed_attention(
     Raises
     ------
     ValueError
-        A choice that is neither a mechanism nor `NO_TOKEN`.
+        A choice that is neither a mechanism nor `NO_TOKEN`; but in the kernels of a GPU, which give
+        such a token zeros.
     """
     B, H, T, d = inputs.q.shape
-    flat = choice.flatten()
-    owned = [(flat == index).nonzero()[:, 0] for index in range(len(mechanisms))]
+    only = _only(choice)
+    if only is None and uses_triton(inputs.q.device.type):
+        in_kernels = _in_kernels(mechanisms, gain, choice, inputs)
+        if in_kernels is not None:
+            return in_kernels
+    if only is None:
+        owned = _owned(choice.flatten(), len(mechanisms))
+    elif not 0 <= only < len(mechanisms):
+        raise _no_mechanism(only, only, len(mechanisms))
+    else:
+        everyone = torch.arange(B * T, device=choice.device)
+        owned = [everyone if index == only else everyone[:0] for index in range(len(mechanisms))]
     served = sum(map(len, owned))
-    if served < B * T and served + int((flat == NO_TOKEN).sum()) < B * T:
-        raise ValueError(
-            f"choice: {int(flat.min())} to {int(flat.max())} given; 0 to {len(mechanisms) - 1}, "
-            f"or {NO_TOKEN} for no token, is allowed"
-        )
     out: Tensor | None = None
     for index, (mechanism, own) in enumerate(zip(mechanisms, owned, strict=True)):
         if not len(own):
@@ -111,6 +123,89 @@ def routed_attention(
     if out is None:  # no token at all
         return inputs.v.new_zeros(B, T, H * d)
     return out.view(B, T, H * d)
+
+
+def one_for_all(like: Tensor, index: int) -> Tensor:
+    """Choices of one mechanism by every token, in the shape of `like`.
+
+    `routed_attention` knows them as such without looking at them, so that it sorts nothing and,
+    on a GPU, waits for nothing.
+    """
+    choice = torch.full_like(like, index)
+    setattr(choice, ONE_FOR_ALL, (index, _version(choice)))
+    return choice
+
+
+def _only(choice: Tensor) -> int | None:
+    """The mechanism of all tokens, if `one_for_all` made these choices and nobody changed them."""
+    index, version = getattr(choice, ONE_FOR_ALL, (None, None))
+    return index if version == _version(choice) else None
+
+
+def _version(x: Tensor) -> int | None:
+    return None if x.is_inference() else x._version
+
+
+def _in_kernels(
+    mechanisms: Sequence[Mechanism], gain: Tensor, choice: Tensor, inputs: Inputs
+) -> Tensor | None:
+    """`routed_attention` in `kernels`; None where they are not written for what is asked.
+
+    Choices that are no mechanism are not looked for: a device would have to be waited for. Their
+    rows are zero.
+    """
+    from pyro_meta.attention import kernels
+
+    q, k, v, q_rotated, k_rotated, *_ = inputs
+    kinds = {type(mechanism) for mechanism in mechanisms}
+    is_known = kernels.knows(q, k, v) and kernels.knows(q_rotated, k_rotated, v)
+    is_traced = torch.is_grad_enabled() and gain.requires_grad
+    if is_traced or not is_known or not kinds <= {Full, Window, Linear}:
+        return None
+    B, H, T, d = q.shape
+    choice, gain = choice.contiguous(), gain.contiguous()
+    dtype = torch.promote_types(gain.dtype, v.dtype)
+    out = torch.zeros(B, T, H * d, dtype=dtype, device=q.device)
+    # Linear attention keeps the device busy while the host has the others sorted.
+    for index, mechanism in enumerate(mechanisms):
+        if isinstance(mechanism, Linear):
+            kernels.linear_attention(q, k, v, (gain, choice, index, out))
+    reaches = [_reach(mechanism, T) for mechanism in mechanisms]
+    if any(reaches):
+        kernels.softmax_attention(q_rotated, k_rotated, v, reaches, gain, choice, out)
+    return out
+
+
+def _reach(mechanism: Mechanism, length: int) -> int:
+    """How many keys a query of softmax attention sees; 0: it is another kind."""
+    if isinstance(mechanism, Window):
+        return min(mechanism.window, length)
+    return length if isinstance(mechanism, Full) else 0
+
+
+def _owned(choice: Tensor, mechanisms: int) -> list[Tensor]:
+    """Which of [N] tokens chose each mechanism, ascending.
+
+    They are sorted where a GPU is waited for: once, rather than once for each mechanism.
+    """
+    if choice.is_cuda:
+        kinds, order = choice.sort(stable=True)
+        bounds = torch.arange(mechanisms + 1, device=choice.device)
+        ends = torch.searchsorted(kinds, bounds).tolist()
+        owned = [order[begin:end] for begin, end in pairwise(ends)]
+    else:
+        owned = [(choice == index).nonzero()[:, 0] for index in range(mechanisms)]
+    served = sum(map(len, owned))
+    if served < len(choice) and served + int((choice == NO_TOKEN).sum()) < len(choice):
+        raise _no_mechanism(int(choice.min()), int(choice.max()), mechanisms)
+    return owned
+
+
+def _no_mechanism(least: int, most: int, mechanisms: int) -> ValueError:
+    return ValueError(
+        f"choice: {least} to {most} given; 0 to {mechanisms - 1}, or {NO_TOKEN} for no token, is "
+        "allowed"
+    )
 
 
 def attend(mechanism: Mechanism, read: Sequence[Tensor], own: Tensor) -> Tensor:
@@ -141,9 +236,15 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
 
     Weighed are the multiply-accumulates that are asked for, those of keys that a query meets only
     since it stands in a block with later ones (half a block, on average), and what is done on keys
-    and values either way.
+    and values either way. On CUDA what is saved is held against the time in which kernels are
+    launched.
     """
     B, H, T, d = q.shape
+    if q.is_cuda:
+        sample = torch.linspace(0, T - 1, 64, device=q.device).round()
+        everyone = B * H * T * float(mechanism.macs(sample).mean())
+        saved = 1 - len(queries.position) / (B * T)
+        return (1 - mechanism.of_keys) * saved * everyone > LAUNCH_MACS
 
     def work(position: Tensor, block: int) -> float:
         unseen = len(position) * min(block, T) / 2

@@ -9,7 +9,9 @@ Shapes: B sequences, H query heads, G key-value heads, T tokens, N queries, d he
 for queries and S for keys, both multiples of 128.
 """
 
+from collections.abc import Callable
 from functools import cache
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -20,6 +22,11 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from pyro_meta.attention.queries import Blocks, Queries
 
 BUCKET = 128
+_parameters = signature(BlockMask.from_kv_blocks).parameters
+FORWARD_ALONE: dict[str, Any] = (
+    {"compute_q_blocks": False} if "compute_q_blocks" in _parameters else {}
+)
+"""Spares the tables that only the backward pass reads, where PyTorch can be told so."""
 
 
 def softmax_attention_of(
@@ -31,64 +38,72 @@ def softmax_attention_of(
     for inference alone) it runs eagerly, which costs O(N T) memory.
     """
     B, G, T, _ = k.shape
-    table = Blocks(queries, B, 1, T)  # a row for each sequence
-    room = -table.places % BUCKET
-    last = F.pad(table.offsets(), (0, room))  # [B, m]
-    lowest = torch.zeros_like(last) if window is None else (last - window + 1).clamp(min=0)
-    spare = (0, 0, 0, -T % BUCKET)
-    k, v = F.pad(k, spare), F.pad(v, spare)
-    rows = F.pad(table.pack(q), (0, 0, 0, 0, 0, room)).transpose(1, 2).contiguous()
-    is_used = F.pad(table.pack(torch.ones_like(queries.position)), (0, room)) > 0
-    out = _kernel(q.device.type)(
-        rows,
-        k,
-        v,
-        block_mask=block_mask(last, lowest, is_used, k.shape[2]),
-        enable_gqa=q.shape[1] != G,
+    table = Blocks(queries, B, 1, T, multiple=BUCKET)  # a row for each sequence
+    # Empty places, behind all others, see what the last query of their row sees.
+    last = table.offsets().cummax(-1).values  # [B, m]
+    lowest = torch.zeros_like(last) if window is None else (last - window + 1).clamp_(min=0)
+    spare = -T % BUCKET
+    if spare:
+        k, v = F.pad(k, (0, 0, 0, spare)), F.pad(v, (0, 0, 0, spare))
+    if not torch.is_grad_enabled():  # flex_attention looks at what inputs say, not at the mode
+        k, v = k.detach(), v.detach()
+    rows = table.pack(q).transpose(1, 2).contiguous()
+    mask = block_mask(last, lowest, k.shape[2])
+    out = _compiled(flex_attention, q.device.type)(
+        rows, k, v, block_mask=mask, enable_gqa=q.shape[1] != G
     )
-    return table.unpack(cast(Tensor, out).transpose(1, 2)[:, : table.places])
+    return table.unpack(cast(Tensor, out).transpose(1, 2))
 
 
-def block_mask(last: Tensor, lowest: Tensor, is_used: Tensor, keys: int) -> BlockMask:
-    """The mask of queries that see the keys lowest .. last, [B, m] each, of `keys` S keys.
+def block_mask(last: Tensor, lowest: Tensor, keys: int) -> BlockMask:
+    """The mask of queries that see the keys lowest .. last, of `keys` S keys.
 
-    Blocks of keys that every query of a block sees are told apart from those that some see, which
-    alone have their elements masked. Places that are not used count for nothing; they see key 0.
+    `last` and `lowest` [B, m] ascend along the rows, so that the ends of a block of queries say
+    which blocks of keys it meets, and which of them all of its queries see in full: two intervals,
+    one within the other. Elements are masked in the rest alone.
     """
-    B, m = last.shape
-    far = torch.iinfo(last.dtype).max
-
-    def ends(x: Tensor) -> tuple[Tensor, Tensor]:
-        by_block = x.view(B, -1, BUCKET)
-        used = is_used.view(B, -1, BUCKET)
-        least = by_block.masked_fill(~used, far).amin(-1)
-        return least[..., None], by_block.masked_fill(~used, -1).amax(-1)[..., None]
-
-    (last_min, last_max), (lowest_min, lowest_max) = ends(last), ends(lowest)  # [B, m / 128, 1]
-    first = torch.arange(0, keys, BUCKET, device=last.device)  # of each block of keys
-    final = first + BUCKET - 1
-    is_met = (first <= last_max) & (final >= lowest_min)
-    is_whole = is_met & (final <= last_min) & (first >= lowest_max)
+    plan = _compiled(_blocks_of_keys, last.device.type)
+    part_count, part, full_count, full = plan(last, lowest, keys // BUCKET)
 
     def sees(b: Tensor, h: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
         return (kv_index <= last[b, q_index]) & (kv_index >= lowest[b, q_index])
 
     return BlockMask.from_kv_blocks(
-        *_listed(is_met & ~is_whole),
-        *_listed(is_whole),
+        part_count,
+        part,
+        full_count,
+        full,
         BLOCK_SIZE=BUCKET,
         mask_mod=sees,
-        seq_lengths=(m, keys),
+        seq_lengths=(last.shape[1], keys),
+        **({} if torch.is_grad_enabled() else FORWARD_ALONE),
     )
 
 
-def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers [B, 1, r] and indices [B, 1, r, c] of the chosen of [B, r, c], in order."""
-    count = chosen.sum(-1, dtype=torch.int32)
-    index = chosen.int().argsort(dim=-1, descending=True, stable=True).int()
-    return count[:, None], index[:, None]
+def _blocks_of_keys(
+    last: Tensor, lowest: Tensor, blocks: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each block of queries: how many blocks of keys it meets in part, and which; and how many
+    in full, and which. Numbers [B, 1, r] and indices [B, 1, r, c], of which those count."""
+    begin, end = lowest[:, ::BUCKET] // BUCKET, last[:, BUCKET - 1 :: BUCKET] // BUCKET + 1
+    whole_begin = (lowest[:, BUCKET - 1 :: BUCKET] + BUCKET - 1) // BUCKET
+    whole_begin = torch.minimum(whole_begin, end)
+    whole_end = torch.minimum((last[:, ::BUCKET] + 1) // BUCKET, end)
+    whole = (whole_end - whole_begin).clamp(min=0)
+    block = torch.arange(blocks, device=last.device)
+    in_part = block + begin[..., None]
+    is_before = in_part < whole_begin[..., None]
+    in_part = torch.where(is_before, in_part, in_part + whole[..., None])
+    in_full = block + whole_begin[..., None]
+
+    def listed(index: Tensor) -> Tensor:
+        return index.clamp(max=blocks - 1)[:, None].int()
+
+    part = end - begin - whole
+    return part[:, None].int(), listed(in_part), whole[:, None].int(), listed(in_full)
 
 
 @cache
-def _kernel(device_type: str) -> Any:
-    return flex_attention if device_type == "cpu" else torch.compile(flex_attention)
+def _compiled(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    """`function`, compiled but on a CPU, where it runs eagerly."""
+    return function if device_type == "cpu" else torch.compile(function, dynamic=True)

@@ -5,13 +5,19 @@ All functions take q, k, v of shape [B, H, T, d] and return [B, H, T, d]; row t 
 rows 0..t alone.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pyro_meta.attention.backend import uses_triton
 
 WINDOW_CHUNK = 64
 LINEAR_CHUNK = 64
 SUM_GROUP = 32
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 HEADS_AT_ONCE = 1 << 17
 """Numbers of q that a scan works on at a time: what is in between then fits a processor's cache."""
 
@@ -25,11 +31,13 @@ def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of the newest token, which sees every key.
 
     q [B, H, 1, d], k and v [B, G, T, d] -> [B, H, 1, d]. The query heads that share a key-value
-    head are its rows, so that no key is copied.
+    head are its rows, so that no key is copied. On a GPU without cuDNN, which plans anew for every
+    length, and so for every token.
     """
     B, H, _, d = q.shape
     rows = q.reshape(B, k.shape[1], -1, d)  # [B, G, H / G, d]
-    return F.scaled_dot_product_attention(rows, k, v).reshape(B, H, 1, d)
+    with sdpa_kernel(WITHOUT_PLANS) if q.is_cuda else nullcontext():
+        return F.scaled_dot_product_attention(rows, k, v).reshape(B, H, 1, d)
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -78,9 +86,14 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9 to 12), as a chunked scan: inside a chunk
     the scores are formed, across chunks the d x d state is carried. O(T (C + d) d) time, O(T d)
     memory. Sums run in float32 at least, whatever the autocast dtype. On a CPU a few heads at a
-    time.
+    time; on a GPU, without gradients, in `kernels`.
     """
     B, H, T, d = q.shape
+    if not torch.compiler.is_compiling() and uses_triton(q.device.type):
+        from pyro_meta.attention import kernels
+
+        if kernels.knows(q, k, v):
+            return kernels.linear_attention(q, k, v)
     heads = H if q.is_cuda else max(1, min(H, HEADS_AT_ONCE // max(1, B * T * d)))
     with torch.autocast(q.device.type, enabled=False):
         parts = zip(*(x.split(heads, 1) for x in in_single_precision(q, k, v)), strict=True)

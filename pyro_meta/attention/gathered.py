@@ -94,7 +94,7 @@ def _masks(
 def linear_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
     """Kernel attention (see `linear_attention`): states for all keys, outputs for own queries.
 
-    A few heads at a time, so that what is in between fits a processor's cache.
+    On a CPU a few heads at a time, so that what is in between fits its cache.
     """
     return _scanned(_linear_heads, q, k, v, queries)
 
@@ -108,7 +108,7 @@ def mean_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tens
 def _scanned(
     heads_of: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, queries: Queries
 ) -> Tensor:
-    """[N, H, d], a few heads at a time by `heads_of`."""
+    """[N, H, d] by `heads_of`, on a CPU a few heads at a time."""
     B, G, T, d = k.shape
     N, H, _ = q.shape
     dtype = q.dtype
@@ -118,7 +118,7 @@ def _scanned(
         blocks = Blocks(queries, B, -(-T // P), P)
         seen = blocks.offsets()[..., None] >= torch.arange(P, device=q.device)  # [B n, m, P]
         seen = seen.to(q.dtype).view(B, 1, -1, 1, blocks.places, P)
-        heads = max(1, min(G, LINEAR_CACHE // (B * T * d)))
+        heads = G if q.is_cuda else max(1, min(G, LINEAR_CACHE // (B * T * d)))
         parts = zip(
             q.unflatten(1, (G, H // G)).split(heads, 1),
             k.split(heads, 1),

@@ -62,18 +62,24 @@ class Blocks:
     """Queries in a padded table [B n, m, ...]: a row for every block of P positions.
 
     m is the largest number of queries that share a block, so that a mechanism that meets a block's
-    keys as one matrix works for its own queries, not for all positions.
+    keys as one matrix works for its own queries, not for all positions; rounded up to `multiple`.
     """
 
-    def __init__(self, queries: Queries, sequences: int, blocks: int, size: int) -> None:
-        block = queries.sequence * blocks + torch.div(queries.position, size, rounding_mode="floor")
-        counts = torch.bincount(block, minlength=sequences * blocks)
-        before = counts.cumsum(0) - counts
-        place = torch.arange(len(block), device=block.device) - before[block]
-        self.rows, self.places = sequences * blocks, int(counts.max())
+    def __init__(
+        self, queries: Queries, sequences: int, blocks: int, size: int, multiple: int = 1
+    ) -> None:
+        device = queries.position.device
+        self.rows, most = sequences * blocks, len(queries.position)
+        place, block = torch.arange(most, device=device), queries.sequence * blocks
+        if self.rows > 1:  # else nothing has to be counted, which a GPU would be waited for
+            block = block + torch.div(queries.position, size, rounding_mode="floor")
+            counts = torch.bincount(block, minlength=self.rows)
+            place = place - (counts.cumsum(0) - counts)[block]
+            most = int(counts.max())
+        self.places = -(-most // multiple) * multiple
         self._slot = block * self.places + place
         self._position = queries.position
-        self._starts = torch.arange(blocks, device=block.device).repeat(sequences) * size
+        self._starts = torch.arange(blocks, device=device).repeat(sequences) * size
 
     def pack(self, x: Tensor) -> Tensor:
         """x [N, ...] in a table [B n, m, ...]; zero where a place is empty."""

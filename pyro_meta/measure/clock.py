@@ -62,6 +62,26 @@ def interleaved(
     return seconds
 
 
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """`call` as one CUDA graph: what the device does, without the host that launches it.
+
+    Raises
+    ------
+    RuntimeError
+        The call looks at what the device computes, or compiles.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 

@@ -135,18 +135,21 @@ def _break_even(points: list[dict[str, Any]], part: str, length: int) -> float |
 
 
 def prefill_memory(scene: Scene, length: int) -> dict[str, Any]:
-    """Bytes that prefill adds at its peak, routed and full, in turn in fresh processes."""
+    """Bytes that prefill adds at its peak, routed and full, on a CPU in turn in fresh processes."""
     values: dict[str, list[int | None]] = {routed(MIX): [], "full": []}
-    for _ in range(min(MEMORY_REPEATS, scene.repeats)):
+    is_cuda = scene.device == "cuda"  # which counts what is allocated, in any process
+    for _ in range(1 if is_cuda else min(MEMORY_REPEATS, scene.repeats)):
         for name, own in values.items():
+            arguments: dict[str, Any] = {
+                "scene": dataclasses.asdict(scene),
+                "length": length,
+                "name": name,
+                "threads": torch.get_num_threads(),
+            }
             own.append(
-                in_fresh_process(
-                    prefill_peak_bytes,
-                    scene=dataclasses.asdict(scene),
-                    length=length,
-                    name=name,
-                    threads=torch.get_num_threads(),
-                )
+                prefill_peak_bytes(**arguments)
+                if is_cuda
+                else in_fresh_process(prefill_peak_bytes, **arguments)
             )
     known = {name: [v for v in own if v is not None] for name, own in values.items()}
     middle = {name: statistics.median(own) if own else None for name, own in known.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_meta.attention import Inputs, Mechanism, build_mechanisms
 from pyro_meta.guides import DirichletGuide, Guide
-from pyro_meta.measure.clock import Calls, interleaved
+from pyro_meta.measure.clock import Calls, captured, interleaved
 from pyro_meta.models import CostDirichlet, LanguageModel
 from pyro_meta.shape import Shape
 from pyro_meta.transformer import Transformer
@@ -37,6 +37,8 @@ class Scene:
     window: int = 64
     vocabulary: int = 256
     seed: int = 0
+    graphs: bool = False
+    """Whether each call is launched as one CUDA graph."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,6 +59,8 @@ class Scene:
 
     def time(self, calls: Calls, repeats: int | None = None) -> dict[str, list[float]]:
         """Interleaved seconds on this device."""
+        if self.graphs:
+            calls = {name: captured(call) for name, call in calls.items()}
         return interleaved(
             calls, repeats or self.repeats, 1, self.device, longer_s=self.repeats / 2
         )

@@ -106,25 +106,23 @@ def targets(points: Points, bookkept: float | None, memory: float | None, device
                 speed_up(points, "decoding", 16384),
                 at_least=3.0,
             ),
+            Target(
+                f"attention alone, any share, any T >= {SHORTEST}: time over that of full",
+                slowest(points, "attention"),
+                at_most=1.1,
+            ),
+            Target(
+                f"bookkeeping at T=8192, {mix}: share of routed attention's time",
+                bookkept,
+                at_most=0.10,
+            ),
         ]
-    shared = [
-        Target(
-            f"attention alone, any share, any T >= {SHORTEST}: time over that of full",
-            slowest(points, "attention"),
-            at_most=1.1,
-        ),
-        Target(
-            f"bookkeeping at T=8192, {mix}: share of routed attention's time",
-            bookkept,
-            at_most=0.10,
-        ),
-        Target(
-            f"peak memory of prefill at T=8192, {mix}: over that of full",
-            memory,
-            at_most=1.0,
-        ),
-    ]
-    return [target.as_json() for target in (*own, *shared)]
+    of_memory = Target(
+        f"peak memory of prefill at T=8192, {mix}: over that of full",
+        memory,
+        at_most=1.0,
+    )
+    return [target.as_json() for target in (*own, of_memory)]
 
 
 def break_even(shares: Sequence[float], ratios: Sequence[float]) -> float | None:
