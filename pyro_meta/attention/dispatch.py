@@ -24,7 +24,7 @@ ONE_FOR_ALL = "one_for_all"  # the attribute of choices that are all the same
 NO_TOKEN = -1
 """The choice of a place that holds no token: padding at the end of a shorter sequence."""
 
-GATHERED_COST = 1.4
+GATHERED_COST, GATHERED_COST_WITH_GRADIENTS = 1.4, 2.8
 """Work on gathered queries over that on all tokens, by multiply-accumulate (CPU, measured)."""
 GATHERED_BLOCK = 200
 """As `Mechanism.block`, where queries are gathered: neighbours are some way apart."""
@@ -252,7 +252,8 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
 
     everyone = B * work(torch.arange(T, device=q.device), mechanism.block)
     own = work(queries.position, GATHERED_BLOCK)
-    return mechanism.of_keys * everyone + GATHERED_COST * own + SEQUENCE_MACS * B < everyone
+    cost = GATHERED_COST_WITH_GRADIENTS if torch.is_grad_enabled() else GATHERED_COST
+    return mechanism.of_keys * everyone + cost * own + SEQUENCE_MACS * B < everyone
 
 
 def is_choice(route: Tensor) -> bool:
