@@ -76,6 +76,15 @@ with torch.no_grad():
     many = Case([3] * 300, (1, 1), 2, (1, 1, 1), 16, dtype=torch.float32)
     many.choice = many.choice.to(torch.int8)
     compare(many, "300 sequences")
+    past = Case([200, 200], (2, 1), 70, (1, 1, 1), 16, dtype=torch.float32)
+    del past.mechanisms[3:]
+    later = each(past.inputs, lambda x: torch.cat([x[:, :, :130], 3 - 5 * x[:, :, 130:]], 2))
+    other = past.choice.clone()
+    other[:, 130:] = (other[:, 130:] + 1) % 3
+    with in_kernels():
+        before, after = past.run("triton"), past.run("triton", later, other)
+    torch.testing.assert_close(after[:, :130], before[:, :130], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(after[:, 130:], before[:, 130:])
 
 twice = Case([80], (1, 1), 5, (1, 1, 1), 16, dtype=torch.float32)
 assert twice.results("triton")[-1].abs().sum() > 0, "gains have gradients"

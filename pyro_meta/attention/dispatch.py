@@ -33,7 +33,7 @@ SEQUENCE_MACS = 1.5e6
 
 LAUNCH_MACS = 2e10
 """Multiply-accumulates in the time that it takes to launch what gathers the queries of one
-mechanism (CUDA, measured)."""
+mechanism (CUDA, a rough estimate)."""
 
 
 class Inputs(NamedTuple):

@@ -26,7 +26,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The head widths and dtypes that the kernels are written for; not the widest of the widest."""
 QUERIES = 64  # of a program of softmax attention
 ROWS, CHUNK = 64, 256  # of linear attention: queries of a program, keys between two states
-NO_REACH = 0  # of a mechanism that is not softmax over the last so many keys
 
 
 def knows(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -55,7 +54,7 @@ def softmax_attention(
     q, k, v
         [B, H, T, d] and [B, G, T, d] twice.
     reaches
-        Of each mechanism, how many keys it sees, itself included; `NO_REACH`: another kind.
+        Of each mechanism, how many keys it sees, itself included; 0: it is no softmax attention.
     gain
         [K, D], factors of the rows.
     choice
@@ -72,7 +71,7 @@ def softmax_attention(
         group = group * B + torch.arange(B, device=choice.device, dtype=bounds.dtype)[:, None]
     kinds, order = group.flatten().sort(stable=True)
     starts = torch.searchsorted(kinds, bounds)  # [K B + 1]
-    blocks = triton.cdiv(B * T, QUERIES) + B * sum(one != NO_REACH for one in reaches)
+    blocks = triton.cdiv(B * T, QUERIES) + B * sum(map(bool, reaches))
     keys, stages = _keys(q)
     with torch.cuda.device_of(q):
         programs.softmax_program[(blocks * H,)](
