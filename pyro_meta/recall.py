@@ -4,8 +4,9 @@
 
 Definitions stand together, by increasing key; queries stand at least `distance` tokens after them,
 and each asks for any of the keys. The answer to a query can only be found by an exact look-up, and
-next to nothing else is told by the distant past: definitions in any order would tell which keys are
-left; keys that are never defined would tell at every mark which key cannot follow; and wherever
+next to nothing else is told by the distant past. Definitions in any order would tell which keys are
+left; so would a fixed number of them among more keys, which is why every key has a coin of its own
+there; keys that are never defined would tell at every mark which key cannot follow; and wherever
 definitions or queries begin at a place of their own, whoever counts or remembers foresees them. So
 both are opened by the same sign, which may come after any filler with the same chance. So it is
 known which tokens need long-range attention, and a router can be scored (`pyro_meta.known_truth`).
@@ -37,7 +38,7 @@ Filler = Callable[[np.random.Generator, int, int, bool], Ints]
 """`filler(rng, rows, length, is_validation)` gives tokens [rows, length]."""
 
 VALIDATION_SEED = 1 << 63  # seeds of training are below
-REVISION = 2  # of the generator: the same options give other sequences than before
+REVISION = 3  # of the generator: the same options give other sequences than before
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,14 @@ class Plan:
         return 3 if self.marked else 2
 
     @property
+    def most_pairs(self) -> int:
+        """Most definitions in a sequence: `pairs`, or where keys are left, half as many again."""
+        return min(self.keys, self.pairs + (self.pairs + 1) // 2)
+
+    @property
     def definitions_length(self) -> int:
-        """Tokens of the definitions and of what opens them."""
-        return self.pairs * self.hops + (self.pairs > 0)
+        """Most tokens of the definitions and of what opens them."""
+        return self.most_pairs * self.hops + (self.pairs > 0)
 
     @property
     def questions_length(self) -> int:
@@ -69,8 +75,15 @@ class Plan:
         return count + (count > 0)
 
     def free(self, length: int) -> int:
-        """Tokens of filler in a sequence of `length`, beyond the least distance."""
+        """Least tokens of filler in a sequence of `length`, beyond the least distance."""
         return length - self.definitions_length - self.distance - self.questions_length
+
+    def most_filler(self, length: int) -> int:
+        """Most tokens of filler in a sequence of `length`."""
+        if self.keys == self.pairs:
+            return self.free(length) + self.distance
+        fewest = self.hops + 1 if self.pairs else 0
+        return length - fewest - (self.questions_length - self.strangers)
 
     def fits(self, length: int) -> bool:
         return self.free(length) > 0
@@ -102,7 +115,8 @@ class Recall(Data):
     Parameters
     ----------
     pairs
-        Definitions in a sequence; at 0 there is nothing but filler.
+        Definitions in a sequence, on average where there are more keys; at 0 there is nothing but
+        filler.
     queries
         Queries in a sequence (default: half the pairs).
     keys
@@ -120,7 +134,8 @@ class Recall(Data):
         because its key has been defined before.
     strangers
         Keys that stand among the queries and are none: not defined or, where queries are marked,
-        without the mark (default: an eighth of the queries where they are not marked).
+        without the mark (default: an eighth of the queries where they are not marked; none in a
+        sequence that defines every key).
     filler
         A text file to plant in (UTF-8, read as characters; its last tenth is kept for validation),
         or `python` for the text that `Text` reads by default; without it, a Markov chain.
@@ -239,7 +254,7 @@ class RecallCorpus(Corpus):
                 f"distance and {plan.questions_length} of queries do not fit into a context of "
                 f"{context}"
             )
-        length = self.plan.free(context + 1) + self.plan.distance
+        length = self.plan.most_filler(context + 1)
         try:
             for is_validation in (False, True):
                 self.filler(step_rng(0, 0), 1, length, is_validation)
@@ -270,34 +285,37 @@ class RecallCorpus(Corpus):
         is_answer, is_undecided = np.zeros((2, rows, length - 1), bool)
         every = np.arange(rows)[:, None]
 
-        def put(columns: Ints, tokens: Ints | int) -> None:
-            out[every, columns] = tokens
-            is_planted[every, columns] = True
+        def put(columns: Ints, tokens: Ints | int, where: NDArray[np.bool_] | bool = True) -> None:
+            out[every, columns] = np.where(where, tokens, out[every, columns])
+            is_planted[every, columns] |= where
 
         shuffled = rng.permuted(np.tile(np.arange(plan.keys), (rows, 1)), axis=1)
-        defined, foreign = np.sort(shuffled[:, : plan.pairs], 1), shuffled[:, plan.pairs :]
-        values = rng.integers(0, plan.values, (rows, plan.pairs))
+        pairs = _how_many(rng, rows, plan)
+        is_defined = np.arange(plan.most_pairs) < pairs
+        defined = np.sort(np.where(is_defined, shuffled[:, : plan.most_pairs], plan.keys), 1)
+        values = rng.integers(0, plan.values, (rows, plan.most_pairs))
 
         free = plan.free(length)
         opens = _wait(rng, rows, free)
         if plan.pairs:
             put(opens, self._opening)
-        at = opens + 1 + np.arange(plan.pairs) * plan.hops
+        at = opens + 1 + np.arange(plan.most_pairs) * plan.hops
         if plan.hops == 1:
-            put(at, self._definition + defined * plan.values + values)
+            put(at, self._definition + defined * plan.values + values, is_defined)
         else:
-            put(at, self._key + defined)
-            put(at + 1, self._value + values)
+            put(at, self._key + defined, is_defined)
+            put(at + 1, self._value + values, is_defined)
 
         count = plan.queries + plan.strangers
         is_stranger = rng.permuted(np.tile(np.arange(count) < plan.strangers, (rows, 1)), axis=1)
-        opens = opens + plan.definitions_length + plan.distance + _wait(rng, rows, free)
+        opens = opens + (plan.pairs > 0) + pairs * plan.hops + plan.distance
+        opens = opens + _wait(rng, rows, free)
         if count:
             put(opens, self._opening)
         is_undecided |= out[:, :-1] == self._opening
         lengths = np.where(is_stranger, 1, plan.query_length)
         at = opens + 1 + _place(rng, lengths, length - opens - 1)
-        asked = rng.integers(0, max(1, plan.pairs), (rows, plan.queries))
+        asked = rng.integers(0, np.maximum(1, pairs), (rows, plan.queries))
         query_at = at[~is_stranger].reshape(rows, plan.queries)
         if plan.marked:
             put(query_at, self._mark)
@@ -307,18 +325,21 @@ class RecallCorpus(Corpus):
         is_answer[every, key_at] = True
         is_undecided[every, key_at] = _repeats(asked, key_at, plan.distance)
         if plan.strangers:
-            among = shuffled if plan.marked else foreign  # a mark is missed even at a defined key
-            chosen = rng.integers(0, among.shape[1], (rows, plan.strangers))
+            first = 0 if plan.marked else pairs  # a mark is missed even at a defined key
+            are_left = first < np.full_like(pairs, plan.keys)
+            lowest = np.minimum(first, plan.keys - 1)
+            chosen = rng.integers(lowest, plan.keys, (rows, plan.strangers))
             stranger_at = at[is_stranger].reshape(rows, plan.strangers)
-            put(stranger_at, self._key + np.take_along_axis(among, chosen, 1))
+            put(stranger_at, self._key + np.take_along_axis(shuffled, chosen, 1), are_left)
             if not plan.marked:
                 at_stranger = np.zeros((rows, length), bool)
-                at_stranger[every, stranger_at] = True
+                at_stranger[every, stranger_at] = are_left
                 is_undecided |= at_stranger[:, :-1]
         is_undecided |= _resumes(~is_planted, plan.distance)[:, 1:]
 
-        left = free + plan.distance
-        out[~is_planted] = self.filler(rng, rows, left, is_validation).ravel()
+        nth = (~is_planted).cumsum(1) - 1  # of the filler in its sequence
+        filler = self.filler(rng, rows, int(nth.max()) + 1, is_validation)
+        out[~is_planted] = np.take_along_axis(filler, np.maximum(nth, 0), 1)[~is_planted]
         return Sequences(out, Truth(is_answer, is_undecided, self._opening))
 
 
@@ -335,6 +356,14 @@ def _resumes(is_filler: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
     last = np.maximum.accumulate(np.where(is_filler, position, -1), axis=1)
     before = np.pad(last, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
     return is_filler & (before >= 0) & (position - before > max(distance, 1))
+
+
+def _how_many(rng: np.random.Generator, rows: int, plan: Plan) -> Ints:
+    """Definitions in each sequence, [B, 1]: heads of one coin a key, or all keys."""
+    if plan.keys == plan.pairs:
+        return np.full((rows, 1), plan.pairs)
+    heads = rng.binomial(plan.keys, plan.pairs / plan.keys, (rows, 1))
+    return heads.clip(min(1, plan.pairs), plan.most_pairs)
 
 
 def _wait(rng: np.random.Generator, rows: int, free: int) -> Ints:

@@ -64,11 +64,35 @@ def test_definitions_stand_together_by_increasing_key() -> None:
     defined = set()
     for row, _ in planted(corpus, rows=40):
         at = [index for index, symbol in enumerate(row) if "=" in symbol]
-        assert at == list(range(at[0], at[0] + 6)) and row[at[0] - 1] == "⟨!⟩"
+        assert at == list(range(at[0], at[0] + len(at))) and row[at[0] - 1] == "⟨!⟩"
         keys = [int(row[index][2:].split("=")[0]) for index in at]
         assert keys == sorted(set(keys))
         defined |= set(keys)
     assert defined == set(range(9))
+
+
+def test_counting_definitions_tells_nothing_of_the_next() -> None:
+    """Among more keys each is defined by a coin of its own: what came before does not matter."""
+    corpus = Recall(pairs=6, queries=0, keys=8, distance=8).corpus()
+    after: dict[int, list[tuple[int, bool]]] = {}  # of key 4: how many before it, is 5 defined?
+    numbers = []
+    for row, _ in planted(corpus, rows=8000):
+        keys = [int(symbol[2:].split("=")[0]) for symbol in row if "=" in symbol]
+        numbers.append(len(keys))
+        for key in set(keys) & {4, 5, 6}:
+            after.setdefault(key, []).append((keys.index(key), key + 1 in keys))
+    assert np.mean(numbers) == pytest.approx(6, abs=0.1) and set(numbers) > {4, 5, 6, 7, 8}
+    for found in after.values():
+        for before in (2, 3, 4):
+            follows = [is_next for count, is_next in found if count == before]
+            assert len(follows) > 100
+            sd = (0.75 * 0.25 / len(follows)) ** 0.5
+            assert np.mean(follows) == pytest.approx(0.75, abs=4 * sd)
+
+
+def test_as_many_pairs_as_keys_are_all_defined() -> None:
+    for row, _ in planted(Recall(pairs=6, queries=0, distance=8).corpus(), rows=20):
+        assert sum("=" in symbol for symbol in row) == 6
 
 
 def test_counting_does_not_tell_when_definitions_and_queries_begin() -> None:
@@ -109,15 +133,17 @@ def test_only_the_definitions_tell_an_unmarked_stranger_from_a_query(marked: boo
     corpus = Recall(**SMALL, marked=marked, strangers=3).corpus()
     sequences = corpus.plant(np.random.default_rng(0), 9, 97)
     truth, symbols = sequences.truth, corpus.vocabulary.symbols  # type: ignore[attr-defined]
-    strangers = 0
+    strangers = expected = 0
     for row, answers, undecided in zip(
         sequences.rows, truth.is_answer, truth.is_undecided, strict=True
     ):
+        defined = {symbols[token].split("=")[0] for token in row if "=" in symbols[token]}
+        expected += 3 * (marked or len(defined) < corpus.plan.keys)
         for at in np.flatnonzero(~np.append(answers, False)):
             if re.fullmatch(r"⟨k\d+⟩", symbols[row[at]]):
                 strangers += 1
                 assert marked or at == len(answers) or undecided[at]  # the last has no target
-    assert strangers == 9 * 3
+    assert strangers == expected > 0
 
 
 def test_filler_behind_a_long_block_is_undecided() -> None:
@@ -143,12 +169,15 @@ def test_with_every_key_defined_marks_tell_nothing() -> None:
 
 def test_unmarked_strangers_were_never_defined() -> None:
     corpus = Recall(**SMALL, marked=False, strangers=3).corpus()
-    for row, is_query in planted(corpus):
+    most = set()
+    for row, is_query in planted(corpus, rows=30):
         is_key = [re.fullmatch(r"⟨k\d+⟩", symbol) is not None for symbol in row]
-        strangers = [row[at] for at in range(len(row) - 1) if is_key[at] and not is_query[at]]
-        assert len(strangers) == 3
+        strangers = [row[at] for at in range(len(row)) if is_key[at] and not [*is_query, 0][at]]
         defined = {symbol.split("=")[0] + "⟩" for symbol in row if "=" in symbol}
         assert not defined & set(strangers)
+        assert len(strangers) == (3 if len(defined) < 7 else 0)
+        most.add(len(defined))
+    assert 7 in most  # a sequence that leaves no key undefined has no strangers
 
 
 def test_answers_cannot_be_guessed() -> None:
