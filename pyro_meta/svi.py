@@ -149,9 +149,9 @@ class KLSchedule:
     """Final weight; 1 is the ELBO, below 1 a tempered objective."""
     peak: float = 5.0
     """Weight at the peak, in units of the final one; 1: it only rises."""
-    begin: float = 0.35
+    begin: float = 0.25
     """Share of training done when the weight begins to rise."""
-    end: float = 0.55
+    end: float = 0.45
     """Share of training done when the weight is final."""
 
     def __post_init__(self) -> None:
@@ -176,9 +176,9 @@ class HardeningSchedule:
     Uncertainty is E_q[H(alpha)] / log K. At the end every token is hard, unless `final` says less.
     """
 
-    begin: float = 0.65
+    begin: float = 0.55
     """Share of training done when the first tokens may turn hard."""
-    end: float = 0.8
+    end: float = 0.7
     """Share of training done when the threshold is final."""
     final: float = 1.0
     """Final threshold: 1 makes every route hard, 0 keeps every route soft."""
@@ -208,9 +208,9 @@ class ShortFirst:
     Li et al. 2021, arXiv 2108.06084), and short sequences are cheap.
     """
 
-    factor: int = 4
+    factor: int = 8
     """How many times shorter; 1: whole sequences from the start."""
-    until: float = 0.3
+    until: float = 0.2
     """Share of training done when sequences become whole."""
 
     def __post_init__(self) -> None:
@@ -244,9 +244,9 @@ class Optimisation:
     """Greatest global norm of the gradient."""
     router: float = 5.0
     """Learning rate of the guide, and of a prior that learns, in units of the network's."""
-    router_begin: float = 0.35
+    router_begin: float = 0.25
     """Share of training done when the guide begins to learn: what there is to attend to first."""
-    router_end: float = 0.65
+    router_end: float = 0.55
     """Share of training done when the guide stops, so that the network settles on its routes."""
 
     def __post_init__(self) -> None:

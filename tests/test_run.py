@@ -441,7 +441,7 @@ def test_a_run_without_a_checkpoint_begins_anew(finished: Path, tmp_path: Path) 
 
 def test_a_resting_router_leaves_no_moments(tmp_path: Path, text: Path) -> None:
     folder = tmp_path / "run"
-    options = [*MOMENT, f"--data.path={text}", "--optim.router_end=0.35", f"--out={folder}"]
+    options = [*MOMENT, f"--data.path={text}", "--optim.router_end=0.25", f"--out={folder}"]
     assert train(*options) == 0
     moments = load_file(next(folder.glob("checkpoint/*/optimiser.safetensors")))
     assert moments and not [name for name in moments if name.startswith("guide.")]

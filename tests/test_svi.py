@@ -70,7 +70,7 @@ def test_the_guide_begins_later_learns_faster_and_stops() -> None:
 
 def test_a_resting_router_counts_in_no_norm_and_no_moment() -> None:
     objective = Objective(*build())
-    optim = Optimisation(router_begin=0.5)
+    optim = Optimisation(router_begin=0.5, router_end=0.7)
     optimiser = optim.optimiser(objective)
     tokens = torch.randint(13, (2, 8))
     for progress, is_resting in ((0.2, True), (0.6, False)):
@@ -96,8 +96,8 @@ def test_sequences_are_short_first() -> None:
         (lambda: ShortFirst(factor=0), "short.factor: 0"),
         (lambda: ShortFirst(until=1.5), "short.until: 1.5"),
         (lambda: Optimisation(router=0.0), "optim.router: 0.0"),
-        (lambda: Optimisation(router_begin=2.0), "optim.router_begin, optim.router_end: 2.0, 0.65"),
-        (lambda: Optimisation(router_end=1.5), "optim.router_end: 0.35, 1.5"),
+        (lambda: Optimisation(router_begin=2.0), "optim.router_begin, optim.router_end: 2.0, 0.55"),
+        (lambda: Optimisation(router_end=1.5), "optim.router_end: 0.25, 1.5"),
         (lambda: HardeningSchedule(price=-1.0), "harden.price: -1.0"),
         (lambda: KLSchedule(weight=0.0), "kl.weight: 0.0"),
         (lambda: KLSchedule(peak=0.5), "kl.peak: 0.5 given; at least 1"),

@@ -1,0 +1,102 @@
+"""Who takes full attention on `--data Recall`: tokens by kind, and definitions by their number.
+
+    python benchmarks/full_by_kind.py benchmarks/results/full_by_kind.json RUN [RUN ...]
+
+Of runs with a known truth, at their last checkpoint, along hard routes. `used` counts choices of
+`full` per look-up needed, by layer, as `full_used` in `summary.json` does; undecided tokens are a
+kind of their own.
+"""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_meta.config import train_words
+from pyro_meta.corpus import Truth
+from pyro_meta.evaluation import evaluating
+from pyro_meta.run import Run
+from pyro_meta.transformer import Features
+
+TOKENS = 65_536
+
+
+def by_kind(run: Run) -> dict[str, Any]:
+    model, guide, vocabulary, config = run.load()
+    corpus = config.data.corpus()
+    corpus.require(config.context)
+    truth = corpus.truth(config.context, TOKENS)
+    assert truth is not None, f"{run.folder}: its data knows no truth"
+    tokens, _ = corpus.windows(config.context, TOKENS)
+    full = model.network.mechanism_names.index("full")
+    chosen: list[Tensor] = []
+
+    def route(layer: int, features: Features) -> Tensor:
+        law = guide.posterior(layer, features)
+        chosen.append(guide.choice(law.mean)[..., full])
+        return guide.follow(law, hard=True)
+
+    with evaluating(model, guide):
+        model.network(tokens, route)
+    takes_full = torch.stack(chosen).numpy()  # [L, N, T]
+    kinds = _kinds(vocabulary.pieces(range(vocabulary.size)), tokens.numpy(), truth)
+    needed = int(kinds["look-ups"].sum())
+    number = kinds["definitions"].cumsum(1)
+    words = train_words((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    return {
+        "command": shlex.join(["python", "-m", "pyro_meta.train", *words]),
+        "kinds": {
+            kind: {
+                "tokens_per_look_up": float(where.sum() / needed),
+                "used": (takes_full[:, where].sum(1) / needed).tolist(),
+            }
+            for kind, where in kinds.items()
+        },
+        "share_of_definitions_by_number": [
+            takes_full[:, kinds["definitions"] & (number == n)].mean(1).tolist()
+            for n in range(1, int(number.max()) + 1)
+        ],
+    }
+
+
+def _kinds(
+    symbols: list[str], tokens: NDArray[np.int64], truth: Truth
+) -> dict[str, NDArray[np.bool_]]:
+    """Which tokens [N, T] are of which kind; none is of two."""
+
+    def among(pattern: str) -> NDArray[np.bool_]:
+        return np.array([bool(re.fullmatch(pattern, symbol)) for symbol in symbols])[tokens]
+
+    look_ups = truth.is_answer & ~truth.is_undecided
+    kinds = {
+        "look-ups": look_ups,
+        "undecided": truth.is_undecided,
+        "definitions": among("⟨k[0-9]+=[0-9]+⟩"),
+        "answers": among("⟨[0-9]+⟩"),
+        "marks": among("⟨[?]⟩"),
+    }
+    taken = np.zeros_like(look_ups)
+    for kind, where in kinds.items():
+        kinds[kind] = where & ~taken
+        taken |= where
+    return kinds | {"filler": ~taken}
+
+
+def main() -> None:
+    target, *folders = map(Path, sys.argv[1:])
+    facts = {
+        "command": f"python benchmarks/full_by_kind.py {target} RUN...",
+        "runs": {folder.name: by_kind(Run.open(folder)) for folder in folders},
+    }
+    target.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
