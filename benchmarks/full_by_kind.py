@@ -2,9 +2,10 @@
 
     python benchmarks/full_by_kind.py benchmarks/results/full_by_kind.json RUN [RUN ...]
 
-Of runs with a known truth, at their last checkpoint, along hard routes. `used` counts choices of
-`full` per look-up needed, by layer, as `full_used` in `summary.json` does; undecided tokens are a
-kind of their own.
+Of runs with a known truth, one hop and no depth gates, at their last checkpoint, along hard routes.
+`used` counts choices of `full` per look-up needed, by layer, as `full_used` in `summary.json` does;
+undecided tokens are a kind of their own. A definition is counted by its number, undecided or not,
+beside how many sequences have so many.
 """
 
 import json
@@ -22,7 +23,7 @@ from torch import Tensor
 from pyro_meta.config import train_words
 from pyro_meta.corpus import Truth
 from pyro_meta.evaluation import evaluating
-from pyro_meta.run import Run
+from pyro_meta.run import Run, hardware, versions
 from pyro_meta.transformer import Features
 
 TOKENS = 65_536
@@ -33,7 +34,8 @@ def by_kind(run: Run) -> dict[str, Any]:
     corpus = config.data.corpus()
     corpus.require(config.context)
     truth = corpus.truth(config.context, TOKENS)
-    assert truth is not None, f"{run.folder}: its data knows no truth"
+    if truth is None or corpus.plan.hops > 1 or guide.depth is not None:
+        sys.exit(f"{run.folder}: a run with a known truth, one hop and no depth gates is needed")
     tokens, _ = corpus.windows(config.context, TOKENS)
     full = model.network.mechanism_names.index("full")
     chosen: list[Tensor] = []
@@ -46,9 +48,11 @@ def by_kind(run: Run) -> dict[str, Any]:
     with evaluating(model, guide):
         model.network(tokens, route)
     takes_full = torch.stack(chosen).numpy()  # [L, N, T]
-    kinds = _kinds(vocabulary.pieces(range(vocabulary.size)), tokens.numpy(), truth)
+    symbols = vocabulary.pieces(range(vocabulary.size))
+    kinds = _kinds(symbols, tokens.numpy(), truth)
     needed = int(kinds["look-ups"].sum())
-    number = kinds["definitions"].cumsum(1)
+    is_definition = np.array(["=" in symbol for symbol in symbols])[tokens.numpy()]
+    number = is_definition.cumsum(1) * is_definition
     words = train_words((run.folder / "config.yaml").read_text(encoding="utf-8"))
     return {
         "command": shlex.join(["python", "-m", "pyro_meta.train", *words]),
@@ -59,8 +63,11 @@ def by_kind(run: Run) -> dict[str, Any]:
             }
             for kind, where in kinds.items()
         },
-        "share_of_definitions_by_number": [
-            takes_full[:, kinds["definitions"] & (number == n)].mean(1).tolist()
+        "definitions_by_number": [
+            {
+                "sequences": int((number == n).sum()),
+                "share_on_full": takes_full[:, number == n].mean(1).tolist(),
+            }
             for n in range(1, int(number.max()) + 1)
         ],
     }
@@ -81,6 +88,7 @@ def _kinds(
         "definitions": among("⟨k[0-9]+=[0-9]+⟩"),
         "answers": among("⟨[0-9]+⟩"),
         "marks": among("⟨[?]⟩"),
+        "strangers": among("⟨k[0-9]+⟩"),
     }
     taken = np.zeros_like(look_ups)
     for kind, where in kinds.items():
@@ -93,6 +101,8 @@ def main() -> None:
     target, *folders = map(Path, sys.argv[1:])
     facts = {
         "command": f"python benchmarks/full_by_kind.py {target} RUN...",
+        "hardware": hardware(),
+        "versions": versions(),
         "runs": {folder.name: by_kind(Run.open(folder)) for folder in folders},
     }
     target.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

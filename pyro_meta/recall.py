@@ -13,18 +13,19 @@ known which tokens need long-range attention, and a router can be scored (`pyro_
 Undecided, and left out of the score, are the opening signs, queries whose answer stood less than
 `distance` tokens before, unmarked strangers, which only the definitions tell from queries, and
 filler that goes on after a gap of `distance` tokens or more. Short sequences (`Plan.fitted`) define
-some of the keys only, so that their marks do tell something.
+some of the keys only, and at most half as many again as on average, so that their marks and long
+blocks do tell something.
 Associative recall as a test of attention: Arora et al. 2023, Zoology (arXiv 2312.04927). Shapes: B
 sequences, T tokens of context.
 """
 
 import hashlib
 import json
+import math
 import string
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +35,18 @@ from pyro_meta.errors import UsageError
 from pyro_meta.vocabulary import SymbolVocabulary
 
 Ints = NDArray[np.int64]
-Filler = Callable[[np.random.Generator, int, int, bool], Ints]
-"""`filler(rng, rows, length, is_validation)` gives tokens [rows, length]."""
 
+
+class Filler(Protocol):
+    """What is planted in."""
+
+    def __call__(
+        self, rng: np.random.Generator, rows: int, length: int, is_validation: bool
+    ) -> Ints:
+        """Tokens [rows, length]; raises `ValueError` where there are too few."""
+
+
+MOST_SPREADS = 3.5  # standard deviations by which definitions may be more than on average
 VALIDATION_SEED = 1 << 63  # seeds of training are below
 REVISION = 3  # of the generator: the same options give other sequences than before
 
@@ -53,15 +63,12 @@ class Plan:
     hops: int
     marked: bool
     strangers: int
+    most_pairs: int
+    """Most definitions in a sequence."""
 
     @property
     def query_length(self) -> int:
         return 3 if self.marked else 2
-
-    @property
-    def most_pairs(self) -> int:
-        """Most definitions in a sequence: `pairs`, or where keys are left, half as many again."""
-        return min(self.keys, self.pairs + (self.pairs + 1) // 2)
 
     @property
     def definitions_length(self) -> int:
@@ -83,18 +90,23 @@ class Plan:
         if self.keys == self.pairs:
             return self.free(length) + self.distance
         fewest = self.hops + 1 if self.pairs else 0
-        return length - fewest - (self.questions_length - self.strangers)
+        left_out = 0 if self.marked else self.strangers
+        return length - fewest - (self.questions_length - left_out)
 
     def fits(self, length: int) -> bool:
         return self.free(length) > 0
 
     def fitted(self, length: int) -> "Plan":
-        """This plan, or half of everything, or a quarter, ...: what fits into `length`."""
+        """This plan, or half of everything, or a quarter, ...: what fits into `length`.
+
+        That may be no pair at all.
+        """
         plan, share = self, 1
         while not plan.fits(length):
             share *= 2
             counts = ("pairs", "queries", "strangers", "distance")
             plan = replace(self, **{name: getattr(self, name) // share for name in counts})
+            plan = replace(plan, most_pairs=min(plan.keys, plan.pairs + (plan.pairs + 1) // 2))
             if not plan.pairs:
                 plan = replace(plan, queries=0, strangers=0)
         return plan
@@ -115,8 +127,9 @@ class Recall(Data):
     Parameters
     ----------
     pairs
-        Definitions in a sequence, on average where there are more keys; at 0 there is nothing but
-        filler.
+        Definitions in a sequence; where there are more keys, every key is defined by a coin of its
+        own, and this is their mean (but at least 1, and at most 3.5 standard deviations more). At 0
+        there is nothing but filler.
     queries
         Queries in a sequence (default: half the pairs).
     keys
@@ -187,7 +200,11 @@ class Recall(Data):
                 f"data.order: {order} given; letters ** order = {letters**order:,} must not be "
                 "above 65,536"
             )
-        self.plan = Plan(pairs, queries, keys, values, distance, hops, marked, strangers)
+        spread = math.sqrt(pairs * (1 - pairs / keys)) if keys else 0.0
+        most_pairs = min(keys, pairs + math.ceil(MOST_SPREADS * spread))
+        self.plan = Plan(
+            pairs, queries, keys, values, distance, hops, marked, strangers, most_pairs
+        )
         self.filler_path, self.letters, self.order = filler, letters, order
         self.chain_seed = chain_seed
 
@@ -250,14 +267,17 @@ class RecallCorpus(Corpus):
         if not self.plan.fits(context + 1):
             plan = self.plan
             raise UsageError(
-                f"data: {plan.definitions_length} tokens of definitions, {plan.distance} of "
+                f"data: up to {plan.definitions_length} tokens of definitions, {plan.distance} of "
                 f"distance and {plan.questions_length} of queries do not fit into a context of "
                 f"{context}"
             )
         length = self.plan.most_filler(context + 1)
+        short = (
+            context // 2 + 1
+        )  # sequences that training begins with may have less planted in them
         try:
-            for is_validation in (False, True):
-                self.filler(step_rng(0, 0), 1, length, is_validation)
+            self.filler(step_rng(0, 0), 1, length, is_validation=True)
+            self.filler(step_rng(0, 0), 1, max(length, short), is_validation=False)
         except ValueError as error:
             raise UsageError(f"data.filler: {error}") from error
         self._context = context

@@ -209,7 +209,8 @@ class ShortFirst:
     """
 
     factor: int = 8
-    """How many times shorter; 1: whole sequences from the start."""
+    """How many times shorter; 1: whole sequences from the start. What a task plants in short
+    sequences shrinks with them, down to nothing."""
     until: float = 0.2
     """Share of training done when sequences become whole."""
 

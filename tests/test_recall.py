@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from conftest import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted import read, undecided_in
+from scipy.stats import binom
 from torch import Tensor
 
 from pyro_meta import UsageError
@@ -22,7 +25,7 @@ from pyro_meta.transformer import Features
 SMALL = {"pairs": 6, "queries": 4, "distance": 8}
 
 
-def planted(corpus: RecallCorpus, rows: int = 3, length: int = 97) -> list[tuple[list[str], list]]:
+def rows_of(corpus: RecallCorpus, rows: int = 3, length: int = 97) -> list[tuple[list[str], list]]:
     """Symbols and query flags of some sequences."""
     sequences = corpus.plant(np.random.default_rng(0), rows, length)
     symbols = corpus.vocabulary.symbols  # type: ignore[attr-defined]
@@ -44,7 +47,7 @@ def test_every_query_asks_for_a_definition_far_behind(
         pairs=pairs, queries=queries, hops=hops, marked=marked, strangers=strangers,
         distance=distance, keys=pairs + 2,
     )  # fmt: skip
-    for row, is_query in planted(data.corpus()):
+    for row, is_query in rows_of(data.corpus()):
         asked = [at for at, flag in enumerate(is_query) if flag]
         assert len(asked) == queries
         for at in asked:
@@ -59,10 +62,62 @@ def test_every_query_asks_for_a_definition_far_behind(
         assert sum(symbol == "⟨?⟩" for symbol in row) == queries * marked
 
 
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_slow_reading_finds_what_was_promised(data: st.DataObject) -> None:
+    """At any options, in contexts that just fit and in short sequences."""
+    draw = data.draw
+    marked, pairs = draw(st.booleans()), draw(st.sampled_from([1, 2, 3, 5, 13]))
+    extra = draw(st.sampled_from([0, 1, 2, 40] if marked else [1, 2, 40]))
+    corpus = Recall(
+        pairs=pairs, keys=pairs + extra, marked=marked, hops=draw(st.sampled_from([1, 2])),
+        queries=draw(st.integers(0, 9)), strangers=draw(st.integers(0, 4)), values=3,
+        distance=draw(st.sampled_from([0, 1, 2, 5, 24])), letters=26,
+    ).corpus()  # fmt: skip
+    tightest = next(length for length in range(1, 999) if corpus.plan.fits(length))
+    length = max(2, draw(st.sampled_from([tightest, tightest + 30, tightest // 2, tightest // 8])))
+    plan = corpus.plan.fitted(length)
+    taken: list[int] = []
+
+    def alphabet(rng: np.random.Generator, rows: int, length: int, is_validation: bool) -> Any:
+        taken.append(length)
+        return np.tile(np.arange(length) % 26, (rows, 1))
+
+    corpus.filler = alphabet
+    rows, truth = corpus.plant(np.random.default_rng(draw(st.integers(0, 99))), 4, length)
+    assert taken[0] <= plan.most_filler(length)
+    for row, is_answer, is_undecided in zip(rows, truth.is_answer, truth.is_undecided, strict=True):
+        symbols = [corpus.vocabulary.symbols[token] for token in row]  # type: ignore[attr-defined]
+        found = read(symbols, marked)
+        assert len(found.signs) == (plan.pairs > 0) + (plan.queries + plan.strangers > 0)
+        keys = list(found.defined)
+        assert keys == sorted(set(keys)) and len(keys) == len(found.definitions)
+        assert min(1, plan.pairs) <= len(keys) <= plan.most_pairs
+        assert extra or len(keys) == plan.pairs or plan != corpus.plan
+        if found.definitions:
+            positions = [at for at, _, _ in found.definitions]
+            first = found.signs[0] + 1
+            assert positions == list(range(first, first + len(keys) * plan.hops, plan.hops))
+        if len(found.signs) == 2:
+            wait = found.signs[1] - (found.signs[0] + 1 + len(keys) * plan.hops)
+            assert plan.distance <= wait <= plan.distance + plan.free(length) // 2
+        assert len(found.queries) == plan.queries
+        assert all(found.defined[key] == value for _, key, value in found.queries)
+        are_left = marked or len(keys) < plan.keys
+        assert len(found.strangers) == plan.strangers * are_left
+        assert marked or not {key for _, key in found.strangers} & set(keys)
+        assert "".join(symbols[at] for at in found.filler) == "".join(
+            chr(97 + number % 26) for number in range(len(found.filler))
+        )
+        assert np.flatnonzero(is_answer).tolist() == [at for at, _, _ in found.queries]
+        expected = undecided_in(found, marked, plan.distance)
+        assert np.flatnonzero(is_undecided).tolist() == sorted(expected - {length - 1})
+
+
 def test_definitions_stand_together_by_increasing_key() -> None:
     corpus = Recall(pairs=6, queries=0, keys=9, distance=8).corpus()
     defined = set()
-    for row, _ in planted(corpus, rows=40):
+    for row, _ in rows_of(corpus, rows=40):
         at = [index for index, symbol in enumerate(row) if "=" in symbol]
         assert at == list(range(at[0], at[0] + len(at))) and row[at[0] - 1] == "⟨!⟩"
         keys = [int(row[index][2:].split("=")[0]) for index in at]
@@ -76,7 +131,7 @@ def test_counting_definitions_tells_nothing_of_the_next() -> None:
     corpus = Recall(pairs=6, queries=0, keys=8, distance=8).corpus()
     after: dict[int, list[tuple[int, bool]]] = {}  # of key 4: how many before it, is 5 defined?
     numbers = []
-    for row, _ in planted(corpus, rows=8000):
+    for row, _ in rows_of(corpus, rows=8000):
         keys = [int(symbol[2:].split("=")[0]) for symbol in row if "=" in symbol]
         numbers.append(len(keys))
         for key in set(keys) & {4, 5, 6}:
@@ -90,17 +145,29 @@ def test_counting_definitions_tells_nothing_of_the_next() -> None:
             assert np.mean(follows) == pytest.approx(0.75, abs=4 * sd)
 
 
+def test_a_long_block_is_not_cut_where_it_would_be_noticed() -> None:
+    """With many keys, too, as many are defined as coins say, but for one block in some hundreds."""
+    corpus = Recall(pairs=6, queries=0, keys=32, distance=8).corpus()
+    rows = rows_of(corpus, rows=4000, length=120)
+    numbers = np.array([sum("=" in symbol for symbol in row) for row, _ in rows])
+    assert numbers.mean() == pytest.approx(6, abs=0.15)
+    assert (numbers > 9).mean() == pytest.approx(binom.sf(9, 32, 6 / 32), abs=0.02)
+    assert (numbers == corpus.plan.most_pairs).mean() < 3e-3
+
+
 def test_as_many_pairs_as_keys_are_all_defined() -> None:
-    for row, _ in planted(Recall(pairs=6, queries=0, distance=8).corpus(), rows=20):
+    for row, _ in rows_of(Recall(pairs=6, queries=0, distance=8).corpus(), rows=20):
         assert sum("=" in symbol for symbol in row) == 6
 
 
-def test_counting_does_not_tell_when_definitions_and_queries_begin() -> None:
+@pytest.mark.parametrize("keys", [4, 7])
+def test_counting_does_not_tell_when_definitions_and_queries_begin(keys: int) -> None:
     """Either is opened by the same sign, after any filler with the same chance."""
-    rows = planted(Recall(pairs=4, queries=20, distance=8).corpus(), rows=2000, length=250)
+    corpus = Recall(pairs=4, keys=keys, queries=20, distance=8).corpus()
+    rows, free = rows_of(corpus, rows=2000, length=250), corpus.plan.free(250)
     signs = np.array([[i for i, symbol in enumerate(row) if symbol == "⟨!⟩"] for row, _ in rows])
-    free = 250 - 5 - 8 - 61
-    for wait in (signs[:, 0], signs[:, 1] - signs[:, 0] - 5 - 8):
+    blocks = np.array([1 + sum("=" in symbol for symbol in row) for row, _ in rows])
+    for wait in (signs[:, 0], signs[:, 1] - signs[:, 0] - blocks - 8):
         assert wait.min() == 0 and wait.max() == free // 2
         for passed in (0, 20, 40, 60):
             waiting = wait[wait >= passed]
@@ -162,7 +229,7 @@ def test_with_every_key_defined_marks_tell_nothing() -> None:
     """All keys are asked for alike, and there are as many as are defined."""
     corpus = Recall(pairs=4, queries=6, distance=8).corpus()
     assert corpus.plan.keys == 4
-    shown = [row[at] for row, flags in planted(corpus, rows=400) for at in np.flatnonzero(flags)]
+    shown = [row[at] for row, flags in rows_of(corpus, rows=400) for at in np.flatnonzero(flags)]
     _, counts = np.unique(shown, return_counts=True)
     assert len(counts) == 4 and counts.min() > 0.9 * counts.mean()
 
@@ -170,7 +237,7 @@ def test_with_every_key_defined_marks_tell_nothing() -> None:
 def test_unmarked_strangers_were_never_defined() -> None:
     corpus = Recall(**SMALL, marked=False, strangers=3).corpus()
     most = set()
-    for row, is_query in planted(corpus, rows=30):
+    for row, is_query in rows_of(corpus, rows=30):
         is_key = [re.fullmatch(r"⟨k\d+⟩", symbol) is not None for symbol in row]
         strangers = [row[at] for at in range(len(row)) if is_key[at] and not [*is_query, 0][at]]
         defined = {symbol.split("=")[0] + "⟩" for symbol in row if "=" in symbol}
@@ -184,7 +251,7 @@ def test_answers_cannot_be_guessed() -> None:
     """Values are uniform, and independent of the key."""
     corpus = Recall(**SMALL, values=4).corpus()
     answers = [
-        row[at + 1] for row, flags in planted(corpus, rows=500) for at in np.flatnonzero(flags)
+        row[at + 1] for row, flags in rows_of(corpus, rows=500) for at in np.flatnonzero(flags)
     ]
     _, counts = np.unique(answers, return_counts=True)
     assert len(counts) == 4 and counts.min() > 0.8 * counts.mean()
@@ -194,7 +261,7 @@ def test_the_filler_is_predictable_from_its_own_past() -> None:
     """Across what is planted: the chain goes on where it was interrupted."""
     corpus = Recall(**SMALL, letters=4, order=1, chain_seed=3).corpus()
     counts = np.ones((4, 4))
-    for row, _ in planted(corpus, rows=200):
+    for row, _ in rows_of(corpus, rows=200):
         letters = ["abcd".index(symbol) for symbol in row if symbol in "abcd"]
         np.add.at(counts, (letters[:-1], letters[1:]), 1)
     chances = counts / counts.sum(1, keepdims=True)
@@ -266,6 +333,37 @@ def test_a_filler_with_the_signs_of_what_is_planted_is_refused(tmp_path: Path) -
     text.write_text("f⟨x⟩ " * 100)
     with pytest.raises(UsageError, match="holds '⟨', which marks what is planted"):
         Recall(filler=str(text)).corpus()
+
+
+@pytest.mark.parametrize(
+    ("options", "context"),
+    [
+        ({"pairs": 6, "keys": 12, "queries": 2, "distance": 8}, 96),
+        ({"pairs": 6, "keys": 7, "queries": 2, "distance": 8, "marked": False, "strangers": 9}, 96),
+        ({"pairs": 1, "keys": 6, "queries": 100, "distance": 0, "values": 2}, 312),
+    ],
+)
+def test_a_text_that_is_accepted_is_long_enough(
+    options: dict, context: int, tmp_path: Path
+) -> None:
+    """For every sequence of training, short ones too, and of validation."""
+
+    def corpus_of(length: int) -> RecallCorpus:
+        (tmp_path / "text.txt").write_text(("abcdef" * length)[:length])
+        return Recall(**options, filler=str(tmp_path / "text.txt")).corpus()
+
+    def is_accepted(length: int) -> bool:
+        try:
+            corpus_of(length).require(context)
+        except UsageError:
+            return False
+        return True
+
+    length = next(length for length in range(10, 2000, 10) if is_accepted(length))
+    corpus = corpus_of(length)
+    for divisor in (1, 2, 4, 8):
+        corpus.batch(0, divisor, 300, context // divisor)
+    corpus.windows(context, 300 * context)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
