@@ -4,8 +4,10 @@
 
 Of runs with a known truth, one hop and no depth gates, at their last checkpoint, along hard routes.
 `used` counts choices of `full` per look-up needed, by layer, as `full_used` in `summary.json` does;
-undecided tokens are a kind of their own. A definition is counted by its number, undecided or not,
-beside how many sequences have so many.
+undecided tokens are a kind of their own. `lead` has quantiles of log m_full - log of the largest
+other posterior mean, by layer: where it is above the price (`--harden.price` times the difference
+in cost) full attention is chosen. A definition is counted by its number, undecided or not, beside
+how many sequences have so many.
 """
 
 import json
@@ -27,6 +29,7 @@ from pyro_meta.run import Run, hardware, versions
 from pyro_meta.transformer import Features
 
 TOKENS = 65_536
+QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 
 
 def by_kind(run: Run) -> dict[str, Any]:
@@ -39,15 +42,18 @@ def by_kind(run: Run) -> dict[str, Any]:
     tokens, _ = corpus.windows(config.context, TOKENS)
     full = model.network.mechanism_names.index("full")
     chosen: list[Tensor] = []
+    leads: list[Tensor] = []
 
     def route(layer: int, features: Features) -> Tensor:
         law = guide.posterior(layer, features)
         chosen.append(guide.choice(law.mean)[..., full])
+        others = [k for k in range(law.mean.shape[-1]) if k != full]
+        leads.append(law.mean[..., full].log() - law.mean[..., others].amax(-1).log())
         return guide.follow(law, hard=True)
 
     with evaluating(model, guide):
         model.network(tokens, route)
-    takes_full = torch.stack(chosen).numpy()  # [L, N, T]
+    takes_full, lead = torch.stack(chosen).numpy(), torch.stack(leads).numpy()  # [L, N, T]
     symbols = vocabulary.pieces(range(vocabulary.size))
     kinds = _kinds(symbols, tokens.numpy(), truth)
     needed = int(kinds["look-ups"].sum())
@@ -56,12 +62,15 @@ def by_kind(run: Run) -> dict[str, Any]:
     words = train_words((run.folder / "config.yaml").read_text(encoding="utf-8"))
     return {
         "command": shlex.join(["python", "-m", "pyro_meta.train", *words]),
+        "quantiles_of_lead": QUANTILES,
         "kinds": {
             kind: {
                 "tokens_per_look_up": float(where.sum() / needed),
                 "used": (takes_full[:, where].sum(1) / needed).tolist(),
+                "lead": np.quantile(lead[:, where], QUANTILES, axis=1).T.tolist(),
             }
             for kind, where in kinds.items()
+            if where.any()
         },
         "definitions_by_number": [
             {
