@@ -182,7 +182,7 @@ class HardeningSchedule:
     """Share of training done when the threshold is final."""
     final: float = 1.0
     """Final threshold: 1 makes every route hard, 0 keeps every route soft."""
-    price: float = 0.7
+    price: float = 1.0
     """Nats by which a mechanism must be likelier to be chosen, per unit of cost that it is dearer
     (MACs over the context, full attention = 1)."""
 
