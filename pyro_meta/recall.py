@@ -71,6 +71,11 @@ class Plan:
         return 3 if self.marked else 2
 
     @property
+    def fewest_pairs(self) -> int:
+        """Fewest definitions in a sequence."""
+        return self.pairs if self.keys == self.pairs else min(1, self.pairs)
+
+    @property
     def definitions_length(self) -> int:
         """Most tokens of the definitions and of what opens them."""
         return self.most_pairs * self.hops + (self.pairs > 0)
@@ -87,11 +92,9 @@ class Plan:
 
     def most_filler(self, length: int) -> int:
         """Most tokens of filler in a sequence of `length`."""
-        if self.keys == self.pairs:
-            return self.free(length) + self.distance
-        fewest = self.hops + 1 if self.pairs else 0
+        not_defined = (self.most_pairs - self.fewest_pairs) * self.hops
         left_out = 0 if self.marked else self.strangers
-        return length - fewest - (self.questions_length - left_out)
+        return self.free(length) + self.distance + not_defined + left_out
 
     def fits(self, length: int) -> bool:
         return self.free(length) > 0
@@ -272,9 +275,7 @@ class RecallCorpus(Corpus):
                 f"{context}"
             )
         length = self.plan.most_filler(context + 1)
-        short = (
-            context // 2 + 1
-        )  # sequences that training begins with may have less planted in them
+        short = context // 2 + 1  # training begins with such, and less may be planted in them
         try:
             self.filler(step_rng(0, 0), 1, length, is_validation=True)
             self.filler(step_rng(0, 0), 1, max(length, short), is_validation=False)
@@ -346,7 +347,7 @@ class RecallCorpus(Corpus):
         is_undecided[every, key_at] = _repeats(asked, key_at, plan.distance)
         if plan.strangers:
             first = 0 if plan.marked else pairs  # a mark is missed even at a defined key
-            are_left = first < np.full_like(pairs, plan.keys)
+            are_left = first < plan.keys
             lowest = np.minimum(first, plan.keys - 1)
             chosen = rng.integers(lowest, plan.keys, (rows, plan.strangers))
             stranger_at = at[is_stranger].reshape(rows, plan.strangers)
@@ -383,7 +384,7 @@ def _how_many(rng: np.random.Generator, rows: int, plan: Plan) -> Ints:
     if plan.keys == plan.pairs:
         return np.full((rows, 1), plan.pairs)
     heads = rng.binomial(plan.keys, plan.pairs / plan.keys, (rows, 1))
-    return heads.clip(min(1, plan.pairs), plan.most_pairs)
+    return heads.clip(plan.fewest_pairs, plan.most_pairs)
 
 
 def _wait(rng: np.random.Generator, rows: int, free: int) -> Ints:
