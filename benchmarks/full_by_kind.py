@@ -12,56 +12,34 @@ how many sequences have so many.
 
 import json
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from hard_walk import hard_walk
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pyro_meta.config import train_words
 from pyro_meta.corpus import Truth
-from pyro_meta.evaluation import evaluating
 from pyro_meta.run import Run, hardware, versions
-from pyro_meta.transformer import Features
 
 TOKENS = 65_536
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 
 
 def by_kind(run: Run) -> dict[str, Any]:
-    model, guide, vocabulary, config = run.load()
-    corpus = config.data.corpus()
-    corpus.require(config.context)
-    truth = corpus.truth(config.context, TOKENS)
-    if truth is None or corpus.plan.hops > 1 or guide.depth is not None:
-        sys.exit(f"{run.folder}: a run with a known truth, one hop and no depth gates is needed")
-    tokens, _ = corpus.windows(config.context, TOKENS)
-    full = model.network.mechanism_names.index("full")
-    chosen: list[Tensor] = []
-    leads: list[Tensor] = []
-
-    def route(layer: int, features: Features) -> Tensor:
-        law = guide.posterior(layer, features)
-        chosen.append(guide.choice(law.mean)[..., full])
-        others = [k for k in range(law.mean.shape[-1]) if k != full]
-        leads.append(law.mean[..., full].log() - law.mean[..., others].amax(-1).log())
-        return guide.follow(law, hard=True)
-
-    with evaluating(model, guide):
-        model.network(tokens, route)
-    takes_full, lead = torch.stack(chosen).numpy(), torch.stack(leads).numpy()  # [L, N, T]
-    symbols = vocabulary.pieces(range(vocabulary.size))
-    kinds = _kinds(symbols, tokens.numpy(), truth)
+    walk = hard_walk(run, TOKENS)
+    others = np.delete(walk.means, walk.full, axis=-1)
+    lead = np.log(walk.means[..., walk.full]) - np.log(others.max(-1))  # [L, N, T]
+    takes_full = walk.choice[..., walk.full]
+    kinds = _kinds(walk.symbols, walk.tokens, walk.truth)
+    if not kinds["definitions"].any():
+        sys.exit(f"{run.folder}: a run whose definitions are one token each is needed")
     needed = int(kinds["look-ups"].sum())
-    is_definition = np.array(["=" in symbol for symbol in symbols])[tokens.numpy()]
+    is_definition = np.array(["=" in symbol for symbol in walk.symbols])[walk.tokens]
     number = is_definition.cumsum(1) * is_definition
-    words = train_words((run.folder / "config.yaml").read_text(encoding="utf-8"))
     return {
-        "command": shlex.join(["python", "-m", "pyro_meta.train", *words]),
+        "command": walk.command,
         "quantiles_of_lead": QUANTILES,
         "kinds": {
             kind: {

@@ -7,7 +7,7 @@ import sys
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pyro_meta.corpus import _read_python
+from pyro_meta.corpus import read_python
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_read_python(), trainer)
+    tokenizer.train_from_iterator(read_python(), trainer)
     tokenizer.save(target)
 
 

@@ -7,48 +7,28 @@ layer along hard routes. Undecided tokens are left out. A run may be stopped on 
 """
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from hard_walk import hard_walk
 
-from pyro_meta.config import train_words
-from pyro_meta.evaluation import evaluating
 from pyro_meta.run import Run
-from pyro_meta.transformer import Features
 
 TOKENS = 16_384
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def weights(run: Run) -> dict[str, Any]:
-    model, guide, _, config = run.load()
-    corpus = config.data.corpus()
-    corpus.require(config.context)
-    truth = corpus.truth(config.context, TOKENS)
-    assert truth is not None, f"{run.folder}: its data knows no truth"
-    tokens, _ = corpus.windows(config.context, TOKENS)
-    full = model.network.mechanism_names.index("full")
-    found: list[Tensor] = []
-
-    def route(layer: int, features: Features) -> Tensor:
-        law = guide.posterior(layer, features)
-        if layer == 0:
-            found.append(law.mean[..., full])
-        return guide.follow(law, hard=True)
-
-    with evaluating(model, guide):
-        model.network(tokens, route)
-    weight, is_scored = found[0].numpy(), ~truth.is_undecided
-    kinds = {"look-ups": truth.is_answer & is_scored, "others": ~truth.is_answer & is_scored}
+    walk = hard_walk(run, TOKENS)
+    weight, is_scored = walk.means[0, ..., walk.full], ~walk.truth.is_undecided
+    is_answer = walk.truth.is_answer
+    kinds = {"look-ups": is_answer & is_scored, "others": ~is_answer & is_scored}
     return {
-        "command": shlex.join(["python", "-m", "pyro_meta.train", *train_words(run_yaml(run))]),
+        "command": walk.command,
         "step": run.state()["step"],
-        "of_steps": config.steps,
+        "of_steps": run.config().steps,
         **{
             kind: {
                 "tokens": int(which.sum()),
@@ -66,13 +46,8 @@ def weights(run: Run) -> dict[str, Any]:
     }
 
 
-def run_yaml(run: Run) -> str:
-    return (run.folder / "config.yaml").read_text(encoding="utf-8")
-
-
 def main() -> None:
     target, *folders = map(Path, sys.argv[1:])
-    torch.manual_seed(0)
     facts = {
         "command": f"python benchmarks/weight_on_full.py {target} RUN...",
         "runs": {folder.name: weights(Run.open(folder)) for folder in folders},

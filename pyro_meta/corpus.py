@@ -230,7 +230,7 @@ class Text(Data):
         folder.parent.mkdir(parents=True, exist_ok=True)
 
         def pieces() -> Iterator[str]:
-            return _read_files(files) if files else _read_python()
+            return _read_files(files) if files else read_python()
 
         vocabulary = self._vocabulary(pieces())
         dtype = np.dtype(np.uint8 if vocabulary.size <= 1 << 8 else np.uint16)
@@ -355,7 +355,7 @@ def _stdlib() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _read_python() -> Iterator[str]:
+def read_python() -> Iterator[str]:
     """The documentation topics, then every docstring of the standard library, file by file."""
     try:
         from pydoc_data.topics import topics
