@@ -61,6 +61,10 @@ class Guide(StandaloneModule):
         which it is dearer (MACs averaged over the context, full attention = 1). A buffer, too.
     depth
         The posterior of the model's depth gates; None: every token runs every layer.
+    has_settled
+        Whether it has stopped learning for good. Its routes then are given: no gradient passes
+        through them, so that the network cannot move them by what it feeds the guide. Training
+        sets it from its schedule; it is not saved.
     """
 
     pays_kl: ClassVar[bool] = True
@@ -82,6 +86,7 @@ class Guide(StandaloneModule):
             )
         self._model = (model,)  # in a tuple: known, but no submodule of the guide
         self.depth = None
+        self.has_settled = False
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("price", torch.zeros(()))
         everywhere = torch.arange(model.network.shape.context)
@@ -129,6 +134,8 @@ class Guide(StandaloneModule):
         model = self.model
 
         def draw(layer: int, features: Features) -> Tensor | Decision:
+            if self.has_settled:
+                features = features.detached()
             law = Hardened(self.posterior(layer, features), self.hard_below, self.discount)
             route: Tensor = pyro.sample(f"route_{layer}", law)
             gates = self.depth_posterior(layer, features)

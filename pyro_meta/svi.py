@@ -176,13 +176,13 @@ class HardeningSchedule:
     Uncertainty is E_q[H(alpha)] / log K. At the end every token is hard, unless `final` says less.
     """
 
-    begin: float = 0.55
+    begin: float = 0.45
     """Share of training done when the first tokens may turn hard."""
-    end: float = 0.7
+    end: float = 0.6
     """Share of training done when the threshold is final."""
     final: float = 1.0
     """Final threshold: 1 makes every route hard, 0 keeps every route soft."""
-    price: float = 1.0
+    price: float = 0.7
     """Nats by which a mechanism must be likelier to be chosen, per unit of cost that it is dearer
     (MACs over the context, full attention = 1)."""
 
@@ -247,7 +247,7 @@ class Optimisation:
     """Learning rate of the guide, and of a prior that learns, in units of the network's."""
     router_begin: float = 0.25
     """Share of training done when the guide begins to learn: what there is to attend to first."""
-    router_end: float = 0.55
+    router_end: float = 0.45
     """Share of training done when the guide stops, so that the network settles on its routes."""
 
     def __post_init__(self) -> None:

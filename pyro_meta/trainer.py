@@ -204,6 +204,7 @@ def _set_schedules(
     model.kl_weight = config.kl(progress)
     guide.threshold.fill_(config.harden(progress))
     guide.price.fill_(config.harden.price + model.prior.surcharge())
+    guide.has_settled = config.optim.has_settled(progress)
     config.optim.set_lr(optimiser, progress)
 
 

@@ -42,6 +42,10 @@ class Features(NamedTuple):
     positions: Tensor
     """Positions 0, 1, ..., [T]: absolute, never divided by the length of the sequence."""
 
+    def detached(self) -> "Features":
+        """The same, through which no gradient finds back into the network."""
+        return self._replace(state=self.state.detach(), normed=self.normed.detach())
+
 
 class Decision(NamedTuple):
     """What is decided for the tokens of a layer: how they attend, and whether they run it."""

@@ -9,6 +9,7 @@ from leaky import LeakyGuide
 from pyro.distributions import Dirichlet
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
+from torch.nn.functional import cross_entropy
 
 from pyro_meta import DirichletGuide, Features, Guide, PaperGuide, Prior, UsageError
 from pyro_meta.costs import costs_at
@@ -43,6 +44,25 @@ def test_every_parameter_of_the_network_gets_a_gradient(
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
+def test_routes_of_a_guide_that_has_settled_are_given(guide: type[Guide], threshold: float) -> None:
+    model, built = build(guide=guide)
+    built.threshold.fill_(threshold)
+    built.has_settled = True
+    objective, (tokens, targets) = Objective(model, built), text()
+    terms = objective(tokens, targets)
+    terms.loss.backward()
+    found = {name: parameter.grad for name, parameter in model.network.named_parameters()}
+    model.network.zero_grad(set_to_none=True)
+    logits = model.network(tokens, lambda layer, features: terms.routes[layer])
+    nll = cross_entropy(logits.flatten(0, 1), targets.flatten())
+    nll.backward()
+    torch.testing.assert_close(terms.nll, nll)
+    for name, parameter in model.network.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, msg=name)
 
 
 @pytest.mark.usefixtures("double")

@@ -447,6 +447,23 @@ def test_a_resting_router_leaves_no_moments(tmp_path: Path, text: Path) -> None:
     assert moments and not [name for name in moments if name.startswith("guide.")]
 
 
+def test_routes_are_given_once_the_guide_has_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: Path
+) -> None:
+    seen: list[bool] = []
+    posterior = DirichletGuide.posterior
+
+    def recording(self: DirichletGuide, layer: int, features: Features) -> Dirichlet:
+        if torch.is_grad_enabled() and layer == 1:  # else it is being evaluated
+            seen.append(features.state.requires_grad)
+        return posterior(self, layer, features)
+
+    monkeypatch.setattr(DirichletGuide, "posterior", recording)
+    folder = tmp_path / "run"
+    assert train(*MOMENT, f"--data.path={text}", "--optim.router_end=0.5", f"--out={folder}") == 0
+    assert seen == [True] * 6 + [False] * 6
+
+
 def test_a_changed_filler_is_named_before_its_vocabulary_is(tmp_path: Path) -> None:
     book, folder = tmp_path / "book.txt", tmp_path / "run"
     book.write_text("to be or not to be " * 200)

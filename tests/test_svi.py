@@ -96,7 +96,7 @@ def test_sequences_are_short_first() -> None:
         (lambda: ShortFirst(factor=0), "short.factor: 0"),
         (lambda: ShortFirst(until=1.5), "short.until: 1.5"),
         (lambda: Optimisation(router=0.0), "optim.router: 0.0"),
-        (lambda: Optimisation(router_begin=2.0), "optim.router_begin, optim.router_end: 2.0, 0.55"),
+        (lambda: Optimisation(router_begin=2.0), "optim.router_begin, optim.router_end: 2.0, 0.45"),
         (lambda: Optimisation(router_end=1.5), "optim.router_end: 0.25, 1.5"),
         (lambda: HardeningSchedule(price=-1.0), "harden.price: -1.0"),
         (lambda: KLSchedule(weight=0.0), "kl.weight: 0.0"),
