@@ -63,8 +63,8 @@ class Guide(StandaloneModule):
         The posterior of the model's depth gates; None: every token runs every layer.
     has_settled
         Whether it has stopped learning for good. Its routes then are given: no gradient passes
-        through them, so that the network cannot move them by what it feeds the guide. Training
-        sets it from its schedule; it is not saved.
+        from them into the network, which does not learn to move them by what it feeds the guide.
+        Training sets it from its schedule; it is not saved.
     """
 
     pays_kl: ClassVar[bool] = True
@@ -101,8 +101,9 @@ class Guide(StandaloneModule):
     def posterior(self, layer: int, features: Features) -> Distribution:
         """q(alpha_l | x, alpha_{<l}): batch [B, T], event [K], reparameterised.
 
-        Training, evaluation, read-out and generation all ask here and nowhere else. One that needs
-        the features of each token alone is declared so by the decorator `of_own_token`.
+        Training, evaluation, read-out and generation all ask here and nowhere else. What it reads
+        of the network is `features`, through which gradients stop once the guide has settled. One
+        that needs the features of each token alone is declared so by the decorator `of_own_token`.
         """
         raise NotImplementedError
 

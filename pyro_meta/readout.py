@@ -47,7 +47,7 @@ def write_posterior(
     """Write posterior.nc at `path` for tokens and targets [B, T], `batch` sequences at a time.
 
     Independent draws make one chain. `kl_weight` is that of the end of training, which says what
-    posterior the guide approximates.
+    posterior the guide is held against.
     """
     network = model.network
     T = windows[0].shape[1]

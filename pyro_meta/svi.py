@@ -141,8 +141,9 @@ class KLSchedule:
 
     It comes late, because a cost that bites before full attention has learned anything kills it.
     It rises to its peak over the first third of its span, on half a cosine, and falls over the
-    last: the peak takes whoever hardly cares off what is dear, and what is left after it is light
-    enough for the likelihood to choose among the cheap.
+    last: the peak takes whoever hardly cares off what is dear, and as it falls it gets light enough
+    for the likelihood to choose among the cheap. Once the guide has settled
+    (`optim.router_end`) the weight moves nothing.
     """
 
     weight: float = 0.004
@@ -248,7 +249,8 @@ class Optimisation:
     router_begin: float = 0.25
     """Share of training done when the guide begins to learn: what there is to attend to first."""
     router_end: float = 0.45
-    """Share of training done when the guide stops, so that the network settles on its routes."""
+    """Share of training done when the guide stops: its routes are given from then on, and the KL
+    moves nothing."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip", "router"):

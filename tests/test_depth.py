@@ -279,6 +279,31 @@ def test_gates_without_a_kl_pay_for_being_open_in_training() -> None:
     assert Objective(model, guide)(*text()).penalty is None
 
 
+@pytest.mark.parametrize(("depth", "penalty"), [(BetaDepthGuide, 0.0), (PointDepthGuide, 0.5)])
+@pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
+def test_gates_of_a_guide_that_has_settled_are_given(
+    depth: type[DepthGuide], penalty: float, threshold: float
+) -> None:
+    model, guide = gated(depth, penalty=penalty)
+    guide.threshold.fill_(threshold)
+    guide.has_settled = True
+    tokens, targets = text()
+    terms = Objective(model, guide)(tokens, targets)
+    terms.loss.backward()
+    found = {name: parameter.grad for name, parameter in model.network.named_parameters()}
+    model.network.zero_grad(set_to_none=True)
+    routes, gates = terms.routes, terms.gates
+    assert gates is not None
+
+    def given(layer: int, features: Features) -> Decision:
+        return Decision(routes[layer], gates[layer] if layer else None)
+
+    logits = model.network(tokens, given)
+    nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    for name, parameter in model.network.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, msg=name)
+
+
 def test_a_step_walks_the_network_once() -> None:
     model, guide = gated()
     forwards = Forwards(model.network)

@@ -56,6 +56,7 @@ def test_routes_of_a_guide_that_has_settled_are_given(guide: type[Guide], thresh
     terms = objective(tokens, targets)
     terms.loss.backward()
     found = {name: parameter.grad for name, parameter in model.network.named_parameters()}
+    assert all(p.grad is not None for p in built.parameters())  # as processes in parallel need
     model.network.zero_grad(set_to_none=True)
     logits = model.network(tokens, lambda layer, features: terms.routes[layer])
     nll = cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -85,6 +85,11 @@ def test_a_resting_router_counts_in_no_norm_and_no_moment() -> None:
         optimiser.zero_grad()
 
 
+def test_by_default_nothing_is_straight_through() -> None:
+    """The guide stops once the KL is done, and tokens turn hard once it has stopped."""
+    assert KLSchedule().end <= Optimisation().router_end <= HardeningSchedule().begin
+
+
 def test_sequences_are_short_first() -> None:
     short = ShortFirst(factor=4, until=0.3)
     assert [short(progress) for progress in (0.0, 0.29, 0.3, 1.0)] == [4, 4, 1, 1]

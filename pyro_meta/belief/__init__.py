@@ -14,7 +14,7 @@ p_w, and against the posterior itself (w = 1) where that is said.
 Where the guide is certain enough a route alpha runs one mechanism, decide(alpha), so that
 p(y | alpha) depends on that choice alone. Training decides from the posterior's mean; here every
 draw decides for itself, since only that is a likelihood. The objective of whole texts, and its
-gaps, are those of training.
+gaps, are those that training ends with.
 
 Where the model has depth gates, the deployed ones belong to the network: the guide decides each
 from the features that it meets, and the routes alone are examined.
