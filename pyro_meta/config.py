@@ -162,6 +162,11 @@ class Config:
                 f"context: {self.context} given; it must be divisible by short.factor = "
                 f"{self.short.factor} (1: whole sequences from the start)"
             )
+        if self.kl.begin >= self.optim.router_end < 1:
+            raise UsageError(
+                f"kl.begin: {self.kl.begin} given; below optim.router_end = "
+                f"{self.optim.router_end} is allowed (once the guide stops the KL moves nothing)"
+            )
         found = find_depth_guide(self.depth)
         of_kl = () if found is None else ("run", "strength") if found.pays_kl else ("penalty",)
         self.gate.require_used(

@@ -334,6 +334,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path, text: Pat
         (["--resume", "taken"], "taken is not a run"),
         (["--resume", "taken", "--steps", "3"], "no other option"),
         (["--kl.weight", "0"], "kl.weight: 0.0 given"),
+        (["--kl.begin", "0.5", "--kl.end", "0.6"], "kl.begin: 0.5 given; below optim.router_end"),
     ],
 )
 def test_bad_input_is_refused_by_name(
@@ -441,8 +442,8 @@ def test_a_run_without_a_checkpoint_begins_anew(finished: Path, tmp_path: Path) 
 
 def test_a_resting_router_leaves_no_moments(tmp_path: Path, text: Path) -> None:
     folder = tmp_path / "run"
-    options = [*MOMENT, f"--data.path={text}", "--optim.router_end=0.25", f"--out={folder}"]
-    assert train(*options) == 0
+    never = ["--optim.router_end=0.25", "--kl.begin=0"]
+    assert train(*MOMENT, f"--data.path={text}", *never, f"--out={folder}") == 0
     moments = load_file(next(folder.glob("checkpoint/*/optimiser.safetensors")))
     assert moments and not [name for name in moments if name.startswith("guide.")]
 
