@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from commands import TEXT
 
 from pyro_meta import (
     BudgetDirichlet,
@@ -82,6 +83,14 @@ def _clean_slate(
     pyro.clear_param_store()
     with pyro.validation_enabled(True):
         yield
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A small text to train on."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
 
 
 @pytest.fixture
