@@ -19,8 +19,8 @@ Loads = list[list[float]] | list[float] | None
 class FixedGuide(Guide):
     """alpha_l = loads_l for every token: one mixture, all mass on one point and no KL.
 
-    It never turns hard, so its hard and its soft figures are the same. Its costs are projected,
-    loads times costs: who executes a mixture pays for every mechanism in it.
+    It never turns hard, so its hard and its soft losses are the same. Its soft cost is loads times
+    costs; its hard cost is what it takes to execute it, that of every mechanism with a load.
 
     Parameters
     ----------

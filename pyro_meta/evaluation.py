@@ -96,8 +96,9 @@ def evaluate(
 
     The network is walked twice, along posterior means (soft) and along the likeliest mechanism of
     every token (hard), which then is all that runs for it. Figures of the posterior come from the
-    walk that is deployed: the hard one once every token is hard, else the soft one. `losses`, if
-    given, is filled sequence by sequence.
+    walk that is deployed: the hard one once every token is hard, else the soft one. Hard costs are
+    those of what runs, of every mechanism in it where a mixture does; `cost_nominal_soft` is shares
+    times costs, which nobody executes. `losses`, if given, is filled sequence by sequence.
 
     With depth gates a token that passes a layer by pays nothing there, `load` is among tokens that
     run the layer (among all, of a layer that nobody runs), and there is a section `depth`: the
@@ -169,7 +170,7 @@ def _pass(
     def route(layer: int, features: Features) -> Tensor | Decision:
         law, gates = guide.posterior(layer, features), guide.depth_posterior(layer, features)
         mean, choice, undecided = law.mean, guide.choice(law.mean), uncertainty(law)
-        run, way = choice, mean  # what is paid for, hard and soft
+        run, way = choice, mean  # shares of the mechanisms, hard and soft
         if gates is None:
             totals.runs[layer] += features.tokens.numel()
             totals.depth += features.tokens.numel()
@@ -188,8 +189,9 @@ def _pass(
         totals.hard[layer] += run.sum((0, 1)).cpu()
         totals.choices[layer] += choice.sum((0, 1)).cpu()
         totals.cost_nominal += float((way * nominal).sum())
-        totals.cost_nominal_hard += float((run * nominal).sum())
-        totals.cost_macs_hard += float((run * macs).sum())
+        is_run = run > 0  # whoever executes a mixture pays for every mechanism in it
+        totals.cost_nominal_hard += float((is_run * nominal).sum())
+        totals.cost_macs_hard += float((is_run * macs).sum())
         totals.entropy += float(entropy(mean).sum())
         totals.uncertainty += float(undecided.sum())
         prior = model.prior(layer, features.positions).expand(law.batch_shape)

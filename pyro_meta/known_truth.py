@@ -38,8 +38,8 @@ def score_against_truth(
         `needed`
             Share of tokens that need a look-up, of all that are not left out.
         `full_used`, `full_used_by_layer`
-            Tokens that choose `full` on hard routes, summed over layers, over the number that
-            needs a look-up; and the share of tokens that do, by layer.
+            Tokens that run `full` on hard routes (all, where a mixture has it), summed over layers,
+            over the number that needs a look-up; and the share of tokens that do, by layer.
         `auroc`, `auroc_by_layer`
             Chance that a token that needs a look-up has more posterior weight on `full` than
             another has, by its greatest weight in any layer, and by layer. None without a
@@ -69,7 +69,7 @@ def score_against_truth(
         return figures | absent | {"auroc": None, "auroc_by_layer": None}
     weight = hard.means[:, is_scored, full]  # [L, N']
     choice = guide.choice(torch.from_numpy(hard.means).to(guide.price.device))
-    used = choice[..., full].cpu().numpy()[:, is_scored] * hard.runs[:, is_scored]
+    used = (choice[..., full] > 0).cpu().numpy()[:, is_scored] * hard.runs[:, is_scored]
     needed = int(is_needed.sum())
     return figures | {
         "full_used": float(used.sum() / needed) if needed else None,

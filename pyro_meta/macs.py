@@ -26,9 +26,9 @@ def attention_macs(
 ) -> float:
     """MACs of attention in one layer, summed over all tokens.
 
-    Each token pays for its own mechanism. One that cannot serve its own tokens alone runs on all if
-    anybody chose it, and so does every mechanism where the route is a mixture. Where a mechanism
-    carries a momentum, every token pays for its kick, in the first layer too, where it is free.
+    Each token pays for its own mechanism, or for every one in its mixture. One that cannot serve
+    its own tokens alone runs on all if anybody chose it. Where a mechanism carries a momentum,
+    every token pays for its kick, in the first layer too, where it is free.
     Where the dispatch runs a mechanism on all tokens since that is faster, what is counted is still
     what was asked for: such work is done to save time.
 
@@ -55,10 +55,8 @@ def attention_macs(
             _, k, _, *more = inputs.read_by(mechanism)
             macs = mechanism.macs_of(positions, k, *more)  # [B, T] or [T]
         macs = macs.double().cpu()
-        served = everywhere
-        if is_choice(route):
-            chosen = (route == index).cpu()
-            served = chosen if serves(mechanism) or not chosen.any() else served
+        chosen = (route == index if is_choice(route) else route[..., index] > 0).cpu()
+        served = chosen if serves(mechanism) or not chosen.any() else everywhere
         kicks = mechanism.kick_macs(positions).double().cpu()
         total += float((macs * served).sum() + (kicks * (is_token & ~served)).sum())
     return heads * total

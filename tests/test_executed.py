@@ -76,6 +76,8 @@ def test_a_mechanism_that_cannot_serve_is_counted_on_all_tokens() -> None:
 def test_a_mixture_pays_for_every_mechanism() -> None:
     weights = torch.full((2, 3, 2), 0.5)
     assert attention_macs(mechanisms("full", "linear"), 1, weights) == 2 * (8 + 16 + 24 + 3 * 32)
+    weights[0, 1] = torch.tensor([0.0, 1.0])
+    assert attention_macs(mechanisms("full", "linear"), 1, weights) == 2 * (48 + 96) - 16
 
 
 @pytest.mark.parametrize("kv_heads", [None, 2, 1])

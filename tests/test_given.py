@@ -17,6 +17,7 @@ from pyro_meta import (
     UsageError,
 )
 from pyro_meta.evaluation import evaluate
+from pyro_meta.executed import executed_figures
 
 LOADS = [[0.1, 0.6, 0.3], [0.0, 0.75, 0.25]]
 
@@ -126,5 +127,17 @@ def test_a_fixed_mixture_stays_a_mixture() -> None:
     figures = evaluate(model, guide, (tokens, targets), batch=2)
     assert list(figures["load"].values()) == pytest.approx(loads)
     assert figures["val_nll_hard"] == figures["val_nll_soft"]
-    assert figures["cost_nominal_hard"] == pytest.approx(0.5 + 0.3 * 0.3 + 0.2 * 0.15)
+    assert figures["cost_nominal_soft"] == pytest.approx(0.5 + 0.3 * 0.3 + 0.2 * 0.15)
+    assert figures["cost_nominal_hard"] == pytest.approx(1 + 0.3 + 0.15)
     assert figures["hard_fraction"] == 0.0
+
+
+def test_what_has_no_load_in_a_mixture_is_not_paid_for() -> None:
+    model, _ = build()
+    guide = FixedGuide(model, [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]])
+    figures = evaluate(model, guide, text(), batch=2)
+    assert figures["cost_nominal_hard"] == pytest.approx(((0.3 + 0.15) + 1) / 2)
+    windows = text(2, model.network.shape.context)
+    costs = evaluate(model, guide, windows, batch=2)["cost_macs_hard"]
+    section = executed_figures(model, guide, windows, batch=2, repeats=1)
+    assert section["macs_ratio_attention"] == pytest.approx(costs, rel=1e-6)

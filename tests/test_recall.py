@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_meta import UsageError
 from pyro_meta.corpus import Truth
-from pyro_meta.guides import Guide
+from pyro_meta.guides import FixedGuide, Guide
 from pyro_meta.known_truth import auroc, score_against_truth
 from pyro_meta.recall import Recall, RecallCorpus
 from pyro_meta.simplex import Point
@@ -420,6 +420,16 @@ def test_repeated_answers_are_neither_right_nor_wrong() -> None:
     assert figures["needed"] == pytest.approx(three.sum() / (~four).sum())
     figures = score_against_truth(model, guide, windows, Truth(three, three, 2), batch=2)
     assert figures["auroc"] is None and figures["full_used"] is None and figures["needed"] == 0
+
+
+def test_a_mixture_runs_full_attention_everywhere() -> None:
+    model, _ = build()
+    guide = FixedGuide(model, [[0.1, 0.9, 0.0], [0.0, 0.9, 0.1]])
+    tokens = torch.randint(13, (5, 24), generator=torch.Generator().manual_seed(1))
+    needs = (tokens == 3).numpy()
+    figures = score_against_truth(model, guide, (tokens, tokens), alone(needs), batch=2)
+    assert figures["full_used_by_layer"] == [1.0, 0.0]
+    assert figures["full_used"] == pytest.approx(needs.size / needs.sum())
 
 
 def test_losses_are_split_by_need() -> None:
