@@ -20,7 +20,8 @@ class FixedGuide(Guide):
     """alpha_l = loads_l for every token: one mixture, all mass on one point and no KL.
 
     It never turns hard, so its hard and its soft losses are the same. Its soft cost is loads times
-    costs; its hard cost is what it takes to execute it, that of every mechanism with a load.
+    costs; its hard cost is what it takes to execute it, that of every mechanism with a load. (The
+    code runs all K mechanisms of a mixture, those of weight zero, too.)
 
     Parameters
     ----------

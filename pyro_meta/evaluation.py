@@ -97,7 +97,7 @@ def evaluate(
     The network is walked twice, along posterior means (soft) and along the likeliest mechanism of
     every token (hard), which then is all that runs for it. Figures of the posterior come from the
     walk that is deployed: the hard one once every token is hard, else the soft one. Hard costs are
-    those of what runs, of every mechanism in it where a mixture does; `cost_nominal_soft` is shares
+    those of what has to run, of a mixture every mechanism in it; `cost_nominal_soft` is shares
     times costs, which nobody executes. `losses`, if given, is filled sequence by sequence.
 
     With depth gates a token that passes a layer by pays nothing there, `load` is among tokens that
@@ -189,7 +189,7 @@ def _pass(
         totals.hard[layer] += run.sum((0, 1)).cpu()
         totals.choices[layer] += choice.sum((0, 1)).cpu()
         totals.cost_nominal += float((way * nominal).sum())
-        is_run = run > 0  # whoever executes a mixture pays for every mechanism in it
+        is_run = run > 0  # a mixture needs every mechanism in it
         totals.cost_nominal_hard += float((is_run * nominal).sum())
         totals.cost_macs_hard += float((is_run * macs).sum())
         totals.entropy += float(entropy(mean).sum())

@@ -133,10 +133,12 @@ def _count_macs(
         given, macs = counted(lambda: follow(layer, features))
         chosen, gate = decision = decided(given)
         router += macs
-        if not is_choice(chosen):
-            attention += attention_macs(network.mechanisms, heads, chosen)
         if gate is not None and not gate.is_floating_point():
             passed_by = (passed_by or 0) + int((~gate).sum())
+            if not is_choice(chosen):  # who passes by asks nothing of the mixture
+                chosen = chosen * gate[..., None]
+        if not is_choice(chosen):
+            attention += attention_macs(network.mechanisms, heads, chosen)
         return decision
 
     for tokens in pieces:

@@ -40,6 +40,7 @@ from pyro_meta import (
 )
 from pyro_meta.costs import costs_at
 from pyro_meta.evaluation import evaluate, prefix_gap, require_causal_guide
+from pyro_meta.executed import executed_figures
 from pyro_meta.guides import of_own_token
 from pyro_meta.macs import block_macs
 from pyro_meta.run import Run
@@ -490,6 +491,16 @@ def test_generation_is_the_same_with_a_cache(depth: type[DepthGuide], threshold:
 
 
 @pytest.mark.usefixtures("double")
+def test_who_passes_by_a_mixture_pays_for_nothing() -> None:
+    model, guide = gated(guide=FixedGuide)
+    guide.threshold.fill_(1.0)
+    windows = text(4, SHAPE.context)
+    figures = evaluate(model, guide, windows, batch=4)
+    assert figures["depth"]["skipped_hard"] > 0.05
+    section = executed_figures(model, guide, windows, batch=4, repeats=1)
+    assert section["macs_ratio_attention"] == pytest.approx(figures["cost_macs_hard"], rel=1e-6)
+
+
 def test_figures_count_what_runs() -> None:
     model, guide = gated()
     guide.threshold.fill_(1.0)
