@@ -135,8 +135,8 @@ def _count_macs(
         router += macs
         if gate is not None and not gate.is_floating_point():
             passed_by = (passed_by or 0) + int((~gate).sum())
-            if not is_choice(chosen):  # who passes by asks nothing of the mixture
-                chosen = chosen * gate[..., None]
+            if not is_choice(chosen):
+                chosen = chosen * gate[..., None]  # who passes by needs nothing of the mixture
         if not is_choice(chosen):
             attention += attention_macs(network.mechanisms, heads, chosen)
         return decision
