@@ -226,9 +226,11 @@ def _show(results: Results, out: Path, console: Console) -> None:
 
 
 def _rich(table: Table) -> RichTable:
+    """A table whose words stay whole: where it is too wide, figures stand above their spread."""
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(table.headings):
-        shown.add_column(heading, justify="right" if index else "left", no_wrap=index > 0)
+    for index, column in enumerate(zip(table.headings, *table.rows, strict=True)):
+        longest = max((len(word) for cell in column for word in cell.split()), default=0)
+        shown.add_column(column[0], justify="right" if index else "left", min_width=longest)
     for row in table.rows:
         shown.add_row(*map(escape, row))
     return shown

@@ -241,13 +241,17 @@ def test_wrong_words_are_refused(tmp_path: Path, words: list[str], message: str)
 
 @pytest.mark.usefixtures("faked")
 def test_a_study_leaves_what_it_promises_and_repeats_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "study"
     baselines = "--baselines=[mechanisms,fixed,point]"
     words = [*WORDS, "--seeds=2", "--workers=2", baselines, f"--out={out}"]
     assert ablate.main([*words, "--grid.kl.weight=[0.004]"]) == 0
-    capsys.readouterr()
+    table = capsys.readouterr().out.split("no setting")[0]
+    for name in ("routed", "window alone", "fixed loads of routed", "PointGuide"):
+        assert all(word in table.split() for word in name.split()), "names stand in 80 columns"
+    assert "…" not in table and "±" in table, "and so do the figures"
     first = starts(out)
     assert len(first) == 6 * 2 and set(map(tuple, first.values())) == {("0",)}
 
