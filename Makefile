@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(or $(RUN),runs/$(shell date +%Y%m%d-%H%M%S))
 BIN := $(VENV)/bin
 
-.PHONY: train test lint types long analysis bench clean
+.PHONY: train test lint types long study analysis bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,11 @@ test: lint types  ## Lint, types and the default tests.
 
 long: $(VENV)/.installed-dev  ## The tests that are too slow for every day.
 	$(BIN)/python -m pytest -m long
+
+study: $(VENV)/.installed  ## The studies that end within 90 minutes on 2 cores; go on with the same words.
+	for name in planted text budget; do \
+		$(BIN)/python -m pyro_meta.ablate benchmarks/studies/$$name.yaml --out studies/$$name --workers 2 || exit; \
+	done
 
 # Python 3.12 or later gets ArviZ 1.x; the analysis needs no torch.
 analysis:  ## The tests of the analysis without torch: make analysis PYTHON=python3.13

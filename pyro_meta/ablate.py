@@ -208,7 +208,8 @@ def _prepare(groups: list[Group]) -> None:
 def _list(groups: list[Group], console: Console) -> None:
     for group in groups:
         seeds = ", ".join(map(str, group.seeds))
-        console.print(f"{escape(group.label)}  [dim]seeds {seeds}[/dim]", highlight=False)
+        line = f"{escape(group.label)}  [dim]seeds {seeds}[/dim]"
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"{sum(len(group.seeds) for group in groups)} runs")
 
 
