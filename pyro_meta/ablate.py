@@ -35,6 +35,7 @@ baselines that each routed setting has to beat, and compare them. Every other op
 python -m pyro_meta.train and holds for all runs. What has finished is never trained again: repeat
 the command, or name only --out, to go on."""
 BRIEF = ("val_nll_hard", "val_nll_soft", "cost_macs_hard", "truth.answer_accuracy_hard")
+NAME_WIDTH = 10  # least, so that all figures find room in 80 columns
 OWN = ("out", "workers", "seeds", "baselines", "cost", "report_only", "dry_run", "help")
 
 
@@ -227,11 +228,15 @@ def _show(results: Results, out: Path, console: Console) -> None:
 
 
 def _rich(table: Table) -> RichTable:
-    """A table whose words stay whole: where it is too wide, figures stand above their spread."""
+    """A table whose figures stay whole: where it is too wide they stand above their spread, and
+    names are broken."""
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, column in enumerate(zip(table.headings, *table.rows, strict=True)):
         longest = max((len(word) for cell in column for word in cell.split()), default=0)
-        shown.add_column(column[0], justify="right" if index else "left", min_width=longest)
+        if index:
+            shown.add_column(column[0], justify="right", min_width=longest)
+        else:
+            shown.add_column(column[0], min_width=min(longest, NAME_WIDTH), overflow="fold")
     for row in table.rows:
         shown.add_row(*map(escape, row))
     return shown
