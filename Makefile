@@ -25,7 +25,7 @@ test: lint types  ## Lint, types and the default tests.
 long: $(VENV)/.installed-dev  ## The tests that are too slow for every day.
 	$(BIN)/python -m pytest -m long
 
-study: $(VENV)/.installed  ## The studies that end within 90 minutes on 2 cores; go on with the same words.
+study: $(VENV)/.installed  ## The studies for 2 cores, some 75 minutes; repeat it to go on.
 	failed=0; for name in planted text budget; do \
 		$(BIN)/python -m pyro_meta.ablate benchmarks/studies/$$name.yaml --out studies/$$name --workers 2; \
 		code=$$?; [ $$code -le 1 ] || exit $$code; [ $$code -eq 0 ] || failed=1; \

@@ -35,7 +35,7 @@ baselines that each routed setting has to beat, and compare them. Every other op
 python -m pyro_meta.train and holds for all runs. What has finished is never trained again: repeat
 the command, or name only --out, to go on."""
 BRIEF = ("val_nll_hard", "val_nll_soft", "cost_macs_hard", "truth.answer_accuracy_hard")
-NAME_WIDTH = 10  # least, so that all figures find room in 80 columns
+NAME_WIDTH = 10  # at least; all figures find room beside it in 80 columns
 OWN = ("out", "workers", "seeds", "baselines", "cost", "report_only", "dry_run", "help")
 
 
@@ -216,7 +216,7 @@ def _list(groups: list[Group], console: Console) -> None:
 
 def _show(results: Results, out: Path, console: Console) -> None:
     if results.results:
-        console.print(_rich(results.table(BRIEF, digits=3)))
+        console.print(terminal_table(results.table(BRIEF, digits=3)), crop=False)
         console.print(
             "* no setting on the same text beats it in loss and cost; differences of hard losses "
             "are paired, below 0 is better, ! leaves out 0 (95%), (1) is of one seed",
@@ -227,16 +227,14 @@ def _show(results: Results, out: Path, console: Console) -> None:
             console.print(f"wrote {escape(str(out / name))}", soft_wrap=True)
 
 
-def _rich(table: Table) -> RichTable:
-    """A table whose figures stay whole: where it is too wide they stand above their spread, and
+def terminal_table(table: Table) -> RichTable:
+    """A table whose figures stay whole: where room is short they stand above their spread, and
     names are broken."""
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, column in enumerate(zip(table.headings, *table.rows, strict=True)):
-        longest = max((len(word) for cell in column for word in cell.split()), default=0)
-        if index:
-            shown.add_column(column[0], justify="right", min_width=longest)
-        else:
-            shown.add_column(column[0], min_width=min(longest, NAME_WIDTH), overflow="fold")
+    shown.add_column(table.headings[0], min_width=NAME_WIDTH, overflow="fold")
+    for heading, *cells in list(zip(table.headings, *table.rows, strict=True))[1:]:
+        longest = max(len(word) for cell in (heading, *cells) for word in cell.split())
+        shown.add_column(heading, justify="right", min_width=longest)
     for row in table.rows:
         shown.add_row(*map(escape, row))
     return shown

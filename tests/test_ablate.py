@@ -16,6 +16,7 @@ import load_guides
 import pytest
 import yaml
 from commands import MOMENT, error_line, run
+from rich.console import Console
 
 from pyro_meta import UsageError, ablate
 from pyro_meta.config import read_options, train_words
@@ -23,6 +24,7 @@ from pyro_meta.study import plan
 from pyro_meta.study.description import Study
 from pyro_meta.study.live import picture
 from pyro_meta.study.plan import expand
+from pyro_meta.study.results import Table
 from pyro_meta.study.runner import Job, State, worker_environment
 
 SMALL = {"context": 16, "window": 4, "width": 16, "layers": 2, "heads": 2, "steps": 4}
@@ -279,6 +281,19 @@ def test_a_study_leaves_what_it_promises_and_repeats_nothing(
     assert len(now) == len(first) + 2, "one routed setting more, with loads that ran already"
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_name_costs_a_figure_its_place(width: int) -> None:
+    figures = ["1.670 ±.006", "1.677 ±.007", "0.129 ±.003", "0.994 ±.011", "-0.0611 !", "(1)", "5"]
+    headings = ["", "loss, hard", "loss, soft", "MACs", "answers", "to best single", "to no prior"]
+    name = f"guide={'LogisticNormalGuide' * 3} [bold]"
+    console = Console(width=width, record=True, file=io.StringIO())
+    table = Table([*headings, "seeds"], [[name, *figures], ["routed", *figures]])
+    console.print(ablate.terminal_table(table), crop=False)
+    shown = console.export_text()
+    assert all(shown.count(word) >= 2 for cell in figures for word in cell.split())
+    assert "routed" in shown and "guide=" in shown and "[bold]" in shown and "…" not in shown
+
+
 @pytest.mark.usefixtures("faked")
 def test_loss_is_compared_at_the_cost_that_is_asked_for(tmp_path: Path) -> None:
     """At the MACs of the whole model, here the other way round, all full is cheapest and best."""
@@ -390,8 +405,6 @@ def test_a_look_in_between(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_live_table_fits_the_terminal() -> None:
-    from rich.console import Console
-
     groups = expand(Study.read({"base": SMALL, "seeds": 9, "baselines": False}, "test"))
     jobs = [Job(groups[0], seed) for seed in groups[0].seeds]
     jobs[3].state, jobs[3].step, jobs[3].loss = State.RUNNING, 2, 1.5
