@@ -1,7 +1,8 @@
 """Whether draws from the guide could stand for the posterior: Pareto-smoothed importance sampling.
 
 The tempered posterior p_w(alpha | x, y), proportional to p(alpha) p(y | alpha)^(1/w), is what
-training with KL weight w aims at (see `pyro_meta.belief`). Draws of a block of tokens have weights
+training with KL weight w aims at (see `pyro_meta.posterior`). Draws of a block of tokens have
+weights
 
     log r = log p(y | alpha) / w + log p(alpha) - log q(alpha | x) + constant.
 

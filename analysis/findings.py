@@ -55,7 +55,7 @@ class Findings:
     reading
         The run.
     belief
-        What `pyro_meta.belief` has found out with the network (belief.json), or nothing.
+        What `pyro_meta.posterior` has found out with the network (belief.json), or nothing.
     """
 
     def __init__(self, reading: Reading, belief: Mapping[str, Any] | None = None) -> None:
@@ -379,7 +379,9 @@ def _of_hardening(run: Reading) -> Judgement:
 
 def _quantiles(values: Array) -> dict[str, float]:
     at = (0.05, 0.25, 0.5, 0.75, 0.95)
-    return {f"{q:g}": float(value) for q, value in zip(at, np.quantile(values, at), strict=True)}
+    with np.errstate(invalid="ignore"):  # between two that are infinite there is no number
+        found = np.quantile(values, at)
+    return {f"{q:g}": float(value) for q, value in zip(at, found, strict=True)}
 
 
 def plain(value: Any) -> Any:

@@ -11,9 +11,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from pyro_meta.config import train_words
-from pyro_meta.evaluation import ngram_nll
-from pyro_meta.run import Run, hardware
+from pyro_meta.evaluation.ngrams import ngram_nll
+from pyro_meta.terminal.machine import hardware
+from pyro_meta.training.config import train_words
+from pyro_meta.training.run import Run
 
 
 def main() -> None:

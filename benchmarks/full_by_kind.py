@@ -20,8 +20,9 @@ import numpy as np
 from hard_walk import hard_walk
 from numpy.typing import NDArray
 
-from pyro_meta.corpus import Truth
-from pyro_meta.run import Run, hardware, versions
+from pyro_meta.data.corpus import Truth
+from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.training.run import Run
 
 TOKENS = 65_536
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_meta.config import train_words
-from pyro_meta.corpus import Truth
-from pyro_meta.evaluation import evaluating
-from pyro_meta.run import Run
-from pyro_meta.transformer import Features
+from pyro_meta.data.corpus import Truth
+from pyro_meta.evaluation.figures import evaluating
+from pyro_meta.network.route import Features
+from pyro_meta.training.config import train_words
+from pyro_meta.training.run import Run
 
 
 class HardWalk(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 
 import xarray as xr
 
-from pyro_meta.run import hardware
+from pyro_meta.terminal.machine import hardware
 
 
 def measured(*words: str) -> dict[str, Any]:

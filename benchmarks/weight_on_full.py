@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from hard_walk import hard_walk
 
-from pyro_meta.run import Run
+from pyro_meta.training.run import Run
 
 TOKENS = 16_384
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

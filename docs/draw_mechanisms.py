@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pyro_meta.attention import Chunk, ChunkSentence, ChunkSliding
-from pyro_meta.attention.chunks import reach_of_all
+from pyro_meta.attention.chunks.attention import reach_of_all
 
 T, WINDOW, SIZE = 24, 6, 4
 CELL, GAP, TOP = 8, 28, 24

@@ -21,12 +21,12 @@ from rich.text import Text as Coloured
 from torch import Tensor
 
 from pyro_meta import Features, Transformer, UsageError
-from pyro_meta.console import run_command
-from pyro_meta.corpus import Text, TokenCorpus
-from pyro_meta.evaluation import evaluating
-from pyro_meta.run import Run
-from pyro_meta.transformer import Route, as_weights
-from pyro_meta.vocabulary import Vocabulary
+from pyro_meta.data.corpus import Text, TokenCorpus
+from pyro_meta.data.vocabulary import Vocabulary
+from pyro_meta.evaluation.figures import evaluating
+from pyro_meta.network.route import Route, as_weights
+from pyro_meta.terminal.commands import run_command
+from pyro_meta.training.run import Run
 
 COLOURS = ("red", "green", "blue", "magenta", "cyan", "yellow")
 TURNS = 3

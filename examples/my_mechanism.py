@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_meta import Mechanism, Shape, Transformer, pinned
 from pyro_meta.attention import Queries
-from pyro_meta.evaluation import require_causal
+from pyro_meta.evaluation.causality import require_causal
 
 
 class Ends(Mechanism):

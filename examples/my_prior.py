@@ -19,7 +19,7 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.costs import costs_at
+from pyro_meta.network.costs import costs_at
 
 
 class CheapBelow(Prior):

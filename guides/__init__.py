@@ -1,10 +1,11 @@
 """The inference side: amortised posteriors over routes and depth gates, one file a guide."""
 
-from pyro_meta.guides.base import Guide, of_own_token
+from pyro_meta.guides.base import Guide
 from pyro_meta.guides.concrete import ConcreteGuide
 from pyro_meta.guides.depth import BetaDepthGuide, DepthGuide, PointDepthGuide
 from pyro_meta.guides.dirichlet import DirichletGuide
 from pyro_meta.guides.given import FixedGuide, RandomGuide
+from pyro_meta.guides.heads import of_own_token
 from pyro_meta.guides.logistic_normal import LogisticNormalGuide
 from pyro_meta.guides.paper import PaperGuide
 from pyro_meta.guides.point import PointGuide

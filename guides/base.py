@@ -9,38 +9,25 @@ is the one that is deployed. The price is a conditioning gap: the best it can do
 posterior given y, but its average over what may follow (Bayer et al. 2021, arXiv 2101.07046).
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_meta.costs import costs_at
+from pyro_meta.distributions.gates import HardenedGate, harden_gate
+from pyro_meta.distributions.simplex import Hardened, decide, harden, uncertainty, vertex
 from pyro_meta.errors import UsageError, require_defined
-from pyro_meta.gates import HardenedGate, harden_gate
 from pyro_meta.guides.heads import default_width, make_heads
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.models.module import StandaloneModule
-from pyro_meta.simplex import Hardened, decide, harden, uncertainty, vertex
-from pyro_meta.transformer import Decision, Features, Route, Transformer
+from pyro_meta.network.costs import costs_at
+from pyro_meta.network.route import Decision, Features, Route
 
 if TYPE_CHECKING:
     from pyro_meta.guides.depth import DepthGuide
-
-CLOSE_BEHIND = 0.5  # logits by which `window` follows `full` in the first layer, at the start
-Posterior = TypeVar("Posterior", bound=Callable[..., Any])
-
-
-def of_own_token(posterior: Posterior) -> Posterior:
-    """Declare that a `posterior` looks at each token's own features, tokens or position alone.
-
-    Then generation asks it for the newest token, and not for the whole text again with every one.
-    A subclass that defines another posterior declares it anew, or not.
-    """
-    setattr(posterior, "is_of_own_token", True)  # noqa: B010
-    return posterior
 
 
 class Guide(StandaloneModule):
@@ -92,7 +79,6 @@ class Guide(StandaloneModule):
         everywhere = torch.arange(model.network.shape.context)
         costs = costs_at(model.network, "macs", everywhere).mean(0)  # [K]
         self.register_buffer("costs", costs, persistent=False)
-        self.register_load_state_dict_pre_hook(_at_no_price)
 
     @property
     def model(self) -> LanguageModel:
@@ -231,11 +217,6 @@ class Guide(StandaloneModule):
         return law.mean
 
 
-def _at_no_price(guide: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Checkpoints of before the price ran the likeliest mechanism."""
-    state.setdefault(f"{prefix}price", torch.zeros(()))
-
-
 class HeadsGuide(Guide):
     """A guide that asks one network of a single hidden layer in every layer of the transformer.
 
@@ -273,14 +254,3 @@ class HeadsGuide(Guide):
                 f"guide: {len(bias)} biases given; one for each of {shape.layers} layers"
             )
         self.heads = make_heads(inputs or shape.width, width, bias)
-
-
-def leads(network: Transformer, lead: float) -> list[list[float]]:
-    """Logits [L][K] at the start: `full` leads in the first layer, `window` in all others.
-
-    Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a
-    network learns soonest from what is near: so `window` comes second in the first layer too.
-    """
-    first = {"full": lead, "window": max(0.0, lead - CLOSE_BEHIND)}
-    ahead = [first, *[{"window": lead}] * (network.shape.layers - 1)]
-    return [[layer.get(name, 0.0) for name in network.mechanism_names] for layer in ahead]

@@ -1,10 +1,11 @@
 """A relaxed categorical guide."""
 
+from pyro_meta.distributions.softmax import LEAST_TEMPERATURE, Concrete
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import HeadsGuide, leads, of_own_token
-from pyro_meta.laws import LEAST_TEMPERATURE, Concrete
+from pyro_meta.guides.base import HeadsGuide
+from pyro_meta.guides.heads import leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
-from pyro_meta.transformer import Features
+from pyro_meta.network.route import Features
 
 
 class ConcreteGuide(HeadsGuide):

@@ -15,15 +15,20 @@ from pyro.distributions import Beta
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_meta import gates
-from pyro_meta.bounded import bounded, unbounded
+from pyro_meta.distributions import gates
+from pyro_meta.distributions.bounded import bounded, unbounded
 from pyro_meta.errors import UsageError, require_defined
-from pyro_meta.guides.base import of_own_token
-from pyro_meta.guides.dirichlet import FLOOR, LEAST_TOTAL, MOST_TOTAL
-from pyro_meta.guides.heads import default_width, make_heads
+from pyro_meta.guides.heads import (
+    FLOOR,
+    LEAST_TOTAL,
+    MOST_TOTAL,
+    default_width,
+    make_heads,
+    of_own_token,
+)
 from pyro_meta.models.language_model import LanguageModel
-from pyro_meta.naming import find_kind
-from pyro_meta.transformer import Features
+from pyro_meta.network.route import Features
+from pyro_meta.terminal.naming import find_kind
 
 TOTAL = 5.0  # a + b of a Beta at the start
 MOST_PRICE = 20.0

@@ -4,14 +4,13 @@ import torch
 from pyro.distributions import Dirichlet
 from torch import Tensor
 
-from pyro_meta.bounded import bounded, unbounded
+from pyro_meta.distributions.bounded import bounded, unbounded
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import HeadsGuide, leads, of_own_token
+from pyro_meta.guides.base import HeadsGuide
+from pyro_meta.guides.heads import FLOOR, LEAST_TOTAL, MOST_TOTAL, leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
-from pyro_meta.transformer import Features, Transformer
-
-FLOOR = 0.05  # below this, float32 draws of a Dirichlet are clamped and their gradients wild
-LEAST_TOTAL, MOST_TOTAL = 1.0, 900.0  # above, the closed-form KL loses digits in float32
+from pyro_meta.network.route import Features
+from pyro_meta.network.transformer import Transformer
 
 
 def by_mean_and_total(out: Tensor) -> Dirichlet:

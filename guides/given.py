@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_meta.distributions.simplex import Point
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import Guide, of_own_token
+from pyro_meta.guides.base import Guide
+from pyro_meta.guides.heads import of_own_token
 from pyro_meta.models.language_model import LanguageModel
-from pyro_meta.simplex import Point
-from pyro_meta.transformer import Features, Transformer
+from pyro_meta.network.route import Features
+from pyro_meta.network.transformer import Transformer
 
 Loads = list[list[float]] | list[float] | None
 """Shares of the mechanisms, by layer or for every layer; None: all alike."""

@@ -1,11 +1,13 @@
 """The small networks that posteriors come from: one of a single hidden layer for each layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from pyro_meta.shape import Shape
+from pyro_meta.network.shape import Shape
+from pyro_meta.network.transformer import Transformer
 
 
 def default_width(shape: Shape) -> int:
@@ -24,3 +26,36 @@ def make_heads(inputs: int, hidden: int, bias: Sequence[Sequence[float]]) -> nn.
         return nn.Sequential(first, nn.GELU(), last)
 
     return nn.ModuleList(map(head, bias))
+
+
+CLOSE_BEHIND = 0.5  # logits by which `window` follows `full` in the first layer, at the start
+
+
+Posterior = TypeVar("Posterior", bound=Callable[..., Any])
+
+
+def of_own_token(posterior: Posterior) -> Posterior:
+    """Declare that a `posterior` looks at each token's own features, tokens or position alone.
+
+    Then generation asks it for the newest token, and not for the whole text again with every one.
+    A subclass that defines another posterior declares it anew, or not.
+    """
+    setattr(posterior, "is_of_own_token", True)  # noqa: B010
+    return posterior
+
+
+def leads(network: Transformer, lead: float) -> list[list[float]]:
+    """Logits [L][K] at the start: `full` leads in the first layer, `window` in all others.
+
+    Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a
+    network learns soonest from what is near: so `window` comes second in the first layer too.
+    """
+    first = {"full": lead, "window": max(0.0, lead - CLOSE_BEHIND)}
+    ahead = [first, *[{"window": lead}] * (network.shape.layers - 1)]
+    return [[layer.get(name, 0.0) for name in network.mechanism_names] for layer in ahead]
+
+
+FLOOR = 0.05  # below this, float32 draws of a Dirichlet are clamped and their gradients wild
+
+
+LEAST_TOTAL, MOST_TOTAL = 1.0, 900.0  # above, the closed-form KL loses digits in float32

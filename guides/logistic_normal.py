@@ -1,11 +1,12 @@
 """A logistic-normal guide."""
 
-from pyro_meta.bounded import bounded, unbounded
+from pyro_meta.distributions.bounded import bounded, unbounded
+from pyro_meta.distributions.softmax import LogisticNormal
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import HeadsGuide, leads, of_own_token
-from pyro_meta.laws import LogisticNormal
+from pyro_meta.guides.base import HeadsGuide
+from pyro_meta.guides.heads import leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
-from pyro_meta.transformer import Features
+from pyro_meta.network.route import Features
 
 LEAST_SCALE, MOST_SCALE = 0.02, 5.0
 

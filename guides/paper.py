@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from pyro.distributions import Dirichlet
 
 from pyro_meta.errors import UsageError
-from pyro_meta.guides.base import HeadsGuide, of_own_token
+from pyro_meta.guides.base import HeadsGuide
+from pyro_meta.guides.heads import of_own_token
 from pyro_meta.models.language_model import LanguageModel
-from pyro_meta.transformer import Features
+from pyro_meta.network.route import Features
 
 
 class PaperGuide(HeadsGuide):

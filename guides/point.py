@@ -2,10 +2,11 @@
 
 import torch
 
-from pyro_meta.guides.base import HeadsGuide, leads, of_own_token
+from pyro_meta.distributions.simplex import Point
+from pyro_meta.guides.base import HeadsGuide
+from pyro_meta.guides.heads import leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
-from pyro_meta.simplex import Point
-from pyro_meta.transformer import Features
+from pyro_meta.network.route import Features
 
 
 class PointGuide(HeadsGuide):

@@ -2,8 +2,9 @@
 
 from torch.distributions import Distribution
 
-from pyro_meta.guides.base import Guide, of_own_token
-from pyro_meta.transformer import Features
+from pyro_meta.guides.base import Guide
+from pyro_meta.guides.heads import of_own_token
+from pyro_meta.network.route import Features
 
 
 class PriorGuide(Guide):

@@ -4,10 +4,11 @@ import torch
 from pyro.distributions import Dirichlet
 from torch import nn
 
-from pyro_meta.guides.base import Guide, of_own_token
+from pyro_meta.guides.base import Guide
 from pyro_meta.guides.dirichlet import by_mean_and_total, start_at
+from pyro_meta.guides.heads import of_own_token
 from pyro_meta.models.language_model import LanguageModel
-from pyro_meta.transformer import Features
+from pyro_meta.network.route import Features
 
 
 class TokenTableGuide(Guide):

@@ -4,11 +4,11 @@ import torch
 from pyro.distributions import Dirichlet
 from torch import Tensor
 
-from pyro_meta.costs import Costs
 from pyro_meta.errors import UsageError
 from pyro_meta.models.dual import DualController
 from pyro_meta.models.priors import Prior, by_cost, require_positive
-from pyro_meta.transformer import Transformer
+from pyro_meta.network.costs import Costs
+from pyro_meta.network.transformer import Transformer
 
 TURN = 3.0  # from this |lambda| on the strength grows with it
 CHARGE = 5.0  # nats of KL per unit of cost and of lambda, about, for a decided token

@@ -9,10 +9,10 @@ import torch
 from pyro.distributions import Beta
 from torch import Tensor, nn
 
-from pyro_meta.costs import costs_at
 from pyro_meta.errors import UsageError
-from pyro_meta.macs import block_macs
-from pyro_meta.transformer import Transformer
+from pyro_meta.network.costs import costs_at
+from pyro_meta.network.macs import block_macs
+from pyro_meta.network.transformer import Transformer
 
 
 class DepthPrior(nn.Module):

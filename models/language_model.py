@@ -29,14 +29,8 @@ from pyro_meta.attention import collected_penalties
 from pyro_meta.models.depth import DepthPrior
 from pyro_meta.models.module import StandaloneModule
 from pyro_meta.models.priors import Prior
-from pyro_meta.transformer import (
-    Decision,
-    Features,
-    Route,
-    Transformer,
-    at_least_float32,
-    decided,
-)
+from pyro_meta.network.route import Decision, Features, Route, at_least_float32, decided
+from pyro_meta.network.transformer import Transformer
 
 
 class _Found(NamedTuple):

@@ -4,10 +4,10 @@ import torch
 from pyro.distributions import Dirichlet
 from torch import Tensor, nn
 
-from pyro_meta.bounded import bounded, unbounded
+from pyro_meta.distributions.bounded import bounded, unbounded
 from pyro_meta.errors import UsageError
 from pyro_meta.models.priors import CostDirichlet, Prior
-from pyro_meta.transformer import Transformer
+from pyro_meta.network.transformer import Transformer
 
 MOST = 1e3  # above, the closed-form KL loses digits in float32
 

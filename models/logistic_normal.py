@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from pyro_meta.costs import Costs
+from pyro_meta.distributions.softmax import LogisticNormal
 from pyro_meta.errors import UsageError
-from pyro_meta.laws import LogisticNormal
 from pyro_meta.models.priors import Prior, require_positive
-from pyro_meta.transformer import Transformer
+from pyro_meta.network.costs import Costs
+from pyro_meta.network.transformer import Transformer
 
 
 class LogisticNormalPrior(Prior):

@@ -11,9 +11,9 @@ from pyro.distributions import Dirichlet
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_meta.costs import Costs
 from pyro_meta.errors import UsageError, require_defined
-from pyro_meta.transformer import Transformer
+from pyro_meta.network.costs import Costs
+from pyro_meta.network.transformer import Transformer
 
 
 class Prior(nn.Module):

@@ -1,7 +1,8 @@
 """pyro-meta: transformers whose every token chooses how it attends, as a Pyro model.
 
 The public names below are imported on first use, so that `pyro_meta.analysis` and the reports never
-import torch.
+import torch. They are also what checkpoints and config.yaml call classes by, so that a file may
+move without a run noticing.
 """
 
 import importlib
@@ -14,42 +15,30 @@ __version__ = "0.1.0"
 # installed; this line lets a checkout and an installed copy complete each other.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-_HOME = {
-    "Mechanism": "attention",
-    "Block": "blocks",
-    "Features": "transformer",
-    "Shape": "shape",
-    "Transformer": "transformer",
-    "pinned": "transformer",
-    "Decision": "transformer",
-    "LanguageModel": "models",
-    "Prior": "models",
-    "CostDirichlet": "models",
-    "PaperDirichlet": "models",
-    "SymmetricDirichlet": "models",
-    "LearnedDirichlet": "models",
-    "LogisticNormalPrior": "models",
-    "BudgetDirichlet": "models",
-    "DepthPrior": "models",
-    "Guide": "guides",
-    "DirichletGuide": "guides",
-    "LogisticNormalGuide": "guides",
-    "ConcreteGuide": "guides",
-    "TokenTableGuide": "guides",
-    "PaperGuide": "guides",
-    "PointGuide": "guides",
-    "PriorGuide": "guides",
-    "FixedGuide": "guides",
-    "RandomGuide": "guides",
-    "DepthGuide": "guides",
-    "BetaDepthGuide": "guides",
-    "PointDepthGuide": "guides",
-    "PointGate": "gates",
-    "LogisticNormal": "laws",
-    "Concrete": "laws",
-    "RouteELBO": "svi",
-    "UsageError": "errors",
-}
+_NAMES = {
+    "attention": (
+        "Mechanism", "Full", "Window", "Linear", "LinearMomentum", "Chunk", "ChunkSliding",
+        "ChunkSentence", "ChunkLearned",
+    ),
+    "data": ("Corpus", "Data", "Recall", "Text"),
+    "distributions": ("Concrete", "LogisticNormal", "PointGate"),
+    "errors": ("UsageError",),
+    "guides": (
+        "Guide", "ConcreteGuide", "DirichletGuide", "FixedGuide", "LogisticNormalGuide",
+        "PaperGuide", "PointGuide", "PriorGuide", "RandomGuide", "TokenTableGuide", "DepthGuide",
+        "BetaDepthGuide", "PointDepthGuide",
+    ),
+    "inference": ("RouteELBO",),
+    "models": (
+        "LanguageModel", "Prior", "BudgetDirichlet", "CostDirichlet", "LearnedDirichlet",
+        "LogisticNormalPrior", "PaperDirichlet", "SymmetricDirichlet", "DepthPrior",
+    ),
+    "network": (
+        "Decision", "Features", "Shape", "Transformer", "pinned", "Block", "ResidualBlock",
+        "MomentumBlock", "PlainMomentumBlock",
+    ),
+}  # fmt: skip
+_HOME = {name: package for package, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)
 
 

@@ -11,11 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from pyro_meta.config import config_parser
-from pyro_meta.console import INTERRUPTED, command_parser, parse, run_command, with_values
 from pyro_meta.errors import UsageError
-from pyro_meta.options import Options, preset, read_file
-from pyro_meta.run import write_whole
+from pyro_meta.folders import write_whole
 from pyro_meta.study.description import Study
 from pyro_meta.study.live import watching
 from pyro_meta.study.plan import Group, expand
@@ -29,6 +26,9 @@ from pyro_meta.study.runner import (
     place_known,
     study_lock,
 )
+from pyro_meta.terminal.commands import INTERRUPTED, command_parser, parse, run_command, with_values
+from pyro_meta.training.config import config_parser
+from pyro_meta.training.options import Options, preset, read_file
 
 DESCRIPTION = """Train every combination of a grid of options under several seeds, with the
 baselines that each routed setting has to beat, and compare them. Every other option is one of

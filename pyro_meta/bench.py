@@ -27,16 +27,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pyro_meta.analysis import speed
-from pyro_meta.console import command_parser, parse, run_command
-from pyro_meta.display import executed_rows, trained_rows
 from pyro_meta.errors import UsageError
-from pyro_meta.measure import depth
-from pyro_meta.measure.mechanisms import bench_mechanisms
-from pyro_meta.measure.parts import PARTS
-from pyro_meta.measure.routed import LENGTHS, SHARES, Step, bench_routed, steps_of
-from pyro_meta.measure.scene import Scene
-from pyro_meta.measure.svi import bench_svi
-from pyro_meta.run import Run, hardware, versions
+from pyro_meta.speed import depth
+from pyro_meta.speed.mechanisms import bench_mechanisms
+from pyro_meta.speed.parts import PARTS
+from pyro_meta.speed.routed import LENGTHS, SHARES, Step, bench_routed, steps_of
+from pyro_meta.speed.scene import Scene
+from pyro_meta.speed.svi import bench_svi
+from pyro_meta.terminal.commands import command_parser, parse, run_command
+from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.tables import executed_rows, trained_rows
+from pyro_meta.training.run import Run
 
 REPEATS, ROUTED_REPEATS = 15, 7
 CAPTURED = ("attention", "prefill")  # the parts that can be launched as CUDA graphs

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyro
 import torch
 
-from pyro_meta.console import command_parser, parse, run_command
+from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.errors import UsageError
-from pyro_meta.run import Run
-from pyro_meta.sampling import Sampling, continue_tokens
-from pyro_meta.vocabulary import Vocabulary
+from pyro_meta.generation.sampling import Sampling, continue_tokens
+from pyro_meta.terminal.commands import command_parser, parse, run_command
+from pyro_meta.training.run import Run
 
 
 @pyro.validation_enabled(False)

@@ -19,8 +19,8 @@ from pyro_meta.analysis.plots import PICTURES, Picture, routes, runs
 from pyro_meta.analysis.plots.style import as_data_uri, save_png, styled
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.analysis.together import Pair, names_of, paired, position
-from pyro_meta.console import command_parser, parse, run_command
-from pyro_meta.display import executed_rows
+from pyro_meta.terminal.commands import command_parser, parse, run_command
+from pyro_meta.terminal.tables import executed_rows
 
 Tell = Callable[[str], None]
 STEPS_OF_BELIEF = 5
@@ -70,14 +70,14 @@ def _findings(folder: Path, rereads: bool, believes: bool, tell: Tell) -> Findin
     belief: dict[str, Any] | None = None
     if rereads:
         tell(f"{folder.name}: drawing from the posterior anew")
-        from pyro_meta.readout import reread  # torch
+        from pyro_meta.posterior.readout import reread  # torch
 
         reread(folder)
     tell(f"{folder.name}: reading")
     reading = Reading.of(folder)
     if believes:
-        from pyro_meta.belief.measure import believe  # torch
-        from pyro_meta.run import Run
+        from pyro_meta.posterior.belief import believe  # torch
+        from pyro_meta.training.run import Run
 
         belief = believe(Run.open(folder), lambda what: tell(f"{folder.name}: {what}"))
     return Findings(reading, belief)

@@ -10,27 +10,23 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.markup import escape
 
-from pyro_meta.config import Config, read_options
-from pyro_meta.console import INTERRUPTED, is_first_process, run_command
-from pyro_meta.corpus import Corpus, identity
-from pyro_meta.display import closing_table, progress_bar
+from pyro_meta.data.corpus import Corpus, identity
 from pyro_meta.errors import UsageError
-from pyro_meta.evaluation import (
-    SequenceLosses,
-    evaluate,
-    ngram_nll,
-    prefix_gap,
-    require_causal,
-    require_causal_guide,
-)
-from pyro_meta.executed import as_trained, executed_figures
+from pyro_meta.evaluation.causality import prefix_gap, require_causal, require_causal_guide
+from pyro_meta.evaluation.executed import as_trained, executed_figures
+from pyro_meta.evaluation.figures import SequenceLosses, evaluate
+from pyro_meta.evaluation.known_truth import score_against_truth
+from pyro_meta.evaluation.ngrams import ngram_nll
+from pyro_meta.generation.sampling import Sampling, continue_tokens
 from pyro_meta.guides import Guide
-from pyro_meta.known_truth import score_against_truth
 from pyro_meta.models import LanguageModel
-from pyro_meta.readout import write_posterior
-from pyro_meta.run import Run, versions
-from pyro_meta.sampling import Sampling, continue_tokens
-from pyro_meta.trainer import Interrupted, Outcome, make_fabric, train
+from pyro_meta.posterior.readout import write_posterior
+from pyro_meta.terminal.commands import INTERRUPTED, is_first_process, run_command
+from pyro_meta.terminal.machine import versions
+from pyro_meta.terminal.tables import closing_table, progress_bar
+from pyro_meta.training.config import Config, read_options
+from pyro_meta.training.loop import Interrupted, Outcome, make_fabric, train
+from pyro_meta.training.run import Run
 
 SAMPLE_PROMPT, SAMPLE_TOKENS = 48, 200
 

@@ -11,7 +11,7 @@ from torch.distributions import Dirichlet
 from pyro_meta import Guide, LanguageModel, Shape, SymmetricDirichlet
 from pyro_meta.attention import Mechanism
 from pyro_meta.attention.mechanisms import Full, Linear, Window
-from pyro_meta.transformer import Features, as_weights
+from pyro_meta.network.route import Features, as_weights
 
 K = 3
 

@@ -23,8 +23,8 @@ from pyro_meta import (
 )
 from pyro_meta.attention import Queries
 from pyro_meta.attention.mechanisms import Attend
-from pyro_meta.blocks import ResidualBlock, Stream
-from pyro_meta.guides.base import of_own_token
+from pyro_meta.guides.heads import of_own_token
+from pyro_meta.network.blocks import ResidualBlock, Stream
 
 
 class Sound(Mechanism):

@@ -5,13 +5,13 @@ import sys
 from torch import Tensor
 
 from pyro_meta import ablate
-from pyro_meta.console import run_command
+from pyro_meta.distributions.simplex import Point
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.simplex import Point
+from pyro_meta.network.route import Features
 from pyro_meta.study import plan
 from pyro_meta.study.runner import Job
-from pyro_meta.transformer import Features
+from pyro_meta.terminal.commands import run_command
 
 LOAD_GUIDES = {"fixed": "load_guides.Fixed", "random": "load_guides.Random"}
 

@@ -19,13 +19,13 @@ from commands import MOMENT, error_line, run
 from rich.console import Console
 
 from pyro_meta import UsageError, ablate
-from pyro_meta.config import read_options, train_words
 from pyro_meta.study import plan
 from pyro_meta.study.description import Study
 from pyro_meta.study.live import picture
 from pyro_meta.study.plan import expand
 from pyro_meta.study.results import Table
 from pyro_meta.study.runner import Job, State, worker_environment
+from pyro_meta.training.config import read_options, train_words
 
 SMALL = {"context": 16, "window": 4, "width": 16, "layers": 2, "heads": 2, "steps": 4}
 WORDS = [f"--{name}={value}" for name, value in SMALL.items()]

@@ -16,16 +16,16 @@ from pyro_meta import (
     SymmetricDirichlet,
 )
 from pyro_meta.analysis.belief import USABLE, weigh
-from pyro_meta.belief import nuts
-from pyro_meta.belief.amortisation import amortisation_gap
-from pyro_meta.belief.approximation import beside_truth
-from pyro_meta.belief.blocks import block_terms
-from pyro_meta.belief.free import FreePosterior, fit
-from pyro_meta.belief.handful import Handful
-from pyro_meta.belief.measure import measure
-from pyro_meta.belief.objective import against, averaged, estimate, frozen
-from pyro_meta.evaluation import evaluating
-from pyro_meta.svi import RouteELBO
+from pyro_meta.evaluation.figures import evaluating
+from pyro_meta.inference.elbo import RouteELBO
+from pyro_meta.posterior import nuts
+from pyro_meta.posterior.amortisation import amortisation_gap
+from pyro_meta.posterior.approximation import beside_truth
+from pyro_meta.posterior.belief import measure
+from pyro_meta.posterior.exact import Handful
+from pyro_meta.posterior.free import FreePosterior, fit
+from pyro_meta.posterior.importance import block_terms
+from pyro_meta.posterior.objective import against, averaged, estimate, frozen
 
 W = 0.5
 

@@ -17,21 +17,22 @@ from test_cache import LooksBackAndSaysNothing
 from torch import Tensor
 
 from pyro_meta import bench, train
-from pyro_meta.attention import backend, gathered, routed_attention
-from pyro_meta.console import run_command
+from pyro_meta.attention import backend, routed_attention
+from pyro_meta.attention.ops import gathered
 from pyro_meta.errors import UsageError
+from pyro_meta.evaluation.clock import MOST, interleaved
 from pyro_meta.guides import DirichletGuide, FixedGuide, Guide
-from pyro_meta.macs import dense_macs, full_attention_macs
-from pyro_meta.measure import mechanisms, trained
-from pyro_meta.measure.bookkeeping import bookkeeping, recorded_arithmetic
-from pyro_meta.measure.clock import MOST, interleaved
-from pyro_meta.measure.mechanisms import growth_exponent
-from pyro_meta.measure.parts import DECODED, PARTS, routed
-from pyro_meta.measure.scene import MECHANISMS, Attention, Scene
-from pyro_meta.measure.svi import plain_loss
-from pyro_meta.measure.targets import Target, break_even, slowest, speed_up
-from pyro_meta.svi import Objective
-from pyro_meta.transformer import Transformer
+from pyro_meta.inference.elbo import Objective
+from pyro_meta.network.macs import dense_macs, full_attention_macs
+from pyro_meta.network.transformer import Transformer
+from pyro_meta.speed import mechanisms, trained
+from pyro_meta.speed.bookkeeping import bookkeeping, recorded_arithmetic
+from pyro_meta.speed.mechanisms import growth_exponent
+from pyro_meta.speed.parts import DECODED, PARTS, routed
+from pyro_meta.speed.scene import MECHANISMS, Attention, Scene
+from pyro_meta.speed.svi import plain_loss
+from pyro_meta.speed.targets import Target, break_even, slowest, speed_up
+from pyro_meta.terminal.commands import run_command
 
 TINY = Scene(repeats=1, layers=2, width=32, heads=2, window=8, vocabulary=13)
 SHARES = (0.0, 0.1, 1.0)

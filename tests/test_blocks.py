@@ -1,7 +1,6 @@
 """Blocks: what they compute, written out, and that a network of any of them trains and is kept."""
 
 import contextlib
-import json
 from pathlib import Path
 
 import flawed
@@ -15,22 +14,21 @@ from torch import Tensor
 
 from pyro_meta import Features, Shape, Transformer, UsageError, pinned
 from pyro_meta.attention.rotary import rotation
-from pyro_meta.blocks import (
+from pyro_meta.evaluation.causality import require_causal
+from pyro_meta.generate import main as generate
+from pyro_meta.network.blocks import (
     BLOCKS,
     Block,
     MomentumBlock,
     PlainMomentumBlock,
-    ResidualBlock,
     Stream,
     Surroundings,
     find_block,
 )
-from pyro_meta.config import read_options, train_words
-from pyro_meta.evaluation import require_causal
-from pyro_meta.generate import main as generate
-from pyro_meta.macs import counted, dense_macs, full_attention_macs
-from pyro_meta.run import Run
+from pyro_meta.network.macs import counted, dense_macs, full_attention_macs
 from pyro_meta.train import main as train
+from pyro_meta.training.config import read_options, train_words
+from pyro_meta.training.run import Run
 
 SHAPE = Shape(vocabulary=11, context=16, width=16, layers=3, heads=4, window=3)
 NORMED, PLAIN = "momentum", "plain_momentum"
@@ -233,26 +231,6 @@ def test_work_in_matrices_is_that_of_the_residual_block(block: str) -> None:
         _, macs = counted(lambda: network(torch.randint(13, (1, 24)), pinned(network, "full")))
     attention = shape.layers * full_attention_macs(shape, 24) * 2 * 24 / 25
     assert macs == 24 * dense_macs(shape) + attention
-
-
-def test_a_run_from_before_there_were_blocks_loads(tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog. " * 60)
-    folder = tmp_path / "run"
-    assert train([*MOMENT, "--steps=2", f"--data.path={text}", f"--out={folder}"]) == 0
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    del config["block"], config["mlp_width"]
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    path = next(folder.glob("checkpoint/*/state.json"))
-    state = json.loads(path.read_text())
-    del state["model"]["block"], state["model"]["shape"]["mlp_width"]
-    path.write_text(json.dumps(state))
-    model, *_ = Run(folder).load()
-    assert isinstance(model.network.layers[0], ResidualBlock)
-    config["block"] = "plain_momentum"
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UsageError, match=r"its block is .*ResidualBlock, .*PlainMomentumBlock"):
-        Run(folder).load()
 
 
 def test_the_parameters_of_a_layer_are_called_as_they_always_were() -> None:

@@ -15,10 +15,11 @@ from torch.distributions import kl_divergence
 
 import pyro_meta.train as train_command
 from pyro_meta import BudgetDirichlet, CostDirichlet, Transformer, UsageError
-from pyro_meta.config import Config, read_options
+from pyro_meta.inference.elbo import Objective
+from pyro_meta.inference.schedules import KLSchedule, Optimisation
 from pyro_meta.models.dual import DualController
-from pyro_meta.run import Run
-from pyro_meta.svi import KLSchedule, Objective, Optimisation
+from pyro_meta.training.config import Config, read_options
+from pyro_meta.training.run import Run
 
 
 @pytest.fixture

@@ -37,11 +37,11 @@ from pyro_meta.attention import (
     recurs,
     serves,
 )
-from pyro_meta.continuation import Reader, first_read
-from pyro_meta.evaluation import require_causal, require_causal_guide
+from pyro_meta.evaluation.causality import require_causal, require_causal_guide
+from pyro_meta.generation.reader import Reader, first_read
+from pyro_meta.generation.sampling import Sampling, continue_batch, continue_tokens
 from pyro_meta.guides import of_own_token
-from pyro_meta.sampling import Sampling, continue_batch, continue_tokens
-from pyro_meta.transformer import Route, as_weights
+from pyro_meta.network.route import Route, as_weights
 
 VOCABULARY = 11
 GREEDY = Sampling(greedy=True)

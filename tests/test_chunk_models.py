@@ -1,6 +1,5 @@
 """Chunk mechanisms in a model: separators reach them, their penalty trains, checkpoints last."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,18 @@ from pyro_meta import (
     UsageError,
 )
 from pyro_meta.attention import ChunkLearned, ChunkSentence, backend, collected_penalties
-from pyro_meta.config import read_options
-from pyro_meta.corpus import Text
-from pyro_meta.evaluation import evaluating, prefix_gap, require_causal
-from pyro_meta.executed import _count_macs, chosen_by_all
-from pyro_meta.macs import attention_macs
-from pyro_meta.run import Run, _with_defaults
-from pyro_meta.svi import Objective, RouteELBO
-from pyro_meta.trainer import _figures
-from pyro_meta.transformer import as_weights
-from pyro_meta.vocabulary import ByteVocabulary, CharVocabulary, SymbolVocabulary
+from pyro_meta.data.corpus import Text
+from pyro_meta.data.vocabulary import ByteVocabulary, CharVocabulary, SymbolVocabulary
+from pyro_meta.evaluation.causality import prefix_gap, require_causal
+from pyro_meta.evaluation.executed import _count_macs
+from pyro_meta.evaluation.figures import evaluating
+from pyro_meta.inference.elbo import Objective, RouteELBO
+from pyro_meta.network.macs import attention_macs
+from pyro_meta.network.route import as_weights
+from pyro_meta.network.transformer import chosen_by_all
+from pyro_meta.training.config import read_options
+from pyro_meta.training.loop import _figures
+from pyro_meta.training.run import Run
 
 ALL = ("chunk", "chunk_sliding", "chunk_sentence", "chunk_learned")
 SHAPE = Shape(vocabulary=11, context=60, width=16, layers=2, heads=2, chunk=4)
@@ -202,27 +203,6 @@ def test_a_checkpoint_keeps_chunks_and_separators(run: Run) -> None:
     with evaluating(model, guide), evaluating(loaded, its_guide):
         ours = loaded.network(tokens, its_guide.mean_route(hard=False))
         assert torch.equal(ours, model.network(tokens, guide.mean_route(hard=False)))
-
-
-def test_a_checkpoint_of_before_there_were_chunks_loads(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("One two. Three four!\nAnd so on, and on. " * 60)
-    words = [f"--data.path={tmp_path / 'text.txt'}", "--width=16", "--layers=2", "--heads=2"]
-    corpus = Text(path=str(tmp_path / "text.txt")).corpus()
-    config_yaml = read_options(words)[1].replace("chunk: 16\n", "")
-    assert "chunk" not in config_yaml
-    run = Run.create(tmp_path / "run", config_yaml, corpus)
-    run.save_checkpoint(*run.config().build(corpus.vocabulary.size), None, STATE)
-    folder = run.latest_checkpoint()
-    assert folder is not None
-    state = json.loads((folder / "state.json").read_text())
-    del state["model"]["shape"]["chunk"]
-    (folder / "state.json").write_text(json.dumps(state))
-    assert run.load()[0].network.shape.chunk == 16
-
-
-def test_an_identity_is_completed_with_defaults_alone() -> None:
-    assert _with_defaults({"shape": {"chunk": 3, "width": 7}})["shape"]["chunk"] == 3
-    assert _with_defaults({"shape": {"width": 7}})["shape"]["width"] == 7
 
 
 def test_macs_of_attention_count_chunks() -> None:

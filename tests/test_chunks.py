@@ -28,7 +28,7 @@ from pyro_meta.attention import (
     read_in_pieces,
     routed_attention,
 )
-from pyro_meta.attention.grouping import bounded_starts, ratio_loss
+from pyro_meta.attention.chunks.starts import bounded_starts, ratio_loss
 from pyro_meta.contracts import contract
 from pyro_meta.errors import UsageError
 

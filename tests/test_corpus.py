@@ -8,11 +8,11 @@ import torch
 from conftest import SHAKESPEARE
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from pyro_meta import corpus as corpus_module
-from pyro_meta.corpus import Text
+from pyro_meta.data import corpus as corpus_module
+from pyro_meta.data.corpus import Text
+from pyro_meta.data.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 from pyro_meta.errors import UsageError
-from pyro_meta.evaluation import ngram_nll
-from pyro_meta.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
+from pyro_meta.evaluation.ngrams import ngram_nll
 
 SAMPLE = "Grüße, 世界!\n" * 60
 

@@ -24,13 +24,11 @@ from pyro_meta import CostDirichlet, DirichletGuide, LanguageModel, Shape, Trans
 from pyro_meta.attention import (
     NO_TOKEN,
     dispatch,
-    flexible,
-    functional,
-    gathered,
     routed_attention,
 )
-from pyro_meta.attention.backend import _chosen, backend
-from pyro_meta.sampling import Sampling, continue_batch
+from pyro_meta.attention.ops import dense, flex, gathered
+from pyro_meta.attention.ops.backend import _chosen, backend
+from pyro_meta.generation.sampling import Sampling, continue_batch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 KERNELS = """
@@ -38,8 +36,8 @@ import torch
 from test_attention import rms_ratio
 from test_cuda import in_kernels
 from test_dispatch import Case, each
-from pyro_meta.attention import NO_TOKEN, Inputs, functional
-from pyro_meta.attention.backend import _chosen, backend
+from pyro_meta.attention import NO_TOKEN, Inputs
+from pyro_meta.attention.ops.backend import _chosen, backend
 
 torch.manual_seed(0)
 
@@ -54,8 +52,8 @@ with torch.no_grad():
     for B, H, T, d in [(1, 2, 64, 32), (2, 3, 300, 16), (1, 1, 1, 32), (1, 1, 600, 64)]:
         q, k, v = torch.randn(3, B, H, T, d)
         with backend("triton"), in_kernels():
-            ours = functional.linear_attention(q, k, v)
-        truth = functional.linear_attention(q.double(), k.double(), v.double())
+            ours = dense.linear_attention(q, k, v)
+        truth = dense.linear_attention(q.double(), k.double(), v.double())
         assert rms_ratio(ours.double(), truth) < 1e-6, (B, H, T, d)
     for lengths, heads, window, shares, width in [
         ([300, 170, 3], (4, 2), 70, (0.3, 0.4, 0.3), 16),
@@ -100,9 +98,9 @@ def in_kernels() -> Iterator[None]:
         for module, name in (
             (gathered, "linear_attention_of"),
             (gathered, "softmax_attention_of"),
-            (flexible, "softmax_attention_of"),
+            (flex, "softmax_attention_of"),
             (dispatch, "_owned"),
-            (functional, "_linear_attention"),
+            (dense, "_linear_attention"),
         ):
             original, caught = getattr(module, name), name
 
@@ -240,11 +238,11 @@ def test_linear_attention_in_its_kernel() -> None:
         for dtype, most in [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)]:
             q, k, v = torch.randn(3, 2, 4, length, width, device="cuda").to(dtype)
             with in_kernels(), backend("triton"):
-                ours = functional.linear_attention(q, k, v)
-            truth = functional.linear_attention(q.double(), k.double(), v.double())
+                ours = dense.linear_attention(q, k, v)
+            truth = dense.linear_attention(q.double(), k.double(), v.double())
             assert ours.dtype == dtype
             assert rms_ratio(ours.double(), truth) < most
-            prefix = functional.linear_attention(q[:, :, :50], k[:, :, :50], v[:, :, :50])
+            prefix = dense.linear_attention(q[:, :, :50], k[:, :, :50], v[:, :, :50])
             torch.testing.assert_close(prefix, ours[:, :, :50], rtol=1e-2, atol=1e-2)
 
 

@@ -38,16 +38,18 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.costs import costs_at
-from pyro_meta.evaluation import evaluate, prefix_gap, require_causal_guide
-from pyro_meta.executed import executed_figures
+from pyro_meta.distributions.simplex import divergence, uncertainty
+from pyro_meta.evaluation.causality import prefix_gap, require_causal_guide
+from pyro_meta.evaluation.executed import executed_figures
+from pyro_meta.evaluation.figures import evaluate
+from pyro_meta.generation.sampling import Sampling, continue_batch
 from pyro_meta.guides import of_own_token
-from pyro_meta.macs import block_macs
-from pyro_meta.run import Run
-from pyro_meta.sampling import Sampling, continue_batch
-from pyro_meta.simplex import divergence, uncertainty
-from pyro_meta.svi import Objective, Optimisation
-from pyro_meta.transformer import decided
+from pyro_meta.inference.elbo import Objective
+from pyro_meta.inference.schedules import Optimisation
+from pyro_meta.network.costs import costs_at
+from pyro_meta.network.macs import block_macs
+from pyro_meta.network.route import decided
+from pyro_meta.training.run import Run
 
 SHAPE = Shape(vocabulary=13, context=24, width=16, layers=3, heads=2, window=5)
 

@@ -10,12 +10,19 @@ from torch import Tensor
 from pyro_meta import Decision, Features, Shape, Transformer
 from pyro_meta.attention import backend
 from pyro_meta.attention.rotary import rotation
-from pyro_meta.blocks import BLOCKS, Block, MomentumBlock, ResidualBlock, Stream, Surroundings
-from pyro_meta.executed import executed_figures
+from pyro_meta.evaluation.executed import executed_figures
 from pyro_meta.guides import DirichletGuide
-from pyro_meta.macs import counted, dense_macs
 from pyro_meta.models import CostDirichlet, LanguageModel
-from pyro_meta.transformer import Route
+from pyro_meta.network.blocks import (
+    BLOCKS,
+    Block,
+    MomentumBlock,
+    ResidualBlock,
+    Stream,
+    Surroundings,
+)
+from pyro_meta.network.macs import counted, dense_macs
+from pyro_meta.network.route import Route
 
 SHAPE = Shape(vocabulary=11, context=32, width=16, layers=3, heads=4, kv_heads=2, window=3)
 SETS = [("full", "window", "linear"), ("chunk", "window", "linear_momentum")]

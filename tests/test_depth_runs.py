@@ -27,21 +27,21 @@ from pyro_meta import (
 )
 from pyro_meta.analysis.page import PASSAGE_TOKENS
 from pyro_meta.analysis.reading import Reading
-from pyro_meta.belief import nuts
-from pyro_meta.belief.amortisation import amortisation_gap
-from pyro_meta.belief.blocks import block_terms
-from pyro_meta.belief.handful import Handful
-from pyro_meta.config import Config, Gates, read_options
 from pyro_meta.contracts import broken
-from pyro_meta.corpus import Truth
-from pyro_meta.evaluation import evaluate, evaluating
-from pyro_meta.known_truth import score_against_truth
-from pyro_meta.readout import write_posterior
-from pyro_meta.run import Run
-from pyro_meta.svi import Objective
-from pyro_meta.trainer import _choices, _figures, make_fabric, train
-from pyro_meta.transformer import decided
-from pyro_meta.vocabulary import CharVocabulary
+from pyro_meta.data.corpus import Truth
+from pyro_meta.data.vocabulary import CharVocabulary
+from pyro_meta.evaluation.figures import evaluate, evaluating
+from pyro_meta.evaluation.known_truth import score_against_truth
+from pyro_meta.inference.elbo import Objective
+from pyro_meta.network.route import decided
+from pyro_meta.posterior import nuts
+from pyro_meta.posterior.amortisation import amortisation_gap
+from pyro_meta.posterior.exact import Handful
+from pyro_meta.posterior.importance import block_terms
+from pyro_meta.posterior.readout import write_posterior
+from pyro_meta.training.config import Config, Gates, read_options
+from pyro_meta.training.loop import _choices, _figures, make_fabric, train
+from pyro_meta.training.run import Run
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 40
 

@@ -27,15 +27,15 @@ from pyro_meta.attention import (
     backend,
     build_mechanisms,
     dispatch,
-    gathered,
     one_for_all,
     routed_attention,
 )
-from pyro_meta.attention.backend import uses_flex
-from pyro_meta.attention.functional import sums_before
-from pyro_meta.attention.gathered import softmax_attention_of
-from pyro_meta.evaluation import prefix_gap, require_causal
-from pyro_meta.transformer import as_weights
+from pyro_meta.attention.ops import gathered
+from pyro_meta.attention.ops.backend import uses_flex
+from pyro_meta.attention.ops.dense import sums_before
+from pyro_meta.attention.ops.gathered import softmax_attention_of
+from pyro_meta.evaluation.causality import prefix_gap, require_causal
+from pyro_meta.network.route import as_weights
 
 WAYS = ("auto", "gather", "flex")
 EAGER_FLEX = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

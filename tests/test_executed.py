@@ -18,19 +18,20 @@ from pyro_meta import (
     TokenTableGuide,
     Transformer,
 )
-from pyro_meta.attention import Queries, build_mechanisms, gathered
+from pyro_meta.attention import Queries, build_mechanisms
 from pyro_meta.attention.mechanisms import Mechanism
-from pyro_meta.costs import costs_at
-from pyro_meta.evaluation import evaluate
-from pyro_meta.executed import (
+from pyro_meta.attention.ops import gathered
+from pyro_meta.evaluation.executed import (
     CLOCK_FIGURES,
     as_trained,
-    chosen_by_all,
     executed_figures,
     recorded_attention,
 )
-from pyro_meta.macs import attention_macs, counted, dense_macs, full_attention_macs
-from pyro_meta.transformer import Features, Route
+from pyro_meta.evaluation.figures import evaluate
+from pyro_meta.network.costs import costs_at
+from pyro_meta.network.macs import attention_macs, counted, dense_macs, full_attention_macs
+from pyro_meta.network.route import Features, Route
+from pyro_meta.network.transformer import chosen_by_all
 
 
 class Selfish(Mechanism):

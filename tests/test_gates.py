@@ -12,8 +12,8 @@ from scipy import integrate
 from scipy import stats as laws
 
 from pyro_meta import PointGate
-from pyro_meta.gates import HardenedGate, runs
-from pyro_meta.simplex import divergence, uncertainty
+from pyro_meta.distributions.gates import HardenedGate, runs
+from pyro_meta.distributions.simplex import divergence, uncertainty
 
 
 def binary_entropy(g: Any) -> Any:

@@ -14,8 +14,8 @@ from PIL import Image
 from pyro_meta import DirichletGuide, report
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
-from pyro_meta.run import Run
-from pyro_meta.sampling import Sampling, continue_tokens
+from pyro_meta.generation.sampling import Sampling, continue_tokens
+from pyro_meta.training.run import Run
 
 TEXT = "she sells <b>sea</b> shells & $x_1$ by the sea shore; grüße. " * 50
 

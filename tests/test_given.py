@@ -16,8 +16,8 @@ from pyro_meta import (
     TokenTableGuide,
     UsageError,
 )
-from pyro_meta.evaluation import evaluate
-from pyro_meta.executed import executed_figures
+from pyro_meta.evaluation.executed import executed_figures
+from pyro_meta.evaluation.figures import evaluate
 
 LOADS = [[0.1, 0.6, 0.3], [0.0, 0.75, 0.25]]
 

@@ -12,10 +12,10 @@ from torch.distributions import Distribution, kl_divergence
 from torch.nn.functional import cross_entropy
 
 from pyro_meta import DirichletGuide, Features, Guide, PaperGuide, Prior, UsageError
-from pyro_meta.costs import costs_at
-from pyro_meta.evaluation import prefix_gap
-from pyro_meta.simplex import Point, divergence
-from pyro_meta.svi import Objective
+from pyro_meta.distributions.simplex import Point, divergence
+from pyro_meta.evaluation.causality import prefix_gap
+from pyro_meta.inference.elbo import Objective
+from pyro_meta.network.costs import costs_at
 
 
 def posteriors(guide: Guide, tokens: Tensor) -> list[Distribution]:
@@ -172,14 +172,6 @@ def test_a_hard_token_weighs_its_posterior_against_the_price() -> None:
         terms = Objective(model, guide)(*text())
     assert any(dear), "the price decided nothing"
     assert torch.equal(terms.routes.argmax(-1), torch.stack(decided))
-
-
-def test_a_checkpoint_of_before_the_price_is_read_at_none() -> None:
-    _, guide = build()
-    state = {name: value for name, value in guide.state_dict().items() if name != "price"}
-    guide.price.fill_(0.3)
-    guide.load_state_dict(state)
-    assert float(guide.price) == 0.0
 
 
 class NotDirichlet(Prior):

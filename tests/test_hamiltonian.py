@@ -10,13 +10,13 @@ from torch.autograd.functional import jacobian
 
 from pyro_meta import Features, Mechanism, Shape, Transformer, UsageError, pinned
 from pyro_meta.attention import Full, LinearMomentum, build_mechanisms, carries, mean_attention
-from pyro_meta.attention.chunk import Chunk, ChunkSentence
-from pyro_meta.attention.hamiltonian import damping, mean_attention_after, mean_state
-from pyro_meta.blocks import BLOCKS
-from pyro_meta.costs import costs_at
-from pyro_meta.evaluation import require_causal
-from pyro_meta.macs import attention_macs, counted
-from pyro_meta.transformer import Route, as_weights
+from pyro_meta.attention.chunks.mechanisms import Chunk, ChunkSentence
+from pyro_meta.attention.ops.momentum import damping, mean_attention_after, mean_state
+from pyro_meta.evaluation.causality import require_causal
+from pyro_meta.network.blocks import BLOCKS
+from pyro_meta.network.costs import costs_at
+from pyro_meta.network.macs import attention_macs, counted
+from pyro_meta.network.route import Route, as_weights
 
 SHAPE = Shape(vocabulary=11, context=16, width=16, layers=3, heads=2, window=3)
 ALL = ("full", "window", "linear", "linear_momentum")

@@ -12,9 +12,9 @@ from torch.distributions import (
     kl_divergence,
 )
 
+from pyro_meta.distributions.simplex import Hardened, divergence, entropy, expected_entropy
+from pyro_meta.distributions.softmax import Concrete, LogisticNormal, SoftmaxLaw
 from pyro_meta.errors import UsageError
-from pyro_meta.laws import Concrete, LogisticNormal, SoftmaxLaw
-from pyro_meta.simplex import Hardened, divergence, entropy, expected_entropy
 
 LOC = torch.tensor([[1.0, -0.5, 0.2], [0.0, 3.0, -2.0]], dtype=torch.float64)
 SCALE = torch.tensor([[0.4, 1.3, 0.7], [2.0, 0.3, 0.9]], dtype=torch.float64)

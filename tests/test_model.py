@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Dirichlet, kl_divergence
 
 from pyro_meta import CostDirichlet, Guide, LanguageModel, Prior, RouteELBO
-from pyro_meta.svi import Objective
+from pyro_meta.inference.elbo import Objective
 
 
 class Forwards:

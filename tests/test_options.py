@@ -11,7 +11,7 @@ from commands import MOMENT, error_line, run, train
 from pyro.distributions import Dirichlet, LogisticNormal
 
 from pyro_meta import DirichletGuide, Features, UsageError
-from pyro_meta.config import read_options
+from pyro_meta.training.config import read_options
 
 
 def test_what_comes_later_wins(tmp_path: Path) -> None:

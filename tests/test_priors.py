@@ -16,8 +16,8 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.costs import costs_at
-from pyro_meta.guides.dirichlet import FLOOR
+from pyro_meta.guides.heads import FLOOR
+from pyro_meta.network.costs import costs_at
 
 SHAPE = Shape(vocabulary=7, context=32, width=16, layers=2, heads=2, window=4)
 

@@ -15,12 +15,12 @@ from scipy.stats import binom
 from torch import Tensor
 
 from pyro_meta import UsageError
-from pyro_meta.corpus import Truth
+from pyro_meta.data.corpus import Truth
+from pyro_meta.data.recall import Recall, RecallCorpus
+from pyro_meta.distributions.simplex import Point
+from pyro_meta.evaluation.known_truth import auroc, score_against_truth
 from pyro_meta.guides import FixedGuide, Guide
-from pyro_meta.known_truth import auroc, score_against_truth
-from pyro_meta.recall import Recall, RecallCorpus
-from pyro_meta.simplex import Point
-from pyro_meta.transformer import Features
+from pyro_meta.network.route import Features
 
 SMALL = {"pairs": 6, "queries": 4, "distance": 8}
 

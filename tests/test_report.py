@@ -15,9 +15,9 @@ from pyro_meta import report
 from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.plots import PICTURES
 from pyro_meta.analysis.reading import Reading
-from pyro_meta.belief import measure
-from pyro_meta.belief.measure import believe
-from pyro_meta.run import Run
+from pyro_meta.posterior import belief
+from pyro_meta.posterior.belief import believe
+from pyro_meta.training.run import Run
 
 # A corpus that would run, if anything of it got into the page as it is.
 TEXT = (
@@ -78,7 +78,7 @@ def test_what_the_network_said_is_kept(page: Path, monkeypatch: pytest.MonkeyPat
     def never(*args: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(measure, "measure", never)
+    monkeypatch.setattr(belief, "measure", never)
     found = believe(Run.open(page.parents[1]))
     assert found is not None and found["amortisation"]
 

@@ -17,10 +17,10 @@ from commands import MOMENT, TEXT, command, environment, error_line, run, train
 from pyro.distributions import Dirichlet
 from safetensors.torch import load_file, save_file
 
-import pyro_meta.run as run_module
+import pyro_meta.training.run as run_module
 from pyro_meta import DirichletGuide, Features, LanguageModel, UsageError
-from pyro_meta.executed import CLOCK_FIGURES
-from pyro_meta.run import SUMMARY_KEYS, Run
+from pyro_meta.evaluation.executed import CLOCK_FIGURES
+from pyro_meta.training.run import SUMMARY_KEYS, Run
 
 NOT_REPEATABLE = ("tokens_per_second", "seconds")
 
@@ -80,7 +80,7 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
 
 
 def test_the_router_stays_under_two_percent_of_the_default_model() -> None:
-    from pyro_meta.config import read_options
+    from pyro_meta.training.config import read_options
 
     model, guide = read_options([])[0].build(256)
     router = sum(parameter.numel() for parameter in guide.parameters())

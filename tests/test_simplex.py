@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import Dirichlet, LogNormal
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_meta.simplex import (
+from pyro_meta.distributions.simplex import (
     Hardened,
     Point,
     decide,

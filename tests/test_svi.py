@@ -5,7 +5,8 @@ import torch
 from conftest import build
 
 from pyro_meta.errors import UsageError
-from pyro_meta.svi import HardeningSchedule, KLSchedule, Objective, Optimisation, ShortFirst
+from pyro_meta.inference.elbo import Objective
+from pyro_meta.inference.schedules import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
 
 
 def test_the_kl_weight_rises_to_its_peak_and_falls_to_its_final_value() -> None:

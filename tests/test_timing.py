@@ -8,10 +8,10 @@ import torch
 from conftest import build
 from torch import Tensor
 
-import pyro_meta.timing as timing
+import pyro_meta.network.measured_costs as timing
 from pyro_meta import CostDirichlet, Mechanism, Shape, Transformer, UsageError
-from pyro_meta.corpus import cache_folder
-from pyro_meta.costs import Costs, costs_at
+from pyro_meta.folders import cache_folder
+from pyro_meta.network.costs import Costs, costs_at
 
 SHAPE = Shape(vocabulary=7, context=32, width=16, layers=2, heads=2, window=4)
 

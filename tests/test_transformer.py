@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_meta import Features, Shape, Transformer, UsageError, pinned
 from pyro_meta.attention.rotary import rotate, rotation
-from pyro_meta.blocks import Surroundings
+from pyro_meta.network.blocks import Surroundings
 
 SHAPE = Shape(vocabulary=11, context=16, width=16, layers=2, heads=4, window=3)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, is_choice, routed_attention
 from pyro_meta.attention.mechanisms import Mechanism, carries, decodes, recurs, remembers, serves
-from pyro_meta.attention.queries import Queries
+from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.attention.span import Growing, Span
 
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_meta.attention.backend import is_forced, uses_triton
 from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, carries, serves
-from pyro_meta.attention.queries import Queries
+from pyro_meta.attention.ops.backend import is_forced, uses_triton
+from pyro_meta.attention.ops.queries import Queries
 
 ONE_FOR_ALL = "one_for_all"  # the attribute of choices that are all the same
 NO_TOKEN = -1
@@ -154,7 +154,7 @@ def _in_kernels(
     Choices that are no mechanism are not looked for: a device would have to be waited for. Their
     rows are zero.
     """
-    from pyro_meta.attention import kernels
+    from pyro_meta.attention.ops import triton as kernels
 
     q, k, v, q_rotated, k_rotated, *_ = inputs
     kinds = {type(mechanism) for mechanism in mechanisms}

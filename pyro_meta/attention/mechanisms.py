@@ -10,9 +10,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from pyro_meta.attention import flexible, gathered
-from pyro_meta.attention.backend import uses_flex
-from pyro_meta.attention.functional import (
+from pyro_meta.attention.memory import Memory
+from pyro_meta.attention.ops import flex, gathered
+from pyro_meta.attention.ops.backend import uses_flex
+from pyro_meta.attention.ops.dense import (
     full_attention,
     last_row_of_attention,
     linear_attention,
@@ -20,14 +21,13 @@ from pyro_meta.attention.functional import (
     linear_state,
     window_attention,
 )
-from pyro_meta.attention.hamiltonian import (
+from pyro_meta.attention.ops.momentum import (
     damping,
     mean_attention,
     mean_attention_after,
     mean_state,
 )
-from pyro_meta.attention.memory import Memory
-from pyro_meta.attention.queries import Queries
+from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.errors import UsageError, require_defined
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -257,7 +257,7 @@ class Full(Mechanism):
 
     def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
         if uses_flex(q.device.type, q.shape[-1]):
-            return flexible.softmax_attention_of(q, k, v, queries)
+            return flex.softmax_attention_of(q, k, v, queries)
         return gathered.softmax_attention_of(q, k, v, queries)
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -285,7 +285,7 @@ class Window(Mechanism):
 
     def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
         if uses_flex(q.device.type, q.shape[-1]):
-            return flexible.softmax_attention_of(q, k, v, queries, self.window)
+            return flex.softmax_attention_of(q, k, v, queries, self.window)
         return gathered.softmax_attention_of(q, k, v, queries, self.window)
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -325,7 +325,7 @@ class LinearMomentum(Mechanism):
     """Linear attention whose values are momenta, carried through depth: 4 d^2 MACs per head.
 
     A damped Hamiltonian system in the conformal symplectic step of SympFormer (arXiv 2603.16535;
-    equations in `pyro_meta.attention.hamiltonian`), a layer a step, on the q, k and v that all
+    equations in `pyro_meta.attention.ops.momentum`), a layer a step, on the q, k and v that all
     mechanisms share: x A is q / sqrt(d), x is k, x V^T is v, head by head.
 
         p+ = s (p + v - A(p, p, q / sqrt(d)))      every token is kicked, in O(T)

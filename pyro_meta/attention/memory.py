@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from pyro_meta.attention.queries import Queries
+from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.attention.span import Span
 
 

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from pyro_meta.attention.chunk import CHUNK, Chunk, ChunkLearned, ChunkSentence, ChunkSliding
+from pyro_meta.attention.chunks.mechanisms import (
+    CHUNK,
+    Chunk,
+    ChunkLearned,
+    ChunkSentence,
+    ChunkSliding,
+)
 from pyro_meta.attention.mechanisms import (
     Full,
     Linear,
@@ -14,7 +20,7 @@ from pyro_meta.attention.mechanisms import (
     carries,
 )
 from pyro_meta.errors import UsageError
-from pyro_meta.naming import find_kind
+from pyro_meta.terminal.naming import find_kind
 
 BUILT_IN: dict[str, type[Mechanism]] = {
     "full": Full,

@@ -3,11 +3,11 @@
 import os
 from typing import Any
 
-from pyro_meta.console import run_command
 from pyro_meta.contracts import one
 from pyro_meta.contracts.names import read_call
 from pyro_meta.contracts.suite import Clause, clauses
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.commands import run_command
 
 USAGE = """usage: python -m pyro_meta.contracts CLASS [options of pytest]
 

@@ -8,7 +8,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pyro_meta.attention import backend
-from pyro_meta.blocks import Stream
 from pyro_meta.contracts.checks import (
     EXACT,
     default_dtype,
@@ -19,7 +18,9 @@ from pyro_meta.contracts.checks import (
     rms_ratio,
 )
 from pyro_meta.contracts.subjects import SHAPE, B, BlockSubject, K, T, text
-from pyro_meta.transformer import Decision, Features, Transformer, as_weights
+from pyro_meta.network.blocks import Stream
+from pyro_meta.network.route import Decision, Features, as_weights
+from pyro_meta.network.transformer import Transformer
 
 ENDS = (1, 7, 19)  # where T tokens are cut
 CONTINUED = (  # tokens of each of B rows, piece by piece

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from pyro_meta.contracts import laws
 from pyro_meta.contracts.checks import EXACT, default_dtype, require, require_close
 from pyro_meta.contracts.subjects import SHAPE, K, Router, text
-from pyro_meta.evaluation import evaluating
+from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.guides import Guide
+from pyro_meta.inference.elbo import RouteELBO
 from pyro_meta.models import LanguageModel
-from pyro_meta.svi import RouteELBO
-from pyro_meta.transformer import Decision, Features, as_weights, decided
+from pyro_meta.network.route import Decision, Features, as_weights, decided
 
 ENDS = (1, 2, 7, 16, 19)  # where texts of T tokens are cut
 

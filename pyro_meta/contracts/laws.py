@@ -27,11 +27,12 @@ from pyro_meta.contracts.subjects import (
     still_laws,
     text,
 )
-from pyro_meta.evaluation import evaluating
-from pyro_meta.run import Run
-from pyro_meta.simplex import Point, divergence
-from pyro_meta.svi import Objective, Optimisation
-from pyro_meta.transformer import Features
+from pyro_meta.distributions.simplex import Point, divergence
+from pyro_meta.evaluation.figures import evaluating
+from pyro_meta.inference.elbo import Objective
+from pyro_meta.inference.schedules import Optimisation
+from pyro_meta.network.route import Features
+from pyro_meta.training.run import Run
 
 DRAWS = 1024
 MEAN_TOLERANCE = 0.01  # a law without a closed mean may approximate it

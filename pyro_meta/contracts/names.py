@@ -5,11 +5,11 @@ from typing import Any
 
 import pyro_meta
 from pyro_meta.attention import BUILT_IN, Mechanism
-from pyro_meta.blocks import BLOCKS, Block
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DepthGuide, Guide
 from pyro_meta.models import DepthPrior, Prior
-from pyro_meta.naming import NoSuchClass, find_class
+from pyro_meta.network.blocks import BLOCKS, Block
+from pyro_meta.terminal.naming import NoSuchClass, find_class
 
 
 def built_in() -> list[type]:

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pyro_meta.attention import Mechanism
-from pyro_meta.blocks import Block
 from pyro_meta.contracts.names import built_in, find, read_call
 from pyro_meta.contracts.subjects import (
     MECHANISMS,
@@ -21,6 +20,7 @@ from pyro_meta.contracts.subjects import (
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import BetaDepthGuide, DepthGuide, DirichletGuide, Guide
 from pyro_meta.models import CostDirichlet, DepthPrior, Prior
+from pyro_meta.network.blocks import Block
 
 Subject = (
     MechanismSubject

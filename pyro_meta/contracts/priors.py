@@ -5,7 +5,7 @@ import torch
 from pyro_meta.contracts import laws
 from pyro_meta.contracts.checks import EXACT, default_dtype, require_close
 from pyro_meta.contracts.subjects import SHAPE, Router
-from pyro_meta.evaluation import evaluating
+from pyro_meta.evaluation.figures import evaluating
 
 
 def law_is_of_the_position_alone(subject: Router) -> None:

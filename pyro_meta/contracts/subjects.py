@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_meta.attention import Mechanism
-from pyro_meta.blocks import Block
-from pyro_meta.evaluation import evaluating
+from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.guides import DepthGuide, Guide
 from pyro_meta.models import DepthPrior, LanguageModel, Prior
-from pyro_meta.shape import Shape
-from pyro_meta.transformer import Decision, Features, Transformer
+from pyro_meta.network.blocks import Block
+from pyro_meta.network.route import Decision, Features
+from pyro_meta.network.shape import Shape
+from pyro_meta.network.transformer import Transformer
 
 SHAPE = Shape(vocabulary=13, context=64, width=16, layers=2, heads=2, window=5)
 MECHANISMS = ("full", "window", "linear")

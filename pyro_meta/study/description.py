@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from pyro_meta.console import near
 from pyro_meta.errors import UsageError
-from pyro_meta.options import Options, as_word
+from pyro_meta.terminal.commands import near
+from pyro_meta.training.options import Options, as_word
 
 KINDS = ("mechanisms", "fixed", "random", "prior", "point", "also")
 """Kinds of baselines."""

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import yaml
 
-from pyro_meta.config import CLASS_OPTIONS, Config, default_classes, read_options
 from pyro_meta.errors import UsageError
-from pyro_meta.options import Options, as_word, flatten, layered
 from pyro_meta.study.description import WITH_LOADS, Study
+from pyro_meta.training.config import CLASS_OPTIONS, Config, default_classes, read_options
+from pyro_meta.training.options import Options, as_word, flatten, layered
 
 Kind = Literal["variant", "mechanism", "fixed", "random", "prior", "point", "also"]
 

@@ -29,9 +29,10 @@ from pyro_meta.analysis.comparison import (
 )
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.analysis.tradeoff import Setting, tradeoff
-from pyro_meta.run import hardware, versions, write_whole
+from pyro_meta.folders import write_whole
 from pyro_meta.study.plan import Group, Kind
 from pyro_meta.study.runner import Job, State
+from pyro_meta.terminal.machine import hardware, versions
 
 COSTS = {
     "macs": ("cost_macs_hard", "MACs of attention, hard routes (full attention = 1)"),

@@ -29,10 +29,10 @@ from typing import Any
 import torch
 import yaml
 
-from pyro_meta.config import train_words
-from pyro_meta.console import stop_signals
 from pyro_meta.errors import UsageError
 from pyro_meta.study.plan import Group, Loads
+from pyro_meta.terminal.commands import stop_signals
+from pyro_meta.training.config import train_words
 
 POLL_SECONDS = 0.2
 TAIL_BYTES = 16_384

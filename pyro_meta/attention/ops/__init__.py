@@ -1,0 +1,1 @@
+"""Attention as tensor functions: the slow truth beside the fast ways."""

@@ -1,0 +1,225 @@
+"""Causal attention as pure tensor functions.
+
+Shapes: B sequences, H heads, T tokens, d head width, W window, C chunk, n chunks.
+All functions take q, k, v of shape [B, H, T, d] and return [B, H, T, d]; row t depends on
+rows 0..t alone.
+"""
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pyro_meta.attention.ops.backend import uses_triton
+
+WINDOW_CHUNK = 64
+LINEAR_CHUNK = 64
+SUM_GROUP = 32
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+HEADS_AT_ONCE = 1 << 17
+"""Numbers of q that a scan works on at a time: what is in between then fits a processor's cache."""
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal softmax attention (Vaswani et al. 2017, eq. 1); O(T^2) time, O(T) memory."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of the newest token, which sees every key.
+
+    q [B, H, 1, d], k and v [B, G, T, d] -> [B, H, 1, d]. The query heads that share a key-value
+    head are its rows, so that no key is copied. On a GPU without cuDNN, which plans anew for every
+    length, and so for every token.
+    """
+    B, H, _, d = q.shape
+    rows = q.reshape(B, k.shape[1], -1, d)  # [B, G, H / G, d]
+    with sdpa_kernel(WITHOUT_PLANS) if q.is_cuda else nullcontext():
+        return F.scaled_dot_product_attention(rows, k, v).reshape(B, H, 1, d)
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Causal softmax attention over the last `window` keys, the token itself included.
+
+    Queries are cut into chunks of C = max(W, 64); each chunk meets its own C + W - 1 keys and no
+    others, so that time and memory are O(T (W + 64)). A dense T x T mask would cost more than
+    full attention.
+
+    Parameters
+    ----------
+    q, k, v
+        [B, H, T, d].
+    window
+        W >= 1: how many keys a query sees, itself included.
+    """
+    B, H, T, d = q.shape
+    W = min(window, T)
+    C = min(max(W, WINDOW_CHUNK), T)
+    n = -(-T // C)
+    tail = n * C - T
+    past = W - 1
+    chunks_q = F.pad(q, (0, 0, 0, tail)).reshape(B * H, n, C, d)
+
+    def keys_of_chunks(x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, 0, past, tail))  # [B, H, past + n C, d]
+        chunks = padded.unfold(2, C + past, C)  # [B, H, n, d, C + past]
+        return chunks.transpose(-1, -2).reshape(B * H, n, C + past, d)
+
+    # Query i of a chunk sits at padded position i + past and sees padded keys i .. i + past.
+    i = torch.arange(C, device=q.device)[:, None]
+    j = torch.arange(C + past, device=q.device)
+    band = (j >= i) & (j <= i + past)  # [C, C + past]
+    starts = torch.arange(n, device=q.device)[:, None, None] * C
+    is_real_key = j + starts >= past  # the padding before the first token
+    out = F.scaled_dot_product_attention(
+        chunks_q, keys_of_chunks(k), keys_of_chunks(v), attn_mask=(band & is_real_key)[None]
+    )
+    return out.reshape(B, H, n * C, d)[:, :, :T]
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal kernel attention with phi(x) = elu(x) + 1 and a running normaliser.
+
+    y_t = sum_{s<=t} phi(q_t).phi(k_s) v_s / sum_{s<=t} phi(q_t).phi(k_s)
+    (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9 to 12), as a chunked scan: inside a chunk
+    the scores are formed, across chunks the d x d state is carried. O(T (C + d) d) time, O(T d)
+    memory. Sums run in float32 at least, whatever the autocast dtype. On a CPU a few heads at a
+    time; on a GPU, without gradients, in `kernels`.
+    """
+    B, H, T, d = q.shape
+    if not torch.compiler.is_compiling() and uses_triton(q.device.type):
+        from pyro_meta.attention.ops import triton as kernels
+
+        if kernels.knows(q, k, v):
+            return kernels.linear_attention(q, k, v)
+    heads = H if q.is_cuda else max(1, min(H, HEADS_AT_ONCE // max(1, B * T * d)))
+    with torch.autocast(q.device.type, enabled=False):
+        parts = zip(*(x.split(heads, 1) for x in in_single_precision(q, k, v)), strict=True)
+        out = [_linear_attention(*part) for part in parts]
+    return (out[0] if len(out) == 1 else torch.cat(out, 1)).to(q.dtype)
+
+
+def _linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    T = q.shape[2]
+    C = min(LINEAR_CHUNK, T)
+    phi_q = in_chunks(feature_map(q.contiguous()), C)
+    phi_k, value, before = linear_states(k.contiguous(), v, C)
+    scores = (phi_q @ phi_k.transpose(-1, -2)).tril_()  # [B, H, n, C, C]
+    return normalised(scores @ value + phi_q @ before).flatten(2, 3)[:, :, :T]
+
+
+def linear_attention_after(q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tensor:
+    """Kernel attention (see `linear_attention`) of tokens that follow others.
+
+    Parameters
+    ----------
+    q
+        [B, H, S, d], those of the S new tokens.
+    k, v
+        [B, G, S, d], likewise.
+    past
+        [B, G, d, d + 1], `linear_state` of the tokens before them.
+
+    Returns
+    -------
+    Tensor
+        [B, H, S, d].
+    """
+    _, H, S, _ = q.shape
+    G, dtype = k.shape[1], q.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v = in_single_precision(q, k, v)
+        if S == 1:
+            phi_q = feature_map(q).view(-1, G, H // G, q.shape[-1])
+            return normalised(phi_q @ (past + linear_state(k, v))).view_as(q).to(dtype)
+        C = min(LINEAR_CHUNK, S)
+        phi_k, value, before = linear_states(k, v, C)
+        before = before + past[:, :, None]
+        phi_q = in_chunks(feature_map(q), C).unflatten(1, (G, H // G))  # [B, G, H/G, n, C, d]
+        phi_k, value, before = phi_k[:, :, None], value[:, :, None], before[:, :, None]
+        scores = (phi_q @ phi_k.transpose(-1, -2)).tril_()
+        out = normalised(scores @ value + phi_q @ before).flatten(3, 4).flatten(1, 2)[:, :, :S]
+    return out.to(dtype)
+
+
+def linear_state(k: Tensor, v: Tensor, is_token: Tensor | None = None) -> Tensor:
+    """sum_s phi(k_s) (v_s, 1)^T, [B, G, d, d + 1], of k and v [B, G, S, d]; float32 at least.
+
+    `is_token` [B, S] tells tokens from padding, which counts for nothing.
+    """
+    with torch.autocast(k.device.type, enabled=False):
+        k, v = in_single_precision(k, v)
+        value = F.pad(v, (0, 1), value=1.0)
+        if is_token is not None:
+            value = value * is_token[:, None, :, None]
+        return feature_map(k).transpose(-1, -2) @ value
+
+
+def linear_states(k: Tensor, v: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What queries of kernel attention meet, by chunks of C positions.
+
+    Values carry a last column of ones, so that the normaliser is summed along with them.
+
+    Returns
+    -------
+    tuple
+        phi(k) [B, H, n, C, d] and (v, 1) [B, H, n, C, d + 1] in chunks; and the sum of
+        phi(k) (v, 1)^T over the keys before each chunk, [B, H, n, d, d + 1].
+    """
+    # Padding comes after phi: phi(0) = 1 would count as keys. It lies in the future of every
+    # real query, so that zero rows suffice.
+    return states_by_chunk(feature_map(k), F.pad(v, (0, 1), value=1.0), chunk)
+
+
+def states_by_chunk(keys: Tensor, values: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys [B, H, T, d] and values [B, H, T, e] in chunks of C, and what was before each chunk.
+
+    Returns
+    -------
+    tuple
+        Keys [B, H, n, C, d], values [B, H, n, C, e], and the sum of key value^T over the tokens
+        before each chunk, [B, H, n, d, e].
+    """
+    keys, values = in_chunks(keys, chunk), in_chunks(values, chunk)
+    state = keys.transpose(-1, -2) @ values
+    return keys, values, sums_before(state.flatten(3)).view_as(state)
+
+
+def normalised(weighted: Tensor) -> Tensor:
+    """sum_s w_s v_s / sum_s w_s of [.., d + 1], whose last column holds the sum of weights."""
+    numerator, denominator = weighted[..., :-1], weighted[..., -1:]
+    # Padding, and queries that find every key negligible, must not divide 0 by 0.
+    return numerator / denominator.clamp(min=torch.finfo(weighted.dtype).tiny)
+
+
+def sums_before(x: Tensor) -> Tensor:
+    """Sums of the rows before each row of x [.., n, F]; zero for the first.
+
+    Within groups of rows as a product with a triangle of ones, which is faster than a cumulative
+    sum along rows, and loses no digits to a subtraction.
+    """
+    n, R = x.shape[-2], SUM_GROUP
+    if n <= R:
+        return x.new_ones(n, n).tril(-1) @ x
+    groups = F.pad(x, (0, 0, 0, -n % R)).unflatten(-2, (-1, R))  # [.., n / R, R, F]
+    within = groups.new_ones(R, R).tril(-1) @ groups
+    earlier = sums_before(groups.sum(-2))[..., None, :]
+    return (within + earlier).flatten(-3, -2)[..., :n, :]
+
+
+def in_chunks(x: Tensor, chunk: int) -> Tensor:
+    """x [B, H, T, d] as [B, H, n, C, d], padded with zeros."""
+    tail = -x.shape[2] % chunk
+    return (F.pad(x, (0, 0, 0, tail)) if tail else x).unflatten(2, (-1, chunk))
+
+
+def feature_map(x: Tensor) -> Tensor:
+    """phi(x) = elu(x) + 1, written so that it keeps its digits where it is small."""
+    return F.relu(x) + x.clamp(max=0).exp_()
+
+
+def in_single_precision(*inputs: Tensor) -> list[Tensor]:
+    """The inputs, raised to float32 if their precision is half."""
+    return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs]

@@ -1,0 +1,157 @@
+"""Causal attention for some of the tokens: K and V of all, queries of those alone.
+
+The counterparts of `dense`, with work that follows the number of queries.
+
+Shapes: B sequences, H query heads, G key-value heads, T tokens, N queries, d head width,
+W window, P positions in a block, n blocks, m places in a block. All functions take q [N, H, d], k
+and v [B, G, T, d] and return [N, H, d]; a query depends on the keys up to its position alone.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_meta.attention.ops.dense import (
+    feature_map,
+    in_single_precision,
+    linear_states,
+    normalised,
+    states_by_chunk,
+)
+from pyro_meta.attention.ops.queries import Blocks, Queries
+from pyro_meta.attention.ops.slices import Slice, slices
+
+FULL_CHUNK, WINDOW_CHUNK = 64, 64  # queries; the more, the more keys that only some of them see
+WINDOW_REACH = 256  # positions that a chunk of a window's queries may span
+FAR = -1e38  # below every score, and finite: a block of keys that a query does not see at all
+LINEAR_BLOCK = 64
+LINEAR_CACHE = 1 << 17  # numbers of phi(k) at a time
+
+
+def softmax_attention_of(
+    q: Tensor, k: Tensor, v: Tensor, queries: Queries, window: int | None = None
+) -> Tensor:
+    """Causal softmax attention over the last `window` keys (all, if None), self included.
+
+    Chunks of neighbouring queries meet the keys between the first and the last that any of them
+    sees, and no others.
+    """
+    chunks = _chunks(queries, k.shape[0], k.shape[2], window)
+    own = q.transpose(0, 1)[None].split([chunk.size for chunk in chunks], 2)
+    met = [Slice(chunk.sequence, 1, chunk.first_key, chunk.keys) for chunk in chunks]
+    keys, values = slices(k, met), slices(v, met)
+    masks = _masks(queries, chunks, window, q.dtype)
+    is_grouped = q.shape[1] != k.shape[1]
+    out = [
+        F.scaled_dot_product_attention(*three, attn_mask=mask, enable_gqa=is_grouped)
+        for three, mask in zip(zip(own, keys, values, strict=True), masks, strict=True)
+    ]
+    return torch.cat([rows.transpose(1, 2) for rows in out], 1)[0]
+
+
+class _Chunk(NamedTuple):
+    """Neighbouring queries, all of one sequence, and the keys that they meet."""
+
+    size: int
+    sequence: int
+    first_key: int
+    keys: int  # up to the last query's own
+
+
+def _chunks(queries: Queries, sequences: int, length: int, window: int | None) -> list[_Chunk]:
+    reach = length if window is None else max(window, WINDOW_REACH)
+    most = FULL_CHUNK if window is None else WINDOW_CHUNK
+    past = length if window is None else window - 1
+    return [
+        _Chunk(size, sequence, max(0, first - past), last + 1 - max(0, first - past))
+        for size, sequence, first, last in queries.neighbours(sequences, length, reach, most)
+    ]
+
+
+def _masks(
+    queries: Queries, chunks: list[_Chunk], window: int | None, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """What is added to the scores of each chunk, [size, keys]: 0 for keys that a query sees.
+
+    All rows are pieces of one line, .. FAR FAR 0 0 .. 0 0 FAR FAR .., that start where the zeros
+    fall on the keys that are seen: to copy them is several times as fast as to compare positions.
+    """
+    device = queries.position.device
+    span = max(chunk.keys for chunk in chunks)
+    line = torch.full((2 * span,), max(FAR, torch.finfo(dtype).min), dtype=dtype, device=device)
+    line[max(0, span - (window or span)) : span] = 0
+    sizes = [chunk.size for chunk in chunks]
+    first_key = torch.tensor([chunk.first_key for chunk in chunks], device=device)
+    first_key = first_key.repeat_interleave(torch.tensor(sizes, device=device))
+    place = queries.position - first_key
+    for chunk, own in zip(chunks, (span - 1 - place).split(sizes), strict=True):
+        yield line.as_strided((span, chunk.keys), (1, 1)).index_select(0, own)
+
+
+def linear_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
+    """Kernel attention (see `linear_attention`): states for all keys, outputs for own queries.
+
+    On a CPU a few heads at a time, so that what is in between fits its cache.
+    """
+    return _scanned(_linear_heads, q, k, v, queries)
+
+
+def mean_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
+    """Scores averaged over the tokens that are seen (see `mean_attention`), likewise."""
+    seen = (queries.position + 1).to(torch.promote_types(q.dtype, torch.float32))
+    return _scanned(_mean_heads, q / seen[:, None, None], k, v, queries).to(v.dtype)
+
+
+def _scanned(
+    heads_of: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, queries: Queries
+) -> Tensor:
+    """[N, H, d] by `heads_of`, on a CPU a few heads at a time."""
+    B, G, T, d = k.shape
+    N, H, _ = q.shape
+    dtype = q.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v = in_single_precision(q, k, v)
+        P = min(LINEAR_BLOCK, T)
+        blocks = Blocks(queries, B, -(-T // P), P)
+        seen = blocks.offsets()[..., None] >= torch.arange(P, device=q.device)  # [B n, m, P]
+        seen = seen.to(q.dtype).view(B, 1, -1, 1, blocks.places, P)
+        heads = G if q.is_cuda else max(1, min(G, LINEAR_CACHE // (B * T * d)))
+        parts = zip(
+            q.unflatten(1, (G, H // G)).split(heads, 1),
+            k.split(heads, 1),
+            v.split(heads, 1),
+            strict=True,
+        )
+        out = torch.cat([heads_of(*part, blocks, seen) for part in parts], 1)
+    return out.view(N, H, d).to(dtype)
+
+
+def _linear_heads(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, seen: Tensor) -> Tensor:
+    """Kernel attention of some key-value heads h, each with a group of g query heads.
+
+    q [N, h, g, d], k and v [B, h, T, d], seen [B, 1, n, 1, m, P] (1 where a query sees a key of
+    its block, else 0) -> [N, h, g, d].
+    """
+    return normalised(_sums(feature_map(q), linear_states(k, v, seen.shape[-1]), blocks, seen))
+
+
+def _mean_heads(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, seen: Tensor) -> Tensor:
+    """Mean attention likewise, of queries that have been divided by what they see."""
+    return _sums(q, states_by_chunk(k, v, seen.shape[-1]), blocks, seen)
+
+
+def _sums(q: Tensor, states: tuple[Tensor, Tensor, Tensor], blocks: Blocks, seen: Tensor) -> Tensor:
+    """sum_s (q_t . k_s) v_s of queries [N, h, g, d]: [N, h, g, e]."""
+    B, _, n, _, m, P = seen.shape
+    h, g, d = q.shape[1:]
+    keys, values, before = states
+    rows = blocks.pack(q).view(B, n, m, h, g, d).permute(0, 3, 1, 4, 2, 5)
+    rows = rows.reshape(B, h, n, g * m, d)  # heads of a group are rows: no key is copied
+    scores = (rows @ keys.transpose(-1, -2)).view(B, h, n, g, m, P)
+    scores = scores.mul_(seen)
+    out = scores.flatten(3, 4) @ values + rows @ before
+    out = out.view(B, h, n, g, m, -1).permute(0, 2, 4, 1, 3, 5)
+    return blocks.unpack(out.reshape(B * n, m, h, g, -1))

@@ -1,0 +1,1 @@
+"""What a router does on validation text, and what it costs."""

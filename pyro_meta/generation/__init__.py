@@ -1,0 +1,1 @@
+"""Reading on and sampling, token by token."""

@@ -1,0 +1,159 @@
+"""Costs by the clock: how long each mechanism attends on this machine, over full attention.
+
+Timed once for a device and a shape, and kept in `costs/` of the cache folder; remove the file, or
+set PYRO_META_REFRESH_COSTS=1, to have it timed again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_meta.attention import Full, Mechanism, carries
+from pyro_meta.errors import UsageError
+from pyro_meta.folders import cache_folder
+from pyro_meta.network.transformer import Transformer
+
+BATCH, REPEATS = 4, 15
+REFRESH = "PYRO_META_REFRESH_COSTS"
+_accelerator: ContextVar[str] = ContextVar("accelerator", default="auto")
+
+
+@contextmanager
+def timed_on(accelerator: str) -> Iterator[None]:
+    """Time on `cpu`, `cuda`, or with `auto` on CUDA where there is one."""
+    token = _accelerator.set(accelerator)
+    try:
+        yield
+    finally:
+        _accelerator.reset(token)
+
+
+def measure_costs(network: Transformer, refresh: bool = False) -> list[float]:
+    """Forward time of each mechanism of `network`, over that of full attention.
+
+    One query's share of attending to a whole context: the same at all positions, and 1 for full
+    attention, which is timed for comparison if it is not among the mechanisms. Processes of one
+    machine that ask at once get the same numbers.
+
+    Parameters
+    ----------
+    network
+        Gives mechanisms, context, heads and head width.
+    refresh
+        Time again, whatever the cache holds.
+    """
+    device = _device()
+    conditions = _conditions(network, device)
+    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_folder() / "costs" / f"{digest}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot keep measured costs in {path.parent}: {error.strerror}; "
+            "set PYRO_META_CACHE to a folder that can be written"
+        ) from error
+    with _alone(path.with_suffix(".lock")):
+        if not refresh and os.environ.get(REFRESH, "") in ("", "0"):
+            if (known := _read(path, len(network.mechanisms))) is not None:
+                return known
+        costs = _time(network, device)
+        _write(path, conditions | {"costs": costs})
+    return costs
+
+
+def _device() -> torch.device:
+    kind = _accelerator.get()
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(kind)
+
+
+def _conditions(network: Transformer, device: torch.device) -> dict[str, Any]:
+    """Whatever a time depends on."""
+    shape = network.shape
+    classes = [type(mechanism) for mechanism in network.mechanisms]
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "context": shape.context,
+        "heads": shape.heads,
+        "head_width": shape.head_width,
+        "window": shape.window,
+        "chunk": shape.chunk,
+        "mechanisms": [f"{one.__module__}.{one.__qualname__}" for one in classes],
+    }
+
+
+def _time(network: Transformer, device: torch.device) -> list[float]:
+    """Medians of interleaved repetitions, each over that of full attention."""
+    shape = network.shape
+    full = Full(shape.head_width, shape.window)
+    timed: list[Mechanism] = [full, *network.mechanisms]
+    size = (3, BATCH, shape.heads, shape.context, shape.head_width)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(size, generator=generator).to(device)
+    seconds: list[list[float]] = [[] for _ in timed]
+    homes = [next((p.device for p in one.parameters()), device) for one in timed]
+    with torch.no_grad():
+        for round_ in range(REPEATS + 3):
+            for mechanism, home, own in zip(timed, homes, seconds, strict=True):
+                elapsed = _seconds(mechanism.to(device), q, k, v)
+                mechanism.to(home)
+                if round_ >= 3:  # after warming up
+                    own.append(elapsed)
+    reference, *medians = (statistics.median(own) for own in seconds)
+    is_full = [type(mechanism) is Full for mechanism in network.mechanisms]
+    return [
+        1.0 if same else median / reference for same, median in zip(is_full, medians, strict=True)
+    ]
+
+
+def _seconds(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> float:
+    _finish(q.device)
+    started = time.perf_counter()
+    if carries(mechanism):
+        v = mechanism.kick(q, v, v, 1, mechanism)
+    mechanism(q, k, v)
+    _finish(q.device)
+    return time.perf_counter() - started
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _read(path: Path, K: int) -> list[float] | None:
+    """The costs in a file; None unless it is whole."""
+    try:
+        costs = json.loads(path.read_text(encoding="utf-8"))["costs"]
+        return costs if len(costs) == K and min(costs) > 0 else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for."""
+    with open(path, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,65 @@
+"""Sizes of a transformer."""
+
+from dataclasses import dataclass
+
+from pyro_meta.attention.chunks.mechanisms import CHUNK
+from pyro_meta.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a transformer.
+
+    Raises
+    ------
+    UsageError
+        A size is out of range, or the width is not divisible by the heads.
+    """
+
+    vocabulary: int
+    """Number of distinct tokens, V."""
+    context: int = 256
+    """Tokens seen in training: the unit of costs and positions, and what generation reads."""
+    width: int = 128
+    """Width D of the residual stream."""
+    layers: int = 4
+    """Number of layers L."""
+    heads: int = 4
+    """Query heads H."""
+    kv_heads: int | None = None
+    """Key-value heads G, a divisor of `heads` (grouped queries); default: as many as `heads`."""
+    window: int = 64
+    """Keys that `window` attention sees, the token itself included."""
+    dropout: float = 0.0
+    """Dropout probability after embedding, attention and MLP."""
+    mlp_width: int | None = None
+    """Hidden width of the MLP; default: four times `width`."""
+    chunk: int = CHUNK
+    """Tokens in a chunk of the `chunk` mechanisms; of some of them on average."""
+
+    def __post_init__(self) -> None:
+        sizes = ("vocabulary", "context", "width", "layers", "heads", "window", "chunk")
+        for name in (*sizes, "mlp_width"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise UsageError(f"{name}: {size} given; at least 1 is allowed")
+        if self.width % (2 * self.heads):
+            raise UsageError(
+                f"width: {self.width} given; it must be divisible by 2 x heads = {2 * self.heads} "
+                "(rotary positions turn pairs)"
+            )
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise UsageError(
+                f"kv_heads: {self.kv_heads} given; a divisor of heads = {self.heads} is allowed"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout: {self.dropout} given; 0 <= dropout < 1 is allowed")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the MLP."""
+        return self.mlp_width or 4 * self.width

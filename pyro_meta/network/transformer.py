@@ -1,0 +1,306 @@
+"""The backbone: a pre-norm transformer in which every token mixes attention mechanisms.
+
+    h'  = h  + W_o sum_k alpha_k g_k A_k(q, k, v)        q, k, v from norm(h), shared by all k
+    h'' = h' + MLP(norm(h'))
+
+or another block, in which tokens may carry more than h (see `pyro_meta.network.blocks`). Where the
+weights alpha come from is not its business: `forward(tokens, route)` asks `route(layer, features)`
+for them. With every route pinned to `full` and the residual block it is an ordinary transformer. A
+route that answers with the index of one mechanism for every token is hard: each token then runs its
+own mechanism and no other (see `pyro_meta.attention.dispatch`). It may also gate depth: a token
+goes on with g of what a block adds instead of all, or past the whole block.
+
+With a cache, `forward(tokens, route, cache)` reads the tokens that follow those read before, and a
+new token pays for its own route only (see `pyro_meta.attention.cache`).
+
+Shapes: B sequences, T tokens, S new ones, L layers, K mechanisms, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_meta.attention import (
+    NO_TOKEN,
+    Cache,
+    Mechanism,
+    Span,
+    is_choice,
+    one_for_all,
+    routed_attention,
+)
+from pyro_meta.attention.rotary import rotation
+from pyro_meta.errors import UsageError
+from pyro_meta.network.blocks import Block, Surroundings, find_block
+from pyro_meta.network.route import Decision, Features, Route, at_least_float32, decided
+from pyro_meta.network.shape import Shape
+
+
+class Transformer(nn.Module):
+    """A causal language model whose layers ask a route how each token attends.
+
+    Parameters
+    ----------
+    shape
+        Sizes.
+    mechanisms
+        Names of built-in mechanisms, or import paths of a user's own.
+    block
+        Name of a built-in block, import path of a user's own, or what makes one.
+    separators
+        Tokens that separate sentences, for mechanisms that ask for them (`chunk_sentence`).
+
+    Raises
+    ------
+    UsageError
+        An unknown mechanism or block, sizes that do not fit, or no separators where they are
+        asked for.
+    """
+
+    is_separator: Tensor
+
+    def __init__(
+        self,
+        shape: Shape,
+        mechanisms: Sequence[str] = ("full", "window", "linear"),
+        block: str | Callable[[Shape, Sequence[str], int], Block] = "residual",
+        separators: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.Embedding(shape.vocabulary, shape.width)
+        self.dropout = nn.Dropout(shape.dropout)
+        make = find_block(block) if isinstance(block, str) else block
+        self.blocks = nn.ModuleList(make(shape, mechanisms, layer) for layer in range(shape.layers))
+        self._ask_separators(separators)
+        self.final_norm = nn.LayerNorm(shape.width)
+        # Not tied with the embedding: what a token is asked for would be learned against the noise
+        # of predicting when it comes.
+        self.readout = nn.Linear(shape.width, shape.vocabulary, bias=False)
+        self._initialise()
+
+    def _ask_separators(self, separators: Sequence[int]) -> None:
+        """Keep the separators, with the weights, if a mechanism reads them."""
+        asking = [one.name for one in self.mechanisms if one.reads_separators]
+        if asking and not separators:
+            raise UsageError(
+                f"mechanisms: {asking[0]} needs tokens that separate sentences, and the vocabulary "
+                "has none that ends in . ! ? or an end of line"
+            )
+        if asking:
+            is_separator = torch.zeros(self.shape.vocabulary, dtype=torch.bool)
+            is_separator[list(separators)] = True
+            self.register_buffer("is_separator", is_separator)
+
+    def _surroundings(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> Surroundings:
+        is_asked = any(one.reads_separators for one in self.mechanisms)
+        is_separator = self.is_separator[tokens][:, None, :, None] if is_asked else None
+        return Surroundings(cos, sin, is_separator)
+
+    def _initialise(self) -> None:
+        """N(0, 1 / inputs), and residual outputs smaller by sqrt(2 L).
+
+        GPT-2's constant .02 is this at a width of 2500; at small widths it leaves attention near
+        uniform for a long time.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                is_residual = name.endswith("project_out")
+                scale = (2 * self.shape.layers) ** -0.5 if is_residual else 1.0
+                nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5 * scale)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, from the first to the last."""
+        return [cast(Block, block) for block in self.blocks]
+
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        """The mechanisms in the order of the weights (those of the first layer)."""
+        return [cast(Mechanism, one) for one in self.layers[0].attention.mechanisms]
+
+    @property
+    def mechanism_names(self) -> list[str]:
+        return [mechanism.name for mechanism in self.mechanisms]
+
+    def compile_blocks(self) -> None:
+        """Compile every block in place; the routes, and so all of Pyro, stay outside.
+
+        So does the dispatch of hard routes, whose shapes follow the data. Every length is compiled
+        for itself: with symbolic lengths the compiler fails on the views of window attention
+        (torch 2.13, "Exponent must be non-negative").
+        """
+        for block in self.layers:
+            block.attention.dispatch = torch.compiler.disable(routed_attention)
+            block.compile(dynamic=False)
+
+    def new_cache(self, rows: int, keeps_features: bool = True) -> Cache:
+        """An empty cache for texts in `rows` rows.
+
+        `keeps_features` may be false where the route of a token looks at that token's own features
+        alone, which is faster.
+        """
+        layers = [
+            [cast(Mechanism, one) for one in block.attention.mechanisms] for block in self.layers
+        ]
+        return Cache(layers, rows, keeps_features)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        route: Route,
+        cache: Cache | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Logits of the next token, [B, T, V], for tokens [B, T].
+
+        `route` is called once per layer, outside autocast and with features in at least float32, so
+        that distributions over routes never meet half precision.
+
+        Parameters
+        ----------
+        tokens
+            Token ids. With a cache, those that follow the ones it has read, which it takes in.
+        route
+            Gives weights or choices.
+        cache
+            Of `new_cache`. Then no gradients are kept. If a layer or a route raises, the cache is
+            as it was.
+        lengths
+            Only with a cache: how many tokens of each row are no padding, which stands on the
+            right, gets logits without meaning and leaves no trace.
+
+        Raises
+        ------
+        ValueError
+            Tokens, lengths or what the route gave have another shape.
+        """
+        return self.readout(self.states(tokens, route, cache, lengths))
+
+    def states(
+        self,
+        tokens: Tensor,
+        route: Route,
+        cache: Cache | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """What `readout` turns into logits, [B, T, D]; arguments as of `forward`."""
+        if tokens.dim() != 2 or tokens.shape[1] < 1:
+            raise ValueError(f"tokens must be [B, T] with T >= 1, not {list(tokens.shape)}")
+        if cache is None and lengths is not None:
+            raise ValueError("lengths are given, and no cache")
+        if cache is not None:
+            with torch.no_grad():
+                return self._extended(tokens, route, cache, lengths)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        at = self._surroundings(tokens, *rotation(positions, self.shape.head_width))
+        stream = self.layers[0].begin(self.dropout(self.embedding(tokens)))  # [B, T, D]
+        for layer, block in enumerate(self.layers):
+            normed = block.look(stream)
+            features = Features(tokens, stream.state, normed, positions)
+            chosen, gate = _asked(route, layer, features)
+            stream = block(stream, normed, chosen, at, gate)
+        return self.final_norm(stream.state)
+
+    def _extended(
+        self, tokens: Tensor, route: Route, cache: Cache, lengths: Sequence[int] | None
+    ) -> Tensor:
+        """`states` of tokens that follow those in `cache`."""
+        if len(tokens) != len(cache.lengths):
+            raise ValueError(f"tokens have {len(tokens)} rows, and the cache {len(cache.lengths)}")
+        span = cache.span(tokens.shape[1], lengths)
+        positions = span.positions(tokens.device)
+        is_token = span.is_token(tokens.device)
+        cos, sin = rotation(positions.flatten(), self.shape.head_width)
+        if positions.dim() == 2:  # rows are at different positions
+            cos, sin = (x.view(len(tokens), 1, span.size, -1) for x in (cos, sin))
+        at = self._surroundings(tokens, cos, sin)
+        state = self.dropout(self.embedding(tokens))
+        if not span.rows:  # nothing but padding
+            return state
+        stream = self.layers[0].begin(state)
+        for layer, block in enumerate(self.layers):
+            normed = block.look(stream)
+            features = Features(tokens, stream.state, normed, positions)
+            chosen, gate = _asked_of_new(route, layer, features, cache, span)
+            if is_token is not None and is_choice(chosen):
+                chosen = chosen.masked_fill(~is_token, NO_TOKEN)
+            past = cache.layers[layer]
+            stream = block.extend(stream, normed, chosen, at, past, span, gate)
+        state = self.final_norm(stream.state)
+        cache.commit(span)
+        return state
+
+
+def _asked(route: Route, layer: int, features: Features) -> Decision:
+    """What `route` decides, checked."""
+    tokens, state, normed, positions = features
+    with torch.autocast(tokens.device.type, enabled=False):
+        wide = Features(tokens, at_least_float32(state), at_least_float32(normed), positions)
+        given = route(layer, wide)
+    chosen, gate = decision = decided(given)
+    if chosen.dim() > 3:
+        raise ValueError(
+            f"route of layer {layer} is {list(chosen.shape)}, and [B, T, K] is needed; "
+            "particles cannot be vectorised, draw them one by one"
+        )
+    if is_choice(chosen) and chosen.shape != tokens.shape:
+        raise ValueError(
+            f"route of layer {layer} is {list(chosen.shape)} of {chosen.dtype}; choices "
+            f"must be {list(tokens.shape)}, one for every token"
+        )
+    if gate is not None and gate.shape != tokens.shape:
+        raise ValueError(
+            f"gate of layer {layer} is {list(gate.shape)}; it must be {list(tokens.shape)}, "
+            "one number for every token"
+        )
+    return decision
+
+
+def _asked_of_new(
+    route: Route, layer: int, features: Features, cache: Cache, span: Span
+) -> Decision:
+    """What `route` decides for the new tokens of a span."""
+    tokens, state, normed, positions = features
+    if cache.keeps_features:
+        whole = cache.remember(layer, tokens, state, normed, span)
+        features = Features(*whole, torch.arange(span.end, device=tokens.device))
+    elif not span.is_aligned:  # side by side, as one row of tokens, each at its own position
+        tokens, state, normed = (x.flatten(0, 1)[None] for x in (tokens, state, normed))
+        features = Features(tokens, state, normed, positions.flatten())
+    chosen, gate = _asked(route, layer, features)
+    if not is_choice(chosen):
+        size = features.tokens.shape
+        if chosen.dim() == 3 and len(chosen) == len(span.counts) and not cache.keeps_features:
+            size = torch.Size([len(chosen), span.size])  # weights of each row, also side by side
+        chosen = chosen.expand(*size, chosen.shape[-1])
+
+    def of_new(x: Tensor) -> Tensor:
+        return span.newest(x) if cache.keeps_features else x.reshape(-1, span.size, *x.shape[2:])
+
+    return Decision(of_new(chosen), None if gate is None else of_new(gate))
+
+
+def pinned(network: Transformer, name: str) -> Route:
+    """A route that sends every token to the mechanism called `name`."""
+    index = network.mechanism_names.index(name)
+    one_hot = F.one_hot(torch.tensor(index), len(network.mechanisms))
+
+    def route(layer: int, features: Features) -> Tensor:
+        weights = one_hot.to(features.state)
+        return weights.expand(*features.tokens.shape, -1)
+
+    return route
+
+
+def chosen_by_all(network: Transformer, name: str) -> Route:
+    """A hard route that gives every token the mechanism called `name`; it asks no router."""
+    index = network.mechanism_names.index(name)
+
+    def route(layer: int, features: Features) -> Tensor:
+        return one_for_all(features.tokens, index)
+
+    return route

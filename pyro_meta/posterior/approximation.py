@@ -1,0 +1,141 @@
+"""The gaps of a handful of tokens, whose posterior and evidence are known.
+
+    J(q_guide) + w log Z  =  [J(q_guide) - J(q_best)]  +  [J(q_best) + w log Z]
+                             amortisation, conditioning    approximation
+
+with J(q) = E_q[-log p(y | alpha)] + w KL(q || p), Z the evidence of the tempered posterior and
+q_best the best Dirichlets for these very tokens (Cremer et al. 2018, arXiv 1801.03558). Where Z has
+no finite sum it is bounded from below by importance weights of q_best (Burda et al. 2016, arXiv
+1509.00519), and the approximation gap is then at least what is found.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Dirichlet, kl_divergence
+
+from pyro_meta.posterior import nuts
+from pyro_meta.posterior.exact import Exact, Handful, Moments, in_double
+from pyro_meta.posterior.free import LEAST, MOST, TOTAL, descend
+from pyro_meta.posterior.objective import frozen
+
+DRAWS, STEPS, DRAWS_A_STEP = 1000, 120, 16
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The guide beside the truth on a handful of tokens, nats per token."""
+
+    kl_weight: float
+    tokens: int
+    """n, of all layers."""
+    method: str
+    """How the truth was found: `enumeration`, or `NUTS`."""
+    guide: float
+    """J of the guide."""
+    best: float
+    """J of the best Dirichlets."""
+    optimum: float
+    """-w log Z, or its upper bound."""
+    amortisation: float
+    """J of guide - J of best; the conditioning gap is in it."""
+    approximation: float
+    """J of best + w log Z."""
+    moments: dict[str, list[Any]]
+    """Mean and deviation of the routes, [L][n][K] each, of guide and truth."""
+    chain: dict[str, float] | None
+    """Least effective sample size and greatest split R-hat of NUTS."""
+
+
+def beside_truth(handful: Handful, draws: int = DRAWS, steps: int = STEPS) -> Beside | None:
+    """Compare; None for a guide without a density."""
+    w, n = handful.kl_weight, handful.count
+    if not handful.has_density:
+        return None
+    torch.manual_seed(0)
+    routes, ratio, likelihood = handful.draw_guide(draws)
+    ours = float(-(likelihood + w * ratio).mean())
+    with frozen(handful.model):
+        best = _best(handful, steps)
+    objective, log_weight = _judge(handful, best, draws)
+    exact, chain = handful.enumerate(), None
+    if exact is None:
+        with frozen(handful.model):
+            chain = nuts.sample(handful, best.mean)
+        optimum = -w * (float(log_weight.logsumexp(0)) - math.log(draws))
+    else:
+        optimum = -w * exact.log_evidence
+    return Beside(
+        kl_weight=w,
+        tokens=n,
+        method="NUTS" if chain else "enumeration",
+        guide=ours / n,
+        best=objective / n,
+        optimum=optimum / n,
+        amortisation=(ours - objective) / n,
+        approximation=(objective - optimum) / n,
+        moments=_side_by_side(Moments.of(routes), exact, chain),
+        chain=None if chain is None else _facts(chain),
+    )
+
+
+def _facts(chain: nuts.Chain) -> dict[str, float]:
+    return {
+        "effective": chain.effective,
+        "split_r_hat": chain.split_r_hat,
+        "samples": chain.samples,
+    }
+
+
+def _best(handful: Handful, steps: int) -> Dirichlet:
+    """The best Dirichlets for the tokens, [L, n, K]; found like the free posteriors of texts."""
+    log_concentration = (handful.means.double() * TOTAL + LEAST).log().requires_grad_()
+
+    def law() -> Dirichlet:
+        return Dirichlet(log_concentration.exp().clamp(LEAST, MOST))
+
+    def objective() -> Tensor:
+        q = law()
+        draws = q.rsample(torch.Size([DRAWS_A_STEP]))
+        return -handful.log_likelihood(draws).mean() + handful.kl_weight * _kl(handful, q, draws)
+
+    descend(log_concentration, objective, steps)
+    with torch.no_grad():
+        return law()
+
+
+def _kl(handful: Handful, law: Dirichlet, draws: Tensor) -> Tensor:
+    """KL(q || p), summed over the tokens; estimated by the draws where it has no closed form."""
+    priors = [in_double(prior) for prior in handful.priors]
+    if all(isinstance(prior, Dirichlet) for prior in priors):
+        parts = [
+            kl_divergence(Dirichlet(law.concentration[layer]), prior).sum()
+            for layer, prior in enumerate(priors)
+        ]
+        return torch.stack(parts).sum()
+    return (law.log_prob(draws).sum((1, 2)) - handful.log_prior(draws)).mean()
+
+
+def _judge(handful: Handful, law: Dirichlet, draws: int) -> tuple[float, Tensor]:
+    """J of a law, summed over the tokens, and its log weights log p_w - log q + log Z, [S]."""
+    with torch.no_grad():
+        routes = law.rsample(torch.Size([draws]))
+        likelihood = handful.log_likelihood(routes)
+        ratio = handful.log_prior(routes) - law.log_prob(routes).sum((1, 2))
+        objective = -likelihood.mean() + handful.kl_weight * _kl(handful, law, routes)
+    return float(objective), likelihood / handful.kl_weight + ratio
+
+
+def _side_by_side(
+    guide: Moments, exact: Exact | None, chain: "nuts.Chain | None"
+) -> dict[str, list[Any]]:
+    truth = exact.moments if exact else chain.moments if chain else guide
+    named = {"guide": guide, "truth": truth}
+    return {
+        f"{who}_{what}": getattr(moments, what).tolist()
+        for who, moments in named.items()
+        for what in ("mean", "deviation")
+    }

@@ -1,0 +1,89 @@
+"""The objective of training, text by text, for the guide and for what is put in its place.
+
+J(q) = E_q[-log p(y | alpha)] + w KL(q || p)        nats per token
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_meta.attention import Cache
+from pyro_meta.distributions.simplex import Hardened, divergence
+from pyro_meta.evaluation.figures import token_nll
+from pyro_meta.guides import Guide
+from pyro_meta.models import LanguageModel
+from pyro_meta.network.route import Decision, Features
+from pyro_meta.posterior.drawing import gated
+
+Loss = Callable[[Tensor], Tensor]
+"""Of logits [B, T, V]: nats by token, [B, T]."""
+
+
+class Parts(NamedTuple):
+    """The parts of J by text, [B] each, nats per token."""
+
+    nll: Tensor
+    kl: Tensor
+
+    def loss(self, kl_weight: float) -> Tensor:
+        return self.nll + kl_weight * self.kl
+
+
+def estimate(guide: Guide, tokens: Tensor, loss: Loss) -> Parts:
+    """The parts by one draw of the routes of tokens [B, T]: the estimator that training uses."""
+    kl: list[Tensor] = []
+
+    def route(layer: int, features: Features) -> Tensor | Decision:
+        law = Hardened(guide.posterior(layer, features), guide.hard_below, guide.discount)
+        draw = law.rsample()
+        kl.append(divergence(law, guide.model.prior(layer, features.positions)).mean(1))
+        return gated(draw, guide.gate(layer, features))
+
+    logits = guide.model.network(tokens, route)
+    return Parts(loss(logits).mean(1), torch.stack(kl).sum(0))
+
+
+def averaged(guide: Guide, tokens: Tensor, loss: Loss, draws: int, seed: int = 0) -> Parts:
+    """The parts averaged over draws, without gradients; the same random numbers for every guide."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        found = [estimate(guide, tokens, loss) for _ in range(draws)]
+    return Parts(*(torch.stack(part).double().mean(0) for part in zip(*found, strict=True)))
+
+
+def against(targets: Tensor) -> Loss:
+    """-log p(y): what came, [B, T]."""
+    return lambda logits: token_nll(logits, targets)
+
+
+def against_prediction(guide: Guide, tokens: Tensor, past: Cache | None = None) -> Loss:
+    """E[-log p(y)] for y as the deployed route predicts it: what can be known without y.
+
+    With `past`, tokens are those that follow it.
+    """
+    with torch.no_grad():
+        expected = guide.model.network(tokens, guide.mean_route(), past).float().softmax(-1)
+
+    def loss(logits: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits.float().transpose(1, 2), expected.transpose(1, 2), reduction="none"
+        )
+
+    return loss
+
+
+@contextmanager
+def frozen(model: LanguageModel) -> Iterator[None]:
+    """No gradients for the network and the prior; restored afterwards."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)

@@ -1,0 +1,146 @@
+"""What training shows on a terminal: a progress bar, a closing table, a sample."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:  # reports draw tables too, and load no torch
+    from pyro_meta.training.loop import Watcher
+
+
+@contextmanager
+def progress_bar(steps: int, done: int, console: Console) -> "Iterator[Watcher]":
+    """A bar with loss, KL, cost, hard share, tokens per second and time left; on a stderr console.
+
+    Where there is no terminal to draw on, one line is printed every tenth of the way.
+    """
+    columns = (
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("train", total=steps, completed=done, figures="")
+
+        def watch(record: dict[str, Any]) -> None:
+            figures = (
+                f"loss {record['loss']:.3f}  kl {record['kl']:.3f}  "
+                f"cost {record['cost_macs']:.2f}  hard {record['hard_share']:.0%}  "
+                f"{record['tokens_per_second']:,.0f} tok/s"
+            )
+            progress.update(task, completed=record["step"], figures=figures)
+            if "val_nll_hard" in record:
+                console.print(
+                    f"step {record['step']}: validation {record['val_nll_soft']:.4f} soft, "
+                    f"{record['val_nll_hard']:.4f} hard, macs {record['cost_macs_hard']:.1%}"
+                )
+            elif not console.is_terminal and record["step"] % max(1, steps // 10) == 0:
+                console.print(f"step {record['step']}/{steps}  {figures}")
+
+        yield watch
+
+
+def closing_table(
+    summary: dict[str, Any], ngrams: tuple[float, float], gap: float, console: Console
+) -> None:
+    """What the router learned, beside what a unigram and a bigram model know."""
+    table = Table(title="validation", show_header=False, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column()
+    table.add_column(justify="right")
+    unigram, bigram = ngrams
+    rows = [
+        ("loss, soft routes (nats per token)", f"{summary['val_nll_soft']:.4f}"),
+        ("loss, hard routes", f"{summary['val_nll_hard']:.4f}"),
+        ("unigram model, bigram model", f"{unigram:.4f}, {bigram:.4f}"),
+        ("cost, nominal, soft routes (full attention = 1)", f"{summary['cost_nominal_soft']:.3f}"),
+        ("cost, nominal, hard routes", f"{summary['cost_nominal_hard']:.3f}"),
+        ("cost, MACs of attention, hard routes", f"{summary['cost_macs_hard']:.3f}"),
+        ("KL (nats per token)", f"{summary['kl_per_token']:.3f}"),
+        ("routing entropy (share of log K)", f"{summary['routing_entropy']:.3f}"),
+        ("routing information (nats)", f"{summary['routing_information']:.3f}"),
+        ("hard tokens", f"{summary['hard_fraction']:.1%}"),
+        *_depth_rows(summary.get("depth", {})),
+        ("read as prefixes, log-probabilities move by", f"{gap:.1e}"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    for name, value in _truth_rows(summary.get("truth", {})):
+        table.add_row(name, value)
+    for name, value in executed_rows(summary["executed"]):
+        table.add_row(name, value)
+    console.print(table)
+    loads = Table(title="load: share of hard choices", title_justify="left", box=SIMPLE_HEAD)
+    loads.add_column("layer")
+    for name in summary["load"]:
+        loads.add_column(escape(name), justify="right")
+    for layer, row in enumerate(summary["load_by_layer"]):
+        loads.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
+    loads.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")
+    console.print(loads)
+
+
+def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Hard routes as they are executed, against the same weights with full attention."""
+    share, macs = executed["macs_ratio_attention"], executed["macs_per_token_attention"]
+    yield "MACs of attention per token (share of full)", f"{macs:.3g} ({share:.1%})"
+    share, macs = executed["macs_ratio_model"], executed["macs_per_token_model"]
+    yield "MACs of the model per token, router included", f"{macs:.3g} ({share:.1%})"
+    routed, full = executed["tokens_per_second_routed"], executed["tokens_per_second_full"]
+    if full is None:
+        yield "tokens per second, hard routes", f"{routed:,.0f}"
+    else:
+        yield "tokens per second, hard routes and all full", f"{routed:,.0f}, {full:,.0f}"
+        yield "times as fast as full, the whole model", f"{executed['speed_up_model']:.2f}"
+    if "passed_by" in executed:
+        yield "pairs of token and layer passed by", f"{executed['passed_by']:.1%}"
+        yield "times as fast as with all gates open", f"{executed['speed_up_depth']:.2f}"
+    if executed["speed_up_attention"] is not None:
+        yield "times as fast as full, attention alone", f"{executed['speed_up_attention']:.2f}"
+
+
+def trained_rows(trained: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `executed_rows` gives of a trained run, of a training step and of decoding."""
+    for part, name in (("training", "a training step"), ("decoding", "decoding")):
+        figures = trained[part]
+        routed, full = figures["tokens_per_second_routed"], figures["tokens_per_second_full"]
+        if full is None:
+            yield f"tokens per second, {name}, hard routes", f"{routed:,.0f}"
+        else:
+            yield (
+                f"tokens per second, {name}, hard routes and all full",
+                f"{routed:,.0f}, {full:,.0f}",
+            )
+            yield f"times as fast as full, {name}", f"{figures['speed_up']:.2f}"
+
+
+def _depth_rows(depth: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What depth gates do, where there are any."""
+    if depth:
+        soft, hard = depth["skipped_soft"], depth["skipped_hard"]
+        yield "layers that tokens pass by, soft and hard gates", f"{soft:.1%}, {hard:.1%}"
+        yield "KL of the gates (nats per token)", f"{depth['kl_per_token']:.4f}"
+
+
+def _truth_rows(truth: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The router against the truth, where the data knows it."""
+    if not truth:
+        return
+    soft, hard = truth["answer_accuracy_soft"], truth["answer_accuracy_hard"]
+    yield "queries answered, soft and hard routes", f"{soft:.1%}, {hard:.1%}"
+    yield "loss of all other tokens, hard routes", f"{truth['filler_nll_hard']:.4f}"
+    if truth["text_nll_hard"] is not None:
+        yield (
+            "loss of the text among them, given that text follows",
+            f"{truth['text_nll_hard']:.4f}",
+        )
+    if truth["full_used"] is not None:
+        yield "full attention used per look-up needed", f"{truth['full_used']:.2f}"
+    if truth["auroc"] is not None:
+        yield "AUROC of full attention for look-ups", f"{truth['auroc']:.3f}"

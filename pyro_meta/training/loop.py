@@ -1,0 +1,366 @@
+"""The training loop: SVI steps on one device or many, checkpoints, validation, interruption.
+
+Randomness is a function of (seed, step, micro-batch) and of nothing else. So a resumed run repeats
+the killed one bit for bit, and two processes draw what one process with two micro-batches draws.
+"""
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import pyro
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from pyro_meta.data.corpus import Corpus
+from pyro_meta.distributions.simplex import entropy
+from pyro_meta.errors import UsageError
+from pyro_meta.evaluation.figures import evaluate
+from pyro_meta.guides import Guide
+from pyro_meta.inference.elbo import ELBOTerms, Objective
+from pyro_meta.models import LanguageModel
+from pyro_meta.network.costs import costs_at
+from pyro_meta.terminal.commands import stop_signals
+from pyro_meta.training.config import Config
+from pyro_meta.training.run import Run
+
+
+class Watcher(Protocol):
+    """Whoever is told of each step: the progress bar, or nobody."""
+
+    def __call__(self, record: dict[str, Any]) -> None: ...
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; everything up to `step` is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"interrupted after step {step}")
+        self.step = step
+
+
+@dataclass
+class Outcome:
+    """What training leaves in memory."""
+
+    tokens_seen: int
+    seconds: float
+
+
+def make_fabric(config: Config) -> Fabric:
+    """The devices that `config` asks for; under torchrun, those that it was given.
+
+    Raises
+    ------
+    UsageError
+        There is no such device here, or the batch cannot be shared out evenly.
+    """
+    devices, nodes = config.devices, 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    parts = devices * nodes * config.accumulate
+    if config.batch % parts:
+        raise UsageError(
+            f"batch: {config.batch} given; it must be divisible by devices x accumulate = {parts}"
+        )
+    accelerator: str = config.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    strategy = "ddp" if devices * nodes > 1 else "auto"
+    try:
+        return Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            precision=precision,
+            strategy=strategy,
+        )
+    except Exception as error:  # Fabric raises several kinds, by accelerator
+        raise UsageError(
+            f"option --accelerator, --devices: {config.accelerator}, {devices} given; {error}"
+        ) from error
+
+
+def train(
+    config: Config,
+    corpus: Corpus,
+    run: Run,
+    fabric: Fabric,
+    model: LanguageModel,
+    guide: Guide,
+    watch: Watcher,
+    is_resumed: bool = False,
+) -> Outcome:
+    """Train `model` and `guide` in place, from the run's newest checkpoint if it is resumed.
+
+    Raises
+    ------
+    Interrupted
+        By SIGINT or SIGTERM, after a checkpoint was written.
+    UsageError
+        The loss or the gradient is not finite; the last checkpoint stands.
+    """
+    objective = Objective(model, guide).to(fabric.device)
+    optimiser = config.optim.optimiser(objective)
+    is_resumed = is_resumed and run.latest_checkpoint() is not None
+    if config.compile:
+        model.network.compile_blocks()
+    first, seconds = 0, 0.0
+    if is_resumed:
+        _require_same_circumstances(run.state(), corpus, fabric)
+        state = run.load_checkpoint(model, guide, optimiser)
+        first, seconds = state["step"], state["seconds"]
+    model.prior.check()
+    if fabric.is_global_zero:
+        run.rewind(first)
+    module, fabric_optimiser = fabric.setup(objective, optimiser)
+    per_step = _Sharding(config, fabric)
+    windows = corpus.windows(config.context, config.validation_tokens)
+    costs = {
+        unit: costs_at(model.network, unit, torch.arange(config.context, device=fabric.device))
+        for unit in ("nominal", "macs")
+    }
+
+    def save(step: int) -> None:
+        if fabric.is_global_zero:
+            state = {
+                "step": step,
+                "seconds": seconds,
+                "corpus": corpus.sha256,
+                "processes": fabric.world_size,
+            }
+            run.save_checkpoint(model, guide, optimiser, state)
+
+    module.train()
+    with pyro.validation_enabled(config.debug), stop_signals() as is_asked_to_stop:
+        if not is_resumed:
+            save(0)
+        for step in range(first, config.steps):
+            started = time.perf_counter()
+            progress = (step + 1) / config.steps
+            _set_schedules(config, progress, model, guide, optimiser)
+            terms = _accumulate(config, corpus, fabric, module, per_step, step)
+            config.optim.drop_resting(optimiser)
+            norm = fabric.clip_gradients(
+                module,
+                fabric_optimiser,
+                max_norm=config.optim.clip,
+                error_if_nonfinite=False,
+            )
+            assert norm is not None
+            figures = _figures(terms, costs) | _decided(model, guide, terms)
+            figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
+            figures = _average(fabric, figures)
+            _require_finite(figures, step + 1, run)
+            fabric_optimiser.step()
+            fabric_optimiser.zero_grad()
+            must_stop = figures.pop("stop") > 0
+            model.prior.adapt(figures, model.kl_weight, config.optim.has_settled(progress))
+            if guide.depth is not None and config.optim.has_begun(progress):
+                guide.depth.adapt(figures["gate_shut"])
+            elapsed = time.perf_counter() - started
+            seconds += elapsed
+            record = {
+                "step": step + 1,
+                **figures,
+                **model.prior.figures(),
+                "entropy_by_layer": _entropy_by_layer(_means(terms)),
+                **_schedules(model, guide, optimiser),
+                "tokens": (step + 1) * config.batch * config.context,
+                "tokens_per_second": config.batch * config.context / elapsed,
+            }
+            is_last = step + 1 == config.steps
+            is_due = config.validate_every and (step + 1) % config.validate_every == 0
+            if fabric.is_global_zero:
+                if is_due and not is_last:
+                    record |= evaluate(model, guide, windows, config.batch)
+                run.append_metrics(record)
+                watch(record)
+            if is_last or must_stop or (step + 1) % config.checkpoint_every == 0:
+                _require_finite_after(objective, corpus, config, fabric, step, run)
+                save(step + 1)
+            if must_stop and not is_last:
+                raise Interrupted(step + 1)
+    fabric.barrier()
+    return Outcome(config.steps * config.batch * config.context, seconds)
+
+
+def _set_schedules(
+    config: Config,
+    progress: float,
+    model: LanguageModel,
+    guide: Guide,
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    """Set what changes from step to step: functions of the step, and of what the prior keeps."""
+    model.kl_weight = config.kl(progress)
+    guide.threshold.fill_(config.harden(progress))
+    guide.price.fill_(config.harden.price + model.prior.surcharge())
+    guide.has_settled = config.optim.has_settled(progress)
+    config.optim.set_lr(optimiser, progress)
+
+
+def _schedules(
+    model: LanguageModel, guide: Guide, optimiser: torch.optim.Optimizer
+) -> dict[str, float]:
+    """The values that `_set_schedules` has set, for the log."""
+    of_gates = {} if guide.depth is None else {"gate_price": float(guide.depth.price)}
+    return {
+        "kl_weight": model.kl_weight,
+        "threshold": float(guide.threshold),
+        "lr": optimiser.param_groups[0]["lr"],
+        **of_gates,
+    }
+
+
+class _Sharding:
+    """Which part of a global batch each micro-batch of this process reads."""
+
+    def __init__(self, config: Config, fabric: Fabric) -> None:
+        self.parts = fabric.world_size * config.accumulate
+        first = fabric.global_rank * config.accumulate
+        self.indices = range(first, first + config.accumulate)
+
+
+def _accumulate(
+    config: Config,
+    corpus: Corpus,
+    fabric: Fabric,
+    module: Any,
+    sharding: _Sharding,
+    step: int,
+) -> list[ELBOTerms]:
+    """Backward through every micro-batch of this process; gradients average over all of them."""
+    factor = config.short(step / config.steps)
+    size, context = config.batch * factor, config.context // factor
+    tokens, targets = corpus.batch(config.seed, step, size, context)
+    collected = []
+    for index in sharding.indices:
+        rows = slice(index * size // sharding.parts, (index + 1) * size // sharding.parts)
+        x, y = fabric.to_device((tokens[rows], targets[rows]))
+        torch.manual_seed(micro_batch_seed(config.seed, step, index))
+        is_last = index == sharding.indices[-1]
+        with fabric.no_backward_sync(module, enabled=not is_last):
+            terms = module(x, y)
+            fabric.backward(terms.loss / config.accumulate)
+        collected.append(terms)
+    return collected
+
+
+def micro_batch_seed(seed: int, step: int, index: int) -> int:
+    """Seed of the draws and the dropout of one micro-batch."""
+    return int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0])
+
+
+def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, float]:
+    """Figures of a step on this process: means over its micro-batches."""
+    routes = torch.cat([terms.routes for terms in collected], 1)  # [L, B, T, K]
+    hard_share = float((routes.amax(-1) == 1).float().mean())
+    T = routes.shape[2]
+    nll = float(torch.stack([terms.nll.detach() for terms in collected]).mean())
+    kl = float(torch.stack([terms.kl.detach().sum() for terms in collected]).mean())
+    gates = [terms.gates for terms in collected if terms.gates is not None]
+    kls = [float(one.depth_kl.detach().sum()) for one in collected if one.depth_kl is not None]
+    of_gates: dict[str, float] = {}
+    if gates:
+        open_share = torch.cat(gates, 1)  # [L, B, T]
+        routes = routes * open_share[..., None]  # who passes a layer by pays nothing there
+        of_gates = {
+            "depth_kl": sum(kls) / len(collected),
+            "gate_open": float(open_share.mean()),
+        }
+    penalties = [float(one.penalty.detach()) for one in collected if one.penalty is not None]
+    return {
+        "loss": float(torch.stack([terms.loss.detach() for terms in collected]).mean()),
+        "nll": nll,
+        "kl": kl,
+        "penalty": sum(penalties) / len(collected),
+        "elbo": -(nll + kl + of_gates.get("depth_kl", 0.0)),
+        "cost_nominal": float((routes * costs["nominal"][:T]).sum(-1).mean()),
+        "cost_macs": float((routes * costs["macs"][:T]).sum(-1).mean()),
+        "hard_share": hard_share,
+        **of_gates,
+    }
+
+
+def _decided(model: LanguageModel, guide: Guide, collected: list[ELBOTerms]) -> dict[str, float]:
+    """What prior and gates ask of a step: figures of what would run if everything were hard."""
+    choices = _choices(guide, collected)
+    figures = model.prior.measure(choices)
+    if guide.depth is not None:
+        figures["gate_shut"] = float((choices.sum(-1) == 0).float().mean())
+    return figures
+
+
+def _choices(guide: Guide, collected: list[ELBOTerms]) -> Tensor:
+    """What would run if everything were hard, [L, B, T, K]: zeros where a token passes by."""
+    choices = guide.choice(_means(collected))
+    if guide.depth is None:
+        return choices
+    means = [terms.gate_means for terms in collected if terms.gate_means is not None]
+    runs = guide.depth.runs(torch.cat(means, 1))  # [L, B, T]
+    return choices * runs[..., None]
+
+
+def _means(collected: list[ELBOTerms]) -> Tensor:
+    """Posterior means of a step on this process, [L, B, T, K]."""
+    return torch.cat([terms.means for terms in collected], 1)
+
+
+def _entropy_by_layer(means: Tensor) -> list[float]:
+    """Mean H(m) / log K of each layer's posterior means [L, B, T, K]."""
+    K = means.shape[-1]
+    normalised = entropy(means).mean((1, 2)) / (math.log(K) if K > 1 else 1.0)
+    return [round(value, 6) for value in normalised.tolist()]
+
+
+def _average(fabric: Fabric, figures: dict[str, float]) -> dict[str, float]:
+    """Means of the figures over all processes."""
+    if fabric.world_size == 1:
+        return figures
+    packed = torch.tensor(list(figures.values()), dtype=torch.float64, device=fabric.device)
+    reduced = fabric.all_reduce(packed, reduce_op="mean")
+    return dict(zip(figures, cast(Tensor, reduced).tolist(), strict=True))
+
+
+def _require_finite(figures: dict[str, float], step: int, run: Run) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(figures[name]):
+            raise UsageError(
+                f"{name} is {figures[name]} at step {step}; checkpoint {run.latest_checkpoint()} "
+                "stands; begin a new run with a lower --optim.lr"
+            )
+
+
+def _require_finite_after(
+    objective: Objective, corpus: Corpus, config: Config, fabric: Fabric, step: int, run: Run
+) -> None:
+    """Refuse to save weights on which the next step would fail: the last checkpoint stays good."""
+    rows = config.batch // (fabric.world_size * config.accumulate)
+    tokens, targets = fabric.to_device(corpus.batch(config.seed, step, rows, config.context))
+    torch.manual_seed(micro_batch_seed(config.seed, step, 0))  # all processes judge alike
+    with torch.no_grad(), fabric.autocast():
+        loss = float(objective(tokens, targets).loss)
+    _require_finite({"loss": loss, "grad_norm": 0.0}, step + 1, run)
+
+
+def _require_same_circumstances(state: dict[str, Any], corpus: Corpus, fabric: Fabric) -> None:
+    """Refuse to resume on another text, or on a number of processes with other draws."""
+    if state["corpus"] != corpus.sha256:
+        raise UsageError(
+            f"data: the run began on a text of sha256 {state['corpus'][:12]}; "
+            f"now it is {corpus.description}"
+        )
+    if state["processes"] != fabric.world_size:
+        raise UsageError(
+            f"option --resume: the run began on {state['processes']} processes, and here are "
+            f"{fabric.world_size}; use torchrun with as many as it began with"
+        )
