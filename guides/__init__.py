@@ -11,6 +11,7 @@ from pyro_meta.guides.paper import PaperGuide
 from pyro_meta.guides.point import PointGuide
 from pyro_meta.guides.prior import PriorGuide
 from pyro_meta.guides.table import TokenTableGuide
+from pyro_meta.guides.walk import Walked, along_means, drawn, mean_route, walk
 
 __all__ = [
     "BetaDepthGuide",
@@ -26,5 +27,10 @@ __all__ = [
     "PriorGuide",
     "RandomGuide",
     "TokenTableGuide",
+    "Walked",
+    "along_means",
+    "drawn",
+    "mean_route",
     "of_own_token",
+    "walk",
 ]

@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import torch
 from pyro.distributions import Beta
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import Distribution
 
-from pyro_meta.distributions import gates
 from pyro_meta.distributions.bounded import bounded, unbounded
+from pyro_meta.distributions.gates import PointGate
 from pyro_meta.errors import UsageError, require_defined
 from pyro_meta.guides.heads import (
     FLOOR,
@@ -31,8 +31,6 @@ from pyro_meta.network.route import Features
 from pyro_meta.terminal.naming import find_kind
 
 TOTAL = 5.0  # a + b of a Beta at the start
-MOST_PRICE = 20.0
-GAIN = 0.5  # nats by which the price moves in a step, per unit of the share that is off
 
 
 class DepthGuide(nn.Module):
@@ -46,19 +44,10 @@ class DepthGuide(nn.Module):
         The language model whose gates are inferred; it has a prior over them.
     start
         Logit of how far open gates are at the start.
-
-    Attributes
-    ----------
-    price
-        Nats by which running a block must be likelier than passing it by, for a hard token to run
-        it. A buffer: it is saved with the guide.
-    target
-        Share of all pairs of token and layer that the price is moved to shut, or None.
     """
 
     pays_kl: ClassVar[bool] = True
     """Whether posteriors have a KL to pay; if not, open gates cost a penalty (`DepthPrior`)."""
-    price: Tensor
 
     def __init__(self, model: LanguageModel, start: float = 3.0) -> None:
         super().__init__()
@@ -67,24 +56,6 @@ class DepthGuide(nn.Module):
             raise UsageError(f"depth: {type(self).__name__} needs a model with a prior over gates")
         if not math.isfinite(start):
             raise UsageError(f"gate.start: {start} given; a finite number is allowed")
-        self.register_buffer("price", torch.zeros(()))
-        self.target: float | None = None
-        self._layers = model.network.shape.layers
-
-    def aim_at(self, target: float | None) -> None:
-        """Take the share to pass by, if one is given; `UsageError` if it cannot be met."""
-        most = 1 - 1 / self._layers
-        if target is not None and not 0 < target < most:
-            raise UsageError(
-                f"gate.skip: {target} given; above 0 and below {most:.4g} is allowed, since every "
-                f"token runs the first of {self._layers} layers"
-            )
-        self.target = target
-
-    def adapt(self, shut: float) -> None:
-        """Take note of a step: the share of pairs that would pass by if all gates were hard."""
-        if self.target is not None:
-            self.price.add_(GAIN * (self.target - shut)).clamp_(-MOST_PRICE, MOST_PRICE)
 
     def posterior(self, layer: int, features: Features) -> Distribution:
         """q(g_l | x, ..) of a layer >= 1: batch [B, T], event [], reparameterised.
@@ -97,10 +68,6 @@ class DepthGuide(nn.Module):
     def is_of_own_token(self) -> bool:
         """Whether the posterior of a token depends on that token's features alone."""
         return getattr(type(self).posterior, "is_of_own_token", False)
-
-    def runs(self, mean: Tensor) -> Tensor:
-        """Whether a hard token runs the block, booleans: logit(mean) > price."""
-        return gates.runs(mean, self.price)
 
 
 class BetaDepthGuide(DepthGuide):
@@ -155,8 +122,8 @@ class PointDepthGuide(DepthGuide):
         self.heads = _heads(model, [start], hidden)
 
     @of_own_token
-    def posterior(self, layer: int, features: Features) -> gates.PointGate:
-        return gates.PointGate(torch.sigmoid(self.heads[layer - 1](features.normed))[..., 0])
+    def posterior(self, layer: int, features: Features) -> PointGate:
+        return PointGate(torch.sigmoid(self.heads[layer - 1](features.normed))[..., 0])
 
 
 def _heads(model: LanguageModel, bias: list[float], hidden: int | None) -> nn.ModuleList:

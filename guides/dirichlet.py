@@ -9,8 +9,8 @@ from pyro_meta.errors import UsageError
 from pyro_meta.guides.base import HeadsGuide
 from pyro_meta.guides.heads import FLOOR, LEAST_TOTAL, MOST_TOTAL, leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
+from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Features
-from pyro_meta.network.transformer import Transformer
 
 
 def by_mean_and_total(out: Tensor) -> Dirichlet:
@@ -19,7 +19,7 @@ def by_mean_and_total(out: Tensor) -> Dirichlet:
     return Dirichlet(FLOOR + bounded(out[..., -1:], LEAST_TOTAL, MOST_TOTAL) * mean)
 
 
-def start_at(network: Transformer, total: float, start: float) -> list[list[float]]:
+def start_at(network: Network, total: float, start: float) -> list[list[float]]:
     """What `out` is near at the start, [L][K + 1]: mechanisms ahead by `start`, and a total."""
     if not LEAST_TOTAL < total < MOST_TOTAL:
         raise UsageError(

@@ -11,8 +11,8 @@ from pyro_meta.errors import UsageError
 from pyro_meta.guides.base import Guide
 from pyro_meta.guides.heads import of_own_token
 from pyro_meta.models.language_model import LanguageModel
+from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Features
-from pyro_meta.network.transformer import Transformer
 
 Loads = list[list[float]] | list[float] | None
 """Shares of the mechanisms, by layer or for every layer; None: all alike."""
@@ -84,7 +84,7 @@ class RandomGuide(Guide):
         return Point(F.one_hot(choice, len(ends)).to(features.state.dtype))
 
 
-def shares(network: Transformer, loads: Loads) -> Tensor:
+def shares(network: Network, loads: Loads) -> Tensor:
     """`loads` as rows [L, K] that sum to 1; raises `UsageError` if they are no loads."""
     names, L = network.mechanism_names, network.shape.layers
     K = len(names)

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from pyro_meta.network.protocol import Network
 from pyro_meta.network.shape import Shape
-from pyro_meta.network.transformer import Transformer
 
 
 def default_width(shape: Shape) -> int:
@@ -44,7 +44,7 @@ def of_own_token(posterior: Posterior) -> Posterior:
     return posterior
 
 
-def leads(network: Transformer, lead: float) -> list[list[float]]:
+def leads(network: Network, lead: float) -> list[list[float]]:
     """Logits [L][K] at the start: `full` leads in the first layer, `window` in all others.
 
     Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_meta.errors import UsageError
 from pyro_meta.network.costs import costs_at
 from pyro_meta.network.macs import block_macs
-from pyro_meta.network.transformer import Transformer
+from pyro_meta.network.protocol import Network
 
 
 class DepthPrior(nn.Module):
@@ -35,7 +35,7 @@ class DepthPrior(nn.Module):
     Parameters
     ----------
     network
-        The transformer whose layers are gated.
+        The network whose layers are gated.
     run
         Prior probability of running a block that costs 1 unit; below 1/2 what is dear is run less.
     strength
@@ -54,7 +54,7 @@ class DepthPrior(nn.Module):
 
     def __init__(
         self,
-        network: Transformer,
+        network: Network,
         run: float = 0.3,
         strength: float = 1.0,
         floor: float = 0.05,
@@ -82,7 +82,7 @@ class DepthPrior(nn.Module):
         return math.log((1 - self.run) / self.run)
 
     def forward(self, layer: int, positions: Tensor, shares: Tensor) -> Beta:
-        """The law for `positions` [T] of `layer`, batch [T].
+        """p(g_l) at `positions` [T], batch [T].
 
         `shares` [T, K], or what broadcasts to it, is the mean of the prior over routes.
         """

@@ -16,8 +16,7 @@ up to a constant, of how the network reads. The factor exists only where somebod
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -25,30 +24,23 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_meta.attention import collected_penalties
+from pyro_meta.attention import Cache, collected_penalties
+from pyro_meta.attention.ops.precision import at_least_float32
+from pyro_meta.distributions.gates import open_gate
 from pyro_meta.models.depth import DepthPrior
 from pyro_meta.models.module import StandaloneModule
 from pyro_meta.models.priors import Prior
-from pyro_meta.network.route import Decision, Features, Route, at_least_float32, decided
-from pyro_meta.network.transformer import Transformer
+from pyro_meta.network.protocol import Network
+from pyro_meta.network.route import Decision, Route
 
 
-class _Found(NamedTuple):
-    """What a pass through the network gives."""
+class Passed(NamedTuple):
+    """What a forward pass through the network gives."""
 
     logits: Tensor
+    """Of the next token, [B, T, V]."""
     penalty: Tensor | None
     """The mechanisms' own losses, nats per token; None: none has any."""
-
-
-@dataclass
-class _Walk:
-    """One pass through the network, as drawn by a guide: what went in, and what came out."""
-
-    tokens: Tensor
-    decisions: list[Decision]
-    found: _Found
-    state: tuple[object, ...]
 
 
 class LanguageModel(StandaloneModule):
@@ -57,11 +49,11 @@ class LanguageModel(StandaloneModule):
     Parameters
     ----------
     network
-        The transformer.
+        The network.
     prior
-        The law of its routes.
+        The distribution of its routes.
     depth
-        The law of its depth gates; None: every token runs every layer, and there is no g.
+        The distribution of its depth gates; None: every token runs every layer, and there is no g.
 
     Attributes
     ----------
@@ -70,13 +62,42 @@ class LanguageModel(StandaloneModule):
         objective. Must be above 0.
     """
 
-    def __init__(self, network: Transformer, prior: Prior, depth: DepthPrior | None = None) -> None:
+    def __init__(self, network: Network, prior: Prior, depth: DepthPrior | None = None) -> None:
         super().__init__()
         self.network = network
         self.prior = prior
         self.depth = depth
         self.kl_weight = 1.0
-        self._walk: _Walk | None = None
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, passed: Passed | None = None
+    ) -> Tensor:
+        """Sample latents and next tokens, [B, T].
+
+        Parameters
+        ----------
+        tokens
+            [B, T].
+        targets
+            Observes the next tokens, [B, T].
+        passed
+            What the network gave along the very routes and gates that are sampled here. A guide
+            has been through the network to draw them, and whoever replays this model against it
+            hands on what it returned: then there is no second forward pass.
+        """
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        outside_autocast = torch.autocast(tokens.device.type, enabled=False)
+        with self.plates(tokens):
+            with pyro.poutine.scale(scale=self.kl_weight), outside_autocast:
+                drawn = [self._draw(layer, positions) for layer in range(self.network.shape.layers)]
+            if passed is None:
+                passed = self.run(tokens, lambda layer, features: drawn[layer])
+            next_token: Tensor = pyro.sample(
+                "next_token", self.next_token_dist(passed.logits), obs=targets
+            )
+        if (penalty := self._penalty(passed, drawn)) is not None:
+            pyro.factor("penalty", -tokens.numel() * penalty)
+        return next_token
 
     @contextmanager
     def plates(self, tokens: Tensor) -> Iterator[None]:
@@ -85,101 +106,49 @@ class LanguageModel(StandaloneModule):
         with pyro.plate("sequence", B, dim=-2), pyro.plate("position", T, dim=-1):
             yield
 
-    def is_gated(self, layer: int) -> bool:
-        """Whether tokens may pass a layer by: with gates any but the first."""
-        return self.depth is not None and layer > 0
+    def route_dist(self, layer: int, positions: Tensor) -> Distribution:
+        """p(alpha_l) at `positions` [T]: batch [T] or [], event [K]."""
+        found: Distribution = self.prior(layer, positions)
+        return found
 
-    def depth_law(self, layer: int, positions: Tensor) -> dist.Beta | None:
-        """p(g_l) at `positions` [T], batch [T] or []; None where every token runs the layer."""
-        if not self.is_gated(layer):
-            return None
-        return self._depth_law(layer, positions, self.prior(layer, positions))
+    def gate_dist(self, layer: int, positions: Tensor, routes: Distribution) -> Distribution:
+        """p(g_l) at `positions` [T], batch [T] or []; all mass on 1 where every token runs it.
 
-    def _depth_law(self, layer: int, positions: Tensor, routes: Distribution) -> dist.Beta:
-        assert self.depth is not None
-        law: dist.Beta = self.depth(layer, positions, routes.mean)
-        return law
-
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Sample latents and next tokens, [B, T]; `targets` [B, T] observes the latter."""
-        network = self.network  # read here: registers its parameters
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        with self.plates(tokens):
-            outside_autocast = torch.autocast(tokens.device.type, enabled=False)
-            with pyro.poutine.scale(scale=self.kl_weight), outside_autocast:
-                decisions = [
-                    self._decide(layer, positions) for layer in range(network.shape.layers)
-                ]
-            found = self._already_walked(tokens, decisions)
-            if found is None:
-                found = self._walked(tokens, lambda layer, features: decisions[layer])
-            law = dist.Categorical(logits=at_least_float32(found.logits))
-            drawn = pyro.sample("next_token", law, obs=targets)
-        penalties = [one for one in (found.penalty, self._penalty(decisions)) if one is not None]
-        if penalties:
-            pyro.factor("penalty", -tokens.numel() * torch.stack(penalties).sum())
-        return drawn
-
-    def _decide(self, layer: int, positions: Tensor) -> Decision:
-        """Draw the latents of a layer."""
-        law = self.prior(layer, positions)
-        route = pyro.sample(f"route_{layer}", law)
-        if not self.is_gated(layer):
-            return Decision(route)
-        return Decision(
-            route, pyro.sample(f"depth_{layer}", self._depth_law(layer, positions, law))
-        )
-
-    def _penalty(self, decisions: Sequence[Decision]) -> Tensor | None:
-        """What open gates cost in training, nats per token; None: nothing."""
-        if self.depth is None or not (self.training and self.depth.penalty):
-            return None
-        gates = [one.gate for one in decisions if one.gate is not None]
-        return self.depth.penalty * torch.stack(gates).mean()
-
-    def walk(self, tokens: Tensor, route: Route) -> Tensor:
-        """Logits [B, T, V] along `route`, kept for a replay of this model with the same draws.
-
-        A guide walks the network to draw its routes, and the model replayed against it needs the
-        very same activations. So an SVI step costs one forward and one backward pass.
+        `routes` is `route_dist` of the layer.
         """
-        self._walk = None  # frees the activations of a walk that was never replayed
-        decisions: list[Decision] = []
+        if layer not in self.gated or self.depth is None:
+            return open_gate(positions)
+        found: Distribution = self.depth(layer, positions, routes.mean)
+        return found
 
-        def remembering(layer: int, features: Features) -> Decision:
-            decisions.append(decided(route(layer, features)))
-            return decisions[-1]
+    def next_token_dist(self, logits: Tensor) -> dist.Categorical:
+        """p(y_t | ..) of logits [B, T, V], in at least float32."""
+        return dist.Categorical(logits=at_least_float32(logits))
 
-        found = self._walked(tokens, remembering)
-        if torch.is_grad_enabled():  # else there is no backward pass to save
-            self._walk = _Walk(tokens, decisions, found, self._network_state(tokens))
-        return found.logits
+    @property
+    def gated(self) -> range:
+        """The layers that tokens may skip: with gates any but the first."""
+        return range(0) if self.depth is None else range(1, self.network.shape.layers)
 
-    def _walked(self, tokens: Tensor, route: Route) -> _Found:
+    def run(self, tokens: Tensor, route: Route, cache: Cache | None = None) -> Passed:
+        """One forward pass along `route`; with a cache, of the tokens that follow it."""
         with collected_penalties() as penalties:
-            logits = self.network(tokens, route)
-        return _Found(logits, torch.stack(penalties).sum() if penalties else None)
+            logits = self.network(tokens, route, cache)
+        return Passed(logits, torch.stack(penalties).sum() if penalties else None)
 
-    def _already_walked(self, tokens: Tensor, decisions: Sequence[Decision]) -> _Found | None:
-        """What the last walk found, if it went exactly this way; it is given out once."""
-        walk, self._walk = self._walk, None
-        if walk is None or walk.tokens is not tokens or len(walk.decisions) != len(decisions):
-            return None
-        both = zip(walk.decisions, decisions, strict=True)
-        is_same_way = all(a.route is b.route and a.gate is b.gate for a, b in both)
-        return walk.found if is_same_way and walk.state == self._network_state(tokens) else None
+    def _draw(self, layer: int, positions: Tensor) -> Decision:
+        """Sample the latents of a layer."""
+        routes = self.route_dist(layer, positions)
+        route = pyro.sample(f"route_{layer}", routes)
+        if layer not in self.gated:
+            return Decision(route)
+        gates = self.gate_dist(layer, positions, routes)
+        return Decision(route, pyro.sample(f"depth_{layer}", gates))
 
-    def _network_state(self, tokens: Tensor) -> tuple[object, ...]:
-        """Changes whenever the network would answer otherwise to the same tokens and routes."""
-        kind = tokens.device.type
-        tensors = (tokens, *self.network.parameters(), *self.network.buffers())
-        return (
-            id(self.network),
-            torch.is_grad_enabled(),
-            torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
-            *(module.training for module in self.network.modules()),
-            *((tensor._version, tensor.data_ptr()) for tensor in tensors),
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_walk": None}  # activations are not copied
+    def _penalty(self, passed: Passed, drawn: Sequence[Decision]) -> Tensor | None:
+        """What mechanisms ask for and open gates cost in training, nats per token."""
+        penalties = [] if passed.penalty is None else [passed.penalty]
+        if self.depth is not None and self.training and self.depth.penalty:
+            gates = [one.gate for one in drawn if one.gate is not None]
+            penalties.append(self.depth.penalty * torch.stack(gates).mean())
+        return torch.stack(penalties).sum() if penalties else None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pyro_meta.distributions.bounded import bounded, unbounded
 from pyro_meta.errors import UsageError
 from pyro_meta.models.priors import CostDirichlet, Prior
-from pyro_meta.network.transformer import Transformer
+from pyro_meta.network.protocol import Network
 
 MOST = 1e3  # above, the closed-form KL loses digits in float32
 
@@ -22,7 +22,7 @@ class LearnedDirichlet(Prior):
     Parameters
     ----------
     network
-        The transformer whose routes are drawn.
+        The network whose routes are drawn.
     rate
         lambda of the prior at the start, nats paid per unit of cost.
     floor
@@ -37,7 +37,7 @@ class LearnedDirichlet(Prior):
 
     def __init__(
         self,
-        network: Transformer,
+        network: Network,
         rate: float = 6.0,
         floor: float = 0.05,
         cost: str | list[float] = "macs",

@@ -7,7 +7,7 @@ from pyro_meta.distributions.softmax import LogisticNormal
 from pyro_meta.errors import UsageError
 from pyro_meta.models.priors import Prior, require_positive
 from pyro_meta.network.costs import Costs
-from pyro_meta.network.transformer import Transformer
+from pyro_meta.network.protocol import Network
 
 
 class LogisticNormalPrior(Prior):
@@ -16,7 +16,7 @@ class LogisticNormalPrior(Prior):
     Parameters
     ----------
     network
-        The transformer whose routes are drawn.
+        The network whose routes are drawn.
     rate
         lambda, by how much the mean logit falls per unit of cost.
     scale
@@ -27,7 +27,7 @@ class LogisticNormalPrior(Prior):
 
     def __init__(
         self,
-        network: Transformer,
+        network: Network,
         rate: float = 6.0,
         scale: float = 2.0,
         cost: str | list[float] = "macs",

@@ -1,4 +1,4 @@
-"""Priors p(alpha) over routes: one law on the simplex for each layer and position.
+"""Priors p(alpha) over routes: a distribution on the simplex for each layer and position.
 
 A prior knows the network's mechanisms and what they cost; it never sees the text. Shapes: T
 positions, K mechanisms.
@@ -13,73 +13,35 @@ from torch.distributions import Distribution
 
 from pyro_meta.errors import UsageError, require_defined
 from pyro_meta.network.costs import Costs
-from pyro_meta.network.transformer import Transformer
+from pyro_meta.network.protocol import Network
 
 
 class Prior(nn.Module):
-    """A law of the route of each token, p(alpha_{l,t}).
+    """A distribution of the route of each token, p(alpha_{l,t}).
 
     Subclass it and define `forward`; name it by import path (`--prior my_file.MyPrior`).
 
     Parameters
     ----------
     network
-        The transformer whose routes are drawn: gives layers, mechanisms and costs.
+        The network whose routes are drawn: gives layers, mechanisms and costs.
     """
 
     learns_from_kl: ClassVar[bool] = False
     """Whether the prior adapts to the posterior, and so needs a guide that pays a KL."""
 
-    def __init__(self, network: Transformer) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         require_defined(self, Prior, "forward")
         self._network = (network,)  # in a tuple: known, but no submodule of the prior
 
     @property
-    def network(self) -> Transformer:
+    def network(self) -> Network:
         return self._network[0]
 
     def forward(self, layer: int, positions: Tensor) -> Distribution:
-        """The law for `positions` [T] of `layer`: batch [T] or [], event [K], reparameterised."""
+        """p(alpha_l) at `positions` [T] of `layer`: batch [T] or [], event [K], reparameterised."""
         raise NotImplementedError
-
-    def aim_at(self, budget: float | None) -> None:
-        """Take the budget of `--budget`, if one is given; `UsageError` if it cannot be met."""
-        if budget is not None:
-            raise UsageError(
-                f"budget: {budget} given, and {type(self).__name__} has none to meet; "
-                "--prior BudgetDirichlet does"
-            )
-
-    def check(self) -> None:
-        """Raise `UsageError` if what is asked of the prior cannot be had; called before training.
-
-        All that a checkpoint holds is there by then.
-        """
-
-    def measure(self, choices: Tensor) -> dict[str, float]:
-        """Figures of a batch that the prior asks for, logged under their names.
-
-        `choices` [L, B, T, K] are its routes as they would be executed hard, one-hot (a mixture's
-        are its weights), and zeros where a token passes the layer by; over several processes the
-        figures are averaged.
-        """
-        return {}
-
-    def adapt(self, figures: dict[str, float], kl_weight: float, has_settled: bool) -> None:
-        """Take note of a step: its figures, `measure`'s among them, and the weight of the KL.
-
-        Called after the optimiser's step; `has_settled` once the guide has stopped for good. What
-        is kept belongs into buffers, which are saved.
-        """
-
-    def surcharge(self) -> float:
-        """What is added to the price that routes are decided at (`Guide.price`), the same unit."""
-        return 0.0
-
-    def figures(self) -> dict[str, float]:
-        """What the prior has come to, for the log and the summary."""
-        return {}
 
 
 def by_cost(
@@ -101,7 +63,7 @@ class CostDirichlet(Prior):
     Parameters
     ----------
     network
-        The transformer whose routes are drawn.
+        The network whose routes are drawn.
     rate
         lambda, nats paid per unit of cost; full attention averages 1 unit.
     strength
@@ -115,7 +77,7 @@ class CostDirichlet(Prior):
 
     def __init__(
         self,
-        network: Transformer,
+        network: Network,
         rate: float = 6.0,
         strength: float = 1.0,
         floor: float = 0.05,
@@ -138,7 +100,7 @@ class PaperDirichlet(Prior):
     Parameters
     ----------
     network
-        The transformer whose routes are drawn.
+        The network whose routes are drawn.
     scale
         beta0.
     floor
@@ -149,7 +111,7 @@ class PaperDirichlet(Prior):
 
     def __init__(
         self,
-        network: Transformer,
+        network: Network,
         scale: float = 1.0,
         floor: float = 0.01,
         cost: str | list[float] = "nominal",
@@ -178,12 +140,12 @@ class SymmetricDirichlet(Prior):
     Parameters
     ----------
     network
-        The transformer whose routes are drawn.
+        The network whose routes are drawn.
     concentration
         a; below 1 single mechanisms are favoured, above 1 mixtures.
     """
 
-    def __init__(self, network: Transformer, concentration: float = 1.0) -> None:
+    def __init__(self, network: Network, concentration: float = 1.0) -> None:
         super().__init__(network)
         require_positive(concentration=concentration)
         self.concentration = concentration

@@ -19,6 +19,7 @@ from pyro_meta.evaluation.known_truth import score_against_truth
 from pyro_meta.evaluation.ngrams import ngram_nll
 from pyro_meta.generation.sampling import Sampling, continue_tokens
 from pyro_meta.guides import Guide
+from pyro_meta.inference.controllers import Controllers
 from pyro_meta.models import LanguageModel
 from pyro_meta.posterior.readout import write_posterior
 from pyro_meta.terminal.commands import INTERRUPTED, is_first_process, run_command
@@ -48,8 +49,9 @@ def main(argv: list[str]) -> int:
     model, guide = config.build(corpus.vocabulary.size, corpus.vocabulary.separators)
     require_causal(model.network)
     require_causal_guide(model, guide)
+    controllers = config.controllers(model, guide)
     if resumed is None:
-        model.prior.check()  # before there is a folder
+        controllers.require_reachable()  # before there is a folder
     with ExitStack() as held:
         folder = ""
         if is_first_process():
@@ -68,7 +70,9 @@ def main(argv: list[str]) -> int:
         try:
             with progress_bar(config.steps, done, progress_out) as watch:
                 is_resumed = resumed is not None
-                outcome = train(config, corpus, run, fabric, model, guide, watch, is_resumed)
+                outcome = train(
+                    config, corpus, run, fabric, model, guide, controllers, watch, is_resumed
+                )
         except Interrupted as stop:
             resume = f"-m pyro_meta.train --resume {run.folder}"
             launcher = "python" if config.devices == fabric.world_size else "torchrun ..."
@@ -81,7 +85,7 @@ def main(argv: list[str]) -> int:
         if fabric.is_global_zero:
             eager = torch.compiler.set_stance("force_eager")  # lengths vary from here on
             with eager, pyro.validation_enabled(config.debug):
-                _close(config, corpus, run, fabric, model, guide, outcome, out)
+                _close(config, corpus, run, fabric, model, guide, controllers, outcome, out)
         fabric.barrier()
     return 0
 
@@ -93,6 +97,7 @@ def _close(
     fabric: Fabric,
     model: LanguageModel,
     guide: Guide,
+    controllers: Controllers,
     outcome: Outcome,
     out: Console,
 ) -> None:
@@ -105,7 +110,7 @@ def _close(
         if truth is not None:
             scores = score_against_truth(model, guide, windows, truth, config.batch)
         ngrams = ngram_nll(corpus.train, windows, corpus.vocabulary.size)
-        device = model.network.embedding.weight.device
+        device = model.network.device
         T = config.context
         ends = sorted({1, 2, T // 4, T // 2, T - 1} - {0})
         gap = prefix_gap(model, guide, windows[0][:2].to(device), ends)
@@ -121,7 +126,7 @@ def _close(
         "seed": config.seed,
         "versions": versions(),
     }
-    if learned := model.prior.figures():
+    if learned := controllers.figures():
         summary["prior"] = learned
     if truth is not None:
         summary["truth"] = scores

@@ -38,7 +38,7 @@ RUNS = {
     "default": ["--guide.start=0.1"],
     "recall": ["--data=Recall", "--data.pairs=3", "--data.distance=8", "--guide.start=0.1"],
     "budget": ["--budget=0.6", "--kl.weight=0.002"],
-    "depth": ["--depth=beta", "--gate.skip=0.2", "--gate.start=0.5"],
+    "depth": ["--depth=beta", "--gate.skip=0.2", "--gate.start=0.5", "--dropout=0.1"],
     "momentum_chunks": [
         "--block=momentum",
         "--mechanisms=[full,linear_momentum,chunk,chunk_sliding,chunk_learned,chunk_sentence]",
@@ -46,13 +46,13 @@ RUNS = {
     ],
     "others": [
         "--guide=ConcreteGuide", "--prior=LearnedDirichlet", "--depth=point", "--kv_heads=1",
-        "--dropout=0.1", "--accumulate=2", "--harden.final=0.8",
+        "--accumulate=2", "--harden.final=0.8",
     ],
 }  # fmt: skip
-OF_THE_CLOCK = {
+LEFT_OUT = {
     "seconds", "tokens_per_second", "device", "versions", "tokens_per_second_routed",
     "tokens_per_second_full", "speed_up_model", "speed_up_attention", "speed_up_depth", "clock",
-    "hardware", "folder", "run",
+    "hardware", "folder", "run", "checkpoint",
 }  # fmt: skip
 
 
@@ -116,9 +116,9 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def timeless(value: Any) -> Any:
-    """The same without what the clock, the machine and the folder say."""
+    """The same without what the clock, the machine, the folder and a hash of weights say."""
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key not in OF_THE_CLOCK}
+        return {key: timeless(item) for key, item in value.items() if key not in LEFT_OUT}
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 

@@ -7,6 +7,7 @@ from pyro_meta.attention.dispatch import (
     Inputs,
     is_choice,
     one_for_all,
+    recorded_attention,
     routed_attention,
 )
 from pyro_meta.attention.mechanisms import (
@@ -60,6 +61,7 @@ __all__ = [
     "mean_attention",
     "one_for_all",
     "read_in_pieces",
+    "recorded_attention",
     "recurs",
     "remembers",
     "routed_attention",

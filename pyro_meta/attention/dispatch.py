@@ -8,7 +8,9 @@ Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width, D
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -68,6 +70,22 @@ class Inputs(NamedTuple):
         return self._replace(k=k, v=v, k_rotated=k_rotated)
 
 
+AttentionCall = tuple[Sequence[Mechanism], Tensor, Tensor, Inputs]
+"""The arguments of one call of `routed_attention`."""
+_recorded: ContextVar[list[AttentionCall] | None] = ContextVar("recorded", default=None)
+
+
+@contextmanager
+def recorded_attention() -> Iterator[list[AttentionCall]]:
+    """What layers hand to `routed_attention` meanwhile, in order."""
+    calls: list[AttentionCall] = []
+    token = _recorded.set(calls)
+    try:
+        yield calls
+    finally:
+        _recorded.reset(token)
+
+
 def routed_attention(
     mechanisms: Sequence[Mechanism], gain: Tensor, choice: Tensor, inputs: Inputs
 ) -> Tensor:
@@ -92,6 +110,9 @@ def routed_attention(
         A choice that is neither a mechanism nor `NO_TOKEN`; but in the kernels of a GPU, which give
         such a token zeros.
     """
+    calls = _recorded.get()
+    if calls is not None:
+        calls.append((mechanisms, gain, choice, inputs))
     B, H, T, d = inputs.q.shape
     only = _only(choice)
     if only is None and uses_triton(inputs.q.device.type):

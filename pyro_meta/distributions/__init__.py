@@ -1,7 +1,16 @@
 """Distributions of routes, on the simplex, and of depth gates; and how they turn hard."""
 
 from pyro_meta.distributions.gates import PointGate
-from pyro_meta.distributions.simplex import Hardened, Point
+from pyro_meta.distributions.hardening import GateExecution, Hardened, RouteExecution
+from pyro_meta.distributions.simplex import Point
 from pyro_meta.distributions.softmax import Concrete, LogisticNormal
 
-__all__ = ["Concrete", "Hardened", "LogisticNormal", "Point", "PointGate"]
+__all__ = [
+    "Concrete",
+    "GateExecution",
+    "Hardened",
+    "LogisticNormal",
+    "Point",
+    "PointGate",
+    "RouteExecution",
+]

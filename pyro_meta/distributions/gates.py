@@ -1,4 +1,4 @@
-"""Laws of a depth gate: how far a token runs a block, a number g between 0 and 1.
+"""Distributions of a depth gate: how far a token runs a block, a number g between 0 and 1.
 
 A gate is the first of two shares, g and 1 - g, and so a Beta is a Dirichlet of two components: what
 `pyro_meta.distributions.simplex` says of routes holds here. Batch shapes are usually [B, T], events
@@ -10,44 +10,25 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Beta, Dirichlet, Distribution, constraints
+from torch.distributions import Beta, Dirichlet, constraints
 
 from pyro_meta.distributions.simplex import (
-    Hardened,
     Point,
     as_pair,
     entropy,
     expected_entropy,
-    is_hard,
-    uncertainty,
 )
 
 
 @expected_entropy.register
-def _(law: Beta) -> Tensor:
+def _(dist: Beta) -> Tensor:
     """psi(s + 1) - m psi(a + 1) - (1 - m) psi(b + 1) with s = a + b, m = a / s."""
-    both = torch.stack([law.concentration1, law.concentration0], -1)
+    both = torch.stack([dist.concentration1, dist.concentration0], -1)
     return expected_entropy(Dirichlet(both, validate_args=False))
 
 
-def runs(mean: Tensor, price: Tensor | float = 0.0) -> Tensor:
-    """Whether a hard token runs the block, booleans: logit(mean) > price."""
-    return torch.logit(mean) > price
-
-
-def harden_gate(
-    gate: Tensor, undecided: Tensor, threshold: Tensor | float, decided: Tensor
-) -> Tensor:
-    """Gates [..] that are exactly what is `decided`, 1 or 0, where `undecided` < threshold.
-
-    Straight through: the gradient is that of `gate`.
-    """
-    hard = decided.to(gate.dtype) + (gate - gate.detach())
-    return torch.where(is_hard(undecided, threshold), hard, gate)
-
-
 class PointGate(Point):
-    """All mass on one value of the gate: a deterministic one, whose KL from any law is 0."""
+    """All mass on one value of the gate: deterministic, and its KL from any distribution is 0."""
 
     arg_constraints = {"weights": constraints.unit_interval}
     support: Any = constraints.unit_interval
@@ -64,28 +45,10 @@ class PointGate(Point):
 
 
 @expected_entropy.register
-def _(law: PointGate) -> Tensor:
-    return entropy(as_pair(law.weights))
+def _(dist: PointGate) -> Tensor:
+    return entropy(as_pair(dist.weights))
 
 
-class HardenedGate(Hardened):
-    """A posterior of gates as it is executed: who is certain enough runs the block, or does not.
-
-    Draws g from `base`; where uncertainty(base) < threshold the draw is replaced, straight through,
-    by 1 or 0, whichever is decided from the mean (`runs`). The KL is that of `base`.
-    """
-
-    support: Any = constraints.unit_interval
-
-    def __init__(
-        self, base: Distribution, threshold: Tensor | float, price: Tensor | float = 0.0
-    ) -> None:
-        super().__init__(base, threshold)
-        self.price = price
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "HardenedGate":
-        return HardenedGate(self.base.expand(batch_shape), self.threshold, self.price)
-
-    def execute(self, draw: Tensor) -> Tensor:
-        decided = runs(self.base.mean, self.price).expand(draw.shape)
-        return harden_gate(draw, uncertainty(self.base), self.threshold, decided)
+def open_gate(like: Tensor) -> PointGate:
+    """The gate of a layer that every token runs: all mass on 1, for each of `like` [..]."""
+    return PointGate(torch.ones(like.shape, device=like.device), validate_args=False)

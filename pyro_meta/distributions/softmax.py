@@ -1,4 +1,4 @@
-"""Laws on the simplex besides the Dirichlet: softmaxes of independent noise.
+"""Distributions on the simplex besides the Dirichlet: softmaxes of independent noise.
 
     alpha = softmax(z),    z_k = F_k^{-1}(u_k),    u_k ~ Uniform(0, 1) independently
 
@@ -24,8 +24,8 @@ from pyro_meta.errors import UsageError
 LEAST_TEMPERATURE = 0.3  # below, draws in float32 pile up on the vertices
 
 
-class SoftmaxLaw(TorchDistribution):
-    """The law of softmax(z) for independent z_k; subclass it, define `quantile` and `log_density`.
+class SoftmaxDistribution(TorchDistribution):
+    """softmax(z) of independent z_k; subclass it, define `quantile` and `log_density`.
 
     Its mean has no closed form, and routes follow the mean: it is the average over a fixed set of
     quasi-random points, deterministic and differentiable.
@@ -66,19 +66,19 @@ class SoftmaxLaw(TorchDistribution):
 
     @property
     def _noise_like(self) -> Tensor:
-        """A tensor in the dtype and on the device of the law."""
+        """A tensor in the dtype and on the device of the distribution."""
         raise NotImplementedError
 
     def _points(self) -> Tensor:
-        """Quasi-random draws [S, .., K], the same for every law of its kind."""
+        """Quasi-random draws [S, .., K], the same for every distribution of its kind."""
         like = self._noise_like
         u = _quasi_random(self.event_shape[-1], like.dtype, like.device)
         u = u.view(len(u), *(1 for _ in self.batch_shape), -1)
         return torch.softmax(self.quantile(u), -1)
 
 
-class LogisticNormal(SoftmaxLaw):
-    """alpha = softmax(z), z_k ~ N(loc_k, scale_k^2): the logistic-normal law of all K components.
+class LogisticNormal(SoftmaxDistribution):
+    """alpha = softmax(z), z_k ~ N(loc_k, scale_k^2): the logistic-normal of all K components.
 
     The log-ratios log(alpha_k / alpha_K) are normal with covariance diag(s_k^2) + s_K^2; written
     without a reference component, with r = log alpha - loc, w = scale^-2 and r' the w-mean of r,
@@ -116,7 +116,7 @@ class LogisticNormal(SoftmaxLaw):
         return self.expected_log_density(log_alpha, torch.zeros_like(log_alpha), log_alpha.sum(-1))
 
     def expected_log_density(self, mean: Tensor, variance: Tensor, log_sum: Tensor) -> Tensor:
-        """E[log p(alpha)] under a law of log alpha, known by its moments.
+        """E[log p(alpha)] under a distribution of log alpha that is known by its moments.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class LogisticNormal(SoftmaxLaw):
         return self.loc
 
 
-class Concrete(SoftmaxLaw):
+class Concrete(SoftmaxDistribution):
     """alpha = softmax((logits + Gumbel) / temperature), a relaxed categorical choice.
 
         log p(alpha) = log (K - 1)! + (K - 1) log tau + sum_k (logits_k - (tau + 1) log alpha_k)
@@ -204,29 +204,29 @@ def _quasi_random(K: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @expected_entropy.register
-def _(law: SoftmaxLaw) -> Tensor:
-    return entropy(law._points()).mean(0)
+def _(dist: SoftmaxDistribution) -> Tensor:
+    return entropy(dist._points()).mean(0)
 
 
 @singledispatch
-def log_density(law: Distribution, log_alpha: Tensor) -> Tensor:
-    """log p(alpha) [..] of any law on the simplex, at log alpha [.., K]."""
-    return law.log_prob(log_alpha.exp())
+def log_density(dist: Distribution, log_alpha: Tensor) -> Tensor:
+    """log p(alpha) [..] of any distribution on the simplex, at log alpha [.., K]."""
+    return dist.log_prob(log_alpha.exp())
 
 
 @log_density.register
-def _(law: SoftmaxLaw, log_alpha: Tensor) -> Tensor:
-    return law.log_density(log_alpha)
+def _(dist: SoftmaxDistribution, log_alpha: Tensor) -> Tensor:
+    return dist.log_density(log_alpha)
 
 
 @log_density.register
-def _(law: Dirichlet, log_alpha: Tensor) -> Tensor:
-    a = law.concentration
+def _(dist: Dirichlet, log_alpha: Tensor) -> Tensor:
+    a = dist.concentration
     return ((a - 1) * log_alpha - torch.lgamma(a)).sum(-1) + torch.lgamma(a.sum(-1))
 
 
 @log_ratio.register
-def _(q: SoftmaxLaw, p: Distribution, draw: Tensor) -> Tensor:
+def _(q: SoftmaxDistribution, p: Distribution, draw: Tensor) -> Tensor:
     log_alpha = q.log_of(draw)
     return q.log_density(log_alpha) - log_density(p, log_alpha)
 

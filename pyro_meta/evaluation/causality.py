@@ -18,7 +18,8 @@ from pyro_meta.attention import (
 )
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import evaluating
-from pyro_meta.guides import Guide
+from pyro_meta.guides import Guide, mean_route, walk
+from pyro_meta.guides.walk import Draw, Latents, Router
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.blocks import Block
 from pyro_meta.network.route import Decision, Features
@@ -36,7 +37,7 @@ def prefix_gap(model: LanguageModel, guide: Guide, tokens: Tensor, ends: Iterabl
     gap = 0.0
     with evaluating(model, guide):
         for hard, way in ((False, "auto"), (True, "auto"), (True, "gather")):
-            route = guide.mean_route(hard)
+            route = mean_route(guide, hard)
             with backend(way):
                 whole = model.network(tokens, route).float().log_softmax(-1)
                 for end in ends:
@@ -58,7 +59,7 @@ def require_causal(network: Transformer) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     shape = (3, 1, 2, CHECKED_LENGTH, network.shape.head_width)
-    q, k, v = torch.randn(shape, generator=generator).to(network.embedding.weight.device)
+    q, k, v = torch.randn(shape, generator=generator).to(network.device)
     is_separator = torch.rand(1, 1, CHECKED_LENGTH, 1, generator=generator).to(q.device) < 0.1
     with evaluating(network):
         for mechanism in network.mechanisms:
@@ -150,13 +151,14 @@ def require_causal_guide(model: LanguageModel, guide: Guide) -> None:
     length = min(CHECKED_LENGTH, shape.context)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(shape.vocabulary, (1, length), generator=generator)
-    tokens = tokens.to(model.network.embedding.weight.device)
+    tokens = tokens.to(model.network.device)
     name = _named(guide)
     with evaluating(model, guide):
         whole = _posterior_means(model, guide, tokens)
         if not torch.equal(whole, _posterior_means(model, guide, tokens)):
             raise UsageError(
-                f"guide: {name} is random in evaluation mode; posterior() gives the law, not a draw"
+                f"guide: {name} is random in evaluation mode; posterior() gives a distribution, "
+                "and not a draw"
             )
         for end in CHECKED_ENDS:
             if end < length:
@@ -186,35 +188,33 @@ def _require_close(cut: Tensor, whole: Tensor, end: int, who: str) -> None:
 def _posterior_means(
     model: LanguageModel, guide: Guide, tokens: Tensor, cache: Cache | None = None
 ) -> Tensor:
-    """Posterior means along the soft mean route, [L, B, T, K]; with gates theirs as the last."""
-    means: list[Tensor] = []
+    """Posterior means along the soft mean route, [L, B, T, K + 1]: routes, then gates."""
+    needed = (*tokens.shape, len(model.network.mechanisms))
 
-    def route(layer: int, features: Features) -> Tensor | Decision:
-        law, gates = guide.posterior(layer, features), guide.depth_posterior(layer, features)
-        needed = (*tokens.shape, len(model.network.mechanisms))
-        mean = _mean_of(law, type(guide).__name__, needed)
-        if gates is None:
-            opened = mean.new_ones(tokens.shape)
-        else:
-            opened = _mean_of(gates, type(guide.depth).__name__, tuple(tokens.shape))
-        means.append(mean if guide.depth is None else torch.cat([mean, opened[..., None]], -1))
-        return mean if gates is None else Decision(mean, opened)
+    def how(
+        guide: Router, layer: int, features: Features, posterior: Latents
+    ) -> tuple[Draw, Decision]:
+        route = _mean_of(posterior.route, type(guide).__name__, needed)
+        depth = getattr(guide, "depth", None)
+        gate = _mean_of(posterior.gate, type(depth).__name__, tuple(tokens.shape))
+        return Draw(route, gate), Decision(route, gate)
 
-    model.network(tokens, route, cache)
-    return torch.stack(means)
+    walked = walk(model, guide, tokens, how, cache)
+    return torch.stack([torch.cat([d.route, d.gate[..., None]], -1) for d in walked.draws])
 
 
-def _mean_of(law: Distribution, name: str, needed: tuple[int, ...]) -> Tensor:
+def _mean_of(dist: Distribution, name: str, needed: tuple[int, ...]) -> Tensor:
     """The mean of a posterior of the class `name`, which must have the shape that is `needed`."""
     try:
-        mean: Tensor = law.mean
+        mean: Tensor = dist.mean
     except NotImplementedError as error:
         raise UsageError(
-            f"guide: the law of {name}, {type(law).__name__}, has no mean, which routes follow"
+            f"guide: the distribution of {name}, {type(dist).__name__}, has no mean, which routes "
+            "follow"
         ) from error
     if mean.shape != needed:
         raise UsageError(
-            f"guide: the law of {name} is {list(mean.shape)}; {list(needed)} is needed"
+            f"guide: the distribution of {name} is {list(mean.shape)}; {list(needed)} is needed"
         )
     return mean
 

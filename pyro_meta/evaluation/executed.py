@@ -5,21 +5,22 @@ has kicks of momenta in it, if a mechanism carries any, though nobody reads them
 piece of validation text, in the precision that the run was trained in (`as_trained`).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_meta.attention import Inputs, Mechanism, is_choice, one_for_all, routed_attention
+from pyro_meta.attention import is_choice, one_for_all, recorded_attention, routed_attention
+from pyro_meta.attention.dispatch import AttentionCall
 from pyro_meta.evaluation.clock import interleaved, medians
 from pyro_meta.evaluation.figures import batches, evaluating
-from pyro_meta.guides import Guide
+from pyro_meta.guides import Guide, mean_route
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.macs import attention_macs, counted, dense_macs, full_attention_macs
-from pyro_meta.network.route import Decision, Features, Route, decided, with_open_gates
-from pyro_meta.network.transformer import Transformer, chosen_by_all
+from pyro_meta.network.protocol import Network
+from pyro_meta.network.route import Decision, Features, Route
+from pyro_meta.network.transformer import chosen_by_all
 
 TOKENS, REPEATS, ENOUGH_S = 4096, 5, 20.0
 CLOCK_FIGURES = (
@@ -29,8 +30,6 @@ CLOCK_FIGURES = (
     "speed_up_attention",
 )
 """The figures that differ from one measurement to the next."""
-
-AttentionCall = tuple[list[Mechanism], Tensor, Tensor, Inputs]
 
 
 def as_trained(precision: str, device: torch.device) -> torch.autocast:
@@ -57,7 +56,7 @@ def executed_figures(
     Parameters
     ----------
     model, guide
-        Walked along `guide.mean_route(hard=True)`, whether or not training has ended hard.
+        Walked along `mean_route(guide, hard=True)`, whether or not training has ended hard.
     windows
         Validation tokens and targets [N, T]; the first rows, about `TOKENS` tokens, are walked.
     batch
@@ -72,7 +71,7 @@ def executed_figures(
         `macs_per_token_attention` (all layers), `macs_per_token_router` and `macs_per_token_model`
         (everything, the router included); `macs_ratio_attention` and `macs_ratio_model`, over the
         same weights with full attention and no router; with hard depth gates `passed_by`, the share
-        of all pairs of token and layer in which the token passes the layer by; then the clock:
+        of all pairs of token and layer in which the token skips the layer; then the clock:
         tokens per second of the whole model, routed and full, and how many times faster the routed
         one is, the whole model and attention alone (on one batch), and with gates the whole model
         over itself along the same routes with every gate open. Clock figures are None if `full` is
@@ -83,20 +82,20 @@ def executed_figures(
     shape = network.shape
     T = windows[0].shape[1]
     rows = max(1, TOKENS // T)
-    device = network.embedding.weight.device
+    device = network.device
     pieces = [
         tokens.to(device)
         for tokens, _ in batches((windows[0][:rows], windows[1][:rows]), min(batch, rows))
     ]
     count = sum(tokens.numel() for tokens in pieces)
-    follow = guide.mean_route(hard=True)
+    follow = mean_route(guide, hard=True)
     with evaluating(model, guide):
-        attention, router, passed_by = _count_macs(network, follow, pieces)
-        clock = _clock(network, follow, pieces, repeats)
+        attention, router, skipped = _count_macs(network, follow, pieces)
+        clock = _clock(network, follow, pieces, repeats, bool(model.gated))
     dense = dense_macs(shape)
     full = shape.layers * full_attention_macs(shape, T) / T
-    whole = attention / count + router / count + dense_macs(shape, (passed_by or 0) / count)
-    gated = {} if passed_by is None else {"passed_by": passed_by / count / shape.layers}
+    whole = attention / count + router / count + dense_macs(shape, (skipped or 0) / count)
+    gated = {} if skipped is None else {"passed_by": skipped / count / shape.layers}
     return {
         "length": T,
         "tokens": count,
@@ -119,42 +118,42 @@ def precision_of(device: torch.device) -> str:
 
 
 def _count_macs(
-    network: Transformer, follow: Route, pieces: list[Tensor]
+    network: Network, follow: Route, pieces: list[Tensor]
 ) -> tuple[float, int, int | None]:
-    """MACs of attention and of the router, and shut gates, summed over layers and tokens.
+    """MACs of attention and of the router, and skipped layers, summed over layers and tokens.
 
     None: there are no hard gates.
     """
     attention, router = 0.0, 0
-    passed_by: int | None = None
+    skipped: int | None = None
     heads = network.shape.heads
 
     def route(layer: int, features: Features) -> Decision:
-        nonlocal attention, router, passed_by
-        given, macs = counted(lambda: follow(layer, features))
-        chosen, gate = decision = decided(given)
+        nonlocal attention, router, skipped
+        decision, macs = counted(lambda: follow(layer, features))
+        chosen, gate = decision
         router += macs
         if gate is not None and not gate.is_floating_point():
-            passed_by = (passed_by or 0) + int((~gate).sum())
+            skipped = (skipped or 0) + int((~gate).sum())
             if not is_choice(chosen):
-                chosen = chosen * gate[..., None]  # who passes by needs nothing of the mixture
+                chosen = chosen * gate[..., None]  # who skips needs nothing of the mixture
         if not is_choice(chosen):
             attention += attention_macs(network.mechanisms, heads, chosen)
         return decision
 
     for tokens in pieces:
-        with recorded_attention(network) as calls:
+        with recorded_attention() as calls:
             network(tokens, route)
         for mechanisms, _, choice, inputs in calls:
             attention += attention_macs(mechanisms, heads, choice, inputs)
-    return attention, router, passed_by
+    return attention, router, skipped
 
 
 def _clock(
-    network: Transformer, follow: Route, pieces: list[Tensor], repeats: int
+    network: Network, follow: Route, pieces: list[Tensor], repeats: int, gated: bool
 ) -> dict[str, float | None]:
     figures: dict[str, float | None] = dict.fromkeys(CLOCK_FIGURES)
-    device = network.embedding.weight.device
+    device = network.device
     count = sum(tokens.numel() for tokens in pieces)
 
     def walk(route: Route) -> Callable[[], None]:
@@ -165,8 +164,8 @@ def _clock(
         return run
 
     calls = {"routed": walk(follow)}
-    if has_gates(network, follow, pieces[0]):
-        calls["open"] = walk(with_open_gates(follow))
+    if gated:
+        calls["open"] = walk(lambda *asked: follow(*asked).with_open_gate())
     if "full" in network.mechanism_names:
         calls["full"] = walk(chosen_by_all(network, "full"))
     times = medians(interleaved(dict(calls), repeats, 1, device, enough_s=ENOUGH_S))
@@ -177,7 +176,7 @@ def _clock(
         return figures
     figures["tokens_per_second_full"] = count / times["full"]
     figures["speed_up_model"] = times["full"] / times["routed"]
-    with recorded_attention(network) as routed:
+    with recorded_attention() as routed:
         network(pieces[0], follow)
     if routed:
         index = network.mechanism_names.index("full")
@@ -186,39 +185,6 @@ def _clock(
         times = medians(interleaved(dict(both), repeats, 1, device, enough_s=ENOUGH_S))
         figures["speed_up_attention"] = times["full"] / times["routed"]
     return figures
-
-
-def has_gates(network: Transformer, route: Route, tokens: Tensor) -> bool:
-    """Whether depth gates stand on a route, by its first tokens."""
-    gates: list[Tensor | None] = []
-
-    def noting(layer: int, features: Features) -> Decision:
-        decision = decided(route(layer, features))
-        gates.append(decision.gate)
-        return decision
-
-    network(tokens[:1, :1], noting)
-    return any(gate is not None for gate in gates)
-
-
-@contextmanager
-def recorded_attention(network: Transformer) -> Iterator[list[AttentionCall]]:
-    """What the layers of `network` hand to the dispatch of hard routes meanwhile."""
-    calls: list[AttentionCall] = []
-    layers = [block.attention for block in network.layers]
-    originals = [layer.dispatch for layer in layers]
-
-    def record(mechanisms: Any, gain: Tensor, choice: Tensor, inputs: Inputs) -> Tensor:
-        calls.append((mechanisms, gain, choice, inputs))
-        return routed_attention(mechanisms, gain, choice, inputs)
-
-    for layer in layers:
-        layer.dispatch = record
-    try:
-        yield calls
-    finally:
-        for layer, original in zip(layers, originals, strict=True):
-            layer.dispatch = original
 
 
 def attend_all(calls: list[AttentionCall]) -> None:

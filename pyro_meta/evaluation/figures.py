@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_meta.distributions.simplex import divergence, entropy, is_hard, uncertainty
-from pyro_meta.guides import Guide
+from pyro_meta.distributions.simplex import divergence, entropy, uncertainty
+from pyro_meta.guides import Guide, along_means, walk
+from pyro_meta.guides.walk import Latents
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.costs import costs_at
-from pyro_meta.network.route import Decision, Features
 
 
 @contextmanager
@@ -51,23 +51,47 @@ class SequenceLosses:
 class _Totals:
     """Sums over tokens by layer, from which every figure of a pass follows."""
 
-    tokens: int
-    nll: float
-    sequences: list[float]  # mean loss of each
     mean: Tensor  # [L, K] posterior mean
     hard: Tensor  # [L, K] likeliest mechanism, of tokens that run the layer
     choices: Tensor  # [L, K] the same, of all tokens
-    cost_nominal: float
-    cost_nominal_hard: float
-    cost_macs_hard: float
-    entropy: float
-    uncertainty: float
-    kl: float
-    hard_tokens: float
     runs: Tensor  # [L] tokens that run the layer once they are hard
-    depth: float  # posterior means of the gates
-    depth_uncertainty: float
-    depth_kl: float
+    tokens: int = 0
+    nll: float = 0.0
+    sequences: list[float] = field(default_factory=list)  # mean loss of each
+    cost_nominal: float = 0.0
+    cost_nominal_hard: float = 0.0
+    cost_macs_hard: float = 0.0
+    entropy: float = 0.0
+    uncertainty: float = 0.0
+    kl: float = 0.0
+    hard_tokens: float = 0.0
+    depth: float = 0.0  # posterior means of the gates
+    depth_uncertainty: float = 0.0
+    depth_kl: float = 0.0
+
+    def add(
+        self, layer: int, guide: Guide, q: Latents, p: Latents, nominal: Tensor, macs: Tensor
+    ) -> None:
+        """Take in what posterior and prior say of a layer for some tokens [B, T]."""
+        mean, choice = q.route.mean, guide.execution.shares(q.route.mean)
+        runs = guide.gate_execution.of_mean(q.gate, hard=True)
+        run, way = choice * runs[..., None], mean * q.gate.mean[..., None]  # shares, hard and soft
+        is_run = run > 0  # a mixture needs every mechanism in it
+        self.runs[layer] += int(runs.sum())
+        self.depth += float(q.gate.mean.sum())
+        self.depth_uncertainty += float(uncertainty(q.gate).sum())
+        self.depth_kl += float(divergence(q.gate, p.gate).sum())
+        self.mean[layer] += mean.sum((0, 1)).cpu()
+        self.hard[layer] += run.sum((0, 1)).cpu()
+        self.choices[layer] += choice.sum((0, 1)).cpu()
+        self.cost_nominal += float((way * nominal).sum())
+        self.cost_nominal_hard += float((is_run * nominal).sum())
+        self.cost_macs_hard += float((is_run * macs).sum())
+        self.entropy += float(entropy(mean).sum())
+        undecided = uncertainty(q.route)
+        self.uncertainty += float(undecided.sum())
+        self.kl += float(divergence(q.route, p.route).sum())
+        self.hard_tokens += float(guide.execution.is_hard(undecided).sum())
 
 
 def evaluate(
@@ -85,10 +109,10 @@ def evaluate(
     those of what has to run, of a mixture every mechanism in it; `cost_nominal_soft` is shares
     times costs, which nobody executes. `losses`, if given, is filled sequence by sequence.
 
-    With depth gates a token that passes a layer by pays nothing there, `load` is among tokens that
+    With depth gates a token that skips a layer pays nothing there, `load` is among tokens that
     run the layer (among all, of a layer that nobody runs), and there is a section `depth`: the
     share of all pairs of layer and token (the first layer, which everybody runs, among them) in
-    which the token passes the layer by, hard and soft (1 - mean gate), and by layer, hard; the
+    which the token skips the layer, hard and soft (1 - mean gate), and by layer, hard; the
     uncertainty of the gates, averaged over the layers that have one; and their KL.
     """
     with evaluating(model, guide):
@@ -96,14 +120,14 @@ def evaluate(
         hard = _pass(model, guide, windows, batch, hard=True)
     if losses is not None:
         losses.soft, losses.hard = soft.sequences, hard.sequences
-    deployed = hard if float(guide.threshold) >= 1 else soft
+    deployed = hard if float(guide.execution.threshold) >= 1 else soft
     names = model.network.mechanism_names
     layers = model.network.shape.layers
     K = len(names)
     mean = deployed.mean / deployed.tokens  # [L, K]
     runs = hard.runs.float()[:, None]
     load = torch.where(runs > 0, hard.hard / runs, hard.choices / hard.tokens)
-    overall = load.mean(0) if guide.depth is None else hard.hard.sum(0) / runs.sum()
+    overall = hard.hard.sum(0) / runs.sum() if model.gated else load.mean(0)
     mean_entropy = deployed.entropy / (layers * deployed.tokens)
     return {
         "val_nll_soft": soft.nll / soft.tokens,
@@ -118,15 +142,15 @@ def evaluate(
         "load": dict(zip(names, overall.tolist(), strict=True)),
         "load_by_layer": [dict(zip(names, row.tolist(), strict=True)) for row in load],
         "hard_fraction": deployed.hard_tokens / (layers * deployed.tokens),
-        **_depth_figures(guide, soft, hard, deployed),
+        **_depth_figures(model, soft, hard, deployed),
     }
 
 
 def _depth_figures(
-    guide: Guide, soft: _Totals, hard: _Totals, deployed: _Totals
+    model: LanguageModel, soft: _Totals, hard: _Totals, deployed: _Totals
 ) -> dict[str, dict[str, Any]]:
     """The section `depth`, if there are gates."""
-    if guide.depth is None:
+    if not model.gated:
         return {}
     layers, tokens = len(hard.runs), hard.tokens
     skipped = 1 - hard.runs.double() / tokens  # [L]
@@ -146,47 +170,16 @@ def _pass(
 ) -> _Totals:
     network = model.network
     L, K = network.shape.layers, len(network.mechanisms)
-    device = network.embedding.weight.device
-    totals = _Totals(
-        0, 0.0, [], torch.zeros(L, K), torch.zeros(L, K), torch.zeros(L, K),
-        0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, torch.zeros(L, dtype=torch.float64), 0.0, 0.0, 0.0,
-    )  # fmt: skip
-
-    def route(layer: int, features: Features) -> Tensor | Decision:
-        law, gates = guide.posterior(layer, features), guide.depth_posterior(layer, features)
-        mean, choice, undecided = law.mean, guide.choice(law.mean), uncertainty(law)
-        run, way = choice, mean  # shares of the mechanisms, hard and soft
-        if gates is None:
-            totals.runs[layer] += features.tokens.numel()
-            totals.depth += features.tokens.numel()
-        else:
-            runs = guide.follow_gates(gates, hard=True)
-            run, way = choice * runs[..., None], mean * gates.mean[..., None]
-            totals.runs[layer] += int(runs.sum())
-            totals.depth += float(gates.mean.sum())
-            totals.depth_uncertainty += float(uncertainty(gates).sum())
-            gate_prior = model.depth_law(layer, features.positions)
-            assert gate_prior is not None
-            totals.depth_kl += float(divergence(gates, gate_prior.expand(gates.batch_shape)).sum())
-        nominal = costs_at(network, "nominal", features.positions)
-        macs = costs_at(network, "macs", features.positions)
-        totals.mean[layer] += mean.sum((0, 1)).cpu()
-        totals.hard[layer] += run.sum((0, 1)).cpu()
-        totals.choices[layer] += choice.sum((0, 1)).cpu()
-        totals.cost_nominal += float((way * nominal).sum())
-        is_run = run > 0  # a mixture needs every mechanism in it
-        totals.cost_nominal_hard += float((is_run * nominal).sum())
-        totals.cost_macs_hard += float((is_run * macs).sum())
-        totals.entropy += float(entropy(mean).sum())
-        totals.uncertainty += float(undecided.sum())
-        prior = model.prior(layer, features.positions).expand(law.batch_shape)
-        totals.kl += float(divergence(law, prior).sum())
-        totals.hard_tokens += float(is_hard(undecided, guide.hard_below).sum())
-        return guide.follow(law, hard, gates)
-
+    device = network.device
+    shares = (torch.zeros(L, K) for _ in range(3))
+    totals = _Totals(*shares, torch.zeros(L, dtype=torch.float64))
+    positions = torch.arange(windows[0].shape[1], device=device)
+    nominal, macs = (costs_at(network, unit, positions) for unit in ("nominal", "macs"))
     for tokens, targets in batches(windows, batch):
-        logits = network(tokens.to(device), route)
-        nll = token_nll(logits, targets.to(device))
+        walked = walk(model, guide, tokens.to(device), along_means(hard))
+        for layer, (q, p) in enumerate(zip(walked.posteriors, walked.priors, strict=True)):
+            totals.add(layer, guide, q, p, nominal, macs)
+        nll = token_nll(walked.logits, targets.to(device))
         totals.nll += float(nll.sum())
         totals.sequences += nll.mean(1).tolist()
         totals.tokens += targets.numel()

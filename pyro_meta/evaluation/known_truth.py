@@ -7,13 +7,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import rankdata
-from torch import Tensor
 
 from pyro_meta.data.corpus import Truth, Windows
 from pyro_meta.evaluation.figures import batches, evaluating, token_nll
-from pyro_meta.guides import Guide
+from pyro_meta.guides import Guide, along_means, walk
 from pyro_meta.models import LanguageModel
-from pyro_meta.network.route import Decision, Features
 
 
 def score_against_truth(
@@ -22,8 +20,8 @@ def score_against_truth(
     """How well routes agree with the truth about windows [N, T], and how well it is answered.
 
     Undecided tokens (`Truth.is_undecided`) count for answers and losses; for the routes they are
-    neither right nor wrong, and are left out. A token that passes a layer by uses nothing there;
-    its posterior weight is looked at all the same.
+    neither right nor wrong, and are left out. A token that skips a layer uses nothing there; its
+    posterior weight is looked at all the same.
 
     Returns
     -------
@@ -50,7 +48,7 @@ def score_against_truth(
     is_needed = is_answer[is_scored]
     with evaluating(model, guide):
         soft, hard = (
-            _walk(model, guide, windows, truth, batch, is_hard) for is_hard in (False, True)
+            _look(model, guide, windows, truth, batch, is_hard) for is_hard in (False, True)
         )
     names = model.network.mechanism_names
     figures: dict[str, Any] = {
@@ -68,7 +66,7 @@ def score_against_truth(
         absent = {"full_used": 0.0, "full_used_by_layer": None}
         return figures | absent | {"auroc": None, "auroc_by_layer": None}
     weight = hard.means[:, is_scored, full]  # [L, N']
-    choice = guide.choice(torch.from_numpy(hard.means).to(guide.price.device))
+    choice = guide.execution.shares(torch.from_numpy(hard.means).to(model.network.device))
     used = (choice[..., full] > 0).cpu().numpy()[:, is_scored] * hard.runs[:, is_scored]
     needed = int(is_needed.sum())
     return figures | {
@@ -93,7 +91,7 @@ def auroc(score: NDArray[np.floating], is_positive: NDArray[np.bool_]) -> float 
     return float(above / (positives * negatives))
 
 
-class _Walked(NamedTuple):
+class _Seen(NamedTuple):
     """What one walk through some windows [N, T] shows."""
 
     nll: NDArray[np.floating]
@@ -108,36 +106,24 @@ class _Walked(NamedTuple):
     """Which tokens run the layer once they are hard, [L, N, T]."""
 
 
-def _walk(
+def _look(
     model: LanguageModel, guide: Guide, windows: Windows, truth: Truth, batch: int, hard: bool
-) -> _Walked:
-    device = model.network.embedding.weight.device
+) -> _Seen:
+    device = model.network.device
     nll, text_nll, is_right, means, runs = [], [], [], [], []
     for tokens, targets in batches(windows, batch):
-        by_layer: list[Tensor] = []
-        runs_by_layer: list[Tensor] = []
-
-        def route(
-            layer: int,
-            features: Features,
-            by_layer: list[Tensor] = by_layer,
-            runs_by_layer: list[Tensor] = runs_by_layer,
-        ) -> Tensor | Decision:
-            law = guide.posterior(layer, features)
-            by_layer.append(law.mean.float().cpu())
-            runs_by_layer.append(guide.runs(layer, features).cpu())
-            return guide.follow(law, hard, guide.depth_posterior(layer, features))
-
-        logits = model.network(tokens.to(device), route)
+        walked = walk(model, guide, tokens.to(device), along_means(hard))
+        logits = walked.logits
         nll.append(token_nll(logits, targets.to(device)).cpu())
         is_text = targets < truth.text_symbols
         among_text = logits.cpu()[is_text][:, : truth.text_symbols].float()  # [text tokens, V']
         text_nll.append(F.cross_entropy(among_text, targets[is_text], reduction="none"))
         is_right.append(logits.argmax(-1).cpu() == targets)
-        means.append(torch.stack(by_layer))
-        runs.append(torch.stack(runs_by_layer))
+        means.append(torch.stack([q.route.mean.float().cpu() for q in walked.posteriors]))
+        hard_gates = (guide.gate_execution.of_mean(q.gate, True) for q in walked.posteriors)
+        runs.append(torch.stack([gate.cpu() for gate in hard_gates]))
     over_text = torch.cat(text_nll)
-    return _Walked(
+    return _Seen(
         torch.cat(nll).numpy(),
         float(over_text.mean()) if len(over_text) else None,
         torch.cat(is_right).numpy(),

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_meta.attention import Cache
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import evaluating
-from pyro_meta.guides import Guide
+from pyro_meta.guides import Guide, mean_route
 from pyro_meta.models import LanguageModel
 
 
@@ -61,7 +61,7 @@ class Reader:
     ) -> None:
         self._network, self._guide, self._modules = model.network, guide, (model, guide)
         self._parts = [part for module in self._modules for part in module.modules()]
-        self._route = guide.mean_route()
+        self._route = mean_route(guide)
         self._texts = [list(text) for text in texts]
         self._context = model.network.shape.context if context is None else context
         if self._context < 1:
@@ -146,4 +146,4 @@ class Reader:
         return self._tensor([row + [0] * (longest - len(row)) for row in rows]), lengths
 
     def _tensor(self, rows: list[list[int]]) -> Tensor:
-        return torch.tensor(rows, device=self._network.embedding.weight.device)
+        return torch.tensor(rows, device=self._network.device)

@@ -122,7 +122,7 @@ def continue_batch(
         raise UsageError("option --prompt: it is empty; at least one token is needed")
     if not prompts:
         return
-    device = model.network.embedding.weight.device
+    device = model.network.device
     generators = [torch.Generator(device).manual_seed(seed + row) for row in range(len(prompts))]
     reader = Reader(model, guide, prompts, cache, context)
     for _ in range(count):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pyro_meta.distributions.simplex import divergence
 from pyro_meta.guides import Guide
+from pyro_meta.guides.walk import Walked
 from pyro_meta.models import LanguageModel
 
 
@@ -37,13 +38,13 @@ class ELBOTerms(NamedTuple):
     """The routes as they were executed, [L, B, T, K], detached (of the last particle)."""
     means: Tensor
     """Posterior means of the routes, [L, B, T, K], detached (of the last particle)."""
-    penalty: Tensor | None = None
-    """What mechanisms and gates cost beside it, a scalar; None: nothing."""
-    depth_kl: Tensor | None = None
-    """The KL of the depth gates by layer, [L], 0 in the first; None: there are none."""
-    gates: Tensor | None = None
-    """The gates as they were executed, [L, B, T], 1 in the first layer, detached."""
-    gate_means: Tensor | None = None
+    penalty: Tensor
+    """What mechanisms and gates cost beside it, a scalar."""
+    depth_kl: Tensor
+    """The KL of the depth gates by layer, [L], 0 in a layer that every token runs."""
+    gates: Tensor
+    """The gates as they were executed, [L, B, T], 1 where every token runs the layer, detached."""
+    gate_means: Tensor
     """Their posterior means, likewise."""
 
 
@@ -66,57 +67,52 @@ class RouteELBO(TraceMeanField_ELBO):
         nll, kl, depth_kl, penalty = [], [], [], []
         for _ in range(self.num_particles):
             guide_trace = poutine.trace(guide).get_trace(tokens, targets)
+            walked: Walked = guide_trace.nodes["_RETURN"]["value"]
             replayed = poutine.replay(model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(tokens, targets)
+            model_trace = poutine.trace(replayed).get_trace(tokens, targets, walked.passed)
             observed: Any = model_trace.nodes["next_token"]
             nll.append(-observed["fn"].log_prob(observed["value"]).sum() * per_token)
-            if "penalty" in model_trace.nodes:
-                factor: Any = model_trace.nodes["penalty"]
-                penalty.append(-factor["fn"].log_prob(factor["value"]).sum() * per_token)
-            sites, gates = (_sites(guide_trace, name) for name in ("route_", "depth_"))
+            penalty.append(_penalty(model_trace, like=nll[-1]) * per_token)
+            layers = range(len(walked.decisions))
             with torch.autocast(tokens.device.type, enabled=False):
-                kls = _divergences(sites, _sites(model_trace, "route_"))
-                kl.append(torch.stack(kls) * per_token)
-                of_gates = _divergences(gates, _sites(model_trace, "depth_"))
-                if of_gates:
-                    first = torch.zeros_like(of_gates[0])
-                    depth_kl.append(torch.stack([first, *of_gates]) * per_token)
-        total_nll, total_kl = torch.stack(nll).sum(), torch.stack(kl).sum(0)
+                pairs = [_divergences(guide_trace, model_trace, layer) for layer in layers]
+            of_routes, of_gates = zip(*pairs, strict=True)
+            kl.append(torch.stack(of_routes) * per_token)
+            depth_kl.append(torch.stack(of_gates) * per_token)
+        total_nll, total_penalty = torch.stack(nll).sum(), torch.stack(penalty).sum()
+        total_kl, total_depth_kl = torch.stack(kl).sum(0), torch.stack(depth_kl).sum(0)
         loss = total_nll + model.kl_weight * total_kl.sum()
-        total_penalty = torch.stack(penalty).sum() if penalty else None
-        total_depth_kl = torch.stack(depth_kl).sum(0) if depth_kl else None
-        if total_depth_kl is not None:
-            loss = loss + model.kl_weight * total_depth_kl.sum()
         return ELBOTerms(
-            loss=loss if total_penalty is None else loss + total_penalty,
+            loss=loss + model.kl_weight * total_depth_kl.sum() + total_penalty,
             nll=total_nll,
             kl=total_kl,
-            routes=torch.stack([site["value"].detach() for site in sites]),
-            means=torch.stack([site["fn"].mean.detach() for site in sites]),
+            routes=torch.stack([draw.route.detach() for draw in walked.draws]),
+            means=torch.stack([q.route.mean.detach() for q in walked.posteriors]),
             penalty=total_penalty,
             depth_kl=total_depth_kl,
-            gates=_with_first([site["value"].detach() for site in gates]),
-            gate_means=_with_first([site["fn"].mean.detach() for site in gates]),
+            gates=torch.stack([draw.gate.detach() for draw in walked.draws]),
+            gate_means=torch.stack([q.gate.mean.detach() for q in walked.posteriors]),
         )
 
 
-def _sites(trace: Trace, prefix: str) -> list[Any]:
-    """The sample sites of a trace whose names begin with `prefix`, from the first layer on."""
-    return [
-        site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and name.startswith(prefix)
-    ]
+def _divergences(guide: Trace, model: Trace, layer: int) -> tuple[Tensor, Tensor]:
+    """KL(q || p) of a layer's route and of its gate, summed over tokens; 0 without a gate."""
+    kl = _divergence(guide, model, f"route_{layer}")
+    gate = f"depth_{layer}"
+    return kl, _divergence(guide, model, gate) if gate in guide.nodes else torch.zeros_like(kl)
 
 
-def _divergences(sites: list[Any], priors: list[Any]) -> list[Tensor]:
-    """KL(q || p) of each pair of sites, summed over tokens."""
-    return [divergence(q["fn"], p["fn"]).sum() for q, p in zip(sites, priors, strict=True)]
+def _divergence(guide: Trace, model: Trace, site: str) -> Tensor:
+    return divergence(guide.nodes[site]["fn"], model.nodes[site]["fn"]).sum()
 
 
-def _with_first(gates: list[Tensor]) -> Tensor | None:
-    """Gates [B, T] of the layers that have one, with those of the first, which is open."""
-    return torch.stack([torch.ones_like(gates[0]), *gates]) if gates else None
+def _penalty(model: Trace, like: Tensor) -> Tensor:
+    """What the model's factor costs, nats; 0 where nobody asks for one."""
+    if "penalty" not in model.nodes:
+        return torch.zeros_like(like)
+    factor: Any = model.nodes["penalty"]
+    cost: Tensor = -factor["fn"].log_prob(factor["value"]).sum()
+    return cost
 
 
 class Objective(nn.Module):

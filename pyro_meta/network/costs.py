@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_meta.errors import UsageError
 from pyro_meta.network.measured_costs import measure_costs
-from pyro_meta.network.transformer import Transformer
+from pyro_meta.network.protocol import Network
 
 UNITS = ("nominal", "macs", "measured")
 
@@ -30,7 +30,7 @@ class Costs(nn.Module):
 
     measured: Tensor
 
-    def __init__(self, network: Transformer, spec: CostSpec) -> None:
+    def __init__(self, network: Network, spec: CostSpec) -> None:
         super().__init__()
         check_cost(network, spec)
         self._network = (network,)  # in a tuple: known, but no submodule
@@ -44,7 +44,7 @@ class Costs(nn.Module):
         return costs_at(self._network[0], self.spec, positions)
 
 
-def costs_at(network: Transformer, spec: CostSpec, positions: Tensor) -> Tensor:
+def costs_at(network: Network, spec: CostSpec, positions: Tensor) -> Tensor:
     """Costs [T, K] of attending at each of `positions` [T].
 
     Parameters
@@ -78,7 +78,7 @@ def costs_at(network: Transformer, spec: CostSpec, positions: Tensor) -> Tensor:
     return table.expand(len(positions), -1)
 
 
-def check_cost(network: Transformer, spec: CostSpec) -> None:
+def check_cost(network: Network, spec: CostSpec) -> None:
     """Raise `UsageError` unless `spec` is a known unit or has one cost >= 0 per mechanism."""
     names = network.mechanism_names
     if isinstance(spec, str):

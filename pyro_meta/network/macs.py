@@ -67,14 +67,14 @@ def full_attention_macs(shape: Shape, length: int) -> float:
     return shape.heads * shape.head_width * length * (length + 1)
 
 
-def dense_macs(shape: Shape, passed_by: float = 0.0) -> float:
+def dense_macs(shape: Shape, skipped: float = 0.0) -> float:
     """MACs of one token outside attention and router: projections and MLP of L layers, read-out.
 
-    `passed_by` is the mean number of layers that a token passes by (a hard depth gate is shut): it
+    `skipped` is the mean number of layers that a token skips (a hard depth gate is shut): it
     pays for keys and values there, and for nothing else.
     """
     kv = 2 * (shape.kv_heads or shape.heads) * shape.head_width * shape.width
-    run = block_macs(shape) * (shape.layers - passed_by)
+    run = block_macs(shape) * (shape.layers - skipped)
     return shape.layers * kv + run + shape.width * shape.vocabulary
 
 

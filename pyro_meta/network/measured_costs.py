@@ -22,7 +22,7 @@ from torch import Tensor
 from pyro_meta.attention import Full, Mechanism, carries
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import cache_folder
-from pyro_meta.network.transformer import Transformer
+from pyro_meta.network.protocol import Network
 
 BATCH, REPEATS = 4, 15
 REFRESH = "PYRO_META_REFRESH_COSTS"
@@ -39,7 +39,7 @@ def timed_on(accelerator: str) -> Iterator[None]:
         _accelerator.reset(token)
 
 
-def measure_costs(network: Transformer, refresh: bool = False) -> list[float]:
+def measure_costs(network: Network, refresh: bool = False) -> list[float]:
     """Forward time of each mechanism of `network`, over that of full attention.
 
     One query's share of attending to a whole context: the same at all positions, and 1 for full
@@ -80,7 +80,7 @@ def _device() -> torch.device:
     return torch.device(kind)
 
 
-def _conditions(network: Transformer, device: torch.device) -> dict[str, Any]:
+def _conditions(network: Network, device: torch.device) -> dict[str, Any]:
     """Whatever a time depends on."""
     shape = network.shape
     classes = [type(mechanism) for mechanism in network.mechanisms]
@@ -97,7 +97,7 @@ def _conditions(network: Transformer, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _time(network: Transformer, device: torch.device) -> list[float]:
+def _time(network: Network, device: torch.device) -> list[float]:
     """Medians of interleaved repetitions, each over that of full attention."""
     shape = network.shape
     full = Full(shape.head_width, shape.window)

@@ -33,18 +33,16 @@ class Decision(NamedTuple):
     """Weights of the mechanisms, [B, T, K] or broadcastable; or, if they are hard, choices: the
     index of one mechanism for every token, integers [B, T]."""
     gate: Tensor | None = None
-    """The depth gate [B, T]: how far each token runs the block, from 0 (it passes by) to 1; or, if
-    it is hard, whether it does, booleans. None: every token runs it."""
+    """The depth gate [B, T]: how far each token runs the block, from 0 (it skips the layer) to 1;
+    or, if it is hard, whether it does, booleans. None: every token runs it."""
+
+    def with_open_gate(self) -> "Decision":
+        """The same, and every token runs the layer."""
+        return Decision(self.route)
 
 
-Route = Callable[[int, Features], Tensor | Decision]
-"""`route(layer, features)` gives a `Decision`; or a tensor, its `route`, and every token runs the
-layer."""
-
-
-def decided(given: Tensor | Decision) -> Decision:
-    """What a route gave, as a decision."""
-    return given if isinstance(given, Decision) else Decision(given)
+Route = Callable[[int, Features], Decision]
+"""`route(layer, features)` decides for the tokens of a layer."""
 
 
 def as_weights(route: Tensor, mechanisms: int) -> Tensor:
@@ -53,17 +51,3 @@ def as_weights(route: Tensor, mechanisms: int) -> Tensor:
         return route
     options = torch.arange(mechanisms, device=route.device)
     return (route[..., None] == options).to(torch.get_default_dtype())
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """`x`, raised to float32 if its precision is half."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def with_open_gates(route: Route) -> Route:
-    """The same route, on which every token runs every layer."""
-
-    def opened(layer: int, features: Features) -> Tensor:
-        return decided(route(layer, features)).route
-
-    return opened

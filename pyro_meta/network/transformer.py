@@ -8,7 +8,7 @@ weights alpha come from is not its business: `forward(tokens, route)` asks `rout
 for them. With every route pinned to `full` and the residual block it is an ordinary transformer. A
 route that answers with the index of one mechanism for every token is hard: each token then runs its
 own mechanism and no other (see `pyro_meta.attention.dispatch`). It may also gate depth: a token
-goes on with g of what a block adds instead of all, or past the whole block.
+goes on with g of what a block adds instead of all, or skips the whole block.
 
 With a cache, `forward(tokens, route, cache)` reads the tokens that follow those read before, and a
 new token pays for its own route only (see `pyro_meta.attention.cache`).
@@ -17,7 +17,8 @@ Shapes: B sequences, T tokens, S new ones, L layers, K mechanisms, D width, V vo
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from dataclasses import asdict
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +33,14 @@ from pyro_meta.attention import (
     one_for_all,
     routed_attention,
 )
+from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.attention.rotary import rotation
 from pyro_meta.errors import UsageError
 from pyro_meta.network.blocks import Block, Surroundings, find_block
-from pyro_meta.network.route import Decision, Features, Route, at_least_float32, decided
+from pyro_meta.network.protocol import Network
+from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.shape import Shape
+from pyro_meta.terminal.naming import public_name
 
 
 class Transformer(nn.Module):
@@ -125,6 +129,18 @@ class Transformer(nn.Module):
     @property
     def mechanism_names(self) -> list[str]:
         return [mechanism.name for mechanism in self.mechanisms]
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    def describe(self) -> dict[str, Any]:
+        """What has to agree for weights to mean the same: mechanisms, block and sizes."""
+        return {
+            "mechanisms": self.mechanism_names,
+            "block": public_name(type(self.layers[0])),
+            "shape": asdict(self.shape),
+        }
 
     def compile_blocks(self) -> None:
         """Compile every block in place; the routes, and so all of Pyro, stay outside.
@@ -240,8 +256,7 @@ def _asked(route: Route, layer: int, features: Features) -> Decision:
     tokens, state, normed, positions = features
     with torch.autocast(tokens.device.type, enabled=False):
         wide = Features(tokens, at_least_float32(state), at_least_float32(normed), positions)
-        given = route(layer, wide)
-    chosen, gate = decision = decided(given)
+        chosen, gate = decision = route(layer, wide)
     if chosen.dim() > 3:
         raise ValueError(
             f"route of layer {layer} is {list(chosen.shape)}, and [B, T, K] is needed; "
@@ -284,23 +299,23 @@ def _asked_of_new(
     return Decision(of_new(chosen), None if gate is None else of_new(gate))
 
 
-def pinned(network: Transformer, name: str) -> Route:
+def pinned(network: Network, name: str) -> Route:
     """A route that sends every token to the mechanism called `name`."""
     index = network.mechanism_names.index(name)
     one_hot = F.one_hot(torch.tensor(index), len(network.mechanisms))
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Decision:
         weights = one_hot.to(features.state)
-        return weights.expand(*features.tokens.shape, -1)
+        return Decision(weights.expand(*features.tokens.shape, -1))
 
     return route
 
 
-def chosen_by_all(network: Transformer, name: str) -> Route:
+def chosen_by_all(network: Network, name: str) -> Route:
     """A hard route that gives every token the mechanism called `name`; it asks no router."""
     index = network.mechanism_names.index(name)
 
-    def route(layer: int, features: Features) -> Tensor:
-        return one_for_all(features.tokens, index)
+    def route(layer: int, features: Features) -> Decision:
+        return Decision(one_for_all(features.tokens, index))
 
     return route

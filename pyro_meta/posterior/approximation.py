@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
 from pyro_meta.posterior import nuts
-from pyro_meta.posterior.exact import Exact, Handful, Moments, in_double
+from pyro_meta.posterior.drawing import in_double
+from pyro_meta.posterior.exact import Exact, Handful, Moments
 from pyro_meta.posterior.free import LEAST, MOST, TOTAL, descend
 from pyro_meta.posterior.objective import frozen
 

@@ -1,52 +1,49 @@
 """Routes drawn from the guide's posterior, weighed against the prior, and run."""
 
+import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution
 
-from pyro_meta.distributions.gates import harden_gate
-from pyro_meta.distributions.simplex import Point, harden, log_ratio, uncertainty
-from pyro_meta.guides import Guide
-from pyro_meta.network.route import Decision
+from pyro_meta.distributions.simplex import Point, log_ratio
+from pyro_meta.guides.walk import Draw, Latents, Router, Walked
+from pyro_meta.network.route import Decision, Features
 
 
-def executed(guide: Guide, law: Distribution, draw: Tensor) -> Tensor:
-    """What runs for a draw from `law`: one-hot where the guide is certain enough, [.., K].
+def has_density(dist: Distribution) -> bool:
+    """Whether a distribution can be weighed against another: a point cannot."""
+    return not isinstance(dist, Point)
 
-    A hard token runs what the guide would decide on if the draw were its mean. Once every route is
-    hard these are choices [..], so that each token runs one mechanism alone.
+
+def in_double(dist: Distribution) -> Distribution:
+    """A Dirichlet in float64; another distribution as it is."""
+    return Dirichlet(dist.concentration.double()) if isinstance(dist, Dirichlet) else dist
+
+
+def weighed(
+    guide: Router, layer: int, features: Features, posterior: Latents
+) -> tuple[Draw, Decision]:
+    """Draw the routes for importance weights (`log_ratios`); gates are as deployed.
+
+    Against a Dirichlet a Dirichlet is drawn in float64: with a concentration of 0.05, one draw in a
+    hundred has a component below the least number of float32, and weights live in that tail.
     """
-    choice = guide.decide(draw)
-    if float(guide.hard_below) >= 1:
-        return choice
-    return harden(draw, uncertainty(law), guide.hard_below, choice)
+    route, gate = posterior
+    prior = guide.model.route_dist(layer, features.positions)
+    draw = _drawn_from(route, prior).rsample()
+    run = guide.execution.of_draw(route, draw.to(features.state.dtype))
+    return Draw(draw, gate.mean), Decision(run, guide.gate_execution.of_mean(gate))
 
 
-def executed_gate(guide: Guide, law: Distribution, draw: Tensor) -> Tensor:
-    """The same for a draw of the depth gates, [..]: booleans once every token is hard."""
-    assert guide.depth is not None
-    runs = guide.depth.runs(draw)
-    if float(guide.threshold) >= 1:
-        return runs
-    return harden_gate(draw, uncertainty(law), guide.threshold, runs)
+def log_ratios(walked: Walked, newest: int) -> Tensor:
+    """log p - log q of the routes that `weighed` drew, [B]: over all layers and `newest` tokens."""
+    total = torch.zeros(len(walked.logits), dtype=torch.float64, device=walked.logits.device)
+    for q, p, draw in zip(walked.posteriors, walked.priors, walked.draws, strict=True):
+        ours, prior = _drawn_from(q.route, p.route), _drawn_from(p.route, q.route)
+        total += -log_ratio(ours, prior, draw.route)[:, -newest:].sum(1)
+    return total
 
 
-def gated(route: Tensor, gate: Tensor | None) -> Tensor | Decision:
-    """A route with the gate that stands beside it, if any does."""
-    return route if gate is None else Decision(route, gate)
-
-
-def has_density(law: Distribution) -> bool:
-    """Whether a law can be weighed against another: a point cannot."""
-    return not isinstance(law, Point)
-
-
-def draw_and_weigh(law: Distribution, prior: Distribution) -> tuple[Tensor, Tensor]:
-    """A draw [.., K] and log p - log q of it [..].
-
-    A Dirichlet is drawn in float64: with a concentration of .05, one draw in a hundred has a
-    component below the least number of float32, and weights live in that tail.
-    """
-    if isinstance(law, Dirichlet) and isinstance(prior, Dirichlet):
-        law, prior = (Dirichlet(one.concentration.double()) for one in (law, prior))
-    draw = law.rsample()
-    return draw, -log_ratio(law, prior.expand(law.batch_shape), draw)
+def _drawn_from(dist: Distribution, other: Distribution) -> Distribution:
+    """`dist` in the precision that it is weighed in against `other`."""
+    are_both = isinstance(dist, Dirichlet) and isinstance(other, Dirichlet)
+    return in_double(dist) if are_both else dist

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Dirichlet, Distribution
 
-from pyro_meta.distributions.simplex import is_hard, straight_through, uncertainty
-from pyro_meta.guides import Guide
+from pyro_meta.distributions.simplex import straight_through, uncertainty
+from pyro_meta.guides import Guide, along_means, walk
+from pyro_meta.guides.walk import Draw, Latents, Router
 from pyro_meta.network.route import Decision, Features, as_weights
-from pyro_meta.posterior.drawing import draw_and_weigh, executed, gated, has_density
+from pyro_meta.posterior.drawing import has_density, in_double, log_ratios, weighed
 
 ROWS_AT_ONCE = 256
 MOST_PATTERNS = 10_000
@@ -74,28 +74,22 @@ class Handful:
         self.guide, self.model = guide, guide.model
         self.tokens, self.targets = tokens, targets[-count:]
         self.count, self.kl_weight = count, kl_weight
-        self.deployed: list[Tensor] = []  # by layer, [T, K]
-        self.priors: list[Distribution] = []  # by layer, batch [n]
-        hard: list[Tensor] = []
-        means: list[Tensor] = []
-        self.has_density = True
-
-        def route(layer: int, features: Features) -> Tensor | Decision:
-            law = guide.posterior(layer, features)
-            chosen = guide.follow_route(law)
-            K = law.event_shape[-1]
-            self.deployed.append(as_weights(chosen, K).expand(*features.tokens.shape, K)[0])
-            self.has_density = has_density(law)
-            means.append(law.mean[0, -count:])
-            hard.append(is_hard(uncertainty(law), guide.hard_below)[0, -count:])
-            prior = self.model.prior(layer, features.positions[-count:])
-            self.priors.append(prior.expand(torch.Size([count])))
-            return gated(chosen, guide.gate(layer, features))
-
         with torch.no_grad():
-            self.model.network(tokens[None], route)
+            walked = walk(self.model, guide, tokens[None], along_means())
+        K = len(self.model.network.mechanisms)
+        self.deployed = [  # by layer, [T, K]
+            as_weights(one.route, K).expand(1, len(tokens), K)[0] for one in walked.decisions
+        ]
+        posteriors = [route for route, _ in walked.posteriors]
+        self.has_density = all(map(has_density, posteriors))
+        hard = [guide.execution.is_hard(uncertainty(q))[0, -count:] for q in posteriors]
         self.is_hard = torch.stack(hard)  # [L, n]
-        self.means = torch.stack(means)  # [L, n, K]
+        self.means = torch.stack([q.mean[0, -count:] for q in posteriors])  # [L, n, K]
+        newest = torch.arange(len(tokens), device=tokens.device)[-count:]
+        self.priors = [  # by layer, batch [n]
+            self.model.route_dist(layer, newest).expand(torch.Size([count]))
+            for layer in range(len(posteriors))
+        ]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -108,21 +102,26 @@ class Handful:
 
     def log_likelihood(self, routes: Tensor) -> Tensor:
         """log p(y | alpha) [S] of the last tokens for routes [S, L, n, K], as they are executed."""
-        rounded = straight_through(routes, self.guide.decide(routes))
+        rounded = straight_through(routes, self.guide.execution.decide(routes))
         run = torch.where(self.is_hard[..., None], rounded, routes)
         return torch.cat([self._likelihood(part) for part in run.split(ROWS_AT_ONCE)])
 
     def _likelihood(self, routes: Tensor) -> Tensor:
         S = len(routes)
 
-        def route(layer: int, features: Features) -> Tensor | Decision:
-            past = self.deployed[layer][: -self.count].to(features.state)
+        def route(layer: int, features: Features) -> Decision:
             newest = routes[:, layer].to(features.state.dtype)
-            route = torch.cat([past.expand(S, -1, -1), newest], 1)
-            return gated(route, self.guide.gate(layer, features))
+            gate = self.guide.latents(layer, features).gate
+            run = self.guide.gate_execution.of_mean(gate) if layer in self.model.gated else None
+            return Decision(self._with_past(layer, newest), run)
 
         logits = self.model.network(self.tokens.expand(S, -1), route)[:, -self.count :]
         return self._of_targets(logits)
+
+    def _with_past(self, layer: int, newest: Tensor) -> Tensor:
+        """Routes [S, n, K] of the last tokens behind those that are deployed, [S, T, K]."""
+        past = self.deployed[layer][: -self.count].to(newest)
+        return torch.cat([past.expand(len(newest), -1, -1), newest], 1)
 
     def _of_targets(self, logits: Tensor) -> Tensor:
         """log p(y) [S] of logits [S, n, V]."""
@@ -143,22 +142,18 @@ class Handful:
         return routes, ratio, likelihood
 
     def _drawn(self, S: int) -> tuple[Tensor, Tensor, Tensor]:
-        drawn: list[Tensor] = []
-        ratio = torch.zeros(S, dtype=torch.float64, device=self.tokens.device)
-
-        def route(layer: int, features: Features) -> Tensor | Decision:
-            law = self.guide.posterior(layer, features)
-            draw, log_ratio = draw_and_weigh(law, self.model.prior(layer, features.positions))
-            drawn.append(draw[:, -self.count :].double())
-            ratio.add_(log_ratio[:, -self.count :].sum(1))
-            run = as_weights(executed(self.guide, law, draw), draw.shape[-1])
-            past = self.deployed[layer][: -self.count].to(features.state)
-            route = torch.cat([past.expand(S, -1, -1), run[:, -self.count :].to(past)], 1)
-            return gated(route, self.guide.gate(layer, features))
+        def how(
+            guide: Router, layer: int, features: Features, posterior: Latents
+        ) -> tuple[Draw, Decision]:
+            draw, (run, gate) = weighed(guide, layer, features, posterior)
+            newest = as_weights(run, draw.route.shape[-1])[:, -self.count :]
+            return draw, Decision(self._with_past(layer, newest.to(features.state.dtype)), gate)
 
         with torch.no_grad():
-            logits = self.model.network(self.tokens.expand(S, -1), route)[:, -self.count :]
-        return torch.stack(drawn, 1), ratio, self._of_targets(logits)
+            walked = walk(self.model, self.guide, self.tokens.expand(S, -1), how)
+            ratio = log_ratios(walked, self.count)
+        drawn = [draw.route[:, -self.count :].double() for draw in walked.draws]
+        return torch.stack(drawn, 1), ratio, self._of_targets(walked.logits[:, -self.count :])
 
     def enumerate(self, seed: int = 0) -> Exact | None:
         """The exact posterior; None where routes are soft or there are too many patterns."""
@@ -188,7 +183,7 @@ class Handful:
         )
         for layer, prior in enumerate(self.priors):
             draws = in_double(prior).sample(torch.Size([PRIOR_DRAWS])).cpu()  # [S, n, K]
-            choice = self.guide.decide(draws.to(self.tokens.device)).cpu()
+            choice = self.guide.execution.decide(draws.to(self.tokens.device)).cpu()
             for c in range(K):
                 chosen = (choice == c).double()[..., None]  # [S, n, 1]
                 count = chosen.sum(0).clamp(min=1e-300)
@@ -196,8 +191,3 @@ class Handful:
                 first[layer, :, c] = (chosen * draws).sum(0) / count
                 second[layer, :, c] = (chosen * draws**2).sum(0) / count
         return share, first, second
-
-
-def in_double(law: Distribution) -> Distribution:
-    """A Dirichlet in float64; another law as it is."""
-    return Dirichlet(law.concentration.double()) if isinstance(law, Dirichlet) else law

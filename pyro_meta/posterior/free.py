@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Dirichlet
 
-from pyro_meta.guides import Guide
-from pyro_meta.network.route import Decision, Features
+from pyro_meta.guides import Guide, along_means, walk
+from pyro_meta.network.route import Features
 from pyro_meta.posterior.objective import Loss, estimate, frozen
 
 LEAST, MOST = 0.02, 2000.0
 """Bounds of a free concentration."""
 TOTAL = 20.0
-"""Concentration in all that a free posterior starts with where the guide's law is no Dirichlet."""
+"""Concentration in all that a free posterior starts with where the guide's is no Dirichlet."""
 
 
 class FreePosterior(Guide):
@@ -31,18 +31,15 @@ class FreePosterior(Guide):
 
     def __init__(self, guide: Guide, tokens: Tensor) -> None:
         super().__init__(guide.model)
-        self._guide = (guide,)  # in a tuple: known, but no submodule
-        self.threshold.copy_(guide.hard_below)
-        self.price.copy_(guide.price)
+        self.depth, self.gate_execution = guide.depth, guide.gate_execution
+        self.execution.threshold.copy_(guide.execution.hard_below)
+        self.execution.price.copy_(guide.execution.price)
         start = _concentration_of(guide, tokens).clamp(LEAST, MOST)
         self.log_concentration = nn.Parameter(start.log())  # [L, B, T, K]
         self.to(tokens.device)
 
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         return Dirichlet(self.log_concentration[layer].exp().clamp(LEAST, MOST))
-
-    def gate(self, layer: int, features: Features, hard: bool | None = None) -> Tensor | None:
-        return self._guide[0].gate(layer, features, hard)
 
 
 def fit(
@@ -88,14 +85,10 @@ def descend(place: Tensor, objective: Callable[[], Tensor], steps: int, rate: fl
 
 def _concentration_of(guide: Guide, tokens: Tensor) -> Tensor:
     """The guide's concentrations along its deployed route, [L, B, T, K]."""
-    found: list[Tensor] = []
-
-    def route(layer: int, features: Features) -> Tensor | Decision:
-        law = guide.posterior(layer, features)
-        mean: Tensor = law.mean
-        found.append(law.concentration if isinstance(law, Dirichlet) else TOTAL * mean)
-        return guide.follow(law, gates=guide.depth_posterior(layer, features))
-
     with torch.no_grad():
-        guide.model.network(tokens, route)
+        walked = walk(guide.model, guide, tokens, along_means())
+    found = [
+        dist.concentration if isinstance(dist, Dirichlet) else TOTAL * dist.mean
+        for dist, _ in walked.posteriors
+    ]
     return torch.stack([part.expand(*tokens.shape, -1) for part in found])

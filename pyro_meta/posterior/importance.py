@@ -22,10 +22,9 @@ from torch import Tensor
 
 from pyro_meta.attention import Cache
 from pyro_meta.evaluation.figures import token_nll
-from pyro_meta.guides import Guide
+from pyro_meta.guides import Guide, mean_route, walk
 from pyro_meta.models import LanguageModel
-from pyro_meta.network.route import Decision, Features
-from pyro_meta.posterior.drawing import draw_and_weigh, executed, gated, has_density
+from pyro_meta.posterior.drawing import has_density, log_ratios, weighed
 from pyro_meta.posterior.objective import against_prediction
 
 LENGTHS = (1, 16)
@@ -84,18 +83,16 @@ def _terms_of(
     x, y = tokens.repeat(copies, 1), targets.repeat(copies, 1)[:, T - length :]
     past = model.network.new_cache(len(x), keeps_features=not guide.is_of_own_token)
     if length < T:
-        model.network.states(x[:, : T - length], guide.mean_route(), past)
+        model.network.states(x[:, : T - length], mean_route(guide), past)
     expected = against_prediction(guide, x[:, T - length :], _copied(past))
     likelihoods, expectations, ratios = [], [], []
     for _ in range(-(-draws // copies)):
-        ratio = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        drawn = _Drawing(model, guide, length, ratio)
-        logits = model.network(x[:, T - length :], drawn, _copied(past))
-        if not drawn.has_density:
+        walked = walk(model, guide, x[:, T - length :], weighed, _copied(past))
+        if not all(has_density(q.route) for q in walked.posteriors):
             return None
-        likelihoods.append(-token_nll(logits, y).double().sum(1).view(copies, R))
-        expectations.append(-expected(logits).double().sum(1).view(copies, R))
-        ratios.append(ratio.view(copies, R))
+        likelihoods.append(-token_nll(walked.logits, y).double().sum(1).view(copies, R))
+        expectations.append(-expected(walked.logits).double().sum(1).view(copies, R))
+        ratios.append(log_ratios(walked, length).view(copies, R))
     sequence = torch.arange(R)
     return BlockTerms(
         sequence,
@@ -105,24 +102,6 @@ def _terms_of(
         torch.cat(expectations)[:draws].cpu(),
         torch.cat(ratios)[:draws].cpu(),
     )
-
-
-class _Drawing:
-    """A route that draws the newest tokens and sums log p - log q of each row into `ratio` [R]."""
-
-    def __init__(self, model: LanguageModel, guide: Guide, length: int, ratio: Tensor) -> None:
-        self.model, self.guide, self.length, self.ratio = model, guide, length, ratio
-        self.has_density = True
-
-    def __call__(self, layer: int, features: Features) -> Tensor | Decision:
-        law = self.guide.posterior(layer, features)
-        gate = self.guide.gate(layer, features)
-        if not has_density(law):
-            self.has_density = False
-            return gated(law.mean, gate)
-        draw, ratio = draw_and_weigh(law, self.model.prior(layer, features.positions))
-        self.ratio += ratio[:, -self.length :].sum(1)
-        return gated(executed(self.guide, law, draw.to(features.state.dtype)), gate)
 
 
 def _copied(past: Cache) -> Cache:

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_meta.attention import Cache
-from pyro_meta.distributions.simplex import Hardened, divergence
+from pyro_meta.distributions.simplex import divergence
 from pyro_meta.evaluation.figures import token_nll
-from pyro_meta.guides import Guide
+from pyro_meta.guides import Guide, mean_route, walk
+from pyro_meta.guides.walk import Draw, Latents, Router
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.route import Decision, Features
-from pyro_meta.posterior.drawing import gated
 
 Loss = Callable[[Tensor], Tensor]
 """Of logits [B, T, V]: nats by token, [B, T]."""
@@ -35,16 +35,20 @@ class Parts(NamedTuple):
 
 def estimate(guide: Guide, tokens: Tensor, loss: Loss) -> Parts:
     """The parts by one draw of the routes of tokens [B, T]: the estimator that training uses."""
-    kl: list[Tensor] = []
+    walked = walk(guide.model, guide, tokens, _in_training)
+    pairs = zip(walked.draws, walked.posteriors, walked.priors, strict=True)
+    kl = [divergence(q.route, p.route, draw.route).mean(1) for draw, q, p in pairs]
+    return Parts(loss(walked.logits).mean(1), torch.stack(kl).sum(0))
 
-    def route(layer: int, features: Features) -> Tensor | Decision:
-        law = Hardened(guide.posterior(layer, features), guide.hard_below, guide.discount)
-        draw = law.rsample()
-        kl.append(divergence(law, guide.model.prior(layer, features.positions)).mean(1))
-        return gated(draw, guide.gate(layer, features))
 
-    logits = guide.model.network(tokens, route)
-    return Parts(loss(logits).mean(1), torch.stack(kl).sum(0))
+def _in_training(
+    guide: Router, layer: int, features: Features, posterior: Latents
+) -> tuple[Draw, Decision]:
+    """Draw the routes as training executes them; gates are as deployed."""
+    route, gate = posterior
+    draw = Draw(route.rsample(), gate.mean)
+    run = guide.execution.in_training(route, draw.route), guide.gate_execution.of_mean(gate)
+    return draw, Decision(*run)
 
 
 def averaged(guide: Guide, tokens: Tensor, loss: Loss, draws: int, seed: int = 0) -> Parts:
@@ -66,7 +70,7 @@ def against_prediction(guide: Guide, tokens: Tensor, past: Cache | None = None) 
     With `past`, tokens are those that follow it.
     """
     with torch.no_grad():
-        expected = guide.model.network(tokens, guide.mean_route(), past).float().softmax(-1)
+        expected = guide.model.network(tokens, mean_route(guide), past).float().softmax(-1)
 
     def loss(logits: Tensor) -> Tensor:
         return F.cross_entropy(

@@ -20,11 +20,9 @@ from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.distributions.simplex import divergence, entropy, expected_entropy
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import batches, evaluating, token_nll
-from pyro_meta.guides import Guide
+from pyro_meta.guides import Guide, along_means, drawn, walk
 from pyro_meta.models import LanguageModel
-from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.posterior import importance
-from pyro_meta.posterior.drawing import executed, executed_gate
 from pyro_meta.training.run import Run
 
 DRAWS = 100
@@ -52,7 +50,7 @@ def write_posterior(
     network = model.network
     T = windows[0].shape[1]
     rows, cut = max(1, drawn_tokens // T), min(T, drawn_tokens)
-    device = network.embedding.weight.device
+    device = network.device
     torch.manual_seed(seed)
     sizes = {
         "chain": 1,
@@ -67,12 +65,12 @@ def write_posterior(
         "prior": type(model.prior).__name__,
         "is_mixture": int(guide.is_mixture),
         "context": network.shape.context,
-        "hard_below": float(guide.hard_below),
+        "hard_below": float(guide.execution.hard_below),
     }
     with (
         evaluating(model, guide),
         PosteriorWriter(
-            path, sizes, network.mechanism_names, facts, guide.depth is not None
+            path, sizes, network.mechanism_names, facts, bool(model.gated)
         ) as out,
     ):
         for number, (tokens, targets) in enumerate(batches(windows, batch)):
@@ -94,7 +92,7 @@ def write_posterior(
             _append_draws(out, row * T, model, guide, x, y, draws, batch)
         routes, gates = _draw_prior(model, cut, draws)
         out.put("prior", "route", routes[None])
-        if gates is not None:
+        if model.gated:
             out.put("prior", "depth", gates[None])
         for terms in importance.block_terms(
             model, guide, (windows[0].to(device), windows[1].to(device))
@@ -135,16 +133,24 @@ def _by_token(
     Figures of the posterior come from the walk that is deployed: the hard one once every token is
     hard, else the soft one. What runs, `choice` and `depth_runs`, is that of the hard one.
     """
-    is_hard = float(guide.threshold) >= 1
-    soft = _Walk(model, guide, tokens, hard=False)
-    hard = _Walk(model, guide, tokens, hard=True)
-    deployed = hard if is_hard else soft
-    if "depth_runs" in hard.laws:  # it belongs to the choices
-        deployed.laws["depth_runs"] = hard.laws["depth_runs"]
+    soft, hard = (walk(model, guide, tokens, along_means(is_hard)) for is_hard in (False, True))
+    deployed = hard if float(guide.execution.threshold) >= 1 else soft
+    facts: dict[str, list[Tensor]] = {}
+    for q, p, hard_q in zip(deployed.posteriors, deployed.priors, hard.posteriors, strict=True):
+        of_layer = _facts_of(q.route, p.route)
+        if model.gated:
+            runs = guide.gate_execution.of_mean(hard_q.gate, hard=True)  # it belongs to the choices
+            of_layer |= _facts_of_gates(q.gate, p.gate) | {"depth_runs": runs.float()}
+        for name, value in of_layer.items():
+            facts.setdefault(name, []).append(value)
+    choices = [
+        tokens.new_full(tokens.shape, -1) if guide.is_mixture else decision.route
+        for decision in hard.decisions
+    ]
     top, best = deployed.logits.float().softmax(-1).max(-1)
     return {
-        **{name: torch.stack(layers).flatten(1, 2).cpu() for name, layers in deployed.laws.items()},
-        "choice": torch.stack(hard.choices).flatten(1).to(torch.int8).cpu(),
+        **{name: torch.stack(layers).flatten(1, 2).cpu() for name, layers in facts.items()},
+        "choice": torch.stack(choices).flatten(1).to(torch.int8).cpu(),
         "nll_soft": token_nll(soft.logits, targets).flatten().cpu(),
         "nll_hard": token_nll(hard.logits, targets).flatten().cpu(),
         "top_probability": top.flatten().cpu(),
@@ -152,67 +158,35 @@ def _by_token(
     }
 
 
-class _Walk:
-    """One pass along the mean route, and what the guide said on the way, layer by layer."""
-
-    def __init__(self, model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool) -> None:
-        self.laws: dict[str, list[Tensor]] = {}
-        self.choices: list[Tensor] = []
-
-        def route(layer: int, features: Features) -> Decision:
-            law, gates = guide.posterior(layer, features), guide.depth_posterior(layer, features)
-            prior = model.prior(layer, features.positions).expand(law.batch_shape)
-            facts = _facts_of(law, prior)
-            if guide.depth is not None:
-                facts |= _facts_of_gates(
-                    guide, gates, model.depth_law(layer, features.positions), tokens
-                )
-            for name, value in facts.items():
-                self.laws.setdefault(name, []).append(value)
-            chosen = guide.follow_route(law, hard)
-            is_mixture = chosen.is_floating_point()
-            self.choices.append(tokens.new_full(tokens.shape, -1) if is_mixture else chosen)
-            return Decision(chosen, None if gates is None else guide.follow_gates(gates, hard))
-
-        self.logits = model.network(tokens, route)
-
-
-def _facts_of(law: Distribution, prior: Distribution) -> dict[str, Tensor]:
+def _facts_of(dist: Distribution, prior: Distribution) -> dict[str, Tensor]:
     """What is known of a posterior in closed form, [B, T] or [B, T, K] each."""
-    total, expected = entropy(law.mean), expected_entropy(law)
+    total, expected = entropy(dist.mean), expected_entropy(dist)
     return {
-        "posterior_mean": law.mean,
-        "prior_mean": prior.mean.expand_as(law.mean),
-        "concentration": _concentration(law, total),
+        "posterior_mean": dist.mean,
+        "prior_mean": prior.mean.expand_as(dist.mean),
+        "concentration": _concentration(dist, total),
         "prior_concentration": _concentration(prior, total),
         "entropy_total": total,
         "entropy_expected": expected,
         "entropy_epistemic": total - expected,
-        "kl": divergence(law, prior),
+        "kl": divergence(dist, prior),
     }
 
 
-def _facts_of_gates(
-    guide: Guide, law: Distribution | None, prior: Distribution | None, tokens: Tensor
-) -> dict[str, Tensor]:
-    """What is known of the gates of a layer, [B, T] each; every token runs one without."""
-    if law is None or prior is None:
-        ones = torch.ones(tokens.shape, device=tokens.device)
-        names = ("depth_mean", "depth_prior_mean", "depth_runs")
-        return dict.fromkeys(names, ones) | {"depth_kl": torch.zeros_like(ones)}
+def _facts_of_gates(dist: Distribution, prior: Distribution) -> dict[str, Tensor]:
+    """What is known of the gates of a layer in closed form, [B, T] each."""
     return {
-        "depth_mean": law.mean,
-        "depth_prior_mean": prior.mean.expand_as(law.mean),
-        "depth_runs": guide.follow_gates(law, hard=True).float(),
-        "depth_kl": divergence(law, prior.expand(law.batch_shape)),
+        "depth_mean": dist.mean,
+        "depth_prior_mean": prior.mean.expand_as(dist.mean),
+        "depth_kl": divergence(dist, prior),
     }
 
 
-def _concentration(law: Distribution, like: Tensor) -> Tensor:
-    """a_0 [B, T] of a Dirichlet; NaN for another law."""
-    if not isinstance(law, Dirichlet):
+def _concentration(dist: Distribution, like: Tensor) -> Tensor:
+    """a_0 [B, T] of a Dirichlet; NaN for another dist."""
+    if not isinstance(dist, Dirichlet):
         return torch.full_like(like, torch.nan)
-    return law.concentration.sum(-1).expand_as(like)
+    return dist.concentration.sum(-1).expand_as(like)
 
 
 def _append_draws(
@@ -232,14 +206,17 @@ def _append_draws(
     averaged: Tensor | None = None  # mean over draws of p(y | x, alpha), [T, V]
     for span in torch.arange(draws).split(batch):
         x, y = tokens.expand(len(span), -1), targets.expand(len(span), -1)
-        logits = model.network(x, _remembering(guide, routes, gates, span))
+        walked = walk(model, guide, x, drawn)
+        routes[span] = torch.stack([one.route.float().cpu() for one in walked.draws], 1)
+        gates[span] = torch.stack([one.gate.float().cpu() for one in walked.draws], 1)
+        logits = walked.logits
         log_likelihood[span] = -token_nll(logits, y).double().cpu()
         share = logits.float().softmax(-1).sum(0) / draws
         averaged = share if averaged is None else averaged + share
     assert averaged is not None
     top, best = averaged.max(-1)
     of_target = averaged.gather(-1, targets[:, None])[:, 0]
-    of_gates = {} if guide.depth is None else {"depth": gates[None]}
+    of_gates = {"depth": gates[None]} if model.gated else {}
     out.append("token", {"posterior": {"route": routes[None]} | of_gates})
     out.append("sequence", {"log_likelihood": {"next_token": log_likelihood.sum(1)[None, :, None]}})
     out.update(
@@ -254,34 +231,14 @@ def _append_draws(
     )
 
 
-def _remembering(guide: Guide, routes: Tensor, gates: Tensor, span: Tensor) -> Route:
-    """A route that draws, and keeps the draws in rows `span` of routes and gates [S, L, T, ..]."""
+def _draw_prior(model: LanguageModel, length: int, draws: int) -> tuple[Tensor, Tensor]:
+    """Routes [S, L, T, K] and gates [S, L, T] drawn from the prior."""
+    positions = torch.arange(length, device=model.network.device)
+    routes = [model.route_dist(layer, positions) for layer in range(model.network.shape.layers)]
+    gates = [model.gate_dist(layer, positions, prior) for layer, prior in enumerate(routes)]
 
-    def route(layer: int, features: Features) -> Tensor | Decision:
-        law, gate_law = guide.posterior(layer, features), guide.depth_posterior(layer, features)
-        draw = law.rsample()
-        routes[span, layer] = draw.float().cpu()
-        run = executed(guide, law, draw)
-        if gate_law is None:
-            return run
-        gate = gate_law.rsample()
-        gates[span, layer] = gate.float().cpu()
-        return Decision(run, executed_gate(guide, gate_law, gate))
+    def drawn_from(dist: Distribution) -> Tensor:
+        return dist.expand(torch.Size([length])).sample(torch.Size([draws])).float().cpu()
 
-    return route
-
-
-def _draw_prior(model: LanguageModel, length: int, draws: int) -> tuple[Tensor, Tensor | None]:
-    """Routes [S, L, T, K] and, if there are any, gates [S, L, T] drawn from the prior."""
-    positions = torch.arange(length, device=model.network.embedding.weight.device)
-    layers = range(model.network.shape.layers)
-
-    def drawn(law: Distribution | None) -> Tensor:
-        if law is None:
-            return torch.ones(draws, length)
-        return law.expand(torch.Size([length])).sample(torch.Size([draws])).float().cpu()
-
-    routes = torch.stack([drawn(model.prior(layer, positions)) for layer in layers], 1)
-    if model.depth is None:
-        return routes, None
-    return routes, torch.stack([drawn(model.depth_law(layer, positions)) for layer in layers], 1)
+    of_routes, of_gates = (torch.stack([*map(drawn_from, one)], 1) for one in (routes, gates))
+    return of_routes, of_gates

@@ -14,9 +14,9 @@ from torch import Tensor
 from pyro_meta.evaluation.clock import Calls, interleaved, medians
 from pyro_meta.evaluation.executed import ENOUGH_S, as_trained, executed_figures
 from pyro_meta.evaluation.figures import evaluating
-from pyro_meta.guides import Guide
+from pyro_meta.guides import Guide, along_means, mean_route, walk
 from pyro_meta.models import LanguageModel
-from pyro_meta.network.route import Decision, Features, Route
+from pyro_meta.network.route import Route
 from pyro_meta.network.transformer import chosen_by_all
 from pyro_meta.speed.parts import DECODED, decode, train_once
 from pyro_meta.speed.scene import Scene
@@ -61,26 +61,19 @@ def training(
 ) -> dict[str, float | None]:
     """Loss and gradients of tokens [B, T], along routes that the router gave beforehand."""
     network = model.network
-    given: list[Tensor | Decision] = []
-    follow = guide.mean_route(hard=True)
-
-    def noted(layer: int, features: Features) -> Tensor | Decision:
-        given.append(follow(layer, features))
-        return given[-1]
-
     with evaluating(model, guide):
-        network(tokens, noted)
+        decisions = walk(model, guide, tokens, along_means(hard=True)).decisions
 
     def step(route: Route) -> Callable[[], None]:
         return lambda: train_once(network, tokens, route)
 
-    was_training = network.training
-    network.train()
+    was_training = model.training
+    model.train()
     try:
-        return _raced(model, step(lambda layer, _: given[layer]), step, tokens.numel(), scene)
+        return _raced(model, step(lambda layer, _: decisions[layer]), step, tokens.numel(), scene)
     finally:
-        network.zero_grad(set_to_none=True)
-        network.train(was_training)
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
 
 
 def decoding(
@@ -99,7 +92,7 @@ def decoding(
         return lambda: decode(network, tokens, route, cache)
 
     with evaluating(model, guide):
-        routed = after(guide.mean_route(hard=True), not guide.is_of_own_token)
+        routed = after(mean_route(guide, hard=True), not guide.is_of_own_token)
         return _raced(model, routed, lambda route: after(route, False), DECODED, scene)
 
 

@@ -163,7 +163,7 @@ class _Groups:
         try:
             config, config_yaml = settle_layers([*parsed, {"seed": 0}])
             model, guide = config.build(2, lambda: [0])
-            model.prior.check()
+            config.controllers(model, guide).require_reachable()
         except UsageError as error:
             raise UsageError(f"{label}: {error}") from error
         for group in self.all:

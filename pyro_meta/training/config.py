@@ -17,6 +17,12 @@ from pyro_meta.data.recall import Recall  # noqa: F401 -- named on the command l
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, Guide
 from pyro_meta.guides.depth import find_depth_guide
+from pyro_meta.inference.controllers import (
+    Controller,
+    Controllers,
+    GateController,
+    budget_controller,
+)
 from pyro_meta.inference.schedules import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
 from pyro_meta.models import BudgetDirichlet, CostDirichlet, DepthPrior, LanguageModel, Prior
 from pyro_meta.network.measured_costs import timed_on
@@ -207,19 +213,34 @@ class Config:
         network = Transformer(shape, self.mechanisms, self.block, separators() if is_asked else ())
         with timed_on(self.accelerator):
             prior = self.prior(network)
-            prior.aim_at(self.budget)
         make_depth, gate = find_depth_guide(self.depth), self.gate
-        if make_depth is None:
-            model = LanguageModel(network, prior)
-            return model, self.guide(model)
-        penalty = 0.0 if make_depth.pays_kl else gate.penalty
-        depth_prior = DepthPrior(network, gate.run, gate.strength, penalty=penalty)
+        depth_prior = None
+        if make_depth is not None:
+            penalty = 0.0 if make_depth.pays_kl else gate.penalty
+            depth_prior = DepthPrior(network, gate.run, gate.strength, penalty=penalty)
         model = LanguageModel(network, prior, depth_prior)
         guide = self.guide(model)
-        guide.depth = make_depth(model, start=gate.start)
-        guide.depth.price.fill_(gate.price)
-        guide.depth.aim_at(gate.skip)
+        if make_depth is not None:
+            guide.depth = make_depth(model, start=gate.start)
+            guide.gate_execution.price.fill_(gate.price)
+        self.controllers(model, guide)  # refuses targets that nobody here can be moved to
         return model, guide
+
+    def controllers(self, model: LanguageModel, guide: Guide) -> Controllers:
+        """What moves prior and gates of what `build` gave towards `--budget` and `--gate.skip`.
+
+        Raises
+        ------
+        UsageError
+            A target is given that has nothing to move, or that cannot be met.
+        """
+        found: list[Controller] = []
+        if (controller := budget_controller(model.prior, self.budget)) is not None:
+            found.append(controller)
+        if model.gated:
+            layers = model.network.shape.layers
+            found.append(GateController(guide.gate_execution, layers, self.gate.skip))
+        return Controllers(found)
 
 
 CLASS_OPTIONS: dict[str, tuple[type, str]] = {

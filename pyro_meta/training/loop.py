@@ -8,6 +8,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from pyro_meta.distributions.simplex import entropy
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import evaluate
 from pyro_meta.guides import Guide
+from pyro_meta.inference.controllers import Controllers, Step
 from pyro_meta.inference.elbo import ELBOTerms, Objective
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.costs import costs_at
@@ -96,6 +98,7 @@ def train(
     fabric: Fabric,
     model: LanguageModel,
     guide: Guide,
+    controllers: Controllers,
     watch: Watcher,
     is_resumed: bool = False,
 ) -> Outcome:
@@ -109,6 +112,7 @@ def train(
         The loss or the gradient is not finite; the last checkpoint stands.
     """
     objective = Objective(model, guide).to(fabric.device)
+    parts = {"model": model, "guide": guide, "controllers": controllers}
     optimiser = config.optim.optimiser(objective)
     is_resumed = is_resumed and run.latest_checkpoint() is not None
     if config.compile:
@@ -116,9 +120,9 @@ def train(
     first, seconds = 0, 0.0
     if is_resumed:
         _require_same_circumstances(run.state(), corpus, fabric)
-        state = run.load_checkpoint(model, guide, optimiser)
+        state = run.load_checkpoint(parts, optimiser)
         first, seconds = state["step"], state["seconds"]
-    model.prior.check()
+    controllers.require_reachable()
     if fabric.is_global_zero:
         run.rewind(first)
     module, fabric_optimiser = fabric.setup(objective, optimiser)
@@ -137,7 +141,7 @@ def train(
                 "corpus": corpus.sha256,
                 "processes": fabric.world_size,
             }
-            run.save_checkpoint(model, guide, optimiser, state)
+            run.save_checkpoint(parts, optimiser, state)
 
     module.train()
     with pyro.validation_enabled(config.debug), stop_signals() as is_asked_to_stop:
@@ -146,7 +150,7 @@ def train(
         for step in range(first, config.steps):
             started = time.perf_counter()
             progress = (step + 1) / config.steps
-            _set_schedules(config, progress, model, guide, optimiser)
+            _set_schedules(config, progress, model, guide, controllers, optimiser)
             terms = _accumulate(config, corpus, fabric, module, per_step, step)
             config.optim.drop_resting(optimiser)
             norm = fabric.clip_gradients(
@@ -156,22 +160,28 @@ def train(
                 error_if_nonfinite=False,
             )
             assert norm is not None
-            figures = _figures(terms, costs) | _decided(model, guide, terms)
+            figures = _figures(model, terms, costs)
             figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
             figures = _average(fabric, figures)
             _require_finite(figures, step + 1, run)
             fabric_optimiser.step()
             fabric_optimiser.zero_grad()
             must_stop = figures.pop("stop") > 0
-            model.prior.adapt(figures, model.kl_weight, config.optim.has_settled(progress))
-            if guide.depth is not None and config.optim.has_begun(progress):
-                guide.depth.adapt(figures["gate_shut"])
+            figures |= controllers.step(
+                Step(
+                    _choices(guide, terms),
+                    model.kl_weight,
+                    config.optim.has_begun(progress),
+                    config.optim.has_settled(progress),
+                    partial(_average, fabric),
+                )
+            )
             elapsed = time.perf_counter() - started
             seconds += elapsed
             record = {
                 "step": step + 1,
                 **figures,
-                **model.prior.figures(),
+                **controllers.figures(),
                 "entropy_by_layer": _entropy_by_layer(_means(terms)),
                 **_schedules(model, guide, optimiser),
                 "tokens": (step + 1) * config.batch * config.context,
@@ -198,12 +208,13 @@ def _set_schedules(
     progress: float,
     model: LanguageModel,
     guide: Guide,
+    controllers: Controllers,
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    """Set what changes from step to step: functions of the step, and of what the prior keeps."""
+    """Set what changes from step to step: functions of the step, and of where controllers stand."""
     model.kl_weight = config.kl(progress)
-    guide.threshold.fill_(config.harden(progress))
-    guide.price.fill_(config.harden.price + model.prior.surcharge())
+    guide.harden_below(config.harden(progress))
+    guide.execution.price.fill_(config.harden.price + controllers.surcharge)
     guide.has_settled = config.optim.has_settled(progress)
     config.optim.set_lr(optimiser, progress)
 
@@ -212,12 +223,10 @@ def _schedules(
     model: LanguageModel, guide: Guide, optimiser: torch.optim.Optimizer
 ) -> dict[str, float]:
     """The values that `_set_schedules` has set, for the log."""
-    of_gates = {} if guide.depth is None else {"gate_price": float(guide.depth.price)}
     return {
         "kl_weight": model.kl_weight,
-        "threshold": float(guide.threshold),
+        "threshold": float(guide.execution.threshold),
         "lr": optimiser.param_groups[0]["lr"],
-        **of_gates,
     }
 
 
@@ -260,54 +269,35 @@ def micro_batch_seed(seed: int, step: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0])
 
 
-def _figures(collected: list[ELBOTerms], costs: dict[str, Tensor]) -> dict[str, float]:
+def _figures(
+    model: LanguageModel, collected: list[ELBOTerms], costs: dict[str, Tensor]
+) -> dict[str, float]:
     """Figures of a step on this process: means over its micro-batches."""
     routes = torch.cat([terms.routes for terms in collected], 1)  # [L, B, T, K]
-    hard_share = float((routes.amax(-1) == 1).float().mean())
+    gates = torch.cat([terms.gates for terms in collected], 1)  # [L, B, T]
+    run = routes * gates[..., None]  # who skips a layer pays nothing there
     T = routes.shape[2]
     nll = float(torch.stack([terms.nll.detach() for terms in collected]).mean())
     kl = float(torch.stack([terms.kl.detach().sum() for terms in collected]).mean())
-    gates = [terms.gates for terms in collected if terms.gates is not None]
-    kls = [float(one.depth_kl.detach().sum()) for one in collected if one.depth_kl is not None]
-    of_gates: dict[str, float] = {}
-    if gates:
-        open_share = torch.cat(gates, 1)  # [L, B, T]
-        routes = routes * open_share[..., None]  # who passes a layer by pays nothing there
-        of_gates = {
-            "depth_kl": sum(kls) / len(collected),
-            "gate_open": float(open_share.mean()),
-        }
-    penalties = [float(one.penalty.detach()) for one in collected if one.penalty is not None]
+    depth_kl = sum(float(terms.depth_kl.detach().sum()) for terms in collected) / len(collected)
+    of_gates = {"depth_kl": depth_kl, "gate_open": float(gates.mean())} if model.gated else {}
     return {
         "loss": float(torch.stack([terms.loss.detach() for terms in collected]).mean()),
         "nll": nll,
         "kl": kl,
-        "penalty": sum(penalties) / len(collected),
-        "elbo": -(nll + kl + of_gates.get("depth_kl", 0.0)),
-        "cost_nominal": float((routes * costs["nominal"][:T]).sum(-1).mean()),
-        "cost_macs": float((routes * costs["macs"][:T]).sum(-1).mean()),
-        "hard_share": hard_share,
+        "penalty": sum(float(terms.penalty.detach()) for terms in collected) / len(collected),
+        "elbo": -(nll + kl + depth_kl),
+        "cost_nominal": float((run * costs["nominal"][:T]).sum(-1).mean()),
+        "cost_macs": float((run * costs["macs"][:T]).sum(-1).mean()),
+        "hard_share": float((routes.amax(-1) == 1).float().mean()),
         **of_gates,
     }
 
 
-def _decided(model: LanguageModel, guide: Guide, collected: list[ELBOTerms]) -> dict[str, float]:
-    """What prior and gates ask of a step: figures of what would run if everything were hard."""
-    choices = _choices(guide, collected)
-    figures = model.prior.measure(choices)
-    if guide.depth is not None:
-        figures["gate_shut"] = float((choices.sum(-1) == 0).float().mean())
-    return figures
-
-
 def _choices(guide: Guide, collected: list[ELBOTerms]) -> Tensor:
-    """What would run if everything were hard, [L, B, T, K]: zeros where a token passes by."""
-    choices = guide.choice(_means(collected))
-    if guide.depth is None:
-        return choices
-    means = [terms.gate_means for terms in collected if terms.gate_means is not None]
-    runs = guide.depth.runs(torch.cat(means, 1))  # [L, B, T]
-    return choices * runs[..., None]
+    """What would run if everything were hard, [L, B, T, K]: zeros where a token skips the layer."""
+    gates = torch.cat([terms.gate_means for terms in collected], 1)  # [L, B, T]
+    return guide.execution.shares(_means(collected)) * guide.gate_execution.decide(gates)[..., None]
 
 
 def _means(collected: list[ELBOTerms]) -> Tensor:

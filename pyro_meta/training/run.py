@@ -12,17 +12,16 @@ A file is written under a temporary name and renamed, a checkpoint likewise as a
 any moment leaves the last whole one. Nothing in a run is ever unpickled.
 """
 
-import dataclasses
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -38,6 +37,8 @@ from pyro_meta.models import LanguageModel
 from pyro_meta.terminal.naming import public_name
 from pyro_meta.training.config import Config, read_options
 
+Parts = Mapping[str, nn.Module]
+"""What a checkpoint holds by name: model and guide, and in training the controllers."""
 STATE_KINDS: dict[str, type | tuple[type, ...]] = {
     "step": int, "seconds": (int, float), "corpus": str, "processes": int, "model": dict,
     "files": dict,
@@ -149,23 +150,19 @@ class Run:
     # -- checkpoints -------------------------------------------------------------------------
 
     def save_checkpoint(
-        self,
-        model: LanguageModel,
-        guide: Guide,
-        optimiser: torch.optim.Optimizer | None,
-        state: dict[str, Any],
+        self, parts: Parts, optimiser: torch.optim.Optimizer | None, state: dict[str, Any]
     ) -> None:
         """Write a checkpoint of `state["step"]`, then drop the older ones."""
         final = self._checkpoints / f"step-{state['step']:08d}"
         partial = self._checkpoints / f".partial-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_weights(model, guide), partial / "model.safetensors")
+        save_file(_weights(parts), partial / "model.safetensors")
         if optimiser is not None:
-            moments = _optimiser_tensors(model, guide, optimiser)
+            moments = _optimiser_tensors(parts, optimiser)
             save_file(moments, partial / "optimiser.safetensors")
         files = {file.name: _sha256(file) for file in partial.iterdir()}
-        whole = state | {"model": _identity(model, guide), "files": files}
+        whole = state | {"model": _identity(parts), "files": files}
         (partial / "state.json").write_text(json.dumps(whole), encoding="utf-8")
         for file in [*partial.iterdir(), partial]:
             flush(file)
@@ -201,12 +198,9 @@ class Run:
         return state
 
     def load_checkpoint(
-        self,
-        model: LanguageModel,
-        guide: Guide,
-        optimiser: torch.optim.Optimizer | None = None,
+        self, parts: Parts, optimiser: torch.optim.Optimizer | None = None
     ) -> dict[str, Any]:
-        """Load the newest checkpoint in place and return its state.
+        """Load the newest checkpoint into `parts`, all or some of those saved; its state.
 
         Raises
         ------
@@ -219,7 +213,7 @@ class Run:
         with _damage_named(folder):
             weights = load_file(folder / "model.safetensors")
             moments = load_file(folder / "optimiser.safetensors") if optimiser else {}
-        then, now = state["model"], _identity(model, guide)
+        then, now = state["model"], _identity(parts)
         for key in now:
             if then.get(key) != now[key]:
                 raise UsageError(
@@ -227,15 +221,13 @@ class Run:
                     f"that of config.yaml is {now[key]}"
                 )
         try:
-            for prefix, module in (("model.", model), ("guide.", guide)):
-                own = {
-                    k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)
-                }
-                module.load_state_dict(own)
+            for name, module in parts.items():
+                own = {k: v for k, v in weights.items() if k.startswith(f"{name}.")}
+                module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in own.items()})
         except RuntimeError as error:
             raise UsageError(f"checkpoint {folder} is of another model: {error}") from error
         if optimiser is not None and state["step"] > 0:
-            _load_optimiser(model, guide, optimiser, moments)
+            _load_optimiser(parts, optimiser, moments)
         return state
 
     # -- results -----------------------------------------------------------------------------
@@ -255,7 +247,7 @@ class Run:
         """The trained model and guide in evaluation mode, with vocabulary and configuration."""
         config, vocabulary = self.config(), self.vocabulary()
         model, guide = config.build(vocabulary.size, vocabulary.separators)
-        self.load_checkpoint(model, guide)
+        self.load_checkpoint({"model": model, "guide": guide})
         return model.eval(), guide.eval(), vocabulary, config
 
 
@@ -265,10 +257,12 @@ def _fresh(parent: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _weights(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
-    named = {f"model.{name}": value for name, value in model.state_dict().items()}
-    named |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
-    return {name: value.detach().contiguous() for name, value in named.items()}
+def _weights(parts: Parts) -> dict[str, Tensor]:
+    return {
+        f"{part}.{name}": value.detach().contiguous()
+        for part, module in parts.items()
+        for name, value in module.state_dict().items()
+    }
 
 
 @contextmanager
@@ -280,18 +274,17 @@ def _damage_named(folder: Path) -> Iterator[None]:
         raise UsageError(f"checkpoint {folder} is damaged: {error}") from error
 
 
-def _named_parameters(model: nn.Module, guide: nn.Module) -> dict[Tensor, str]:
-    named: dict[Tensor, str] = {
-        parameter: f"model.{name}" for name, parameter in model.named_parameters()
+def _named_parameters(parts: Parts) -> dict[Tensor, str]:
+    return {
+        parameter: f"{part}.{name}"
+        for part, module in parts.items()
+        for name, parameter in module.named_parameters()
     }
-    return named | {parameter: f"guide.{name}" for name, parameter in guide.named_parameters()}
 
 
-def _optimiser_tensors(
-    model: nn.Module, guide: nn.Module, optimiser: torch.optim.Optimizer
-) -> dict[str, Tensor]:
+def _optimiser_tensors(parts: Parts, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as NAME/KEY -> tensor."""
-    names = _named_parameters(model, guide)
+    names = _named_parameters(parts)
     return {
         f"{names[parameter]}/{key}": value.detach().contiguous()
         for parameter, state in optimiser.state.items()
@@ -300,17 +293,14 @@ def _optimiser_tensors(
 
 
 def _load_optimiser(
-    model: nn.Module,
-    guide: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    tensors: dict[str, Tensor],
+    parts: Parts, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     """Give every parameter its moments; raises `UsageError` unless they are its own.
 
     A parameter that never had a gradient has none.
     """
     left = dict(tensors)
-    for parameter, name in _named_parameters(model, guide).items():
+    for parameter, name in _named_parameters(parts).items():
         own = {
             key: left.pop(f"{name}/{key}")
             for key in ("step", "exp_avg", "exp_avg_sq")
@@ -327,21 +317,15 @@ def _load_optimiser(
         raise UsageError(f"optimiser.safetensors is of another model: it has {sorted(left)[0]}")
 
 
-def _identity(model: LanguageModel, guide: Guide) -> dict[str, Any]:
+def _identity(parts: Parts) -> dict[str, Any]:
     """What has to agree for weights to mean the same."""
-    network = model.network
+    model, guide = cast(LanguageModel, parts["model"]), cast(Guide, parts["guide"])
     return {
-        "prior": _name(model.prior),
-        "guide": _name(guide),
-        "depth": None if guide.depth is None else _name(guide.depth),
-        "mechanisms": network.mechanism_names,
-        "block": _name(network.layers[0]),
-        "shape": dataclasses.asdict(network.shape),
+        "prior": public_name(type(model.prior)),
+        "guide": public_name(type(guide)),
+        "depth": None if guide.depth is None else public_name(type(guide.depth)),
+        **model.network.describe(),
     }
-
-
-def _name(instance: object) -> str:
-    return public_name(type(instance))
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,205 @@
+"""What is moved from step to step so that a target is met: the price of cost, the price of a gate.
+
+A controller stands beside the prior or the guide whose number it moves, and is told of each step.
+Its own state is in buffers, which a checkpoint keeps.
+
+Shapes: L layers, B sequences, T tokens, K mechanisms.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from pyro_meta.distributions import GateExecution
+from pyro_meta.errors import UsageError
+from pyro_meta.inference.dual import DualController
+from pyro_meta.models import BudgetDirichlet, Prior
+
+Figures = dict[str, float]
+
+CHARGE = 5.0  # nats of KL per unit of cost and of lambda, about, for a decided token
+MOST_RATE = 200.0
+SETTLED_GAIN = 0.2  # nats by which the surcharge moves in a step, per unit of excess
+MOST_SURCHARGE = 20.0
+WARM = 1e-5  # under a smaller KL weight no prior can move anything
+GATE_GAIN = 0.5  # nats by which a gate's price moves in a step, per unit of the share that is off
+MOST_GATE_PRICE = 20.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a controller is told after a step of the optimiser."""
+
+    choices: Tensor
+    """What would run if everything were hard, [L, B, T, K]: one-hot (weights of a mixture), and
+    zeros where a token skips the layer."""
+    kl_weight: float
+    """Weight of the KL in that step."""
+    has_begun: bool
+    """Whether the guide has begun to learn."""
+    has_settled: bool
+    """Whether the guide has stopped for good."""
+    average: Callable[[Figures], Figures]
+    """Means of figures over all processes."""
+
+
+class Controller(nn.Module):
+    """Moves one number towards a target; subclass it and define `step`."""
+
+    surcharge: Tensor
+    """What is added to the price that routes are decided at, the same unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("surcharge", torch.zeros((), dtype=torch.float64))
+
+    def step(self, seen: Step) -> Figures:
+        """Take note of a step, move the number, and tell what was seen, for the log."""
+        raise NotImplementedError
+
+    def require_reachable(self) -> None:
+        """Raise `UsageError` if the target cannot be met; asked once all that was saved is read."""
+
+    def figures(self) -> Figures:
+        """Where the controller stands, for the log and the summary."""
+        return {}
+
+
+class BudgetController(Controller):
+    """Meets a compute budget with hard routes, by the price lambda of a prior.
+
+    After every step a `DualController` sets the price of cost in the loss, about 5 w lambda nats
+    per unit (w being the weight of the KL), by how far the realised cost of the batch is off: of
+    what would run for a token once it is hard, averaged over layers and tokens. Once the guide has
+    stopped, no price in the loss moves it: then a surcharge on the price that routes are decided at
+    is moved instead, which they follow at once.
+
+    Parameters
+    ----------
+    prior
+        Whose `rate` is moved, and in whose unit of cost the budget is.
+    budget
+        Mean cost of a token and layer, where full attention is 1.
+    """
+
+    def __init__(self, prior: BudgetDirichlet, budget: float) -> None:
+        super().__init__()
+        self._prior = (prior,)  # in a tuple: known, but no submodule
+        self.budget = budget
+        self.dual = DualController()
+
+    @property
+    def prior(self) -> BudgetDirichlet:
+        return self._prior[0]
+
+    def require_reachable(self) -> None:
+        costs = self.prior.costs(torch.arange(self.prior.network.shape.context))
+        least, most = (float(end.mean()) for end in (costs.amin(-1), costs.amax(-1)))
+        if not least * (1 - 1e-6) <= self.budget <= most * (1 + 1e-6):
+            raise UsageError(
+                f"budget: {self.budget} given; between {least:.4g} (every token takes the cheapest "
+                f"mechanism) and {most:.4g} (the dearest) is allowed in the unit "
+                f"{self.prior.costs.spec}"
+            )
+
+    def step(self, seen: Step) -> Figures:
+        if seen.choices.shape[2] < self.prior.network.shape.context:
+            return {}  # sequences that are short at first cost less, whatever their routes
+        costs = self.prior.costs(torch.arange(seen.choices.shape[2], device=seen.choices.device))
+        cost = float((seen.choices * costs).sum(-1).mean())
+        figures = seen.average({"cost_budgeted": cost})
+        excess = figures["cost_budgeted"] - self.budget
+        if seen.kl_weight < WARM:
+            return figures
+        if seen.has_settled:
+            self.surcharge.add_(SETTLED_GAIN * excess).clamp_(-MOST_SURCHARGE, MOST_SURCHARGE)
+        else:
+            unit = CHARGE * seen.kl_weight
+            self.prior.rate.fill_(self.dual.step(excess, MOST_RATE * unit) / unit)
+        return figures
+
+    def figures(self) -> Figures:
+        return {"lambda": float(self.prior.rate), "surcharge": float(self.surcharge)}
+
+
+class GateController(Controller):
+    """Meets a share of token-layer pairs to skip, by the price of running a block.
+
+    Parameters
+    ----------
+    execution
+        Of the gates: its price is moved.
+    layers
+        L.
+    target
+        Share of all pairs of token and layer to skip; None: the price stays, and the share is told.
+
+    Raises
+    ------
+    UsageError
+        The target cannot be met.
+    """
+
+    def __init__(self, execution: GateExecution, layers: int, target: float | None = None) -> None:
+        super().__init__()
+        most = 1 - 1 / layers
+        if target is not None and not 0 < target < most:
+            raise UsageError(
+                f"gate.skip: {target} given; above 0 and below {most:.4g} is allowed, since every "
+                f"token runs the first of {layers} layers"
+            )
+        self._execution = (execution,)  # in a tuple: known, but no submodule
+        self.target = target
+
+    def step(self, seen: Step) -> Figures:
+        shut = float((seen.choices.sum(-1) == 0).float().mean())
+        figures = seen.average({"gate_shut": shut})
+        price = self._execution[0].price
+        if self.target is not None and seen.has_begun:
+            price.add_(GATE_GAIN * (self.target - figures["gate_shut"]))
+            price.clamp_(-MOST_GATE_PRICE, MOST_GATE_PRICE)
+        return figures | {"gate_price": float(price)}
+
+
+class Controllers(nn.ModuleList):
+    """All controllers of a run, as one."""
+
+    def __iter__(self) -> Iterator[Controller]:  # type: ignore[override]
+        return (cast(Controller, one) for one in super().__iter__())
+
+    @property
+    def surcharge(self) -> float:
+        return sum(float(one.surcharge) for one in self)
+
+    def step(self, seen: Step) -> Figures:
+        return {name: value for one in self for name, value in one.step(seen).items()}
+
+    def require_reachable(self) -> None:
+        for one in self:
+            one.require_reachable()
+
+    def figures(self) -> Figures:
+        return {name: value for one in self for name, value in one.figures().items()}
+
+
+def budget_controller(prior: Prior, budget: float | None) -> BudgetController | None:
+    """The controller of `--budget` for a prior, if there is one to meet.
+
+    Raises
+    ------
+    UsageError
+        A budget is given to a prior that has no price to move, or none to one that lives by it.
+    """
+    if not isinstance(prior, BudgetDirichlet):
+        if budget is not None:
+            raise UsageError(
+                f"budget: {budget} given, and {type(prior).__name__} has none to meet; "
+                "--prior BudgetDirichlet does"
+            )
+        return None
+    if budget is None:
+        raise UsageError("budget: none given; BudgetDirichlet needs one, as in --budget 0.25")
+    return BudgetController(prior, budget)

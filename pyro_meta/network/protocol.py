@@ -1,0 +1,62 @@
+"""What model, guides, evaluation, read-out, study and report ask of a network, and no more."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_meta.attention import Cache, Mechanism
+from pyro_meta.network.route import Route
+from pyro_meta.network.shape import Shape
+
+
+class Network(Protocol):
+    """A causal language model, an `nn.Module`, whose every layer asks a route what to do.
+
+    Shapes: B sequences, T tokens, D width, V vocabulary.
+    """
+
+    shape: Shape
+    """Its sizes: layers, width, heads, vocabulary, context."""
+
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        """The mechanisms of a layer, in the order of the weights, each with its costs."""
+
+    @property
+    def mechanism_names(self) -> list[str]: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        route: Route,
+        cache: Cache | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Logits of the next token, [B, T, V], for tokens [B, T]; see `Transformer.forward`."""
+
+    def states(
+        self,
+        tokens: Tensor,
+        route: Route,
+        cache: Cache | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """What `readout` turns into logits, [B, T, D]."""
+
+    def readout(self, states: Tensor) -> Tensor:
+        """Logits [.., V] of states [.., D]."""
+
+    def new_cache(self, rows: int, keeps_features: bool = True) -> Cache:
+        """An empty cache for texts in `rows` rows."""
+
+    def compile_blocks(self) -> None:
+        """Compile every layer in place."""
+
+    def describe(self) -> dict[str, Any]:
+        """What has to agree for weights to mean the same, in types of JSON."""
