@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pyro_meta.data.corpus import Truth
 from pyro_meta.evaluation.figures import evaluating
-from pyro_meta.network.route import Features
+from pyro_meta.guides import along_means, walk
 from pyro_meta.training.config import train_words
 from pyro_meta.training.run import Run
 
@@ -43,22 +42,16 @@ def hard_walk(run: Run, most_tokens: int) -> HardWalk:
     if truth is None or guide.depth is not None:
         sys.exit(f"{run.folder}: a run with a known truth and no depth gates is needed")
     tokens, _ = corpus.windows(config.context, most_tokens)
-    means: list[Tensor] = []
-
-    def route(layer: int, features: Features) -> Tensor:
-        law = guide.posterior(layer, features)
-        means.append(law.mean)
-        return guide.follow(law, hard=True)
-
     with evaluating(model, guide):
-        model.network(tokens, route)
+        walked = walk(model, guide, tokens, along_means(hard=True))
+    means = torch.stack([q.route.mean for q in walked.posteriors])
     words = train_words((run.folder / "config.yaml").read_text(encoding="utf-8"))
     return HardWalk(
         shlex.join(["python", "-m", "pyro_meta.train", *words]),
         tokens.numpy(),
         truth,
         vocabulary.pieces(range(vocabulary.size)),
-        torch.stack(means).numpy(),
-        guide.choice(torch.stack(means)).numpy(),
+        means.numpy(),
+        guide.execution.shares(means).numpy(),
         model.network.mechanism_names.index("full"),
     )

@@ -20,11 +20,14 @@ from rich.table import Table
 from rich.text import Text as Coloured
 from torch import Tensor
 
-from pyro_meta import Features, Transformer, UsageError
+from pyro_meta import Decision, Features, UsageError
 from pyro_meta.data.corpus import Text, TokenCorpus
 from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.evaluation.figures import evaluating
+from pyro_meta.guides import mean_route
+from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Route, as_weights
+from pyro_meta.network.transformer import chosen_by_all
 from pyro_meta.terminal.commands import run_command
 from pyro_meta.training.run import Run
 
@@ -58,15 +61,14 @@ def main(argv: list[str]) -> None:
     tokens = tokens_of(run, options.file, vocabulary, options.length)
 
     weights = torch.zeros(network.shape.layers, tokens.shape[1] + options.tokens, len(names))
-    routed = guide.mean_route(hard=True)
+    routed = mean_route(guide, hard=True)
 
-    def watched(layer: int, features: Features) -> Tensor:
-        route = routed(layer, features)
-        weights[layer, features.positions] = as_weights(route, len(names))[0].float()
-        return route
+    def watched(layer: int, features: Features) -> Decision:
+        decision = routed(layer, features)
+        weights[layer, features.positions] = as_weights(decision.route, len(names))[0].float()
+        return decision
 
-    def all_full(layer: int, features: Features) -> Tensor:
-        return torch.full_like(features.tokens, names.index("full"))
+    all_full = chosen_by_all(network, "full")
 
     with evaluating(model, guide):
         new = read_on(network, watched, tokens, options.tokens, guide.is_of_own_token).new
@@ -104,7 +106,7 @@ def tokens_of(run: Run, file: str | None, vocabulary: Vocabulary, length: int) -
 
 
 def read_on(
-    network: Transformer, route: Route, tokens: Tensor, count: int, looks_at_own_token: bool
+    network: Network, route: Route, tokens: Tensor, count: int, looks_at_own_token: bool
 ) -> Reading:
     """Read tokens [1, T] and add `count`, the likeliest each time."""
     cache = network.new_cache(1, keeps_features=not looks_at_own_token)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -106,19 +107,19 @@ class LanguageModel(StandaloneModule):
         with pyro.plate("sequence", B, dim=-2), pyro.plate("position", T, dim=-1):
             yield
 
-    def route_dist(self, layer: int, positions: Tensor) -> Distribution:
+    def route_dist(self, layer: int, positions: Tensor) -> TorchDistribution:
         """p(alpha_l) at `positions` [T]: batch [T] or [], event [K]."""
-        found: Distribution = self.prior(layer, positions)
+        found: TorchDistribution = self.prior(layer, positions)
         return found
 
-    def gate_dist(self, layer: int, positions: Tensor, routes: Distribution) -> Distribution:
+    def gate_dist(self, layer: int, positions: Tensor, routes: Distribution) -> TorchDistribution:
         """p(g_l) at `positions` [T], batch [T] or []; all mass on 1 where every token runs it.
 
         `routes` is `route_dist` of the layer.
         """
         if layer not in self.gated or self.depth is None:
             return open_gate(positions)
-        found: Distribution = self.depth(layer, positions, routes.mean)
+        found: TorchDistribution = self.depth(layer, positions, routes.mean)
         return found
 
     def next_token_dist(self, logits: Tensor) -> dist.Categorical:

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -21,6 +21,7 @@ from pyro_meta.generation.sampling import Sampling, continue_tokens
 from pyro_meta.guides import Guide
 from pyro_meta.inference.controllers import Controllers
 from pyro_meta.models import LanguageModel
+from pyro_meta.network.transformer import Transformer
 from pyro_meta.posterior.readout import write_posterior
 from pyro_meta.terminal.commands import INTERRUPTED, is_first_process, run_command
 from pyro_meta.terminal.machine import versions
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     corpus.require(config.context)
     torch.manual_seed(config.seed)
     model, guide = config.build(corpus.vocabulary.size, corpus.vocabulary.separators)
-    require_causal(model.network)
+    require_causal(cast(Transformer, model.network))
     require_causal_guide(model, guide)
     controllers = config.controllers(model, guide)
     if resumed is None:

@@ -413,11 +413,11 @@ PRIORS: dict[type[CostDirichlet], set[str]] = {
     PriorWithAnotherMean: {"mean_is_that_of_the_draws"},
     PriorWithNegativeKL: {"kl_is_not_negative", "closed_kl_is_the_mean_log_ratio"},
     PriorWithTooMuchDensity: {"kl_is_not_negative"},
-    PriorThatSeesTheLength: {"law_is_of_the_position_alone"},
+    PriorThatSeesTheLength: {"prior_is_of_the_position_alone"},
     PriorWithAnIdleParameter: {"gradients_are_finite_and_reach_every_parameter"},
     PriorThatIsNotSaved: {"checkpoint_round_trip_changes_nothing"},
-    PriorOnTheCPU: {"law_follows_the_device"},
-    PriorInFloat32: {"law_follows_the_default_dtype"},
+    PriorOnTheCPU: {"distribution_follows_the_device"},
+    PriorInFloat32: {"distribution_follows_the_default_dtype"},
 }
 
 
@@ -570,7 +570,7 @@ GUIDES: dict[type[DirichletGuide], set[str]] = {
     GuideWithNaNGradients: {
         "gradients_are_finite_and_reach_every_parameter",
         "gradients_reach_no_later_token",
-        "autocast_leaves_the_law_in_float32",
+        "autocast_leaves_the_distribution_in_float32",
         "training_stays_finite",
         "checkpoint_round_trip_changes_nothing",
     },
@@ -589,6 +589,6 @@ GUIDES: dict[type[DirichletGuide], set[str]] = {
     },
     GuideThatReadsTargets: {"targets_are_not_looked_at"},
     GuideThatIsNotSaved: {"checkpoint_round_trip_changes_nothing"},
-    GuideThatCrashesInHalfPrecision: {"autocast_leaves_the_law_in_float32"},
+    GuideThatCrashesInHalfPrecision: {"autocast_leaves_the_distribution_in_float32"},
     GuideWithItsOwnRoute: {"mean_routes_are_valid"},
 }

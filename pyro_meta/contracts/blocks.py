@@ -31,28 +31,28 @@ CONTINUED = (  # tokens of each of B rows, piece by piece
 HALF = 5e-2  # RMS ratio of logits under autocast to bf16
 
 
-def soft(layer: int, features: Features) -> Tensor:
+def soft(layer: int, features: Features) -> Decision:
     """Weights that follow what the layer shows of each token."""
-    return features.normed[..., :K].softmax(-1)
+    return Decision(features.normed[..., :K].softmax(-1))
 
 
-def hard(layer: int, features: Features) -> Tensor:
+def hard(layer: int, features: Features) -> Decision:
     """Choices that look random, of token, position and layer."""
-    return (features.tokens * 5 + features.positions * 7 + layer) % K
+    return Decision((features.tokens * 5 + features.positions * 7 + layer) % K)
 
 
 def gated(layer: int, features: Features) -> Decision:
     """Soft weights and gates, both of what the layer shows of each token."""
-    return Decision(soft(layer, features), features.normed[..., K].sigmoid())
+    return soft(layer, features)._replace(gate=features.normed[..., K].sigmoid())
 
 
-def passing(layer: int, features: Features) -> Decision:
-    """Choices as `hard`, and a third of the tokens pass by."""
+def skipping(layer: int, features: Features) -> Decision:
+    """Choices as `hard`, and a third of the tokens skip the layer."""
     runs = (features.tokens * 3 + features.positions * 5 + layer) % 3 > 0
-    return Decision(hard(layer, features), runs)
+    return hard(layer, features)._replace(gate=runs)
 
 
-ROUTES = (soft, hard, gated, passing)
+ROUTES = (soft, hard, gated, skipping)
 
 
 def exact(subject: BlockSubject) -> Transformer:
@@ -153,25 +153,25 @@ def gradients_are_finite_and_reach_every_parameter(subject: BlockSubject) -> Non
 
 def hard_routes_equal_one_hot_weights(subject: BlockSubject) -> None:
     network, tokens = exact(subject), text()[0]
-    dense = network(tokens, lambda *asked: as_weights(hard(*asked), K).double())
+    dense = network(tokens, lambda *asked: Decision(as_weights(hard(*asked).route, K).double()))
     for way in ("auto", "gather"):
         with backend(way):
             found = network(tokens, hard)
         require_close(found, dense, EXACT, "choices give other logits than one-hot weights")
 
 
-def a_shut_gate_lets_a_token_pass(subject: BlockSubject) -> None:
+def a_shut_gate_lets_a_token_skip(subject: BlockSubject) -> None:
     """What it carries is left as it is: the network is its first and last step."""
     network, tokens = exact(subject), text()[0]
     state = network.layers[0].begin(network.embedding(tokens)).state
     whole = network.readout(network.final_norm(state))
 
     def shut(gate: Tensor) -> Tensor:
-        return network(tokens, lambda *asked: Decision(hard(*asked), gate))
+        return network(tokens, lambda *asked: hard(*asked)._replace(gate=gate))
 
     nobody = torch.zeros(B, T, dtype=torch.bool)
     require_close(shut(nobody), whole, EXACT, "where no token runs a layer, logits are others")
-    what = "a gate of 0 does not let the token pass"
+    what = "a gate of 0 does not let the token skip the layer"
     require_close(shut(nobody.to(whole)), whole, EXACT, what)
 
 
@@ -180,18 +180,18 @@ def an_open_gate_changes_nothing(subject: BlockSubject) -> None:
     whole = network(tokens, hard)
     everybody = torch.ones(B, T, dtype=torch.bool)
     for gate in (everybody, everybody.to(whole)):
-        found = network(tokens, lambda *asked, gate=gate: Decision(hard(*asked), gate))
+        found = network(tokens, lambda *asked, gate=gate: hard(*asked)._replace(gate=gate))
         require_close(found, whole, EXACT, "where every gate is open, logits are others")
 
 
 def hard_gates_equal_gates_of_0_and_1(subject: BlockSubject) -> None:
-    """Tokens that pass by are left out of the work: in value and in gradient."""
+    """Tokens that skip a layer are left out of the work: in value and in gradient."""
     network, tokens = exact(subject), text()[0]
     parameters = dict(network.named_parameters())
 
     def found(as_numbers: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         def route(layer: int, features: Features) -> Decision:
-            choice, runs = passing(layer, features)
+            choice, runs = skipping(layer, features)
             assert runs is not None
             return Decision(choice, runs.to(features.normed) if as_numbers else runs)
 
@@ -259,7 +259,7 @@ CLAUSES = (
     gradients_reach_no_later_token,
     gradients_are_finite_and_reach_every_parameter,
     hard_routes_equal_one_hot_weights,
-    a_shut_gate_lets_a_token_pass,
+    a_shut_gate_lets_a_token_skip,
     an_open_gate_changes_nothing,
     hard_gates_equal_gates_of_0_and_1,
     continued_text_gets_its_logits,

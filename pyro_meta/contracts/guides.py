@@ -1,20 +1,21 @@
 """The contract of a guide: a posterior that sees the prefix of each token, and no target."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyro_meta.contracts import laws
+from pyro_meta.contracts import distributions
 from pyro_meta.contracts.checks import EXACT, default_dtype, require, require_close
 from pyro_meta.contracts.subjects import SHAPE, K, Router, text
 from pyro_meta.evaluation.figures import evaluating
-from pyro_meta.guides import Guide
+from pyro_meta.guides import Guide, mean_route
 from pyro_meta.inference.elbo import RouteELBO
 from pyro_meta.models import LanguageModel
-from pyro_meta.network.route import Decision, Features, as_weights, decided
+from pyro_meta.network.route import Decision, Features, as_weights
+from pyro_meta.network.transformer import Transformer
 
 ENDS = (1, 2, 7, 16, 19)  # where texts of T tokens are cut
 
@@ -68,7 +69,7 @@ def gradients_reach_no_later_token(subject: Router) -> None:
         def keep(_module: nn.Module, _args: object, out: Tensor) -> None:
             embedded.append(out)
 
-        hook = model.network.embedding.register_forward_hook(keep)
+        hook = cast(Transformer, model.network).embedding.register_forward_hook(keep)
         means, logits = _walked(subject, pair, text()[0])
         hook.remove()
         for end in ENDS:
@@ -88,18 +89,19 @@ def mean_routes_are_valid(subject: Router) -> None:
     """
     model, guide = subject.build()
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Decision:
         mean = guide.posterior(layer, features).mean
+        shares = guide.execution.shares(mean)
         for name, hard, threshold, expected in (
             ("hard=False", False, 0.0, mean),
-            ("hard=True", True, 0.0, guide.choice(mean)),
+            ("hard=True", True, 0.0, shares),
             ("threshold 0", None, 0.0, mean),
-            ("threshold 1", None, 1.0, guide.choice(mean)),
+            ("threshold 1", None, 1.0, shares),
         ):
-            guide.threshold.fill_(threshold)
-            found = as_weights(decided(guide.mean_route(hard)(layer, features)).route, K)
+            guide.harden_below(threshold)
+            found = as_weights(mean_route(guide, hard)(layer, features).route, K)
             require_close(found, expected, 1e-6, f"mean_route at {name} is another route")
-        return mean
+        return Decision(mean)
 
     with evaluating(model, guide):
         model.network(text()[0], route)
@@ -108,26 +110,24 @@ def mean_routes_are_valid(subject: Router) -> None:
 def mean_gates_are_valid(subject: Router) -> None:
     """Soft: the posterior mean; hard: whether it is decided to run; by threshold: either."""
     model, guide = subject.build()
-    depth = guide.depth
-    assert depth is not None
 
-    def route(layer: int, features: Features) -> Tensor | Decision:
-        law = guide.depth_posterior(layer, features)
-        if law is None:
-            return guide.posterior(layer, features).mean
-        mean, runs = law.mean, depth.runs(law.mean)
+    def route(layer: int, features: Features) -> Decision:
+        routes, gates = guide.latents(layer, features)
+        if layer not in model.gated:
+            return Decision(routes.mean)
+        mean, runs = gates.mean, guide.gate_execution.decide(gates.mean)
         for name, hard, threshold, expected in (
             ("hard=False", False, 0.0, mean),
             ("hard=True", True, 0.0, runs),
             ("threshold 0", None, 0.0, mean),
             ("threshold 1", None, 1.0, runs),
         ):
-            guide.threshold.fill_(threshold)
-            gate = decided(guide.mean_route(hard)(layer, features)).gate
+            guide.harden_below(threshold)
+            gate = mean_route(guide, hard)(layer, features).gate
             assert gate is not None
             require(gate.dtype == expected.dtype, f"gates at {name} are {gate.dtype}")
             require_close(gate.float(), expected.float(), 1e-6, f"gates at {name} are others")
-        return guide.follow(guide.posterior(layer, features), False, law)
+        return Decision(routes.mean, mean)
 
     with evaluating(model, guide):
         model.network(text()[0], route)
@@ -145,7 +145,7 @@ def posterior_of_own_token_needs_no_other(subject: Router) -> None:
         tokens = text()[0]
         with evaluating(model, guide):
             for hard in (False, True):
-                route = guide.mean_route(hard)
+                route = mean_route(guide, hard)
                 cache = model.network.new_cache(len(tokens), keeps_features=False)
                 pieces = tokens.split([9, 1, 1, tokens.shape[1] - 11], dim=1)
                 found = torch.cat([model.network(piece, route, cache) for piece in pieces], 1)
@@ -176,7 +176,7 @@ def plain_svi_gives_the_same_loss(subject: Router) -> None:
     with default_dtype(torch.float64):
         for threshold in (0.0, 1.0):
             model, guide = subject.build()
-            guide.threshold.fill_(threshold)
+            guide.harden_below(threshold)
             model.kl_weight = 0.3
             torch.manual_seed(1)
             theirs = TraceMeanField_ELBO().differentiable_loss(model, guide, *text())
@@ -191,7 +191,7 @@ def _walked(
 ) -> tuple[Tensor, Tensor]:
     """Posterior means [L, B, T, ..] and log-probabilities [B, T, V] along the mean route."""
     posteriors, logits = subject.walk(*pair, tokens, hard)
-    return torch.stack([law.mean for law in posteriors]), logits.log_softmax(-1)
+    return torch.stack([dist.mean for dist in posteriors]), logits.log_softmax(-1)
 
 
 def _means(subject: Router, pair: tuple[LanguageModel, Guide], tokens: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def _require_same_past(
 
 
 OF_GATES = (
-    *laws.CLAUSES,
+    *distributions.CLAUSES,
     sequences_do_not_meet,
     later_tokens_move_nothing_earlier,
     cutting_the_text_moves_nothing_earlier,
@@ -218,7 +218,7 @@ OF_GATES = (
     plain_svi_gives_the_same_loss,
 )
 CLAUSES = (
-    *laws.CLAUSES,
+    *distributions.CLAUSES,
     sequences_do_not_meet,
     later_tokens_move_nothing_earlier,
     cutting_the_text_moves_nothing_earlier,

@@ -1,32 +1,32 @@
-"""The contract of a prior: a law that knows positions and nothing else of the text."""
+"""The contract of a prior: a distribution that knows positions and nothing else of the text."""
 
 import torch
 
-from pyro_meta.contracts import laws
+from pyro_meta.contracts import distributions
 from pyro_meta.contracts.checks import EXACT, default_dtype, require_close
 from pyro_meta.contracts.subjects import SHAPE, Router
 from pyro_meta.evaluation.figures import evaluating
 
 
-def law_is_of_the_position_alone(subject: Router) -> None:
+def prior_is_of_the_position_alone(subject: Router) -> None:
     """The same for all positions at once, for the first few, and for one by itself."""
     with default_dtype(torch.float64):
         model, guide = subject.build()
         positions = torch.arange(SHAPE.context)
         with evaluating(model, guide):
             for layer in subject.layers:
-                whole = subject.law_of_positions(model, layer, positions).expand(positions.shape)
+                whole = subject.prior_at(model, layer, positions).expand(positions.shape)
                 draw = whole.sample()
                 density = whole.log_prob(draw)
                 for part in (slice(1), slice(7), slice(8, 9), slice(5, 20)):
-                    law = subject.law_of_positions(model, layer, positions[part])
-                    law = law.expand(positions[part].shape)
+                    dist = subject.prior_at(model, layer, positions[part])
+                    dist = dist.expand(positions[part].shape)
                     what = (
-                        f"the length is seen: the law of positions {part.start or 0} to "
+                        f"the length is seen: the distribution of positions {part.start or 0} to "
                         f"{part.stop - 1} is another beside {SHAPE.context} positions"
                     )
-                    require_close(law.mean, whole.mean[part], EXACT, what)
-                    require_close(law.log_prob(draw[part]), density[part], EXACT, what)
+                    require_close(dist.mean, whole.mean[part], EXACT, what)
+                    require_close(dist.log_prob(draw[part]), density[part], EXACT, what)
 
 
-CLAUSES = (*laws.CLAUSES, law_is_of_the_position_alone)
+CLAUSES = (*distributions.CLAUSES, prior_is_of_the_position_alone)

@@ -1,4 +1,4 @@
-"""What is put to the test: how to build it, small and repeatable, and the laws that it gives.
+"""What is put to the test: how to build it, small and repeatable, and the distributions that it gives.
 
 Shapes: B sequences, T tokens, K mechanisms.
 """
@@ -14,10 +14,11 @@ from torch.distributions import Distribution
 
 from pyro_meta.attention import Mechanism
 from pyro_meta.evaluation.figures import evaluating
-from pyro_meta.guides import DepthGuide, Guide
+from pyro_meta.guides import DepthGuide, Guide, along_means, walk
+from pyro_meta.guides.walk import Latents
 from pyro_meta.models import DepthPrior, LanguageModel, Prior
 from pyro_meta.network.blocks import Block
-from pyro_meta.network.route import Decision, Features
+from pyro_meta.network.route import Features
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
 
@@ -56,11 +57,11 @@ class Router(ABC):
     make_guide: Callable[[LanguageModel], Guide]
 
     event: ClassVar[tuple[int, ...]] = (K,)
-    """Event shape of its laws."""
+    """Event shape of its distributions."""
     layers: ClassVar[range] = range(SHAPE.layers)
-    """Layers that have such a law."""
+    """Layers that have such a dist."""
     is_of_text: ClassVar[bool] = False
-    """Whether its laws have a batch of tokens [B, T], and not of positions [T]."""
+    """Whether its distributions have a batch of tokens [B, T], and not of positions [T]."""
 
     def build(self, seed: int = 0) -> tuple[LanguageModel, Guide]:
         torch.manual_seed(seed)
@@ -68,29 +69,36 @@ class Router(ABC):
         model = LanguageModel(network, self.make_prior(network))
         return model, self.make_guide(model)
 
-    def law_of_positions(self, model: LanguageModel, layer: int, positions: Tensor) -> Distribution:
+    def prior_at(self, model: LanguageModel, layer: int, positions: Tensor) -> Distribution:
         """The prior, or what the subject is a posterior of, at `positions` [T]."""
-        return model.prior(layer, positions)
+        return model.route_dist(layer, positions)
+
+    def of(self, latents: Latents) -> Distribution:
+        """The distribution of the subject's latent among those of a layer."""
+        return latents.route
 
     def walk(
         self, model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
     ) -> tuple[list[Distribution], Tensor]:
         """The posterior of each layer along the mean route, and the logits at its end."""
-        return walk(model, guide, tokens, hard)
+        walked = walk(model, guide, tokens, along_means(hard))
+        return [self.of(walked.posteriors[layer]) for layer in self.layers], walked.logits
 
     @abstractmethod
     def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
         """The subject itself."""
 
     @abstractmethod
-    def laws(self, model: LanguageModel, guide: Guide, tokens: Tensor) -> list[Distribution]:
-        """The subject's law of each layer for tokens [B, T], as it is."""
+    def distributions(
+        self, model: LanguageModel, guide: Guide, tokens: Tensor
+    ) -> list[Distribution]:
+        """The subject's distribution of each layer for tokens [B, T], as it is."""
 
     @abstractmethod
-    def law_at(
+    def distribution_at(
         self, model: LanguageModel, guide: Guide, layer: int, features: Features
     ) -> Distribution:
-        """The subject's law where a layer has these features."""
+        """The subject's distribution where a layer has these features."""
 
 
 class PriorSubject(Router):
@@ -99,14 +107,16 @@ class PriorSubject(Router):
     def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
         return model.prior
 
-    def laws(self, model: LanguageModel, guide: Guide, tokens: Tensor) -> list[Distribution]:
+    def distributions(
+        self, model: LanguageModel, guide: Guide, tokens: Tensor
+    ) -> list[Distribution]:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return [self.law_of_positions(model, layer, positions) for layer in self.layers]
+        return [self.prior_at(model, layer, positions) for layer in self.layers]
 
-    def law_at(
+    def distribution_at(
         self, model: LanguageModel, guide: Guide, layer: int, features: Features
     ) -> Distribution:
-        return self.law_of_positions(model, layer, features.positions)
+        return self.prior_at(model, layer, features.positions)
 
 
 class GuideSubject(Router):
@@ -117,13 +127,15 @@ class GuideSubject(Router):
     def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
         return guide
 
-    def laws(self, model: LanguageModel, guide: Guide, tokens: Tensor) -> list[Distribution]:
+    def distributions(
+        self, model: LanguageModel, guide: Guide, tokens: Tensor
+    ) -> list[Distribution]:
         return self.walk(model, guide, tokens)[0]
 
-    def law_at(
+    def distribution_at(
         self, model: LanguageModel, guide: Guide, layer: int, features: Features
     ) -> Distribution:
-        return guide.posterior(layer, features)
+        return guide.latents(layer, features).route
 
 
 @dataclass(frozen=True)
@@ -144,22 +156,11 @@ class _Gated(Router):
         guide.depth = self.make_depth_guide(model)
         return model, guide
 
-    def law_of_positions(self, model: LanguageModel, layer: int, positions: Tensor) -> Distribution:
-        law = model.depth_law(layer, positions)
-        assert law is not None
-        return law
+    def prior_at(self, model: LanguageModel, layer: int, positions: Tensor) -> Distribution:
+        return model.gate_dist(layer, positions, model.route_dist(layer, positions))
 
-    def walk(
-        self, model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
-    ) -> tuple[list[Distribution], Tensor]:
-        laws: list[Distribution] = []
-
-        def route(layer: int, features: Features) -> Tensor | Decision:
-            gates = guide.depth_posterior(layer, features)
-            laws.extend([] if gates is None else [gates])
-            return guide.follow(guide.posterior(layer, features), hard, gates)
-
-        return laws, model.network(tokens, route)
+    def of(self, latents: Latents) -> Distribution:
+        return latents.gate
 
 
 class DepthPriorSubject(_Gated, PriorSubject):
@@ -177,7 +178,7 @@ class DepthGuideSubject(_Gated, GuideSubject):
         assert guide.depth is not None
         return guide.depth
 
-    def law_at(
+    def distribution_at(
         self, model: LanguageModel, guide: Guide, layer: int, features: Features
     ) -> Distribution:
         assert guide.depth is not None
@@ -191,23 +192,10 @@ def text(seed: int = 7) -> tuple[Tensor, Tensor]:
     return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
-def walk(
-    model: LanguageModel, guide: Guide, tokens: Tensor, hard: bool = False
-) -> tuple[list[Distribution], Tensor]:
-    """The posterior of the routes of each layer along the mean route, and the logits at its end."""
-    laws: list[Distribution] = []
-
-    def route(layer: int, features: Features) -> Tensor | Decision:
-        laws.append(guide.posterior(layer, features))
-        return guide.follow(laws[-1], hard, guide.depth_posterior(layer, features))
-
-    return laws, model.network(tokens, route)
-
-
-def still_laws(
+def still_distributions(
     subject: Router, pair: tuple[LanguageModel, Guide], tokens: Tensor
 ) -> list[Distribution]:
-    """The subject's laws in evaluation mode, without gradients, expanded to [B, T]."""
+    """The subject's distributions in evaluation mode, without gradients, expanded to [B, T]."""
     with evaluating(*pair):
-        laws = subject.laws(*pair, tokens)
-        return [law.expand(tokens.shape) for law in laws]
+        distributions = subject.distributions(*pair, tokens)
+        return [dist.expand(tokens.shape) for dist in distributions]

@@ -24,8 +24,8 @@ class Execution(nn.Module):
     Attributes
     ----------
     threshold
-        A token whose distribution has uncertainty below it is hard; 0: none is, 1: all are, whatever
-        rounding does to their uncertainty. A buffer, saved with the guide.
+        A token whose distribution has uncertainty below it is hard; 0: none is, 1: all are,
+        whatever rounding does to their uncertainty. A buffer, saved with the guide.
     price
         Nats by which something must be likelier to be chosen, for each unit by which it costs more.
         A buffer, too.

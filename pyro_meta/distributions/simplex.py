@@ -29,8 +29,8 @@ def as_pair(share: Tensor) -> Tensor:
 def expected_entropy(dist: Distribution) -> Tensor:
     """E[H(alpha)] in nats, by batch element: how undecided a draw is on average.
 
-    In closed form where there is one; otherwise the mean over 64 draws. A scalar distribution is of one
-    of two shares (see `pyro_meta.distributions.gates`).
+    In closed form where there is one; otherwise the mean over 64 draws. A scalar distribution is of
+    one of two shares (see `pyro_meta.distributions.gates`).
     """
     draws = dist.sample(torch.Size([64]))
     return entropy(draws if dist.event_shape else as_pair(draws)).mean(0)
@@ -85,8 +85,8 @@ def log_ratio(q: Distribution, p: Distribution, draw: Tensor) -> Tensor:
 class Point(TorchDistribution):
     """All mass on one point of the simplex: a deterministic route.
 
-    It has no density to compare with a prior's, so that its KL from any distribution is taken as 0 and the
-    prior plays no part: the prior-free router.
+    It has no density to compare with a prior's, so that its KL from any distribution is taken as 0
+    and the prior plays no part: the prior-free router.
     """
 
     arg_constraints = {"weights": constraints.simplex}

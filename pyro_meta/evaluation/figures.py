@@ -171,8 +171,8 @@ def _pass(
     network = model.network
     L, K = network.shape.layers, len(network.mechanisms)
     device = network.device
-    shares = (torch.zeros(L, K) for _ in range(3))
-    totals = _Totals(*shares, torch.zeros(L, dtype=torch.float64))
+    mean, hard_shares, choices = (torch.zeros(L, K) for _ in range(3))
+    totals = _Totals(mean, hard_shares, choices, torch.zeros(L, dtype=torch.float64))
     positions = torch.arange(windows[0].shape[1], device=device)
     nominal, macs = (costs_at(network, unit, positions) for unit in ("nominal", "macs"))
     for tokens, targets in batches(windows, batch):

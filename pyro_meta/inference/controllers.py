@@ -167,7 +167,7 @@ class GateController(Controller):
 class Controllers(nn.ModuleList):
     """All controllers of a run, as one."""
 
-    def __iter__(self) -> Iterator[Controller]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Controller]:
         return (cast(Controller, one) for one in super().__iter__())
 
     @property

@@ -9,7 +9,7 @@ Schedules are pure functions of the share of training that is done, so that a re
 state but its step.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyro
 import torch
@@ -17,6 +17,7 @@ from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_meta.distributions.simplex import divergence
 from pyro_meta.guides import Guide
@@ -67,7 +68,7 @@ class RouteELBO(TraceMeanField_ELBO):
         nll, kl, depth_kl, penalty = [], [], [], []
         for _ in range(self.num_particles):
             guide_trace = poutine.trace(guide).get_trace(tokens, targets)
-            walked: Walked = guide_trace.nodes["_RETURN"]["value"]
+            walked = cast(Walked, guide_trace.nodes["_RETURN"]["value"])
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(tokens, targets, walked.passed)
             observed: Any = model_trace.nodes["next_token"]
@@ -103,7 +104,8 @@ def _divergences(guide: Trace, model: Trace, layer: int) -> tuple[Tensor, Tensor
 
 
 def _divergence(guide: Trace, model: Trace, site: str) -> Tensor:
-    return divergence(guide.nodes[site]["fn"], model.nodes[site]["fn"]).sum()
+    q, p = (cast(Distribution, trace.nodes[site]["fn"]) for trace in (guide, model))
+    return divergence(q, p).sum()
 
 
 def _penalty(model: Trace, like: Tensor) -> Tensor:

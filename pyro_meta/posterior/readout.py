@@ -69,9 +69,7 @@ def write_posterior(
     }
     with (
         evaluating(model, guide),
-        PosteriorWriter(
-            path, sizes, network.mechanism_names, facts, bool(model.gated)
-        ) as out,
+        PosteriorWriter(path, sizes, network.mechanism_names, facts, bool(model.gated)) as out,
     ):
         for number, (tokens, targets) in enumerate(batches(windows, batch)):
             x, y = tokens.to(device), targets.to(device)

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from pyro_meta.attention import Cache, routed_attention
 from pyro_meta.evaluation.clock import Calls
+from pyro_meta.guides import mean_route
+from pyro_meta.models import LanguageModel
+from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features, Route
-from pyro_meta.network.transformer import Transformer, chosen_by_all
+from pyro_meta.network.transformer import chosen_by_all
 from pyro_meta.speed.scene import MECHANISMS, Attention, Scene
 
 DECODED = 16  # tokens of a call of the decoding part
@@ -65,11 +68,11 @@ def prefill_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
     walk = partial(reading, scene, network, scene.tokens(length))
 
     def asked(choices: Tensor) -> Route:
-        ask = guide.mean_route(hard=True)
+        ask = mean_route(guide, hard=True)
 
-        def route(layer: int, features: Features) -> Tensor:
+        def route(layer: int, features: Features) -> Decision:
             ask(layer, features)
-            return choices[layer]
+            return Decision(choices[layer])
 
         return route
 
@@ -77,9 +80,7 @@ def prefill_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
     return calls | {routed(share): walk(asked(scene.choices(share, length))) for share in shares}
 
 
-def reading(
-    scene: Scene, network: Transformer, tokens: Tensor, route: Route
-) -> Callable[[], object]:
+def reading(scene: Scene, network: Network, tokens: Tensor, route: Route) -> Callable[[], object]:
     """A call in which `network` reads tokens along a route, without gradients."""
 
     def run() -> None:
@@ -92,18 +93,18 @@ def reading(
 def training_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
     """Loss and gradients of the network along given hard routes; no router, no optimiser."""
     model, _ = scene.network(length)
-    network, tokens = model.network.train(), scene.tokens(length)
+    network, tokens = model.train().network, scene.tokens(length)
 
     def step(route: Route) -> Callable[[], object]:
         def run() -> None:
             with scene.autocast():
-                train_once(network, tokens, route)
+                train_once(model, tokens, route)
 
         return run
 
     def given(choices: Tensor) -> Route:
-        def route(layer: int, features: Features) -> Tensor:
-            return choices[layer]
+        def route(layer: int, features: Features) -> Decision:
+            return Decision(choices[layer])
 
         return route
 
@@ -119,10 +120,10 @@ def decoding_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
     """
     model, guide = scene.network(length)
     network, tokens = model.network, scene.tokens(length)
-    ask = guide.mean_route(hard=True)
+    ask = mean_route(guide, hard=True)
 
     def after(route: Route, is_asking: bool) -> Callable[[], object]:
-        def asking(layer: int, features: Features) -> Tensor | Decision:
+        def asking(layer: int, features: Features) -> Decision:
             ask(layer, features)
             return route(layer, features)
 
@@ -138,9 +139,9 @@ def decoding_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
         return run
 
     def given(choices: Tensor) -> Route:
-        def route(layer: int, features: Features) -> Tensor:
+        def route(layer: int, features: Features) -> Decision:
             begin = int(features.positions[0]) % length
-            return choices[layer][:, begin : begin + features.tokens.shape[1]]
+            return Decision(choices[layer][:, begin : begin + features.tokens.shape[1]])
 
         return route
 
@@ -150,14 +151,14 @@ def decoding_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
     }
 
 
-def train_once(network: Transformer, tokens: Tensor, route: Route) -> None:
+def train_once(model: LanguageModel, tokens: Tensor, route: Route) -> None:
     """Loss of tokens [B, T] along a route, and its gradients."""
-    network.zero_grad(set_to_none=True)
-    logits = network(tokens, route)
+    model.zero_grad(set_to_none=True)
+    logits = model.network(tokens, route)
     F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten()).backward()
 
 
-def decode(network: Transformer, tokens: Tensor, route: Route, cache: Cache) -> None:
+def decode(network: Network, tokens: Tensor, route: Route, cache: Cache) -> None:
     """Read the first `DECODED` of tokens [B, T], or as many over again, one by one."""
     for step in range(DECODED):
         network(tokens[:, step % tokens.shape[1], None], route, cache)

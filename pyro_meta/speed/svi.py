@@ -15,7 +15,7 @@ from pyro_meta.guides import DirichletGuide
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.inference.schedules import Optimisation
 from pyro_meta.models import CostDirichlet, LanguageModel
-from pyro_meta.network.route import Features
+from pyro_meta.network.route import Decision, Features
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
 
@@ -66,11 +66,11 @@ def plain_loss(
     """The same network and objective, with torch.distributions and no Pyro."""
     kls = []
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Decision:
         q = Dirichlet(guide.posterior(layer, features).concentration, validate_args=False)
         prior = model.prior(layer, features.positions).concentration
         kls.append(kl_divergence(q, Dirichlet(prior, validate_args=False)).mean())
-        return q.rsample()
+        return Decision(q.rsample())
 
     logits = model.network(tokens, route)
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten())

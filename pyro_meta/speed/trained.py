@@ -65,7 +65,7 @@ def training(
         decisions = walk(model, guide, tokens, along_means(hard=True)).decisions
 
     def step(route: Route) -> Callable[[], None]:
-        return lambda: train_once(network, tokens, route)
+        return lambda: train_once(model, tokens, route)
 
     was_training = model.training
     model.train()

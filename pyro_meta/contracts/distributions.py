@@ -1,4 +1,4 @@
-"""The contract that priors and guides share: what a law of routes promises.
+"""The contract that priors and guides share: what a distribution of routes promises.
 
 Shapes: B sequences, T tokens, K mechanisms, S draws.
 """
@@ -24,7 +24,7 @@ from pyro_meta.contracts.subjects import (
     B,
     Router,
     T,
-    still_laws,
+    still_distributions,
     text,
 )
 from pyro_meta.distributions.simplex import Point, divergence
@@ -35,22 +35,23 @@ from pyro_meta.network.route import Features
 from pyro_meta.training.run import Run
 
 DRAWS = 1024
-MEAN_TOLERANCE = 0.01  # a law without a closed mean may approximate it
+PARTS = ("model", "guide")
+MEAN_TOLERANCE = 0.01  # a distribution without a closed mean may approximate it
 ON_SIMPLEX = 1e-5  # float32
 KL_ROUNDING = 1e-6  # of a closed form, in float64
 
 
-def law_has_one_weight_per_mechanism(subject: Router) -> None:
+def distribution_has_one_weight_per_mechanism(subject: Router) -> None:
     """At any number of sequences and tokens: event [K], batch [B, T] or, of a prior, [T] or [].
 
-    A law of depth gates has one number, event [].
+    A distribution of depth gates has one number, event [].
     """
     pair = subject.build()
     for rows, length in ((B, T), (1, 1), (2, 7)):
         tokens = text()[0][:rows, :length]
         allowed = [(rows, length)] if subject.is_of_text else [(length,), ()]
-        for layer, law in enumerate(subject.laws(*pair, tokens)):
-            batch, event = tuple(law.batch_shape), tuple(law.event_shape)
+        for layer, dist in enumerate(subject.distributions(*pair, tokens)):
+            batch, event = tuple(dist.batch_shape), tuple(dist.event_shape)
             what = f"of layer {layer} for tokens [{rows}, {length}]"
             needed = list(subject.event)
             require(event == subject.event, f"the event {what} is {list(event)}, not {needed}")
@@ -58,16 +59,16 @@ def law_has_one_weight_per_mechanism(subject: Router) -> None:
             require(batch in allowed, f"the batch {what} is {list(batch)}, not {either}")
 
 
-def law_follows_the_default_dtype(subject: Router) -> None:
+def distribution_follows_the_default_dtype(subject: Router) -> None:
     for dtype in (torch.float32, torch.float64):
         with default_dtype(dtype):
-            for law in still_laws(subject, subject.build(), text()[0]):
-                for what, values in (("mean", law.mean), ("draw", law.sample())):
+            for dist in still_distributions(subject, subject.build(), text()[0]):
+                for what, values in (("mean", dist.mean), ("draw", dist.sample())):
                     require(values.dtype == dtype, f"a {what} in {dtype} is {values.dtype}")
 
 
-def law_follows_the_device(subject: Router) -> None:
-    """On the device `meta`, which holds no numbers: a law that reads them would wait for a GPU."""
+def distribution_follows_the_device(subject: Router) -> None:
+    """On the device `meta`, which holds no numbers: a distribution that reads them would wait for a GPU."""
     model, guide = subject.build()
     model, guide = model.to("meta"), guide.to("meta")
     tokens = torch.zeros(B, T, dtype=torch.long, device="meta")
@@ -75,36 +76,39 @@ def law_follows_the_device(subject: Router) -> None:
     features = Features(tokens, state, state, torch.arange(T, device="meta"))
     with pyro.validation_enabled(False):
         for layer in subject.layers:
-            device = subject.law_at(model, guide, layer, features).mean.device.type
-            require(device == "meta", f"the law of layer {layer} is on {device}, not on the device")
+            device = subject.distribution_at(model, guide, layer, features).mean.device.type
+            require(
+                device == "meta",
+                f"the distribution of layer {layer} is on {device}, not on the device",
+            )
 
 
-def law_is_reparameterised(subject: Router) -> None:
+def distribution_is_reparameterised(subject: Router) -> None:
     pair = subject.build()
-    for law in subject.laws(*pair, text()[0]):
-        require(law.has_rsample, f"{type(law).__name__} has no rsample; routes need its gradient")
-        draw = law.rsample()
-        if law.mean.requires_grad:
+    for dist in subject.distributions(*pair, text()[0]):
+        require(dist.has_rsample, f"{type(dist).__name__} has no rsample; routes need its gradient")
+        draw = dist.rsample()
+        if dist.mean.requires_grad:
             require(draw.requires_grad, "the mean carries a gradient and a draw does not")
 
 
 def draws_lie_on_the_simplex(subject: Router) -> None:
     """Or, of a depth gate, between 0 and 1; and so the mean."""
-    for law in still_laws(subject, subject.build(), text()[0]):
-        _require_on_simplex(law.sample(torch.Size([64])), "draws", not subject.event)
+    for dist in still_distributions(subject, subject.build(), text()[0]):
+        _require_on_simplex(dist.sample(torch.Size([64])), "draws", not subject.event)
 
 
 def mean_lies_on_the_simplex(subject: Router) -> None:
-    for law in still_laws(subject, subject.build(), text()[0]):
-        _require_on_simplex(law.mean, "the mean", not subject.event)
+    for dist in still_distributions(subject, subject.build(), text()[0]):
+        _require_on_simplex(dist.mean, "the mean", not subject.event)
 
 
 def mean_is_that_of_the_draws(subject: Router) -> None:
     """Within 4 standard errors, and .01 for a mean that is an approximation."""
-    for layer, law in enumerate(still_laws(subject, subject.build(), text()[0])):
-        draws = law.sample(torch.Size([DRAWS]))
+    for layer, dist in enumerate(still_distributions(subject, subject.build(), text()[0])):
+        draws = dist.sample(torch.Size([DRAWS]))
         error = draws.std(0) / DRAWS**0.5
-        gap = (draws.mean(0) - law.mean).abs() - STANDARD_ERRORS * error
+        gap = (draws.mean(0) - dist.mean).abs() - STANDARD_ERRORS * error
         require(
             bool((gap <= MEAN_TOLERANCE).all()),
             f"the mean of layer {layer} is up to {float(gap.max()):.2g} further from that of "
@@ -113,17 +117,17 @@ def mean_is_that_of_the_draws(subject: Router) -> None:
 
 
 def evaluation_is_deterministic(subject: Router) -> None:
-    """The law itself; only its draws are random."""
+    """The distribution itself; only its draws are random."""
     pair = subject.build()
-    once, again = (still_laws(subject, pair, text()[0]) for _ in range(2))
-    _require_same(once, again, "two calls in evaluation mode give two laws")
+    once, again = (still_distributions(subject, pair, text()[0]) for _ in range(2))
+    _require_same(once, again, "two calls in evaluation mode give two distributions")
 
 
 def gradients_are_finite_and_reach_every_parameter(subject: Router) -> None:
     """From one evaluation of the objective, with routes soft, partly hard and hard."""
     for threshold in (0.0, 0.9, 1.0):
         model, guide = subject.build()
-        guide.threshold.fill_(threshold)
+        guide.harden_below(threshold)
         objective = Objective(model, guide)
         objective(*text()).loss.backward()
         when = f"from the objective at threshold {threshold:g}"
@@ -135,8 +139,8 @@ def gradients_are_finite_and_reach_every_parameter(subject: Router) -> None:
 
 def kl_from_itself_is_zero(subject: Router) -> None:
     with default_dtype(torch.float64):
-        for law in still_laws(subject, subject.build(), text()[0]):
-            kl = divergence(law, law)
+        for dist in still_distributions(subject, subject.build(), text()[0]):
+            kl = divergence(dist, dist)
             require(kl.shape == (B, T), f"KL(p || p) is {list(kl.shape)}, not {[B, T]}")
             require_close(kl, torch.zeros(B, T), KL_ROUNDING, "KL(p || p) is not 0")
 
@@ -169,16 +173,20 @@ def closed_kl_is_the_mean_log_ratio(subject: Router) -> None:
             )
 
 
-def autocast_leaves_the_law_in_float32(subject: Router) -> None:
-    """A step under bf16 autocast: the network in half precision, laws, KL and gradients not."""
+def autocast_leaves_the_distribution_in_float32(subject: Router) -> None:
+    """A step under bf16 autocast: the network in half precision, distributions, KL and gradients not."""
     model, guide = subject.build()
     objective = Objective(model, guide)
     with torch.autocast("cpu", torch.bfloat16):
         torch.manual_seed(1)
         terms = objective(*text())
-    found = {"means": terms.means, "routes": terms.routes, "KL": terms.kl}
-    if terms.gates is not None and terms.depth_kl is not None:
-        found |= {"gates": terms.gates, "KL of the gates": terms.depth_kl}
+    found = {
+        "means": terms.means,
+        "routes": terms.routes,
+        "KL": terms.kl,
+        "gates": terms.gates,
+        "KL of the gates": terms.depth_kl,
+    }
     for what, values in found.items():
         require(values.dtype == torch.float32, f"{what} under autocast: {values.dtype}")
         require_finite(values, f"{what} under autocast")
@@ -205,20 +213,20 @@ def checkpoint_round_trip_changes_nothing(subject: Router) -> None:
     """Saved by a run after a step of training, loaded into one that was built from another seed."""
     saved, loaded = subject.build(seed=1), subject.build(seed=2)
     _step(Objective(*saved))
-    saved[1].threshold.fill_(0.7)
+    saved[1].harden_below(0.7)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         state = {"step": 1, "seconds": 0.0, "corpus": "", "processes": 1}
-        run.save_checkpoint(*saved, None, state)
-        run.load_checkpoint(*loaded)
+        run.save_checkpoint(dict(zip(PARTS, saved, strict=True)), None, state)
+        run.load_checkpoint(dict(zip(PARTS, loaded, strict=True)))
     for ours, theirs in zip(saved, loaded, strict=True):
         values = theirs.state_dict()
         for name, value in ours.state_dict().items():
             require(torch.equal(value, values[name]), f"{name} is another after a round trip")
     _require_same(
-        still_laws(subject, saved, text()[0]),
-        still_laws(subject, loaded, text()[0]),
-        "a loaded checkpoint gives another law: is a tensor neither parameter nor buffer?",
+        still_distributions(subject, saved, text()[0]),
+        still_distributions(subject, loaded, text()[0]),
+        "a loaded checkpoint gives another distribution: is a tensor neither parameter nor buffer?",
     )
 
 
@@ -248,7 +256,7 @@ def _posteriors_and_priors(subject: Router) -> list[tuple[Distribution, Distribu
     tokens = text()[0]
     with evaluating(model, guide):
         return [
-            (q, subject.law_of_positions(model, layer, torch.arange(T)).expand(tokens.shape))
+            (q, subject.prior_at(model, layer, torch.arange(T)).expand(tokens.shape))
             for layer, q in zip(subject.layers, subject.walk(model, guide, tokens)[0], strict=True)
         ]
 
@@ -283,10 +291,10 @@ def _step(objective: Objective) -> None:
 
 
 CLAUSES = (
-    law_has_one_weight_per_mechanism,
-    law_follows_the_default_dtype,
-    law_follows_the_device,
-    law_is_reparameterised,
+    distribution_has_one_weight_per_mechanism,
+    distribution_follows_the_default_dtype,
+    distribution_follows_the_device,
+    distribution_is_reparameterised,
     draws_lie_on_the_simplex,
     mean_lies_on_the_simplex,
     mean_is_that_of_the_draws,
@@ -295,7 +303,7 @@ CLAUSES = (
     kl_from_itself_is_zero,
     kl_is_not_negative,
     closed_kl_is_the_mean_log_ratio,
-    autocast_leaves_the_law_in_float32,
+    autocast_leaves_the_distribution_in_float32,
     training_stays_finite,
     checkpoint_round_trip_changes_nothing,
 )
