@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyro
 import pytest
@@ -31,6 +30,7 @@ from pyro_meta import (
     TokenTableGuide,
     Transformer,
 )
+from pyro_meta.distributions import GateExecution, RouteExecution
 
 DIRICHLETS = [
     CostDirichlet,
@@ -51,8 +51,6 @@ GUIDES = [
     FixedGuide,
     RandomGuide,
 ]
-ARGUMENTS: dict[type[Prior], dict[str, Any]] = {BudgetDirichlet: {"budget": 0.8}}
-"""What a prior cannot do without."""
 REFUSED = {
     (LogisticNormalPrior, PaperGuide),
     *(
@@ -101,6 +99,29 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+def route_execution(
+    threshold: float, price: float = 0.0, costs: tuple[float, ...] = (1.0, 0.3, 0.15)
+) -> RouteExecution:
+    """Hardening below a threshold, at a price."""
+    execution = RouteExecution(torch.tensor(costs))
+    execution.threshold.fill_(threshold)
+    execution.price.fill_(price)
+    return execution
+
+
+def gate_execution(threshold: float, price: float = 0.0) -> GateExecution:
+    """The same of depth gates."""
+    execution = GateExecution()
+    execution.threshold.fill_(threshold)
+    execution.price.fill_(price)
+    return execution
+
+
+def parts(pair: tuple[LanguageModel, Guide]) -> dict[str, torch.nn.Module]:
+    """What a checkpoint keeps of a model and its guide."""
+    return {"model": pair[0], "guide": pair[1]}
+
+
 Build = Callable[..., tuple[LanguageModel, Guide]]
 
 
@@ -117,7 +138,7 @@ def build(
         vocabulary=13, context=context, width=16, layers=layers, heads=2, window=5, dropout=dropout
     )
     network = Transformer(shape, mechanisms)
-    model = LanguageModel(network, prior(network, **ARGUMENTS.get(prior, {})))
+    model = LanguageModel(network, prior(network))
     return model, guide(model)
 
 

@@ -24,6 +24,7 @@ from pyro_meta import (
 from pyro_meta.attention import Queries
 from pyro_meta.attention.mechanisms import Attend
 from pyro_meta.guides.heads import of_own_token
+from pyro_meta.guides.walk import Latents
 from pyro_meta.network.blocks import ResidualBlock, Stream
 
 
@@ -242,7 +243,7 @@ BLOCKS: dict[type[Block], set[str]] = {
         "hard_gates_equal_gates_of_0_and_1",
     },
     DoesNotLetPass: {
-        "a_shut_gate_lets_a_token_pass",
+        "a_shut_gate_lets_a_token_skip",
         "hard_gates_equal_gates_of_0_and_1",
     },
     IsNeverAllOpen: {
@@ -503,10 +504,11 @@ class GuideThatReadsTargets(SoundGuide):
 
     answers: Tensor | None = None
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> None:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Any:
         self.answers = targets
-        super().forward(tokens, targets)
+        walked = super().forward(tokens, targets)
         self.answers = None
+        return walked
 
     def base(self, layer: int, features: Features) -> Dirichlet:
         concentration = super().base(layer, features).concentration
@@ -526,18 +528,18 @@ class GuideThatIsNotSaved(SoundGuide):
 class GuideThatCrashesInHalfPrecision(SoundGuide):
     """It draws in a forward of its own, where autocast still holds."""
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> None:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Any:
         out = self.heads[0](self.model.network.embedding(tokens))
         Dirichlet(nn.functional.softplus(out)).rsample()
-        super().forward(tokens, targets)
+        return super().forward(tokens, targets)
 
 
 class GuideWithItsOwnRoute(SoundGuide):
     """It evaluates along other routes than its means."""
 
-    def mean_route(self, hard: bool | None = None) -> Any:
-        follow = super().mean_route(hard)
-        return lambda layer, features: follow(layer, features).flip(-1)
+    def latents(self, layer: int, features: Features) -> Any:
+        route, gate = super().latents(layer, features)
+        return Latents(Dirichlet(route.concentration.flip(-1)), gate)
 
 
 class NeedsLoads(SoundGuide):

@@ -102,7 +102,7 @@ def test_the_conjugate_handful_has_no_gaps() -> None:
 def test_enumeration_agrees_with_weighted_draws_of_the_prior() -> None:
     """Hard routes of a real network: sums over choices against brute importance sampling."""
     model, guide = build(prior=SymmetricDirichlet)
-    guide.threshold.fill_(1.0)
+    guide.harden_below(1.0)
     tokens, targets = text(1, 9)
     with evaluating(model, guide):
         handful = Handful(guide, tokens[0], targets[0], 2, 0.2)
@@ -134,7 +134,7 @@ def test_the_guide_of_a_handful_is_the_guide() -> None:
 
 def test_the_objective_is_that_of_training() -> None:
     model, guide = build()
-    guide.threshold.fill_(1.0)
+    guide.harden_below(1.0)
     tokens, targets = text()
     torch.manual_seed(5)
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_the_objective_is_that_of_training() -> None:
 def test_blocks_weigh_what_a_whole_walk_weighs(threshold: float) -> None:
     """Read from the cache or as a whole: the same likelihood for the same routes."""
     model, guide = build()
-    guide.threshold.fill_(threshold)
+    guide.harden_below(threshold)
     windows = text(2, 20)
     with evaluating(model, guide):
         found = list(block_terms(model, guide, windows, draws=5, lengths=(1, 4)))
@@ -174,7 +174,7 @@ def test_laws_without_density_are_passed_over() -> None:
 
 def test_other_laws_are_weighed_too() -> None:
     model, guide = build(prior=LogisticNormalPrior, guide=LogisticNormalGuide)
-    guide.threshold.fill_(1.0)
+    guide.harden_below(1.0)
     tokens, targets = text(1, 9)
     with evaluating(model, guide):
         found = list(block_terms(model, guide, text(2, 20), draws=5, lengths=(2,)))

@@ -111,7 +111,7 @@ def test_the_depth_benchmark_says_all_it_should(tmp_path: Path) -> None:
     whole, _, half = (row["macs_ratio"] for row in facts["points"][:3])
     shape = Scene(layers=2).shape(64)
     dense, attention = 64 * dense_macs(shape), full_attention_macs(shape, 64)
-    kv = 64 * (dense_macs(shape, passed_by=1) - dense_macs(shape))
+    kv = 64 * (dense_macs(shape, skipped=1) - dense_macs(shape))
     assert half == pytest.approx(whole + (kv - attention) / (dense + 2 * attention))
 
 

@@ -12,7 +12,7 @@ from commands import MOMENT
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pyro_meta import Features, Shape, Transformer, UsageError, pinned
+from pyro_meta import Decision, Features, Shape, Transformer, UsageError, pinned
 from pyro_meta.attention.rotary import rotation
 from pyro_meta.evaluation.causality import require_causal
 from pyro_meta.generate import main as generate
@@ -39,8 +39,8 @@ def tokens(batch: int = 2, length: int = 9) -> Tensor:
     return torch.randint(11, (batch, length), generator=torch.Generator().manual_seed(3))
 
 
-def soft(layer: int, features: Features) -> Tensor:
-    return features.normed[..., :3].softmax(-1)
+def soft(layer: int, features: Features) -> Decision:
+    return Decision(features.normed[..., :3].softmax(-1))
 
 
 def shaken(block: str, mechanisms: tuple[str, ...] = ("full", "window", "linear")) -> Transformer:
@@ -176,7 +176,7 @@ def test_the_router_sees_what_the_layer_attends_from() -> None:
     for block in network.layers:
         block.attention.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Decision:
         seen.append(features)
         return soft(layer, features)
 
@@ -185,7 +185,9 @@ def test_the_router_sees_what_the_layer_attends_from() -> None:
     for features, z in zip(seen, read, strict=True):
         assert torch.equal(features.normed, z)
     first = network.layers[0]
-    stream = first(first.begin(seen[0].state), seen[0].normed, soft(0, seen[0]), surroundings(9))
+    stream = first(
+        first.begin(seen[0].state), seen[0].normed, soft(0, seen[0]).route, surroundings(9)
+    )
     assert torch.equal(seen[1].state, stream.state)
     second = network.layers[1]
     ahead = stream.state + second.attention_step.logit_mu.sigmoid() * stream.velocity

@@ -11,13 +11,15 @@ import yaml
 from commands import MOMENT
 from conftest import build, text
 from pyro.distributions import Dirichlet
+from torch import Tensor
 from torch.distributions import kl_divergence
 
 import pyro_meta.train as train_command
 from pyro_meta import BudgetDirichlet, CostDirichlet, Transformer, UsageError
+from pyro_meta.inference.controllers import BudgetController, Step
+from pyro_meta.inference.dual import DualController
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.inference.schedules import KLSchedule, Optimisation
-from pyro_meta.models.dual import DualController
 from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.run import Run
 
@@ -81,7 +83,7 @@ def test_the_pull_of_a_budget_does_not_saturate(network: Transformer) -> None:
     nominal = [1.0, 0.3, 0.15]
     saturated = [charge(CostDirichlet(network, rate, cost=nominal)) for rate in (30.0, 300.0)]
     assert saturated[1] == pytest.approx(saturated[0], rel=0.05)
-    prior = BudgetDirichlet(network, 0.5, cost=nominal)
+    prior = BudgetDirichlet(network, cost=nominal)
     charges = []
     for rate in (-300.0, -30.0, -3.0, 0.0, 3.0, 30.0, 300.0):
         prior.rate.fill_(rate)
@@ -92,37 +94,50 @@ def test_the_pull_of_a_budget_does_not_saturate(network: Transformer) -> None:
 
 
 def test_at_first_it_is_a_cost_dirichlet(network: Transformer) -> None:
-    prior = BudgetDirichlet(network, 0.8)
+    prior = BudgetDirichlet(network)
     prior.rate.fill_(2.5)
     law, same = (p(0, torch.arange(24)) for p in (prior, CostDirichlet(network, rate=2.5)))
     torch.testing.assert_close(law.concentration, same.concentration)
 
 
+def step(choices: Tensor, kl_weight: float = 0.005, has_settled: bool = False) -> Step:
+    return Step(choices, kl_weight, True, has_settled, lambda figures: figures)
+
+
+def of_cost(cost: float, context: int = 24) -> Tensor:
+    """Choices between `full`, of cost 1, and nothing, whose mean cost is this."""
+    return torch.tensor([cost, 0.0, 0.0]).expand(2, 3, context, 3)
+
+
 def test_it_reckons_with_hard_routes(network: Transformer) -> None:
-    prior = BudgetDirichlet(network, 0.5, cost=[1.0, 0.3, 0.15])
+    prior = BudgetDirichlet(network, cost=[1.0, 0.3, 0.15])
+    controller = BudgetController(prior, 0.5)
     tokens = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     choices = tokens.repeat(network.shape.context // 2, 1).expand(2, 3, -1, 3)
-    assert prior.measure(choices)["cost_budgeted"] == pytest.approx(0.65)
-    assert prior.measure(choices[:, :, :-2]) == {}, "short sequences are on another scale"
-    prior.adapt({"cost_budgeted": 0.65}, 1e-6, False)
-    assert prior.figures() == {"lambda": 0.0, "surcharge": 0.0}, (
+    found = controller.step(step(choices, kl_weight=1e-6))
+    assert found["cost_budgeted"] == pytest.approx(0.65)
+    assert controller.figures() == {"lambda": 0.0, "surcharge": 0.0}, (
         "a KL that is off is no time to act"
     )
-    prior.adapt({"cost_budgeted": 0.65}, 0.005, False)
-    assert prior.figures()["lambda"] > 0
+    assert controller.step(step(choices[:, :, :-2])) == {}, "short sequences: another scale"
+    assert controller.figures()["lambda"] == 0.0
+    controller.step(step(choices))
+    assert controller.figures()["lambda"] > 0
     for _ in range(30):
-        prior.adapt({"cost_budgeted": 0.3}, 0.005, False)
-    assert prior.figures()["lambda"] < 0
+        controller.step(step(of_cost(0.3)))
+    assert controller.figures()["lambda"] < 0
 
 
 def test_prices_are_saved(network: Transformer) -> None:
-    one, other = BudgetDirichlet(network, 0.5), BudgetDirichlet(network, 0.5)
-    for step in range(20):
-        one.adapt({"cost_budgeted": 0.9}, 0.005, step > 10)
+    priors = [BudgetDirichlet(network, cost=[1.0, 0.3, 0.15]) for _ in range(2)]
+    one, other = (BudgetController(prior, 0.5) for prior in priors)
+    for number in range(20):
+        one.step(step(of_cost(0.9), has_settled=number > 10))
     other.load_state_dict(one.state_dict())
+    priors[1].load_state_dict(priors[0].state_dict())
     for has_settled in (False, True):
-        for prior in (one, other):
-            prior.adapt({"cost_budgeted": 0.8}, 0.005, has_settled)
+        for controller in (one, other):
+            controller.step(step(of_cost(0.8), has_settled=has_settled))
     assert one.figures() == other.figures()
     assert one.figures()["lambda"] > 0 < one.figures()["surcharge"]
 
@@ -133,19 +148,20 @@ def test_once_the_guide_has_stopped_the_price_of_deciding_meets_the_budget(
 ) -> None:
     """On posteriors that no longer change; lambda then stays where it was."""
     _, guide = build(prior=BudgetDirichlet)
-    budget = float(torch.lerp(guide.costs.min(), guide.costs.max(), share))
-    prior = BudgetDirichlet(network, budget)
+    costs = guide.execution.costs
+    budget = float(torch.lerp(costs.min(), costs.max(), share))
+    prior = BudgetDirichlet(network)
     prior.rate.fill_(1.5)
+    controller = BudgetController(prior, budget)
     generator = torch.Generator().manual_seed(0)
     context = network.shape.context
     for _ in range(400):
         noise = torch.randn(2, 8, context, 3, generator=generator)
         means = torch.softmax(noise + torch.tensor([1.0, 0.5, 0.0]), -1)
-        guide.price.fill_(0.7 + prior.surcharge())
-        figures = prior.measure(guide.choice(means))
-        prior.adapt(figures, 0.005, True)
+        guide.execution.price.fill_(0.7 + float(controller.surcharge))
+        figures = controller.step(step(guide.execution.shares(means), has_settled=True))
     assert figures["cost_budgeted"] == pytest.approx(budget, abs=0.03)  # the batch scatters
-    assert prior.figures()["lambda"] == 1.5
+    assert controller.figures()["lambda"] == 1.5
 
 
 def test_every_guide_with_a_kl_feels_the_price() -> None:
@@ -165,18 +181,24 @@ def test_every_guide_with_a_kl_feels_the_price() -> None:
 @pytest.mark.parametrize("budget", [0.01, 1.5, -1.0, math.nan])
 def test_a_budget_that_no_route_meets_is_refused(network: Transformer, budget: float) -> None:
     with pytest.raises(UsageError, match=r"budget: .* between 0\.15 .* and 1 .* unit nominal"):
-        BudgetDirichlet(network, budget, cost="nominal")
+        BudgetController(BudgetDirichlet(network, cost="nominal"), budget)
+
+
+def budget_of(config: Config) -> float:
+    (controller,) = config.controllers(*config.build(13))
+    assert isinstance(controller, BudgetController)
+    return controller.budget
 
 
 def test_a_budget_chooses_the_prior(tmp_path: Path) -> None:
     config, saved = read_options(["--budget", "0.6"])
     assert yaml.safe_load(saved)["prior"]["class_path"].endswith("BudgetDirichlet")
-    prior = config.build(13)[0].prior
-    assert isinstance(prior, BudgetDirichlet) and prior.budget == 0.6
+    assert isinstance(config.build(13)[0].prior, BudgetDirichlet)
+    assert budget_of(config) == 0.6
     path = tmp_path / "config.yaml"
     path.write_text(saved)
     again, _ = read_options(["--config", str(path)])
-    assert again.build(13)[0].prior.budget == 0.6
+    assert budget_of(again) == 0.6
     named, _ = read_options(["--budget=0.5", "--prior=BudgetDirichlet", "--prior.cost=nominal"])
     assert named.build(13)[0].prior.costs.spec == "nominal"
     assert isinstance(Config(budget=0.6).build(13)[0].prior, BudgetDirichlet)
@@ -202,9 +224,9 @@ def test_an_infeasible_budget_of_measured_costs_is_refused_when_training_begins(
     network: Transformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path))
-    prior = BudgetDirichlet(network, 1e6, cost="measured")  # a checkpoint may hold other costs
+    prior = BudgetDirichlet(network, cost="measured")
     with pytest.raises(UsageError, match="is allowed in the unit measured"):
-        prior.check()
+        BudgetController(prior, 1e6).require_reachable()
     run = tmp_path / "run"
     words = [*options(tmp_path)[:-1], "--budget=1e6", "--prior.cost=measured", f"--out={run}"]
     with pytest.raises(UsageError, match="is allowed in the unit measured"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyro_meta import (
+    Decision,
     DirichletGuide,
     Features,
     FixedGuide,
@@ -106,13 +107,15 @@ def by_hash(network: Transformer, kind: str, seed: int = 0) -> Route:
     K = len(network.mechanisms)
     table = torch.randn(97, K, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Decision:
         index = (features.tokens * 5 + features.positions * 7 + 31 * layer) % len(table)
         scores = table[index].to(features.state)
         if kind == "hard":
-            return scores.argmax(-1)
+            return Decision(scores.argmax(-1))
         soft = (3 * scores).softmax(-1)
-        return soft if kind == "soft" else soft[:1, :1].mean((0, 1), keepdim=True) * 0 + 1 / K
+        return Decision(
+            soft if kind == "soft" else soft[:1, :1].mean((0, 1), keepdim=True) * 0 + 1 / K
+        )
 
     return route
 
@@ -170,7 +173,7 @@ def trained_like(guide: type[Guide], threshold: float) -> tuple[LanguageModel, G
     model, built = build(guide=guide, context=12)
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter)
-    built.threshold.fill_(threshold)
+    built.harden_below(threshold)
     return model, built
 
 
@@ -293,7 +296,7 @@ def test_what_raises_on_the_way_leaves_the_cache_as_it_was(
     route = by_hash(network, kind)
     tokens = torch.randint(VOCABULARY, (3, 90))
 
-    def fails_late(layer: int, features: Features) -> Tensor:
+    def fails_late(layer: int, features: Features) -> Decision:
         return interrupt() if layer == 1 else route(layer, features)
 
     for keeps_features in (False, True):
@@ -364,14 +367,14 @@ def test_weights_of_whole_rows_serve_rows_at_different_positions(
     cache = network.new_cache(3, keeps_features)
     starts = [7, 2, 4]
     mean = weights if len(shape) == 1 else weights[..., :1, :]
-    network(tokens[:, :7], lambda layer, features: mean, cache, starts)
-    found = network(tokens[:, 7:], lambda layer, features: weights, cache)
+    network(tokens[:, :7], lambda layer, features: Decision(mean), cache, starts)
+    found = network(tokens[:, 7:], lambda layer, features: Decision(weights), cache)
     for row, start in enumerate(starts):
         own = weights if len(shape) == 1 else weights[row % len(weights), :]
         first = own if own.dim() == 1 else own[:1].expand(start, -1)
         both = own if own.dim() == 1 else torch.cat([first, own.expand(2, -1)])[None]
         text = torch.cat([tokens[row, :start], tokens[row, 7:]])[None]
-        whole = network(text, lambda layer, features, both=both: both)
+        whole = network(text, lambda layer, features, both=both: Decision(both))
         torch.testing.assert_close(found[row], whole[0, -2:], rtol=1e-10, atol=1e-10)
 
 
@@ -392,7 +395,7 @@ def test_a_token_pays_for_its_own_route_only(
         for method in ("forward", "serve", "decode", "resume"):
             if other is not mechanism and method in vars(other):
                 monkeypatch.setattr(other, method, refuse)
-    network(tokens[:, :1], lambda layer, features: 0 * features.tokens + index, cache)
+    network(tokens[:, :1], lambda layer, features: Decision(0 * features.tokens + index), cache)
 
 
 def test_keys_are_neither_copied_for_a_window_nor_with_every_token(
@@ -413,7 +416,11 @@ def test_keys_are_neither_copied_for_a_window_nor_with_every_token(
     monkeypatch.setattr(Window, "decode", seen)
     tokens = torch.randint(VOCABULARY, (1, 300))
     for position in range(300):
-        network(tokens[:, position, None], lambda layer, features: 0 * features.tokens + 1, cache)
+        network(
+            tokens[:, position, None],
+            lambda layer, features: Decision(0 * features.tokens + 1),
+            cache,
+        )
     assert rooms == {64, 128, 256, 512}
 
 
@@ -447,7 +454,7 @@ def test_what_does_not_fit_is_refused() -> None:
     cache = network.new_cache(2)
     network(tokens, route, cache)
     with pytest.raises(ValueError, match="choice: 3 given; 0 to 2"):
-        network(tokens, lambda layer, features: 0 * features.tokens + 3, cache)
+        network(tokens, lambda layer, features: Decision(0 * features.tokens + 3), cache)
     with pytest.raises(ValueError, match="no cache"):
         network(tokens, route, None, [3, 2])
 
@@ -482,7 +489,7 @@ def test_what_is_inherited_beside_another_forward_is_not_used() -> None:
         pieces = [network(piece, own, cache) for piece in tokens.split([60, 1, 29], dim=1)]
         torch.testing.assert_close(torch.cat(pieces, 1), network(tokens, own), rtol=1e-4, atol=1e-4)
     hard = network(tokens, route)
-    dense = network(tokens, lambda *asked: as_weights(route(*asked), 2))
+    dense = network(tokens, lambda *asked: Decision(as_weights(route(*asked).route, 2)))
     torch.testing.assert_close(hard, dense, rtol=1e-4, atol=1e-4)
 
 

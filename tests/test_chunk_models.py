@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_meta import (
     CostDirichlet,
+    Decision,
     DirichletGuide,
     Features,
     LanguageModel,
@@ -25,6 +26,7 @@ from pyro_meta.data.vocabulary import ByteVocabulary, CharVocabulary, SymbolVoca
 from pyro_meta.evaluation.causality import prefix_gap, require_causal
 from pyro_meta.evaluation.executed import _count_macs
 from pyro_meta.evaluation.figures import evaluating
+from pyro_meta.guides import mean_route
 from pyro_meta.inference.elbo import Objective, RouteELBO
 from pyro_meta.network.macs import attention_macs
 from pyro_meta.network.route import as_weights
@@ -62,11 +64,11 @@ def tokens() -> Tensor:
 def test_choices_give_what_weights_give(tokens: Tensor, way: str) -> None:
     network = network_of()
 
-    def choose(layer: int, features: Features) -> Tensor:
-        return (features.tokens * 3 + features.positions + layer) % 4
+    def choose(layer: int, features: Features) -> Decision:
+        return Decision((features.tokens * 3 + features.positions + layer) % 4)
 
-    def weigh(layer: int, features: Features) -> Tensor:
-        return as_weights(choose(layer, features), 4)
+    def weigh(layer: int, features: Features) -> Decision:
+        return Decision(as_weights(choose(layer, features).route, 4))
 
     with backend(way):
         ours = network(tokens, choose)
@@ -84,8 +86,10 @@ def test_separators_decide_where_sentences_end(tokens: Tensor) -> None:
     network = network_of(("chunk_sentence",))
     with torch.no_grad():
         network.embedding.weight[5] = network.embedding.weight[3]
-        before = network(tokens, lambda layer, features: torch.ones(1))
-        after = network(tokens.where(tokens != 3, 5), lambda layer, features: torch.ones(1))
+        before = network(tokens, lambda layer, features: Decision(torch.ones(1)))
+        after = network(
+            tokens.where(tokens != 3, 5), lambda layer, features: Decision(torch.ones(1))
+        )
     moved = ((before - after).abs() > 1e-9).any(-1)
     assert moved.any()
     for row, changed in zip(tokens, moved, strict=True):
@@ -115,7 +119,7 @@ def test_the_penalty_is_part_of_the_loss_in_pyro_as_in_training(tokens: Tensor) 
         terms = RouteELBO().terms(model, guide, tokens, tokens)
         found.append((terms.loss, torch.autograd.grad(terms.loss, parameters, allow_unused=True)))
     terms = Objective(model, guide)(tokens, tokens)
-    assert terms.penalty is not None and 0.03 * 2 < float(terms.penalty.detach()) < 2.0
+    assert 0.03 * 2 < float(terms.penalty.detach()) < 2.0
     torch.manual_seed(5)
     with pyro.settings.context(module_local_params=True):
         elbo: Any = TraceMeanField_ELBO(max_plate_nesting=2)(model, guide)
@@ -137,12 +141,12 @@ def test_plain_svi_takes_a_model_with_a_penalty(tokens: Tensor) -> None:
 def test_the_penalty_is_collected_in_training_alone(tokens: Tensor) -> None:
     model, guide = pair()
     with collected_penalties() as found:
-        model.network(tokens, lambda layer, features: torch.full((5,), 0.2))
+        model.network(tokens, lambda layer, features: Decision(torch.full((5,), 0.2)))
     assert len(found) == SHAPE.layers
     with evaluating(model, guide), collected_penalties() as found:
-        model.network(tokens, lambda layer, features: torch.full((5,), 0.2))
+        model.network(tokens, lambda layer, features: Decision(torch.full((5,), 0.2)))
     assert found == []
-    assert Objective(*pair(("full", "chunk")))(tokens, tokens).penalty is None
+    assert Objective(*pair(("full", "chunk")))(tokens, tokens).penalty == 0
 
 
 def test_the_penalty_brings_chunks_to_their_length() -> None:
@@ -195,14 +199,14 @@ def test_a_checkpoint_keeps_chunks_and_separators(run: Run) -> None:
     vocabulary = run.vocabulary()
     torch.manual_seed(4)
     model, guide = config.build(vocabulary.size, vocabulary.separators)
-    run.save_checkpoint(model, guide, None, STATE)
+    run.save_checkpoint({"model": model, "guide": guide}, None, STATE)
     loaded, its_guide, _, _ = run.load()
     assert [one.name for one in loaded.network.mechanisms][2] == "chunk_sentence"
     assert loaded.network.is_separator.nonzero()[:, 0].tolist() == vocabulary.separators()
     tokens = torch.randint(vocabulary.size, (2, 40))
     with evaluating(model, guide), evaluating(loaded, its_guide):
-        ours = loaded.network(tokens, its_guide.mean_route(hard=False))
-        assert torch.equal(ours, model.network(tokens, guide.mean_route(hard=False)))
+        ours = loaded.network(tokens, mean_route(its_guide, hard=False))
+        assert torch.equal(ours, model.network(tokens, mean_route(guide, hard=False)))
 
 
 def test_macs_of_attention_count_chunks() -> None:
@@ -241,14 +245,14 @@ def test_training_refuses_a_mechanism_that_looks_at_later_separators() -> None:
 
 
 def test_the_penalty_is_logged_without_a_warning(tokens: Tensor) -> None:
-    terms = Objective(*pair(("full", "chunk_learned"))).train()(tokens, tokens)
-    assert terms.penalty is not None
+    model, guide = pair(("full", "chunk_learned"))
+    terms = Objective(model, guide).train()(tokens, tokens)
     costs = dict.fromkeys(("nominal", "macs"), torch.ones(SHAPE.context, 2))
     torch.set_warn_always(True)  # else once a process
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            figures = _figures([terms], costs)
+            figures = _figures(model, [terms], costs)
     finally:
         torch.set_warn_always(False)
     assert figures["penalty"] == pytest.approx(float(terms.penalty.detach()))

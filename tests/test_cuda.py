@@ -29,6 +29,7 @@ from pyro_meta.attention import (
 from pyro_meta.attention.ops import dense, flex, gathered
 from pyro_meta.attention.ops.backend import _chosen, backend
 from pyro_meta.generation.sampling import Sampling, continue_batch
+from pyro_meta.guides import mean_route
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 KERNELS = """
@@ -209,10 +210,10 @@ def test_a_transformer_reads_and_continues_as_on_a_cpu(way: str) -> None:
     guide = DirichletGuide(model)
     for parameter in guide.parameters():
         torch.nn.init.normal_(parameter)
-    guide.threshold.fill_(1.0)
+    guide.harden_below(1.0)
     model.eval(), guide.eval()
     tokens = torch.randint(0, 13, (2, 64))
-    route = guide.mean_route(hard=True)
+    route = mean_route(guide, hard=True)
     with torch.no_grad(), backend(way if way == "auto" else "gather"):
         here = model.network(tokens, route)
     model.cuda(), guide.cuda()

@@ -1,7 +1,6 @@
 """Depth gates as a latent: prior, guides, objective, runs, against what is written out slowly."""
 
 import copy
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from conftest import text
+from conftest import parts, text
 from pyro import poutine
 from pyro.distributions import Beta
 from test_model import Forwards, svi_gradients
@@ -43,12 +42,11 @@ from pyro_meta.evaluation.causality import prefix_gap, require_causal_guide
 from pyro_meta.evaluation.executed import executed_figures
 from pyro_meta.evaluation.figures import evaluate
 from pyro_meta.generation.sampling import Sampling, continue_batch
-from pyro_meta.guides import of_own_token
+from pyro_meta.guides import mean_route, of_own_token
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.inference.schedules import Optimisation
 from pyro_meta.network.costs import costs_at
 from pyro_meta.network.macs import block_macs
-from pyro_meta.network.route import decided
 from pyro_meta.training.run import Run
 
 SHAPE = Shape(vocabulary=13, context=24, width=16, layers=3, heads=2, window=5)
@@ -151,9 +149,12 @@ def test_the_cost_of_a_block_is_counted_by_hand() -> None:
 
 def test_a_prior_over_routes_that_learns_gets_no_gradient_from_gates() -> None:
     model, _ = gated(prior=LearnedDirichlet)
-    law = model.depth_law(1, torch.arange(5))
-    assert law is not None and not law.mean.requires_grad
-    assert model.depth_law(0, torch.arange(5)) is None, "everybody runs the first layer"
+    positions = torch.arange(5)
+    first, second = (
+        model.gate_dist(layer, positions, model.route_dist(layer, positions)) for layer in (0, 1)
+    )
+    assert not second.mean.requires_grad and model.gated == range(1, 3)
+    assert first.mean.tolist() == [1.0] * 5, "everybody runs the first layer"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_our_objective_equals_plain_svi(
 ) -> None:
     model, guide = gated(depth, prior, penalty=0.0 if depth.pays_kl else 0.05)
     model.kl_weight = weight
-    guide.threshold.fill_(threshold)
+    guide.harden_below(threshold)
     data = text()
     pyro.set_rng_seed(1)
     loss, theirs = svi_gradients(model, guide, data)
@@ -226,7 +227,7 @@ def test_the_objective_equals_the_equations_written_out(threshold: float) -> Non
     model, guide = gated()
     assert isinstance(guide, DirichletGuide) and isinstance(guide.depth, BetaDepthGuide)
     model.kl_weight = 0.3
-    guide.threshold.fill_(threshold)
+    guide.harden_below(threshold)
     tokens, targets = text()
     torch.manual_seed(2)
     terms = Objective(model, guide)(tokens, targets)
@@ -239,7 +240,7 @@ def test_the_objective_equals_the_equations_written_out(threshold: float) -> Non
         kls.append(kl_divergence(q, p).mean())
         weights = q.rsample()
         if threshold:
-            chosen = (q.mean * guide.discount).argmax(-1)
+            chosen = guide.execution.decide(q.mean)
             weights = nn.functional.one_hot(chosen, 3) + (weights - weights.detach())
         if layer == 0:
             return Decision(weights)
@@ -259,7 +260,6 @@ def test_the_objective_equals_the_equations_written_out(threshold: float) -> Non
 
     logits = model.network(tokens, route)
     nll = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    assert terms.depth_kl is not None and terms.gates is not None
     torch.testing.assert_close(terms.nll, nll, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(terms.kl, torch.stack(kls))
     torch.testing.assert_close(terms.depth_kl, torch.stack([torch.tensor(0.0), *gate_kls]))
@@ -274,12 +274,11 @@ def test_gates_without_a_kl_pay_for_being_open_in_training() -> None:
     model, guide = gated(PointDepthGuide, penalty=0.4)
     torch.manual_seed(3)
     terms = Objective(model, guide)(*text())
-    assert terms.gates is not None and terms.penalty is not None and terms.depth_kl is not None
     assert not terms.depth_kl.any()
     torch.testing.assert_close(terms.penalty.detach(), 0.4 * terms.gates[1:].mean())
     torch.testing.assert_close(terms.loss, terms.nll + terms.kl.sum() + terms.penalty)
     model.eval()
-    assert Objective(model, guide)(*text()).penalty is None
+    assert Objective(model, guide)(*text()).penalty == 0
 
 
 @pytest.mark.parametrize(("depth", "penalty"), [(BetaDepthGuide, 0.0), (PointDepthGuide, 0.5)])
@@ -288,7 +287,7 @@ def test_gates_of_a_guide_that_has_settled_are_given(
     depth: type[DepthGuide], penalty: float, threshold: float
 ) -> None:
     model, guide = gated(depth, penalty=penalty)
-    guide.threshold.fill_(threshold)
+    guide.harden_below(threshold)
     guide.has_settled = True
     tokens, targets = text()
     terms = Objective(model, guide)(tokens, targets)
@@ -350,16 +349,16 @@ def test_open_gates_are_the_ungated_model(hard: bool | None) -> None:
         {name: x for name, x in guide.state_dict().items() if not name.startswith("depth.")}
     )
     for one in (guide, ungated):
-        one.threshold.fill_(0.5)
+        one.harden_below(0.5)
     tokens, targets = text()
-    expected = model.network(tokens, ungated.mean_route(hard))
-    assert torch.equal(model.network(tokens, guide.mean_route(hard)), expected)
+    expected = model.network(tokens, mean_route(ungated, hard))
+    assert torch.equal(model.network(tokens, mean_route(guide, hard)), expected)
     torch.manual_seed(1)
     ours = Objective(model, guide)(tokens, targets)
     torch.manual_seed(1)
     theirs = Objective(plain, ungated)(tokens, targets)
     assert torch.equal(ours.loss, theirs.loss)
-    assert theirs.gates is None and theirs.depth_kl is None
+    assert not theirs.depth_kl.any() and bool((theirs.gates == 1).all())
 
 
 @pytest.mark.usefixtures("double")
@@ -369,8 +368,11 @@ def test_shut_gates_leave_the_first_layer_alone(hard: bool | None) -> None:
     tokens, _ = text()
     alone = copy.deepcopy(model.network)
     alone.blocks = alone.blocks[:1]
-    expected = alone(tokens, lambda layer, x: guide.follow_route(guide.posterior(layer, x), hard))
-    found = model.network(tokens, guide.mean_route(hard))
+    expected = alone(
+        tokens,
+        lambda layer, x: Decision(guide.execution.of_mean(guide.posterior(layer, x), hard)),
+    )
+    found = model.network(tokens, mean_route(guide, hard))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -382,14 +384,14 @@ def test_gates_turn_hard_as_routes_do() -> None:
     def noting(layer: int, features: Features) -> Any:
         ways = []
         for hard, threshold in ((False, 0.0), (True, 0.0), (None, 0.0), (None, 0.75), (None, 1.0)):
-            guide.threshold.fill_(threshold)
-            ways.append(decided(guide.mean_route(hard)(layer, features)).gate)
+            guide.harden_below(threshold)
+            ways.append(mean_route(guide, hard)(layer, features).gate)
         if layer:
-            law = guide.depth_posterior(layer, features)
-            seen.append((law.mean, uncertainty(law), *ways))  # type: ignore
+            gate = guide.latents(layer, features).gate
+            seen.append((gate.mean, uncertainty(gate), *ways))
         else:
             assert ways == [None] * 5
-        return guide.mean_route(False)(layer, features)
+        return mean_route(guide, False)(layer, features)
 
     with torch.no_grad():
         model.network(tokens, noting)
@@ -404,8 +406,8 @@ def test_gates_turn_hard_as_routes_do() -> None:
 
 def test_gates_turn_hard_beside_a_mixture() -> None:
     model, guide = gated(guide=FixedGuide)
-    guide.threshold.fill_(1.0)
-    route, gate = decided(guide.mean_route()(1, some_features(model)))
+    guide.harden_below(1.0)
+    route, gate = mean_route(guide)(1, some_features(model))
     assert route.is_floating_point() and gate is not None and gate.dtype == torch.bool
 
 
@@ -423,12 +425,12 @@ def test_nothing_later_is_seen(depth: type[DepthGuide], hard: bool) -> None:
     model.eval()
     tokens, _ = text()
     with torch.no_grad():
-        whole = model.network(tokens, guide.mean_route(hard))
+        whole = model.network(tokens, mean_route(guide, hard))
         for end in (1, 7, 19):
             changed = tokens.clone()
             changed[:, end:] = (changed[:, end:] + 1) % 13
             for other in (changed, tokens[:, :end]):
-                found = model.network(other, guide.mean_route(hard))[:, :end]
+                found = model.network(other, mean_route(guide, hard))[:, :end]
                 torch.testing.assert_close(found, whole[:, :end], rtol=1e-10, atol=1e-10)
     assert prefix_gap(model, guide, tokens, [1, 7, 19]) < 1e-10
     require_causal_guide(model, guide)
@@ -467,7 +469,9 @@ def test_a_law_of_gates_of_another_shape_is_refused() -> None:
             return Beta(torch.ones_like(features.state), torch.ones_like(features.state))
 
     model, guide = gated(Wide)
-    with pytest.raises(UsageError, match=r"the law of Wide is \[1, 24, 16\]; \[1, 24\] is needed"):
+    with pytest.raises(
+        UsageError, match=r"the distribution of Wide is \[1, 24, 16\]; \[1, 24\] is needed"
+    ):
         require_causal_guide(model, guide)
 
 
@@ -480,7 +484,7 @@ def test_both_posteriors_must_be_of_the_own_token() -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.7, 1.0])
 def test_generation_is_the_same_with_a_cache(depth: type[DepthGuide], threshold: float) -> None:
     model, guide = gated(depth)
-    guide.threshold.fill_(threshold)
+    guide.harden_below(threshold)
     prompts = [[1, 2, 3, 4], [5, 6], [7, 8, 9, 1, 2, 3, 4, 5]]
 
     def continued(cache: bool) -> list[list[int]]:
@@ -495,7 +499,7 @@ def test_generation_is_the_same_with_a_cache(depth: type[DepthGuide], threshold:
 @pytest.mark.usefixtures("double")
 def test_who_passes_by_a_mixture_pays_for_nothing() -> None:
     model, guide = gated(guide=FixedGuide)
-    guide.threshold.fill_(1.0)
+    guide.harden_below(1.0)
     windows = text(4, SHAPE.context)
     figures = evaluate(model, guide, windows, batch=4)
     assert figures["depth"]["skipped_hard"] > 0.05
@@ -505,7 +509,7 @@ def test_who_passes_by_a_mixture_pays_for_nothing() -> None:
 
 def test_figures_count_what_runs() -> None:
     model, guide = gated()
-    guide.threshold.fill_(1.0)
+    guide.harden_below(1.0)
     windows = text(batch=4)
     figures = evaluate(model, guide, windows, batch=3)
     tokens = windows[0]
@@ -513,13 +517,15 @@ def test_figures_count_what_runs() -> None:
     choices, gates, kls, us = [], [], [], []
 
     def route(layer: int, features: Features) -> Any:
-        decision = decided(guide.mean_route(True)(layer, features))
+        decision = mean_route(guide, True)(layer, features)
         choices.append(nn.functional.one_hot(decision.route, K).double())
         gates.append(torch.ones(tokens.shape) if decision.gate is None else decision.gate.double())
-        law = guide.depth_posterior(layer, features)
-        if law is not None:
-            kls.append(divergence(law, model.depth_law(layer, features.positions)).mean())  # type: ignore
-            us.append(uncertainty(law).mean())
+        if layer in model.gated:
+            q = guide.latents(layer, features).gate
+            routes = model.route_dist(layer, features.positions)
+            p = model.gate_dist(layer, features.positions, routes)
+            kls.append(divergence(q, p.expand(q.batch_shape)).mean())
+            us.append(uncertainty(q).mean())
         return decision
 
     with torch.no_grad():
@@ -539,7 +545,7 @@ def test_figures_count_what_runs() -> None:
         expected = (run[layer].sum((0, 1)) / gate[layer].sum()).tolist()
         assert [*figures["load_by_layer"][layer].values()] == pytest.approx(expected, rel=1e-6)
     assert sum(figures["load"].values()) == pytest.approx(1.0, rel=1e-6)
-    guide.threshold.fill_(0.0)
+    guide.harden_below(0.0)
     soft = evaluate(model, guide, windows, batch=4)
     assert 0 < soft["depth"]["skipped_soft"] < 1
     assert soft["depth"]["skipped_soft"] == pytest.approx(depth["skipped_soft"])
@@ -547,7 +553,7 @@ def test_figures_count_what_runs() -> None:
 
 def test_loads_are_shares_where_nobody_runs_a_layer() -> None:
     model, guide = gated()
-    guide.depth.price.fill_(1e6)  # type: ignore[union-attr]
+    guide.gate_execution.price.fill_(1e6)  # type: ignore[union-attr]
     figures = evaluate(model, guide, text(batch=4), batch=4)
     assert figures["depth"]["skipped_by_layer"] == [0.0, 1.0, 1.0]
     assert figures["load"] == pytest.approx(figures["load_by_layer"][0])
@@ -570,33 +576,29 @@ STATE = {"step": 1, "seconds": 0.0, "corpus": "", "processes": 1}
 def test_a_checkpoint_keeps_the_gates(tmp_path: Path) -> None:
     saved, loaded = gated(seed=1), gated(seed=2)
     assert saved[1].depth is not None and loaded[1].depth is not None
-    saved[1].depth.price.fill_(0.4)
+    saved[1].gate_execution.price.fill_(0.4)
     run = Run(tmp_path)
-    run.save_checkpoint(*saved, None, STATE)
-    run.load_checkpoint(*loaded)
-    assert float(loaded[1].depth.price) == pytest.approx(0.4)
+    run.save_checkpoint(parts(saved), None, STATE)
+    run.load_checkpoint(parts(loaded))
+    assert float(loaded[1].gate_execution.price) == pytest.approx(0.4)
     tokens = text()[0]
-    ways = [model.network(tokens, guide.mean_route(True)) for model, guide in (saved, loaded)]
+    ways = [model.network(tokens, mean_route(guide, True)) for model, guide in (saved, loaded)]
     assert torch.equal(*ways)
 
 
 def test_a_checkpoint_of_other_gates_is_refused(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.save_checkpoint(*gated(), None, STATE)
+    run.save_checkpoint(parts(gated()), None, STATE)
     with pytest.raises(UsageError, match=r"its depth is pyro_meta.*BetaDepthGuide"):
-        run.load_checkpoint(*gated(PointDepthGuide))
+        run.load_checkpoint(parts(gated(PointDepthGuide)))
 
 
-def test_a_checkpoint_of_before_gates_is_of_none(tmp_path: Path) -> None:
+def test_a_checkpoint_without_gates_is_not_taken_for_one_with(tmp_path: Path) -> None:
     network = Transformer(SHAPE)
     model = LanguageModel(network, CostDirichlet(network))
     pair = model, DirichletGuide(model)
     run = Run(tmp_path)
-    run.save_checkpoint(*pair, None, STATE)
-    path = run.latest_checkpoint() / "state.json"  # type: ignore[operator]
-    state = json.loads(path.read_text())
-    assert state["model"].pop("depth") is None
-    path.write_text(json.dumps(state))
-    run.load_checkpoint(*pair)
+    run.save_checkpoint(parts(pair), None, STATE)
+    run.load_checkpoint(parts(pair))
     with pytest.raises(UsageError, match="its depth is None"):
-        run.load_checkpoint(*gated())
+        run.load_checkpoint(parts(gated()))

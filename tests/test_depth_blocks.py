@@ -1,13 +1,14 @@
 """Depth gates in the network: what a gated layer computes, what it leaves out, what it costs."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_meta import Decision, Features, Shape, Transformer
+from pyro_meta import Decision, DepthGuide, DepthPrior, Features, PointGate, Shape, Transformer
 from pyro_meta.attention import backend
 from pyro_meta.attention.rotary import rotation
 from pyro_meta.evaluation.executed import executed_figures
@@ -193,7 +194,7 @@ def test_a_velocity_that_begins_where_some_pass_by_is_kept() -> None:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_pinned_open_it_is_the_ungated_model_and_pinned_shut_the_identity(block: str) -> None:
     network, x = shaken(block), tokens()
-    ungated = network(x, lambda *asked: hard(*asked).route)
+    ungated = network(x, lambda *asked: hard(*asked).with_open_gate())
     identity = network.readout(network.final_norm(network.embedding(x)))
 
     def pinned(gate: Tensor) -> Tensor:
@@ -286,8 +287,8 @@ def test_who_passes_by_costs_what_torch_counts(
             return counted(lambda: network(text, route))[1]
 
     assert without_attention(passed(0)) == 2 * T * dense_macs(shape)
-    assert without_attention(passed(0.5)) == 2 * T * dense_macs(shape, passed_by=1.0)
-    assert without_attention(passed(1)) == 2 * T * dense_macs(shape, passed_by=2.0)
+    assert without_attention(passed(0.5)) == 2 * T * dense_macs(shape, skipped=1.0)
+    assert without_attention(passed(1)) == 2 * T * dense_macs(shape, skipped=2.0)
 
 
 def test_gates_of_another_shape_are_refused() -> None:
@@ -307,30 +308,26 @@ def test_under_autocast_gates_keep_what_a_token_carries() -> None:
     assert float((half.float() - exact).square().mean().sqrt()) < 0.05 * float(exact.std())
 
 
-class Gated(DirichletGuide):
-    """Hard routes with gates by token, as they are deployed."""
+class Thirds(DepthGuide):
+    """A third of the tokens skip each layer but the first."""
 
-    def mean_route(self, hard: bool | None = None) -> Route:
-        follow = super().mean_route(hard)
-
-        def route(layer: int, features: Features) -> Decision:
-            given = follow(layer, features)
-            assert isinstance(given, Tensor)
-            runs = (features.tokens + layer) % 3 > 0 if layer else features.tokens >= 0
-            return Decision(given, runs)
-
-        return route
+    def posterior(self, layer: int, features: Features) -> PointGate:
+        return PointGate(((features.tokens + layer) % 3 > 0).float())
 
 
-def test_executed_figures_count_who_passes_by() -> None:
+def test_executed_figures_count_who_skips_a_layer() -> None:
     torch.manual_seed(0)
     network = Transformer(SHAPE)
-    model = LanguageModel(network, CostDirichlet(network))
     windows = (tokens(4, 32), tokens(4, 32))
-    gated, whole = (
-        executed_figures(model, guide(model), windows, batch=2, repeats=1)
-        for guide in (Gated, DirichletGuide)
-    )
+
+    def figures(depth: DepthPrior | None) -> dict[str, Any]:
+        model = LanguageModel(network, CostDirichlet(network), depth)
+        torch.manual_seed(1)
+        guide = DirichletGuide(model)
+        guide.depth = Thirds(model) if depth else None
+        return executed_figures(model, guide, windows, batch=2, repeats=1)
+
+    gated, whole = figures(DepthPrior(network)), figures(None)
     assert "passed_by" not in whole and "speed_up_depth" not in whole
     shut = sum(((tokens(4, 32) + layer) % 3 == 0).sum().item() for layer in (1, 2))
     assert gated["passed_by"] == pytest.approx(shut / (4 * 32 * 3))

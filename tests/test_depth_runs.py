@@ -30,10 +30,12 @@ from pyro_meta.analysis.reading import Reading
 from pyro_meta.contracts import broken
 from pyro_meta.data.corpus import Truth
 from pyro_meta.data.vocabulary import CharVocabulary
+from pyro_meta.distributions import GateExecution
 from pyro_meta.evaluation.figures import evaluate, evaluating
 from pyro_meta.evaluation.known_truth import score_against_truth
+from pyro_meta.guides import mean_route
+from pyro_meta.inference.controllers import BudgetController, GateController, Step
 from pyro_meta.inference.elbo import Objective
-from pyro_meta.network.route import decided
 from pyro_meta.posterior import nuts
 from pyro_meta.posterior.amortisation import amortisation_gap
 from pyro_meta.posterior.exact import Handful
@@ -67,7 +69,7 @@ def test_options_reach_prior_and_guide() -> None:
     model, guide = config.build(13)
     assert model.depth is not None and isinstance(guide.depth, BetaDepthGuide)
     assert (model.depth.run, model.depth.strength, model.depth.penalty) == (0.2, 2.0, 0.0)
-    assert float(guide.depth.price) == 0.5
+    assert float(guide.gate_execution.price) == 0.5
     assert float(guide.depth.heads[0][-1].bias[0].detach()) == -1.0
     assert "depth: beta" in yaml
     config, _ = read_options(["--preset=tiny", "--depth=point", "--gate.penalty=.2"])
@@ -176,7 +178,9 @@ def trained(words: list[str], folder: Path, kill_at: int | None = None) -> tuple
         if record["step"] == kill_at:
             raise _Killed
 
-    train(config, corpus, made, make_fabric(config), model, guide, watch, is_resumed)
+    controllers = config.controllers(model, guide)
+    fabric = make_fabric(config)
+    train(config, corpus, made, fabric, model, guide, controllers, watch, is_resumed)
     return made, (model, guide)
 
 
@@ -213,24 +217,30 @@ def test_gates_are_logged_and_counted(words: list[str], tmp_path: Path) -> None:
     assert model.depth is not None
 
 
+def shares(shut: Tensor) -> Step:
+    """A step in which these tokens [L, N] would skip a layer."""
+    choices = (~shut).float()[:, None, :, None]
+    return Step(choices, 0.005, True, False, lambda figures: figures)
+
+
 def test_the_price_moves_until_the_share_is_met() -> None:
     """Gates that do not move, each at a price of its own."""
-    _, guide = Config(depth="beta", layers=4, width=16, gate=Gates(skip=0.3)).build(13)
-    depth = guide.depth
-    assert depth is not None
+    execution = GateExecution()
+    controller = GateController(execution, 4, 0.3)
     means = torch.cat([torch.ones(1, 1000), torch.rand(3, 1000) * 0.3 + 0.7])
     for _ in range(300):
-        depth.adapt(1 - float(depth.runs(means).float().mean()))
-    assert 1 - float(depth.runs(means).float().mean()) == pytest.approx(0.3, abs=0.01)
-    before = float(depth.price)
+        controller.step(shares(~execution.decide(means)))
+    shut = ~execution.decide(means)
+    assert float(shut.float().mean()) == pytest.approx(0.3, abs=0.01)
+    before = float(execution.price)
     assert before > 0
     for _ in range(1000):
-        depth.adapt(0.0)  # no price shuts gates that are open to the last digit
-    assert float(depth.price) == 20
-    depth.price.fill_(before)
-    depth.aim_at(None)
-    depth.adapt(0.9)
-    assert float(depth.price) == before
+        controller.step(shares(torch.zeros(4, 10, dtype=torch.bool)))  # open to the last digit
+    assert float(execution.price) == 20
+    execution.price.fill_(before)
+    found = GateController(execution, 4).step(shares(shut))
+    assert float(execution.price) == before == found["gate_price"], "no target"
+    assert found["gate_shut"] == pytest.approx(0.3, abs=0.01)
 
 
 def test_a_run_meets_its_share(words: list[str], tmp_path: Path) -> None:
@@ -259,21 +269,25 @@ def test_the_penalty_shuts_gates(words: list[str], tmp_path: Path) -> None:
     assert last(2.0) < last(0.0) - 0.1
 
 
-def test_a_budget_counts_what_tokens_pass_by() -> None:
+def test_a_budget_counts_no_layer_that_a_token_skips() -> None:
     model, guide = gated(prior=BudgetDirichlet)
     tokens = torch.randint(13, (4, 24))
     terms = [Objective(model, guide)(tokens, tokens) for _ in range(2)]
     choices = _choices(guide, terms)
     assert choices.shape == (3, 8, 24, 3)
     shut = choices.sum(-1) == 0
-    means = torch.cat([one.gate_means for one in terms], 1)  # type: ignore[arg-type]
+    means = torch.cat([one.gate_means for one in terms], 1)
     assert torch.equal(shut, means <= 0.5) and shut.any() and not shut[0].any()
-    counted = model.prior.measure(choices)["cost_budgeted"]
-    everything = model.prior.measure(guide.choice(torch.cat([one.means for one in terms], 1)))
-    assert counted < everything["cost_budgeted"]
+    controller = BudgetController(model.prior, 0.5)  # type: ignore[arg-type]
+    everything = guide.execution.shares(torch.cat([one.means for one in terms], 1))
+    counted, in_all = (
+        controller.step(Step(one, 0.005, True, False, lambda figures: figures))["cost_budgeted"]
+        for one in (choices, everything)
+    )
+    assert counted < in_all
     costs = {"nominal": torch.ones(24, 3), "macs": torch.ones(24, 3)}
-    figures = _figures(terms, costs)
-    opened = torch.cat([one.gates for one in terms], 1)  # type: ignore[arg-type]
+    figures = _figures(model, terms, costs)
+    opened = torch.cat([one.gates for one in terms], 1)
     assert figures["gate_open"] == pytest.approx(float(opened.mean()))
     assert figures["cost_macs"] == pytest.approx(float(opened.mean()), rel=1e-5)
 
@@ -316,7 +330,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, Guide
     """posterior.nc of gated routes, all hard."""
     torch.manual_seed(0)
     model, guide = gated()
-    guide.threshold.fill_(1.0)
+    guide.harden_below(1.0)
     path = tmp_path_factory.mktemp("read") / "posterior.nc"
     windows = torch.randint(13, (4, 12)), torch.randint(13, (4, 12))
     write_posterior(
@@ -335,7 +349,7 @@ def test_the_file_holds_gates_beside_routes(file: tuple[LanguageModel, Guide, Pa
     gates: list[Tensor] = []
 
     def route(layer: int, features: Features) -> Any:
-        decision = decided(guide.mean_route(True)(layer, features))
+        decision = mean_route(guide, True)(layer, features)
         shut = decision.gate is None
         gates.append(torch.ones(4, 12, dtype=torch.bool) if shut else decision.gate)  # type: ignore
         return decision
@@ -373,7 +387,7 @@ def test_what_runs_is_that_of_the_hard_walk_before_tokens_are_hard(tmp_path: Pat
 def test_belief_examines_routes_given_the_gates(threshold: float, depth: Any) -> None:
     torch.manual_seed(0)
     model, guide = gated(depth)
-    guide.threshold.fill_(threshold)
+    guide.harden_below(threshold)
     windows = torch.randint(13, (3, 12)), torch.randint(13, (3, 12))
     with evaluating(model, guide):
         (first, *_) = block_terms(model, guide, windows, draws=4, lengths=(2,))
@@ -385,7 +399,7 @@ def test_gaps_and_exact_posteriors_are_had_of_a_gated_model(threshold: float) ->
     torch.manual_seed(0)
     _, guide = gated()
     guide.eval()
-    guide.threshold.fill_(threshold)
+    guide.harden_below(threshold)
     windows = torch.randint(13, (2, 10)), torch.randint(13, (2, 10))
     gap = amortisation_gap(guide, windows, 0.5, steps=2, draws=2)
     assert np.isfinite(gap.loss) and np.isfinite(gap.amortisation.gap)
@@ -403,12 +417,12 @@ def test_the_likelihood_of_a_handful_is_that_of_the_gated_network() -> None:
     torch.manual_seed(0)
     model, guide = gated()
     guide.eval()
-    guide.threshold.fill_(1.0)
+    guide.harden_below(1.0)
     tokens, targets = torch.randint(13, (10,)), torch.randint(13, (10,))
     handful = Handful(guide, tokens, targets, 2, 0.5)
     with torch.no_grad():
         found = handful.log_likelihood(handful.means[None])
-        deployed = model.network(tokens[None], guide.mean_route())[0, -2:].double().log_softmax(-1)
+        deployed = model.network(tokens[None], mean_route(guide))[0, -2:].double().log_softmax(-1)
     expected = deployed.gather(-1, targets[-2:, None]).sum()
     assert float(found) == pytest.approx(float(expected), abs=1e-5)
 
@@ -422,7 +436,7 @@ def test_who_passes_by_uses_no_full_attention() -> None:
     is_answer[:, ::5] = True
     truth = Truth(is_answer, np.zeros_like(is_answer), 13)
     figures = score_against_truth(model, guide, windows, truth, batch=3)
-    guide.depth.price.fill_(1e6)  # type: ignore[union-attr]
+    guide.gate_execution.price.fill_(1e6)  # type: ignore[union-attr]
     shut = score_against_truth(model, guide, windows, truth, batch=3)
     assert figures["full_used_by_layer"][0] == shut["full_used_by_layer"][0] > 0
     assert max(figures["full_used_by_layer"][1:]) > 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_attention import rms_ratio
 from torch import Tensor
 
-from pyro_meta import Features, Mechanism, Shape, Transformer, UsageError
+from pyro_meta import Decision, Features, Mechanism, Shape, Transformer, UsageError
 from pyro_meta.attention import (
     NO_TOKEN,
     Full,
@@ -372,11 +372,11 @@ def test_a_transformer_takes_choices_for_weights(way: str, kv_heads: int | None)
         torch.nn.init.normal_(block.attention.gain)
     tokens = torch.randint(11, (2, 40))
 
-    def choose(layer: int, features: Features) -> Tensor:
-        return (features.tokens + layer) % 3
+    def choose(layer: int, features: Features) -> Decision:
+        return Decision((features.tokens + layer) % 3)
 
-    def weigh(layer: int, features: Features) -> Tensor:
-        return as_weights(choose(layer, features), 3)
+    def weigh(layer: int, features: Features) -> Decision:
+        return Decision(as_weights(choose(layer, features).route, 3))
 
     with backend(way):
         ours = network(tokens, choose)
@@ -387,7 +387,7 @@ def test_a_transformer_takes_choices_for_weights(way: str, kv_heads: int | None)
         [theirs, *torch.autograd.grad(theirs.square().sum(), wanted)],
     )
     with pytest.raises(ValueError, match="one for every token"):
-        network(tokens, lambda layer, features: features.tokens[:1])
+        network(tokens, lambda layer, features: Decision(features.tokens[:1]))
 
 
 @pytest.mark.long
@@ -396,8 +396,8 @@ def test_compiled_blocks_take_choices() -> None:
     network = Transformer(Shape(vocabulary=11, width=16, layers=2, heads=4, window=3))
     tokens = torch.randint(11, (2, 200))
 
-    def choose(layer: int, features: Features) -> Tensor:
-        return (features.tokens + layer) % 3
+    def choose(layer: int, features: Features) -> Decision:
+        return Decision((features.tokens + layer) % 3)
 
     expected = network(tokens, choose)
     network.compile_blocks()

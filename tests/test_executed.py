@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_meta import (
     CostDirichlet,
+    Decision,
     DirichletGuide,
     FixedGuide,
     Guide,
@@ -53,8 +54,8 @@ def mechanisms(*names: str) -> list[Mechanism]:
 def given(choices: Tensor) -> Route:
     """Choices [L, B, T] as a route."""
 
-    def route(layer: int, features: Features) -> Tensor:
-        return choices[layer]
+    def route(layer: int, features: Features) -> Decision:
+        return Decision(choices[layer])
 
     return route
 
@@ -162,7 +163,7 @@ def test_a_mixture_is_timed_as_a_whole() -> None:
 def test_what_is_recorded_are_the_calls_of_each_layer() -> None:
     model, _ = build()
     choices = torch.randint(3, (2, 3, 20))
-    with recorded_attention(model.network) as calls, torch.no_grad():
+    with recorded_attention() as calls, torch.no_grad():
         model.network(text()[0], given(choices))
     assert torch.equal(torch.stack([choice for _, _, choice, _ in calls]), choices)
 
@@ -176,7 +177,7 @@ def test_a_run_is_measured_as_it_was_trained(precision: str, dtype: torch.dtype)
     model, guide = build()
     with (
         as_trained(precision, torch.device("cpu")),
-        recorded_attention(model.network) as calls,
+        recorded_attention() as calls,
     ):
         section = executed_figures(model, guide, text(), 2, 1)
     assert {inputs.q.dtype for _, _, _, inputs in calls} == {dtype}

@@ -1,4 +1,4 @@
-"""Laws of depth gates against numerical integrals, in value and gradient."""
+"""Distributions of depth gates against numerical integrals, in value and gradient."""
 
 import math
 from typing import Any
@@ -7,12 +7,12 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from conftest import gate_execution
 from pyro.distributions import Beta
-from scipy import integrate
-from scipy import stats as laws
+from scipy import integrate, stats
 
 from pyro_meta import PointGate
-from pyro_meta.distributions.gates import HardenedGate, runs
+from pyro_meta.distributions.hardening import Hardened
 from pyro_meta.distributions.simplex import divergence, uncertainty
 
 
@@ -25,7 +25,7 @@ def binary_entropy(g: Any) -> Any:
 def test_the_uncertainty_of_a_beta_is_its_integral(a: float, b: float) -> None:
     def by_quadrature(a: float, b: float) -> float:
         found = integrate.quad(
-            lambda g: laws.beta.pdf(g, a, b) * binary_entropy(g), 0, 1, epsabs=1e-12, limit=400
+            lambda g: stats.beta.pdf(g, a, b) * binary_entropy(g), 0, 1, epsabs=1e-12, limit=400
         )
         return float(found[0]) / math.log(2)
 
@@ -42,21 +42,21 @@ def test_the_uncertainty_of_a_beta_is_its_integral(a: float, b: float) -> None:
 
 
 @pytest.mark.usefixtures("double")
-def test_a_law_without_a_closed_form_is_uncertain_by_its_draws() -> None:
-    law = pyro.distributions.Uniform(0.0, 1.0).expand([4000])
+def test_a_distribution_without_a_closed_form_is_uncertain_by_its_draws() -> None:
+    dist = pyro.distributions.Uniform(0.0, 1.0).expand([4000])
     exact = integrate.quad(binary_entropy, 0, 1)[0] / math.log(2)
-    assert float(uncertainty(law).mean()) == pytest.approx(exact, abs=4 * 0.3 / (64 * 4000) ** 0.5)
+    assert float(uncertainty(dist).mean()) == pytest.approx(exact, abs=4 * 0.3 / (64 * 4000) ** 0.5)
 
 
 @pytest.mark.usefixtures("double")
 def test_the_kl_of_gates_is_its_integral() -> None:
     q, p = Beta(2.0, 0.8), Beta(0.35, 0.75)
-    density = laws.beta(2.0, 0.8)
+    density = stats.beta(2.0, 0.8)
     found = integrate.quad(
-        lambda g: density.pdf(g) * (density.logpdf(g) - laws.beta.logpdf(g, 0.35, 0.75)),
+        lambda g: density.pdf(g) * (density.logpdf(g) - stats.beta.logpdf(g, 0.35, 0.75)),
         0, 1, epsabs=1e-11, limit=400,
     )[0]  # fmt: skip
-    assert float(divergence(HardenedGate(q, 1.0), p)) == pytest.approx(found, abs=1e-6)
+    assert float(divergence(Hardened(q, gate_execution(1.0)), p)) == pytest.approx(found, abs=1e-6)
 
 
 def test_a_point_has_one_value_and_no_kl() -> None:
@@ -74,9 +74,9 @@ def test_a_point_has_one_value_and_no_kl() -> None:
 def test_hard_gates_are_exact_and_their_gradient_is_that_of_the_draw() -> None:
     a = torch.tensor([9.0, 0.5, 1.0, 1.2], requires_grad=True)
     base = Beta(a, torch.tensor([0.5, 9.0, 1.1, 1.0]))
-    law = HardenedGate(base, 0.7, 0.0)
+    dist = Hardened(base, gate_execution(0.7))
     torch.manual_seed(1)
-    gate = law.rsample()
+    gate = dist.rsample()
     torch.manual_seed(1)
     draw = base.rsample()
     assert gate.detach()[:2].tolist() == [1.0, 0.0]
@@ -84,13 +84,27 @@ def test_hard_gates_are_exact_and_their_gradient_is_that_of_the_draw() -> None:
     (found,) = torch.autograd.grad(gate.sum(), a, retain_graph=True)
     (expected,) = torch.autograd.grad(draw.sum(), a)
     assert torch.equal(found, expected)
-    assert torch.equal(law.log_prob(gate), base.log_prob(draw)), "density of the soft draw"
-    assert set(HardenedGate(base, 1.0).sample().tolist()) <= {0.0, 1.0}
+    assert torch.equal(dist.log_prob(gate), base.log_prob(draw)), "density of the soft draw"
+    assert set(Hardened(base, gate_execution(1.0)).sample().tolist()) <= {0.0, 1.0}
 
 
 def test_the_price_is_in_nats_of_the_mean() -> None:
     mean = torch.tensor([0.0, 0.49, 0.51, 0.7, 0.8, 1.0])
-    assert runs(mean).tolist() == [False, False, True, True, True, True]
+    assert gate_execution(1.0).decide(mean).tolist() == [False, False, True, True, True, True]
     price = math.log(0.75 / 0.25)  # runs from .75 on
-    assert runs(mean, price).tolist() == [False, False, False, False, True, True]
-    assert runs(mean, -price).tolist() == [False, True, True, True, True, True]
+    assert gate_execution(1.0, price).decide(mean).tolist() == [
+        False,
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert gate_execution(1.0, -price).decide(mean).tolist() == [
+        False,
+        True,
+        True,
+        True,
+        True,
+        True,
+    ]

@@ -15,6 +15,7 @@ from pyro_meta import DirichletGuide, report
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
 from pyro_meta.generation.sampling import Sampling, continue_tokens
+from pyro_meta.guides import mean_route
 from pyro_meta.training.run import Run
 
 TEXT = "she sells <b>sea</b> shells & $x_1$ by the sea shore; grüße. " * 50
@@ -80,11 +81,11 @@ def test_generation_is_in_evaluation_mode_whatever_the_mode_was(trained: Path) -
 
 def test_greedy_text_follows_the_hard_route(trained: Path) -> None:
     model, guide, vocabulary, config = Run.open(trained).load()
-    assert float(guide.threshold) == 1.0
+    assert float(guide.execution.threshold) == 1.0
     prompt = vocabulary.encode("she sells sea").tolist()
     (token,) = continue_tokens(model, guide, prompt, 1, Sampling(greedy=True), seed=0)
     with torch.no_grad():
-        logits = model.network(torch.tensor([prompt]), guide.mean_route(hard=True))
+        logits = model.network(torch.tensor([prompt]), mean_route(guide, hard=True))
     assert token == int(logits[0, -1].argmax())
     assert config.context == 16
 

@@ -122,7 +122,7 @@ def test_a_fixed_mixture_stays_a_mixture() -> None:
     loads = [0.5, 0.3, 0.2]
     model, _ = build()
     guide = FixedGuide(model, loads)
-    guide.threshold.fill_(1.0)
+    guide.harden_below(1.0)
     tokens, targets = text()
     figures = evaluate(model, guide, (tokens, targets), batch=2)
     assert list(figures["load"].values()) == pytest.approx(loads)

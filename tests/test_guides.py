@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.nn.functional import cross_entropy
 
-from pyro_meta import DirichletGuide, Features, Guide, PaperGuide, Prior, UsageError
+from pyro_meta import Decision, DirichletGuide, Features, Guide, PaperGuide, Prior, UsageError
 from pyro_meta.distributions.simplex import Point, divergence
 from pyro_meta.evaluation.causality import prefix_gap
+from pyro_meta.guides import mean_route
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.network.costs import costs_at
 
@@ -21,9 +22,9 @@ from pyro_meta.network.costs import costs_at
 def posteriors(guide: Guide, tokens: Tensor) -> list[Distribution]:
     """The posterior of each layer along the mean route."""
     laws: list[Distribution] = []
-    follow = guide.mean_route(hard=False)
+    follow = mean_route(guide, hard=False)
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Decision:
         laws.append(guide.posterior(layer, features))
         return follow(layer, features)
 
@@ -37,7 +38,7 @@ def test_every_parameter_of_the_network_gets_a_gradient(
     guide: type[Guide], threshold: float
 ) -> None:
     model, built = build(guide=guide)
-    built.threshold.fill_(threshold)
+    built.harden_below(threshold)
     objective = Objective(model, built)
     objective(*text()).loss.backward()
     for name, parameter in objective.named_parameters():
@@ -50,7 +51,7 @@ def test_every_parameter_of_the_network_gets_a_gradient(
 @pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
 def test_routes_of_a_guide_that_has_settled_are_given(guide: type[Guide], threshold: float) -> None:
     model, built = build(guide=guide)
-    built.threshold.fill_(threshold)
+    built.harden_below(threshold)
     built.has_settled = True
     objective, (tokens, targets) = Objective(model, built), text()
     terms = objective(tokens, targets)
@@ -58,7 +59,7 @@ def test_routes_of_a_guide_that_has_settled_are_given(guide: type[Guide], thresh
     found = {name: parameter.grad for name, parameter in model.network.named_parameters()}
     assert all(p.grad is not None for p in built.parameters())  # as processes in parallel need
     model.network.zero_grad(set_to_none=True)
-    logits = model.network(tokens, lambda layer, features: terms.routes[layer])
+    logits = model.network(tokens, lambda layer, features: Decision(terms.routes[layer]))
     nll = cross_entropy(logits.flatten(0, 1), targets.flatten())
     nll.backward()
     torch.testing.assert_close(terms.nll, nll)
@@ -136,20 +137,22 @@ def test_mean_route_hardens_by_the_threshold() -> None:
     model, guide = build()
     tokens = text()[0]
     features: list[Features] = []
-    model.network(tokens, lambda layer, f: features.append(f) or guide.posterior(layer, f).mean)
-    soft = guide.mean_route(hard=False)(0, features[0])
-    hard = guide.mean_route(hard=True)(0, features[0])
-    assert torch.equal(guide.mean_route()(0, features[0]), soft)
-    guide.threshold.fill_(1.0)
-    assert torch.equal(guide.mean_route()(0, features[0]), hard)
+    model.network(
+        tokens, lambda layer, f: Decision(features.append(f) or guide.posterior(layer, f).mean)
+    )
+    soft = mean_route(guide, hard=False)(0, features[0]).route
+    hard = mean_route(guide, hard=True)(0, features[0]).route
+    assert torch.equal(mean_route(guide)(0, features[0]).route, soft)
+    guide.harden_below(1.0)
+    assert torch.equal(mean_route(guide)(0, features[0]).route, hard)
     assert torch.equal(hard, soft.argmax(-1))  # choices: each token runs its own mechanism
 
 
 def test_a_hard_token_weighs_its_posterior_against_the_price() -> None:
     """In evaluation and in training."""
     model, guide = build()
-    guide.price.fill_(9.0)
-    guide.threshold.fill_(1.0)
+    guide.execution.price.fill_(9.0)
+    guide.harden_below(1.0)
     tokens = text()[0]
     everywhere = torch.arange(model.network.shape.context)
     prices = 9.0 * costs_at(model.network, "macs", everywhere).mean(0)
@@ -157,15 +160,15 @@ def test_a_hard_token_weighs_its_posterior_against_the_price() -> None:
     decided: list[Tensor] = []
     dear: list[bool] = []
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Decision:
         mean = guide.posterior(layer, features).mean
         expected = (mean.log() - prices).argmax(-1)
         dear.append(bool((expected != mean.argmax(-1)).any()))
         for hard in (None, True):
-            assert torch.equal(guide.mean_route(hard)(layer, features), expected)
-        assert torch.equal(guide.choice(mean), torch.eye(3)[expected])
+            assert torch.equal(mean_route(guide, hard)(layer, features).route, expected)
+        assert torch.equal(guide.execution.shares(mean), torch.eye(3)[expected])
         decided.append(expected)
-        return expected
+        return Decision(expected)
 
     with torch.no_grad():
         model.network(tokens, route)

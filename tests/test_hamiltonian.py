@@ -8,7 +8,7 @@ from reference import mean_attention as slow_mean
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from pyro_meta import Features, Mechanism, Shape, Transformer, UsageError, pinned
+from pyro_meta import Decision, Features, Mechanism, Shape, Transformer, UsageError, pinned
 from pyro_meta.attention import Full, LinearMomentum, build_mechanisms, carries, mean_attention
 from pyro_meta.attention.chunks.mechanisms import Chunk, ChunkSentence
 from pyro_meta.attention.ops.momentum import damping, mean_attention_after, mean_state
@@ -163,12 +163,12 @@ def test_states_continue_a_text(kv_heads: int, lengths: tuple[int, ...]) -> None
     assert (past[..., -1, :] == total).all()
 
 
-def soft(layer: int, features: Features) -> Tensor:
-    return features.normed[..., :4].softmax(-1)
+def soft(layer: int, features: Features) -> Decision:
+    return Decision(features.normed[..., :4].softmax(-1))
 
 
-def hard(layer: int, features: Features) -> Tensor:
-    return (features.tokens * 5 + features.positions * 7 + layer) % 4
+def hard(layer: int, features: Features) -> Decision:
+    return Decision((features.tokens * 5 + features.positions * 7 + layer) % 4)
 
 
 def tokens(batch: int = 2, length: int = 12) -> Tensor:
@@ -213,7 +213,7 @@ def test_it_serves_in_every_block(block: str, kv_heads: int | None) -> None:
     """Hard routes as one-hot weights, prefixes as whole texts, a cache as none."""
     shape = Shape(11, context=16, width=16, layers=3, heads=2, kv_heads=kv_heads, window=3)
     network = Transformer(shape, ALL, block)
-    dense = network(tokens(), lambda *asked: as_weights(hard(*asked), 4))
+    dense = network(tokens(), lambda *asked: Decision(as_weights(hard(*asked).route, 4)))
     torch.testing.assert_close(network(tokens(), hard), dense, rtol=1e-10, atol=1e-10)
     for route in (soft, hard):
         whole = network(tokens(), route)
@@ -233,9 +233,9 @@ def test_a_token_that_attends_otherwise_is_kicked_too() -> None:
         block.attention.register_forward_hook(lambda _, __, out: momenta.append(out.momentum))
     seen: list[Features] = []
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Decision:
         seen.append(features)
-        return 0 * features.tokens + (0 if layer == 1 else 3)
+        return Decision(0 * features.tokens + (0 if layer == 1 else 3))
 
     network(tokens(), route)
     first, second, _ = (one.view(2, 12, 2, 8).transpose(1, 2) for one in momenta)

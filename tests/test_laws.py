@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import route_execution
 from pyro.distributions import Dirichlet
 from torch import Tensor
 from torch.distributions import (
@@ -12,8 +13,9 @@ from torch.distributions import (
     kl_divergence,
 )
 
-from pyro_meta.distributions.simplex import Hardened, divergence, entropy, expected_entropy
-from pyro_meta.distributions.softmax import Concrete, LogisticNormal, SoftmaxLaw
+from pyro_meta.distributions.hardening import Hardened
+from pyro_meta.distributions.simplex import divergence, entropy, expected_entropy
+from pyro_meta.distributions.softmax import Concrete, LogisticNormal, SoftmaxDistribution
 from pyro_meta.errors import UsageError
 
 LOC = torch.tensor([[1.0, -0.5, 0.2], [0.0, 3.0, -2.0]], dtype=torch.float64)
@@ -68,7 +70,7 @@ def test_draws_of_a_concrete_follow_its_density() -> None:
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_mean_and_entropy_agree_with_draws(law: SoftmaxLaw) -> None:
+def test_mean_and_entropy_agree_with_draws(law: SoftmaxDistribution) -> None:
     draws = law.sample((200_000,))
     torch.testing.assert_close(law.mean, draws.mean(0), rtol=0, atol=0.02)
     torch.testing.assert_close(expected_entropy(law), entropy(draws).mean(0), rtol=0, atol=0.03)
@@ -120,12 +122,12 @@ def test_closed_forms_have_the_gradients_of_finite_differences() -> None:
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("q", LAWS)
-def test_estimated_divergences_are_the_log_ratio_of_the_draw(q: SoftmaxLaw) -> None:
+def test_estimated_divergences_are_the_log_ratio_of_the_draw(q: SoftmaxDistribution) -> None:
     for p in (Dirichlet(torch.tensor([0.5, 1.0, 2.0])).expand([2]), Concrete(0.9, -LOC)):
         draw = q.rsample()
         ratio = q.log_prob(draw) - p.log_prob(draw)
         torch.testing.assert_close(divergence(q, p, draw), ratio, rtol=1e-9, atol=1e-9)
-        hardened = Hardened(q, 1.0)
+        hardened = Hardened(q, route_execution(1.0, costs=(1.0,) * q.event_shape[-1]))
         hardened.rsample()
         assert hardened.draw is not None
         torch.testing.assert_close(
@@ -160,7 +162,7 @@ def test_a_draw_that_underflows_keeps_a_finite_divergence_and_gradient(other) ->
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_expanded_laws_draw_one_row_each(law: SoftmaxLaw) -> None:
+def test_expanded_laws_draw_one_row_each(law: SoftmaxDistribution) -> None:
     wide = law.expand([4, 2])
     assert wide.batch_shape == (4, 2) and wide.rsample((5,)).shape == (5, 4, 2, 3)
     assert wide.rsample().unique(dim=0).shape[0] == 4

@@ -13,7 +13,17 @@ from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, kl_divergence
 
-from pyro_meta import CostDirichlet, Guide, LanguageModel, Prior, RouteELBO
+from pyro_meta import (
+    CostDirichlet,
+    Decision,
+    DirichletGuide,
+    Guide,
+    LanguageModel,
+    Prior,
+    RouteELBO,
+    UsageError,
+)
+from pyro_meta.guides import along_means, mean_route, walk
 from pyro_meta.inference.elbo import Objective
 
 
@@ -55,7 +65,7 @@ def test_our_objective_equals_plain_svi(
 ) -> None:
     model, built = build(guide=guide, prior=prior)
     model.kl_weight = weight
-    built.threshold.fill_(threshold)
+    built.harden_below(threshold)
     data = text()
     pyro.set_rng_seed(1)
     loss, theirs = svi_gradients(model, built, data)
@@ -82,12 +92,12 @@ def test_the_objective_equals_the_equations_written_out() -> None:
     torch.manual_seed(2)
     kls = []
 
-    def route(layer: int, features: Any) -> Tensor:
+    def route(layer: int, features: Any) -> Decision:
         q = Dirichlet(guide.posterior(layer, features).concentration)
         kls.append(
             kl_divergence(q, Dirichlet(model.prior(layer, features.positions).concentration))
         )
-        return q.rsample()
+        return Decision(q.rsample())
 
     logits = model.network(tokens, route)
     nll = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -96,65 +106,64 @@ def test_the_objective_equals_the_equations_written_out() -> None:
     torch.testing.assert_close(terms.loss, nll + 0.3 * sum(kl.mean() for kl in kls))
 
 
-def test_a_step_walks_the_network_once() -> None:
+def test_a_step_is_one_forward_pass() -> None:
+    """Ours hands the model what the guide has walked; plain SVI does not, and pays two."""
     model, guide = build(dropout=0.3)
     forwards = Forwards(model.network)
     Objective(model, guide)(*text()).loss.backward()
     assert forwards.count == 1
-    SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO()).step(*text())
-    assert forwards.count == 2
-
-
-def test_activations_are_not_reused_where_they_would_be_stale() -> None:
-    model, guide = build()
-    forwards = Forwards(model.network)
-    data = text()
-
-    def traced() -> poutine.Trace:
-        return poutine.trace(guide).get_trace(*data)
-
-    def replayed(trace: poutine.Trace, *args: Tensor) -> Tensor:
-        nodes = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args).nodes
-        return nodes["next_token"]["fn"].logits
-
-    trace = traced()
-    fresh = replayed(trace, *data)
-    assert forwards.count == 1
-    torch.testing.assert_close(replayed(trace, *data), fresh)
-    assert forwards.count == 2, "given out once, then computed again"
-    trace = traced()
-    replayed(trace, data[0].clone(), data[1])
-    assert forwards.count == 4, "other tokens"
-    trace = traced()
     with torch.no_grad():
-        model.network.embedding.weight.mul_(2.0)
-    replayed(trace, *data)
-    assert forwards.count == 6, "changed parameters"
-    trace = traced()
-    model.eval()
-    replayed(trace, *data)
-    assert forwards.count == 8, "another mode"
+        Objective(model, guide)(*text())
+    assert forwards.count == 2
+    SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO()).step(*text())
+    assert forwards.count == 4
 
 
-def test_a_model_with_kept_activations_is_copied_without_them() -> None:
-    model, guide = build()
-    poutine.trace(guide).get_trace(*text())
-    assert model._walk is not None
-    other = copy.deepcopy(model)
-    assert other._walk is None and model._walk is not None
-    with torch.inference_mode():
-        tokens = text()[0].clone()
-        assert Predictive(other, num_samples=1)(tokens)["next_token"].shape == (1, 3, 20)
-
-
-def test_another_network_in_the_model_is_walked_anew() -> None:
+def test_the_model_keeps_nothing_of_a_pass() -> None:
+    """A replay without what the guide returned walks anew, whatever has changed meanwhile."""
     (model, guide), (other, _) = build(), build()
     data = text()
     trace = poutine.trace(guide).get_trace(*data)
+    walked = trace.nodes["_RETURN"]["value"]
+
+    def logits(*args: Any) -> Tensor:
+        nodes = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args).nodes
+        return nodes["next_token"]["fn"].logits
+
+    torch.testing.assert_close(logits(*data), logits(*data, walked.passed))
     model.network = other.network
     forwards = Forwards(other.network)
-    poutine.trace(poutine.replay(model, trace=trace)).get_trace(*data)
+    fresh = logits(*data)
     assert forwards.count == 1
+    assert not torch.allclose(fresh, logits(*data, walked.passed))
+    assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_walk_keeps_what_was_met_on_the_way() -> None:
+    model, guide = build()
+    tokens = text()[0]
+    with torch.no_grad():
+        walked = walk(model, guide, tokens, along_means(hard=True))
+        expected = model.network(tokens, mean_route(guide, hard=True))
+    assert torch.equal(walked.logits, expected)
+    layers = zip(walked.posteriors, walked.priors, walked.draws, walked.decisions, strict=True)
+    for layer, (q, p, draw, decision) in enumerate(layers):
+        assert q.route.batch_shape == p.route.batch_shape == (3, 20)
+        assert torch.equal(decision.route, guide.execution.decide(q.route.mean))
+        assert torch.equal(draw.route, q.route.mean) and decision.gate is None
+        expected_prior = model.prior(layer, torch.arange(20)).mean
+        assert torch.equal(p.route.mean, expected_prior.expand(3, 20, 3))
+        assert torch.equal(q.gate.mean, torch.ones(3, 20))
+
+
+def test_a_guide_that_returns_nothing_is_named() -> None:
+    class Silent(DirichletGuide):
+        def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Any:
+            super().forward(tokens, targets)
+
+    model, guide = build(guide=Silent)
+    with pytest.raises(UsageError, match=r"forward\(\) of Silent returned NoneType"):
+        RouteELBO().terms(model, guide, *text())
 
 
 def test_vectorised_particles_are_refused_clearly() -> None:

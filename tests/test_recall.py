@@ -19,7 +19,7 @@ from pyro_meta.data.corpus import Truth
 from pyro_meta.data.recall import Recall, RecallCorpus
 from pyro_meta.distributions.simplex import Point
 from pyro_meta.evaluation.known_truth import auroc, score_against_truth
-from pyro_meta.guides import FixedGuide, Guide
+from pyro_meta.guides import FixedGuide, Guide, mean_route
 from pyro_meta.network.route import Features
 
 SMALL = {"pairs": 6, "queries": 4, "distance": 8}
@@ -439,7 +439,7 @@ def test_losses_are_split_by_need() -> None:
     truth = np.random.default_rng(0).random((4, 24)) < 0.2
     figures = score_against_truth(model, guide, (tokens, targets), alone(truth), batch=3)
     with torch.no_grad():
-        logits = model.network(tokens, guide.mean_route(hard=True)).log_softmax(-1)
+        logits = model.network(tokens, mean_route(guide, hard=True)).log_softmax(-1)
     nll = -logits.gather(-1, targets[..., None])[..., 0].numpy()
     assert figures["answer_nll_hard"] == pytest.approx(nll[truth].mean(), rel=1e-5)
     assert figures["filler_nll_hard"] == pytest.approx(nll[~truth].mean(), rel=1e-5)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from reference import softmax_attention
 from torch import Tensor
 
-from pyro_meta import Features, Shape, Transformer, UsageError, pinned
+from pyro_meta import Decision, Features, Shape, Transformer, UsageError, pinned
 from pyro_meta.attention.rotary import rotate, rotation
 from pyro_meta.network.blocks import Surroundings
 
@@ -38,9 +38,9 @@ def tokens(batch: int = 2, length: int = 12) -> Tensor:
     return torch.randint(11, (batch, length), generator=torch.Generator().manual_seed(3))
 
 
-def random_route(layer: int, features: Features) -> Tensor:
+def random_route(layer: int, features: Features) -> Decision:
     """A route that depends on the prefix: the first features of each token decide."""
-    return features.normed[..., :3].softmax(-1)
+    return Decision(features.normed[..., :3].softmax(-1))
 
 
 @pytest.mark.usefixtures("double")
@@ -90,7 +90,7 @@ def test_routes_stay_outside_autocast() -> None:
     network = Transformer(SHAPE)
     seen: list[tuple[torch.dtype, bool]] = []
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Decision:
         seen.append((features.normed.dtype, torch.is_autocast_enabled("cpu")))
         return random_route(layer, features)
 

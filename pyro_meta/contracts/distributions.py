@@ -68,7 +68,7 @@ def distribution_follows_the_default_dtype(subject: Router) -> None:
 
 
 def distribution_follows_the_device(subject: Router) -> None:
-    """On the device `meta`, which holds no numbers: a distribution that reads them would wait for a GPU."""
+    """On the device `meta`, which holds no numbers: to read them is to wait for a GPU."""
     model, guide = subject.build()
     model, guide = model.to("meta"), guide.to("meta")
     tokens = torch.zeros(B, T, dtype=torch.long, device="meta")
@@ -174,7 +174,7 @@ def closed_kl_is_the_mean_log_ratio(subject: Router) -> None:
 
 
 def autocast_leaves_the_distribution_in_float32(subject: Router) -> None:
-    """A step under bf16 autocast: the network in half precision, distributions, KL and gradients not."""
+    """A step under bf16 autocast: the network in half precision, and nothing else."""
     model, guide = subject.build()
     objective = Objective(model, guide)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""What is put to the test: how to build it, small and repeatable, and the distributions that it gives.
+"""What is put to the test: how to build it, small and repeatable, and what it gives.
 
 Shapes: B sequences, T tokens, K mechanisms.
 """

@@ -90,6 +90,10 @@ class BudgetController(Controller):
         self._prior = (prior,)  # in a tuple: known, but no submodule
         self.budget = budget
         self.dual = DualController()
+        if (
+            prior.costs.spec != "measured"
+        ):  # those may be this machine's, until a checkpoint is read
+            self.require_reachable()
 
     @property
     def prior(self) -> BudgetDirichlet:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_meta.distributions.simplex import divergence
+from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.guides.walk import Walked
 from pyro_meta.models import LanguageModel
@@ -68,7 +69,7 @@ class RouteELBO(TraceMeanField_ELBO):
         nll, kl, depth_kl, penalty = [], [], [], []
         for _ in range(self.num_particles):
             guide_trace = poutine.trace(guide).get_trace(tokens, targets)
-            walked = cast(Walked, guide_trace.nodes["_RETURN"]["value"])
+            walked = _returned(guide_trace, guide)
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(tokens, targets, walked.passed)
             observed: Any = model_trace.nodes["next_token"]
@@ -94,6 +95,16 @@ class RouteELBO(TraceMeanField_ELBO):
             gates=torch.stack([draw.gate.detach() for draw in walked.draws]),
             gate_means=torch.stack([q.gate.mean.detach() for q in walked.posteriors]),
         )
+
+
+def _returned(guide_trace: Trace, guide: Guide) -> Walked:
+    walked = guide_trace.nodes["_RETURN"]["value"]
+    if not isinstance(walked, Walked):
+        raise UsageError(
+            f"guide: forward() of {type(guide).__name__} returned {type(walked).__name__}; what "
+            "Guide.forward returns is needed"
+        )
+    return walked
 
 
 def _divergences(guide: Trace, model: Trace, layer: int) -> tuple[Tensor, Tensor]:

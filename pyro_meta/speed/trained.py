@@ -60,7 +60,6 @@ def training(
     model: LanguageModel, guide: Guide, tokens: Tensor, scene: Scene
 ) -> dict[str, float | None]:
     """Loss and gradients of tokens [B, T], along routes that the router gave beforehand."""
-    network = model.network
     with evaluating(model, guide):
         decisions = walk(model, guide, tokens, along_means(hard=True)).decisions
 
