@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_meta.attention import collected_penalties
+from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.models.depth import DepthPrior
 from pyro_meta.models.module import StandaloneModule
 from pyro_meta.models.priors import Prior
-from pyro_meta.network.route import Decision, Features, Route, at_least_float32, decided
+from pyro_meta.network.route import Decision, Features, Route, decided
 from pyro_meta.network.transformer import Transformer
 
 

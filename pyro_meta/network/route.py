@@ -55,11 +55,6 @@ def as_weights(route: Tensor, mechanisms: int) -> Tensor:
     return (route[..., None] == options).to(torch.get_default_dtype())
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """`x`, raised to float32 if its precision is half."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def with_open_gates(route: Route) -> Route:
     """The same route, on which every token runs every layer."""
 

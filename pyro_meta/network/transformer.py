@@ -32,10 +32,11 @@ from pyro_meta.attention import (
     one_for_all,
     routed_attention,
 )
+from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.attention.rotary import rotation
 from pyro_meta.errors import UsageError
 from pyro_meta.network.blocks import Block, Surroundings, find_block
-from pyro_meta.network.route import Decision, Features, Route, at_least_float32, decided
+from pyro_meta.network.route import Decision, Features, Route, decided
 from pyro_meta.network.shape import Shape
 
 

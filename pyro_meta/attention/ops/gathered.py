@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pyro_meta.attention.ops.dense import (
     feature_map,
-    in_single_precision,
     linear_states,
     normalised,
     states_by_chunk,
 )
+from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.attention.ops.queries import Blocks, Queries
 from pyro_meta.attention.ops.slices import Slice, slices
 
@@ -113,7 +113,7 @@ def _scanned(
     N, H, _ = q.shape
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v = in_single_precision(q, k, v)
+        q, k, v = map(at_least_float32, (q, k, v))
         P = min(LINEAR_BLOCK, T)
         blocks = Blocks(queries, B, -(-T // P), P)
         seen = blocks.offsets()[..., None] >= torch.arange(P, device=q.device)  # [B n, m, P]
