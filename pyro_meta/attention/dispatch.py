@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, carries, serves
+from pyro_meta.attention.inputs import Inputs
+from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, serves
 from pyro_meta.attention.ops.backend import is_forced, uses_triton
+from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.queries import Queries
 
 ONE_FOR_ALL = "one_for_all"  # the attribute of choices that are all the same
@@ -34,38 +35,6 @@ SEQUENCE_MACS = 1.5e6
 LAUNCH_MACS = 2e10
 """Multiply-accumulates in the time that it takes to launch what gathers the queries of one
 mechanism (CUDA, a rough estimate)."""
-
-
-class Inputs(NamedTuple):
-    """Queries [B, H, T, d], keys and values [B, G, T, d] of a layer, as they are and rotated; and
-    which tokens separate sentences, [B, 1, T, 1], if a mechanism reads it."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    q_rotated: Tensor
-    k_rotated: Tensor
-    is_separator: Tensor | None = None
-    momentum: Tensor | None = None
-    """[B, H, T, d], of a layer with a mechanism that carries one, which it reads as values."""
-
-    def read_by(self, mechanism: Mechanism) -> tuple[Tensor, ...]:
-        """q, k, v as `mechanism` reads them, and behind them what else it reads."""
-        q, k, v = self.q, self.k, self.v
-        if mechanism.rotary:
-            q, k = self.q_rotated, self.k_rotated
-        if self.momentum is not None and carries(mechanism):
-            k, v = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1), self.momentum
-        if self.is_separator is not None and mechanism.reads_separators:
-            return q, k, v, self.is_separator
-        return q, k, v
-
-    def with_repeated_heads(self, group: int) -> "Inputs":
-        """Each key-value head `group` times, so that there are as many as query heads."""
-        k, v, k_rotated = (
-            x.repeat_interleave(group, dim=1) for x in (self.k, self.v, self.k_rotated)
-        )
-        return self._replace(k=k, v=v, k_rotated=k_rotated)
 
 
 def routed_attention(
@@ -224,10 +193,7 @@ def attend(mechanism: Mechanism, read: Sequence[Tensor], own: Tensor) -> Tensor:
                 return mechanism.serve(queries.of(q), k, v, queries, *more)
         else:
             _say_that_nothing_is_saved(type(mechanism).__module__, type(mechanism).__name__)
-    group = H // k.shape[1]
-    if group > 1:
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    rows = mechanism(q, k, v, *more).transpose(1, 2).flatten(0, 1)
+    rows = mechanism(q, with_heads(k, H), with_heads(v, H), *more).transpose(1, 2).flatten(0, 1)
     return rows if len(own) == B * T else rows.index_select(0, own)
 
 
