@@ -20,21 +20,11 @@ from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, serv
 from pyro_meta.attention.ops.backend import is_forced, uses_triton
 from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.queries import Queries
+from pyro_meta.attention.profile import Work, current
 
 ONE_FOR_ALL = "one_for_all"  # the attribute of choices that are all the same
 NO_TOKEN = -1
 """The choice of a place that holds no token: padding at the end of a shorter sequence."""
-
-GATHERED_COST, GATHERED_COST_WITH_GRADIENTS = 1.4, 2.8
-"""Work on gathered queries over that on all tokens, by multiply-accumulate (CPU, measured)."""
-GATHERED_BLOCK = 200
-"""As `Mechanism.block`, where queries are gathered: neighbours are some way apart."""
-SEQUENCE_MACS = 1.5e6
-"""What gathering from one more sequence costs, in multiply-accumulates (CPU, measured)."""
-
-LAUNCH_MACS = 2e10
-"""Multiply-accumulates in the time that it takes to launch what gathers the queries of one
-mechanism (CUDA, a rough estimate)."""
 
 
 def routed_attention(
@@ -200,26 +190,21 @@ def attend(mechanism: Mechanism, read: Sequence[Tensor], own: Tensor) -> Tensor:
 def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
     """Whether serving `queries` alone is thought to be faster than running on all of q.
 
-    Weighed are the multiply-accumulates that are asked for, those of keys that a query meets only
-    since it stands in a block with later ones (half a block, on average), and what is done on keys
-    and values either way. On CUDA what is saved is held against the time in which kernels are
-    launched.
+    On a CPU the work of both ways (`Work`) is weighed by the current `Profile`: gathered queries
+    cost more by MAC, each sequence costs something, and what is done on keys and values is done
+    either way. So it pays where few queries, or only late ones, are served, and where a mechanism
+    run on all tokens meets many keys in vain. On CUDA what is saved is held against the time in
+    which kernels are launched.
     """
-    B, H, T, d = q.shape
+    profile = current()
     if q.is_cuda:
+        B, H, T, _ = q.shape
         sample = torch.linspace(0, T - 1, 64, device=q.device).round()
         everyone = B * H * T * float(mechanism.macs(sample).mean())
         saved = 1 - len(queries.position) / (B * T)
-        return (1 - mechanism.of_keys) * saved * everyone > LAUNCH_MACS
-
-    def work(position: Tensor, block: int) -> float:
-        unseen = len(position) * min(block, T) / 2
-        return H * (float(mechanism.macs(position.float()).sum()) + 2 * d * unseen)
-
-    everyone = B * work(torch.arange(T, device=q.device), mechanism.block)
-    own = work(queries.position, GATHERED_BLOCK)
-    cost = GATHERED_COST_WITH_GRADIENTS if torch.is_grad_enabled() else GATHERED_COST
-    return mechanism.of_keys * everyone + cost * own + SEQUENCE_MACS * B < everyone
+        return (1 - mechanism.of_keys) * saved * everyone > profile.launch_macs
+    work = Work.of(mechanism, queries, q, profile.gathered_block)
+    return profile.serving(work, with_gradients=torch.is_grad_enabled()) < work.everyone
 
 
 def is_choice(route: Tensor) -> bool:
