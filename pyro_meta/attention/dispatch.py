@@ -108,7 +108,8 @@ def _version(x: Tensor) -> int | None:
 def _in_kernels(
     mechanisms: Sequence[Mechanism], gain: Tensor, choice: Tensor, inputs: Inputs
 ) -> Tensor | None:
-    """`routed_attention` in `kernels`; None where they are not written for what is asked.
+    """`routed_attention` in the kernels of `ops.triton`; None where they are not written for what
+    is asked.
 
     Choices that are no mechanism are not looked for: a device would have to be waited for. Their
     rows are zero.

@@ -87,7 +87,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9 to 12), as a chunked scan: inside a chunk
     the scores are formed, across chunks the d x d state is carried. O(T (C + d) d) time, O(T d)
     memory. Sums run in float32 at least, whatever the autocast dtype. On a CPU a few heads at a
-    time; on a GPU, without gradients, in `kernels`.
+    time; on a GPU, without gradients, in `pyro_meta.attention.ops.triton`.
     """
     B, H, T, d = q.shape
     if not torch.compiler.is_compiling() and uses_triton(q.device.type):
