@@ -62,7 +62,7 @@ class Mechanism(nn.Module):
     rotary
         Whether q and k arrive rotated by position.
     reads_separators
-        Whether `forward` and `serve` are given, behind everything else, which tokens separate
+        Whether `forward` and `serve` get, behind everything else, which tokens separate
         sentences: booleans [B, 1, T, 1].
     block
         How many neighbouring queries `forward` works through at once, each with the keys of all: a
