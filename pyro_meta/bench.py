@@ -14,6 +14,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pyro_meta.analysis import speed
+from pyro_meta.attention.profile import of_this_machine, profiled
 from pyro_meta.errors import UsageError
 from pyro_meta.speed import depth
 from pyro_meta.speed.mechanisms import bench_mechanisms
@@ -203,8 +205,10 @@ def _routed(options: Namespace, progress_out: Console) -> dict[str, Any]:
     scene, shares = _scene(options), options.shares or SHARES
     lengths = options.lengths or LENGTHS[scene.device]
     total = steps_of(lengths, options.parts, options.run is not None)
-    with _Progressing(total, progress_out) as step:
-        return bench_routed(scene, lengths, shares, options.parts, options.run, step)
+    by = of_this_machine(scene.device)
+    with profiled(by), _Progressing(total, progress_out) as step:
+        found = bench_routed(scene, lengths, shares, options.parts, options.run, step)
+    return {"profile": asdict(by)} | found
 
 
 def _depth(options: Namespace, progress_out: Console) -> dict[str, Any]:
@@ -213,8 +217,10 @@ def _depth(options: Namespace, progress_out: Console) -> dict[str, Any]:
     if not shares:
         raise UsageError(f"option --layers: {options.layers} given; 2 or more are allowed")
     lengths = options.lengths or depth.LENGTHS[scene.device]
-    with _Progressing(2 * len(lengths), progress_out) as step:
-        return depth.bench_depth(scene, lengths, shares, step)
+    by = of_this_machine(scene.device)
+    with profiled(by), _Progressing(2 * len(lengths), progress_out) as step:
+        found = depth.bench_depth(scene, lengths, shares, step)
+    return {"profile": asdict(by)} | found
 
 
 def _scene(options: Namespace) -> Scene:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyro
 import torch
 
+from pyro_meta.attention.profile import of_this_machine, profiled
 from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.errors import UsageError
 from pyro_meta.generation.sampling import Sampling, continue_tokens
@@ -47,8 +48,9 @@ def main(argv: list[str]) -> None:
     new = continue_tokens(
         model, guide, prompt, options.max_tokens, sampling, options.seed, options.cache
     )
-    for piece in vocabulary.streamed(chain(prompt, new)):
-        _show(piece)
+    with profiled(of_this_machine(model.network.embedding.weight.device)):
+        for piece in vocabulary.streamed(chain(prompt, new)):
+            _show(piece)
     _show("\n")
 
 

@@ -72,15 +72,27 @@ def _findings(folder: Path, rereads: bool, believes: bool, tell: Tell) -> Findin
         tell(f"{folder.name}: drawing from the posterior anew")
         from pyro_meta.posterior.readout import reread  # torch
 
-        reread(folder)
+        with _profiled():
+            reread(folder)
     tell(f"{folder.name}: reading")
     reading = Reading.of(folder)
     if believes:
         from pyro_meta.posterior.belief import believe  # torch
         from pyro_meta.training.run import Run
 
-        belief = believe(Run.open(folder), lambda what: tell(f"{folder.name}: {what}"))
+        run = Run.open(folder)
+        with _profiled():
+            belief = believe(run, lambda what: tell(f"{folder.name}: {what}"))
     return Findings(reading, belief)
+
+
+@contextmanager
+def _profiled() -> Iterator[None]:
+    """Hard routes are dispatched by the profile of this machine."""
+    from pyro_meta.attention.profile import of_this_machine, profiled  # torch
+
+    with profiled(of_this_machine()):
+        yield
 
 
 def _write(findings: Findings, comparison: dict[str, Any] | None, tell: Tell) -> Path:

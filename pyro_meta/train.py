@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.markup import escape
 
+from pyro_meta.attention.profile import of_this_machine, profiled
 from pyro_meta.data.corpus import Corpus, identity
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.causality import prefix_gap, require_causal, require_causal_guide
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> int:
         out.print(f"text: {escape(corpus.description)}", soft_wrap=True)
         out.print(_describe_model(config, model, guide), soft_wrap=True)
         out.print(f"run: {escape(str(run.folder))}", soft_wrap=True)
+        held.enter_context(profiled(of_this_machine(fabric.device)))
         done = 0 if resumed is None else sum(1 for _ in run.metrics())
         try:
             with progress_bar(config.steps, done, progress_out) as watch:

@@ -1,5 +1,6 @@
 """Shared fixtures: small models, validation on, and no trace outside temporary folders."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from pyro_meta import (
     Transformer,
 )
 from pyro_meta.distributions import GateExecution, RouteExecution
+
+os.environ["PYRO_META_PROFILE"] = "default"  # also of commands that fixtures run
 
 DIRICHLETS = [
     CostDirichlet,

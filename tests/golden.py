@@ -126,7 +126,7 @@ def main() -> None:
     torch.set_num_threads(1)
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
-        os.environ["PYRO_META_CACHE"] = f"{place}/cache"
+        os.environ |= {"PYRO_META_CACHE": f"{place}/cache", "PYRO_META_PROFILE": "default"}
         for name in RUNS:
             folder = Path(place) / name
             found = {"machine": machine(), **measure(name, folder)}

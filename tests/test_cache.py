@@ -35,6 +35,7 @@ from pyro_meta.attention import (
     Queries,
     Window,
     decodes,
+    mechanisms,
     recurs,
     serves,
 )
@@ -491,6 +492,20 @@ def test_what_is_inherited_beside_another_forward_is_not_used() -> None:
     hard = network(tokens, route)
     dense = network(tokens, lambda *asked: Decision(as_weights(route(*asked).route, 2)))
     torch.testing.assert_close(hard, dense, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_what_a_mechanism_can_do_is_decided_when_it_is_built(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is looked for in the class hierarchy while texts are read and continued."""
+    network = network_of()
+    monkeypatch.setattr(mechanisms, "_is_of_forward", refuse)
+    with pytest.raises(AssertionError):
+        Full(4, 5)
+    cache = network.new_cache(1, keeps_features=False)
+    for piece in torch.randint(VOCABULARY, (1, 30)).split([20, *[1] * 10], dim=1):
+        network(piece, by_hash(network, kind), cache)
 
 
 class OnlyResumes(Own):

@@ -92,8 +92,8 @@ class Case:
         self.mechanisms: list[Mechanism] = list(
             build_mechanisms(["full", "window", "linear", "linear_momentum"], width, window)
         )
-        law = torch.tensor(shares).float()
-        choice = torch.multinomial(law, B * T, True, generator=draw).view(B, T)
+        weights = torch.tensor(shares).float()
+        choice = torch.multinomial(weights, B * T, True, generator=draw).view(B, T)
         is_real = torch.arange(T) < torch.tensor(lengths)[:, None]
         self.choice = choice.where(is_real, NO_TOKEN)
         self.weight = normal(B, T, H * width)

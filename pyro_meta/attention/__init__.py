@@ -4,16 +4,15 @@ from pyro_meta.attention.cache import Cache, LayerCache, read_in_pieces
 from pyro_meta.attention.chunks.mechanisms import Chunk, ChunkLearned, ChunkSentence, ChunkSliding
 from pyro_meta.attention.dispatch import (
     NO_TOKEN,
-    Inputs,
     is_choice,
     one_for_all,
     recorded_attention,
     routed_attention,
 )
+from pyro_meta.attention.inputs import Inputs
 from pyro_meta.attention.mechanisms import (
     Full,
     Linear,
-    LinearMomentum,
     Mechanism,
     Window,
     carries,
@@ -23,6 +22,7 @@ from pyro_meta.attention.mechanisms import (
     serves,
 )
 from pyro_meta.attention.memory import Memory
+from pyro_meta.attention.momentum import LinearMomentum
 from pyro_meta.attention.ops.backend import backend
 from pyro_meta.attention.ops.dense import full_attention, linear_attention, window_attention
 from pyro_meta.attention.ops.momentum import mean_attention

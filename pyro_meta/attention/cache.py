@@ -23,8 +23,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyro_meta.attention.dispatch import NO_TOKEN, Inputs, is_choice, routed_attention
+from pyro_meta.attention.dispatch import NO_TOKEN, is_choice, routed_attention
+from pyro_meta.attention.inputs import Inputs, names_read_by
 from pyro_meta.attention.mechanisms import Mechanism, carries, decodes, recurs, remembers, serves
+from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.attention.span import Growing, Span
 
@@ -54,6 +56,7 @@ class LayerCache:
         self.states: list[Tensor | None] = [None for _ in mechanisms]
         self._staged = self.states
         self._unread: list[Tensor | None] = [None for _ in mechanisms]  # of a row without text
+        self._names = [names_read_by(one) for one in mechanisms]
         names = {name for one in mechanisms for name in _read_again(one)}
         self.kept = {name: Growing(rows) for name in Inputs._fields if name in names}
         self.memories = [one.new_memory(rows) if remembers(one) else None for one in mechanisms]
@@ -87,9 +90,9 @@ class LayerCache:
             x = getattr(inputs, name)
             if x is not None:
                 growing.write(x, span)
-        for mechanism, memory in zip(self.mechanisms, self.memories, strict=True):
+        for index, memory in enumerate(self.memories):
             if memory is not None:
-                _, k, v, *more = self._seen_by(mechanism, inputs, span.end)
+                _, k, v, *more = self._seen_by(index, inputs, span.end)
                 memory.take(k, v, span, *more)
         if span.is_first:
             mixed = begin(inputs)
@@ -122,8 +125,7 @@ class LayerCache:
         gain = q.new_ones(1, H * d)
         begin = partial(routed_attention, self.mechanisms, gain, choice)
         is_separator = more[0] if more else None
-        carried = v.repeat_interleave(H // v.shape[1], dim=1)  # what one with a `kick` reads as v
-        inputs = Inputs(q, k, v, q, k, is_separator, carried)
+        inputs = Inputs(q, k, v, q, k, is_separator, momentum=with_heads(v, H))
         rows = self.extend(gain, choice, inputs, span, begin)
         return rows.view(B, S, H, d).transpose(1, 2)
 
@@ -197,12 +199,12 @@ class LayerCache:
             return self._resumed(index, inputs, span, own)
         memory = self.memories[index]
         if memory is not None:
-            q, k, v, *_ = self._seen_by(mechanism, inputs, span.end)
+            q, k, v, *_ = self._seen_by(index, inputs, span.end)
             queries = _queries(span, own, q.device)
             return memory.attend(_rows_of(q, span, own), k, v, queries)
         if span.size == 1 and decodes(mechanism):
-            return self._decoded(mechanism, inputs, span, own)
-        return self._looked_up(mechanism, inputs, span, own)
+            return self._decoded(index, inputs, span, own)
+        return self._looked_up(index, inputs, span, own)
 
     def _resumed(self, index: int, inputs: Inputs, span: Span, own: list[int] | None) -> Tensor:
         """Rows of a mechanism that has a state."""
@@ -220,11 +222,10 @@ class LayerCache:
         row, place = _chosen(span, own).to(q.device).unbind(1)
         return out[row, place]
 
-    def _decoded(
-        self, mechanism: Mechanism, inputs: Inputs, span: Span, own: list[int] | None
-    ) -> Tensor:
+    def _decoded(self, index: int, inputs: Inputs, span: Span, own: list[int] | None) -> Tensor:
         """Rows of a mechanism that looks back, one new token in each row."""
-        q, k, v, *_ = self._seen_by(mechanism, inputs, span.end)
+        mechanism = self.mechanisms[index]
+        q, k, v, *_ = self._seen_by(index, inputs, span.end)
         if own is None and span.is_aligned and span.is_full:
             return mechanism.decode(q, k, v)[:, :, 0]
         rows = span.rows if own is None else [span.rows[number] for number in own]
@@ -234,28 +235,26 @@ class LayerCache:
             parts.append(mechanism.decode(q[one], k[one, :, :end], v[one, :, :end])[:, :, 0])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _looked_up(
-        self, mechanism: Mechanism, inputs: Inputs, span: Span, own: list[int] | None
-    ) -> Tensor:
+    def _looked_up(self, index: int, inputs: Inputs, span: Span, own: list[int] | None) -> Tensor:
         """Rows of a mechanism that is asked again, for its own queries if it serves them."""
-        q, k, v, *more = self._seen_by(mechanism, inputs, span.end)
+        mechanism = self.mechanisms[index]
+        q, k, v, *more = self._seen_by(index, inputs, span.end)
         queries = _queries(span, own, q.device)
         if serves(mechanism):
             return mechanism.serve(_rows_of(q, span, own), k, v, queries, *more)
-        group = inputs.q.shape[1] // k.shape[1]
-        q = self.kept["q_rotated" if mechanism.rotary else "q"].read(span.end)
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        return queries.of(mechanism(q, k, v, *more))
+        H = q.shape[1]
+        q = self.kept[self._names[index].q].read(span.end)
+        return queries.of(mechanism(q, with_heads(k, H), with_heads(v, H), *more))
 
-    def _seen_by(self, mechanism: Mechanism, inputs: Inputs, end: int) -> tuple[Tensor, ...]:
-        """New queries, all keys and values, and what else `mechanism` reads, as it reads them."""
-        q, _, _, *more = inputs.read_by(mechanism)
-        k = self.kept["k_rotated" if mechanism.rotary else "k"].read(end)
-        v = self.kept[_values_of(mechanism)].read(end)
-        if v.shape[1] > k.shape[1]:  # momenta are of query heads
-            k = k.repeat_interleave(v.shape[1] // k.shape[1], dim=1)
-        others = [self.kept["is_separator"].read(end)] if more else []
-        return q, k, v, *others
+    def _seen_by(self, index: int, inputs: Inputs, end: int) -> tuple[Tensor, ...]:
+        """New queries, all keys and values, and what else a mechanism reads, as it reads them."""
+        names, reads_more = self._names[index], self.mechanisms[index].reads_separators
+        k, v = self.kept[names.k].read(end), self.kept[names.v].read(end)
+        if names.v == "momentum":
+            k = with_heads(k, v.shape[1])  # momenta are of query heads
+        is_told = reads_more and inputs.is_separator is not None
+        others = [self.kept["is_separator"].read(end)] if is_told else []
+        return getattr(inputs, names.q), k, v, *others
 
 
 class Cache:
@@ -406,17 +405,10 @@ def _read_again(mechanism: Mechanism) -> set[str]:
     """Which of a layer's `Inputs` have to be kept for `mechanism`."""
     if recurs(mechanism):
         return set()
-    suffix = "_rotated" if mechanism.rotary else ""
-    kept = {f"k{suffix}", _values_of(mechanism)}
-    if mechanism.reads_separators:
-        kept |= {"is_separator"}
+    names = names_read_by(mechanism)
     is_spared = serves(mechanism) or remembers(mechanism)
-    return kept if is_spared else kept | {f"q{suffix}"}
-
-
-def _values_of(mechanism: Mechanism) -> str:
-    """Which of a layer's `Inputs` a mechanism reads as values."""
-    return "momentum" if carries(mechanism) else "v"
+    kept = {names.k, names.v} if is_spared else set(names)
+    return kept | {"is_separator"} if mechanism.reads_separators else kept
 
 
 def _chosen(span: Span, own: list[int] | None) -> Tensor:

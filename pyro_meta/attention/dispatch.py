@@ -13,61 +13,20 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, carries, serves
+from pyro_meta.attention.inputs import Inputs
+from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, serves
 from pyro_meta.attention.ops.backend import is_forced, uses_triton
+from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.queries import Queries
+from pyro_meta.attention.profile import Work, current
 
 ONE_FOR_ALL = "one_for_all"  # the attribute of choices that are all the same
 NO_TOKEN = -1
 """The choice of a place that holds no token: padding at the end of a shorter sequence."""
-
-GATHERED_COST, GATHERED_COST_WITH_GRADIENTS = 1.4, 2.8
-"""Work on gathered queries over that on all tokens, by multiply-accumulate (CPU, measured)."""
-GATHERED_BLOCK = 200
-"""As `Mechanism.block`, where queries are gathered: neighbours are some way apart."""
-SEQUENCE_MACS = 1.5e6
-"""What gathering from one more sequence costs, in multiply-accumulates (CPU, measured)."""
-
-LAUNCH_MACS = 2e10
-"""Multiply-accumulates in the time that it takes to launch what gathers the queries of one
-mechanism (CUDA, a rough estimate)."""
-
-
-class Inputs(NamedTuple):
-    """Queries [B, H, T, d], keys and values [B, G, T, d] of a layer, as they are and rotated; and
-    which tokens separate sentences, [B, 1, T, 1], if a mechanism reads it."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    q_rotated: Tensor
-    k_rotated: Tensor
-    is_separator: Tensor | None = None
-    momentum: Tensor | None = None
-    """[B, H, T, d], of a layer with a mechanism that carries one, which it reads as values."""
-
-    def read_by(self, mechanism: Mechanism) -> tuple[Tensor, ...]:
-        """q, k, v as `mechanism` reads them, and behind them what else it reads."""
-        q, k, v = self.q, self.k, self.v
-        if mechanism.rotary:
-            q, k = self.q_rotated, self.k_rotated
-        if self.momentum is not None and carries(mechanism):
-            k, v = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1), self.momentum
-        if self.is_separator is not None and mechanism.reads_separators:
-            return q, k, v, self.is_separator
-        return q, k, v
-
-    def with_repeated_heads(self, group: int) -> "Inputs":
-        """Each key-value head `group` times, so that there are as many as query heads."""
-        k, v, k_rotated = (
-            x.repeat_interleave(group, dim=1) for x in (self.k, self.v, self.k_rotated)
-        )
-        return self._replace(k=k, v=v, k_rotated=k_rotated)
 
 
 AttentionCall = tuple[Sequence[Mechanism], Tensor, Tensor, Inputs]
@@ -170,7 +129,8 @@ def _version(x: Tensor) -> int | None:
 def _in_kernels(
     mechanisms: Sequence[Mechanism], gain: Tensor, choice: Tensor, inputs: Inputs
 ) -> Tensor | None:
-    """`routed_attention` in `kernels`; None where they are not written for what is asked.
+    """`routed_attention` in the kernels of `ops.triton`; None where they are not written for what
+    is asked.
 
     Choices that are no mechanism are not looked for: a device would have to be waited for. Their
     rows are zero.
@@ -245,36 +205,28 @@ def attend(mechanism: Mechanism, read: Sequence[Tensor], own: Tensor) -> Tensor:
                 return mechanism.serve(queries.of(q), k, v, queries, *more)
         else:
             _say_that_nothing_is_saved(type(mechanism).__module__, type(mechanism).__name__)
-    group = H // k.shape[1]
-    if group > 1:
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    rows = mechanism(q, k, v, *more).transpose(1, 2).flatten(0, 1)
+    rows = mechanism(q, with_heads(k, H), with_heads(v, H), *more).transpose(1, 2).flatten(0, 1)
     return rows if len(own) == B * T else rows.index_select(0, own)
 
 
 def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
     """Whether serving `queries` alone is thought to be faster than running on all of q.
 
-    Weighed are the multiply-accumulates that are asked for, those of keys that a query meets only
-    since it stands in a block with later ones (half a block, on average), and what is done on keys
-    and values either way. On CUDA what is saved is held against the time in which kernels are
-    launched.
+    On a CPU the work of both ways (`Work`) is weighed by the current `Profile`: gathered queries
+    cost more by MAC, each sequence costs something, and what is done on keys and values is done
+    either way. So it pays where few queries, or only late ones, are served, and where a mechanism
+    run on all tokens meets many keys in vain. On CUDA what is saved is held against the time in
+    which kernels are launched.
     """
-    B, H, T, d = q.shape
+    profile = current()
     if q.is_cuda:
+        B, H, T, _ = q.shape
         sample = torch.linspace(0, T - 1, 64, device=q.device).round()
         everyone = B * H * T * float(mechanism.macs(sample).mean())
         saved = 1 - len(queries.position) / (B * T)
-        return (1 - mechanism.of_keys) * saved * everyone > LAUNCH_MACS
-
-    def work(position: Tensor, block: int) -> float:
-        unseen = len(position) * min(block, T) / 2
-        return H * (float(mechanism.macs(position.float()).sum()) + 2 * d * unseen)
-
-    everyone = B * work(torch.arange(T, device=q.device), mechanism.block)
-    own = work(queries.position, GATHERED_BLOCK)
-    cost = GATHERED_COST_WITH_GRADIENTS if torch.is_grad_enabled() else GATHERED_COST
-    return mechanism.of_keys * everyone + cost * own + SEQUENCE_MACS * B < everyone
+        return (1 - mechanism.of_keys) * saved * everyone > profile.launch_macs
+    work = Work.of(mechanism, queries, q, profile.gathered_block)
+    return profile.serving(work, with_gradients=torch.is_grad_enabled()) < work.everyone
 
 
 def is_choice(route: Tensor) -> bool:

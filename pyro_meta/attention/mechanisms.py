@@ -5,7 +5,7 @@ user's own is named by its import path (`my_file.MyMechanism`).
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,22 @@ from pyro_meta.attention.ops.dense import (
     linear_state,
     window_attention,
 )
-from pyro_meta.attention.ops.momentum import (
-    damping,
-    mean_attention,
-    mean_attention_after,
-    mean_state,
-)
 from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.errors import UsageError, require_defined
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values [B, H, T, d] of the newest tokens -> what they attend to, [B, H, T, d],
 among all tokens so far."""
+
+
+class Abilities(NamedTuple):
+    """What a mechanism can do beside `forward`; see `serves` and so on."""
+
+    serves: bool
+    decodes: bool
+    recurs: bool
+    carries: bool
+    remembers: bool
 
 
 class Mechanism(nn.Module):
@@ -58,7 +62,7 @@ class Mechanism(nn.Module):
     rotary
         Whether q and k arrive rotated by position.
     reads_separators
-        Whether `forward` and `serve` are given, behind everything else, which tokens separate
+        Whether `forward` and `serve` get, behind everything else, which tokens separate
         sentences: booleans [B, 1, T, 1].
     block
         How many neighbouring queries `forward` works through at once, each with the keys of all: a
@@ -66,6 +70,8 @@ class Mechanism(nn.Module):
     of_keys
         About which share of the work of `forward` is done on keys and values, and so by `serve` as
         well, however few it serves: a hint, too.
+    abilities
+        What counts as defined, decided once, when a mechanism is built.
     """
 
     nominal_cost: ClassVar[float]
@@ -77,14 +83,16 @@ class Mechanism(nn.Module):
     def __init__(self, head_width: int, window: int) -> None:
         super().__init__()
         require_defined(self, Mechanism, "forward", "macs")
-        if _redefines(self, "resume") != _redefines(self, "state_of"):
+        kind = type(self)
+        if _redefines(kind, "resume") != _redefines(kind, "state_of"):
             raise UsageError(
-                f"{type(self).__name__} defines one of state_of and resume; a mechanism that "
+                f"{kind.__name__} defines one of state_of and resume; a mechanism that "
                 "carries a state defines both"
             )
         if not hasattr(self, "nominal_cost"):
-            raise UsageError(f"{type(self).__name__} does not define nominal_cost, a number")
+            raise UsageError(f"{kind.__name__} does not define nominal_cost, a number")
         self.head_width = head_width
+        self.abilities = _abilities(kind)
 
     @classmethod
     def of_sizes(cls, head_width: int, window: int, chunk: int) -> Self:
@@ -321,106 +329,54 @@ class Linear(Mechanism):
         return torch.full_like(position, 2.0 * self.head_width**2, dtype=torch.get_default_dtype())
 
 
-class LinearMomentum(Mechanism):
-    """Linear attention whose values are momenta, carried through depth: 4 d^2 MACs per head.
-
-    A damped Hamiltonian system in the conformal symplectic step of SympFormer (arXiv 2603.16535;
-    equations in `pyro_meta.attention.ops.momentum`), a layer a step, on the q, k and v that all
-    mechanisms share: x A is q / sqrt(d), x is k, x V^T is v, head by head.
-
-        p+ = s (p + v - A(p, p, q / sqrt(d)))      every token is kicked, in O(T)
-        A(q / sqrt(d), k, p+)                      what a token that chose this attends to
-
-    It is a mechanism, and not a block, since both forces are attention that a token may choose or
-    not, with momenta as values; what a block adds is the drift, x + W_o g A(..). The step lengths
-    are in the learned scales: that of the drift in W_o and g, that of the kick in W_v and in the
-    scale of W_q against W_k.
-
-    The momenta start at zero, so that the first layer reads values, damped. Without a mask and with
-    q linear in k the step maps every particle (x, p) by one matrix of second moments. It is
-    conformally symplectic up to second order in its length, as the kick is explicit in p, and a
-    layer is a long step. Causally masked it is no Hamiltonian flow any more: later tokens do not
-    push back.
-    """
-
-    nominal_cost = 0.30
-    rotary = False
-    of_keys = 0.5
-
-    @property
-    def name(self) -> str:
-        return "linear_momentum"
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return mean_attention(self._scaled(q), k, v)
-
-    def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
-        return gathered.mean_attention_of(self._scaled(q), k, v, queries)
-
-    def state_of(
-        self, k: Tensor, v: Tensor, past: Tensor | None, is_token: Tensor | None
-    ) -> Tensor:
-        new = mean_state(k, v, is_token)
-        return new if past is None else past + new
-
-    def resume(self, q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tensor:
-        return mean_attention_after(self._scaled(q), k, v, past)
-
-    def kick(
-        self, q: Tensor, v: Tensor, momentum: Tensor | None, layer: int, attend: Attend
-    ) -> Tensor:
-        kept = damping(layer)
-        if momentum is None:
-            return kept * v
-        return kept * (momentum + v - attend(momentum, momentum, q))
-
-    def macs(self, position: Tensor) -> Tensor:
-        return torch.full_like(position, 4.0 * self.head_width**2, dtype=torch.get_default_dtype())
-
-    def kick_macs(self, position: Tensor) -> Tensor:
-        return self.macs(position) / 2
-
-    def _scaled(self, q: Tensor) -> Tensor:
-        return q * self.head_width**-0.5
-
-
 def serves(mechanism: Mechanism) -> bool:
     """Whether `mechanism` can serve chosen queries alone."""
-    return _is_of_forward(mechanism, "serve")
+    return mechanism.abilities.serves
 
 
 def decodes(mechanism: Mechanism) -> bool:
     """Whether `mechanism` has a way of its own to give the newest token its row."""
-    return _is_of_forward(mechanism, "decode")
+    return mechanism.abilities.decodes
 
 
 def recurs(mechanism: Mechanism) -> bool:
     """Whether `mechanism` carries a running state."""
-    return _is_of_forward(mechanism, "resume") and _is_of_forward(mechanism, "state_of")
+    return mechanism.abilities.recurs
 
 
 def carries(mechanism: Mechanism) -> bool:
     """Whether `mechanism` carries a momentum through depth."""
-    return _is_of_forward(mechanism, "kick")
+    return mechanism.abilities.carries
 
 
 def remembers(mechanism: Mechanism) -> bool:
     """Whether `mechanism` keeps a memory of its own."""
-    return _is_of_forward(mechanism, "new_memory")
+    return mechanism.abilities.remembers
 
 
-def _redefines(mechanism: Mechanism, method: str) -> bool:
-    return getattr(type(mechanism), method) is not getattr(Mechanism, method)
+def _abilities(kind: type[Mechanism]) -> Abilities:
+    """What `kind` can do, by the methods that are defined beside its `forward`."""
+    return Abilities(
+        serves=_is_of_forward(kind, "serve"),
+        decodes=_is_of_forward(kind, "decode"),
+        recurs=_is_of_forward(kind, "resume") and _is_of_forward(kind, "state_of"),
+        carries=_is_of_forward(kind, "kick"),
+        remembers=_is_of_forward(kind, "new_memory"),
+    )
 
 
-def _is_of_forward(mechanism: Mechanism, method: str) -> bool:
-    """Whether `method` is defined, and belongs to the `forward` that `mechanism` has.
+def _redefines(kind: type[Mechanism], method: str) -> bool:
+    return getattr(kind, method) is not getattr(Mechanism, method)
+
+
+def _is_of_forward(kind: type[Mechanism], method: str) -> bool:
+    """Whether `method` is defined, and belongs to the `forward` that `kind` has.
 
     A subclass that defines another `forward` attends otherwise than the methods it inherits.
     """
-    if not _redefines(mechanism, method):
+    if not _redefines(kind, method):
         return False
-    lineage = type(mechanism).__mro__
+    lineage = kind.__mro__
     owner, of_forward = (
         next(up for up, one in enumerate(lineage) if name in vars(one))
         for name in (method, "forward")

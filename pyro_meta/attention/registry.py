@@ -11,14 +11,8 @@ from pyro_meta.attention.chunks.mechanisms import (
     ChunkSentence,
     ChunkSliding,
 )
-from pyro_meta.attention.mechanisms import (
-    Full,
-    Linear,
-    LinearMomentum,
-    Mechanism,
-    Window,
-    carries,
-)
+from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, carries
+from pyro_meta.attention.momentum import LinearMomentum
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.naming import find_kind
 

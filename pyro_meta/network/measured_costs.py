@@ -4,24 +4,19 @@ Timed once for a device and a shape, and kept in `costs/` of the cache folder; r
 set PYRO_META_REFRESH_COSTS=1, to have it timed again.
 """
 
-import fcntl
-import hashlib
-import json
 import os
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_meta.attention import Full, Mechanism, carries
-from pyro_meta.errors import UsageError
-from pyro_meta.folders import cache_folder
+from pyro_meta.folders import kept_once
 from pyro_meta.network.protocol import Network
 
 BATCH, REPEATS = 4, 15
@@ -54,22 +49,16 @@ def measure_costs(network: Network, refresh: bool = False) -> list[float]:
         Time again, whatever the cache holds.
     """
     device = _device()
-    conditions = _conditions(network, device)
-    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_folder() / "costs" / f"{digest}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot keep measured costs in {path.parent}: {error.strerror}; "
-            "set PYRO_META_CACHE to a folder that can be written"
-        ) from error
-    with _alone(path.with_suffix(".lock")):
-        if not refresh and os.environ.get(REFRESH, "") in ("", "0"):
-            if (known := _read(path, len(network.mechanisms))) is not None:
-                return known
-        costs = _time(network, device)
-        _write(path, conditions | {"costs": costs})
+
+    def find_out() -> dict[str, Any]:
+        return {"costs": _time(network, device)}
+
+    def is_whole(kept: dict[str, Any]) -> bool:
+        return len(kept["costs"]) == len(network.mechanisms) and min(kept["costs"]) > 0
+
+    refresh = refresh or os.environ.get(REFRESH, "") not in ("", "0")
+    kept = kept_once("costs", _conditions(network, device), find_out, is_whole, refresh)
+    costs: list[float] = kept["costs"]
     return costs
 
 
@@ -134,26 +123,3 @@ def _seconds(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> float:
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _read(path: Path, K: int) -> list[float] | None:
-    """The costs in a file; None unless it is whole."""
-    try:
-        costs = json.loads(path.read_text(encoding="utf-8"))["costs"]
-        return costs if len(costs) == K and min(costs) > 0 else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for."""
-    with open(path, "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

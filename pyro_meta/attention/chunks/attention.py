@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_meta.attention.ops.dense import in_single_precision
+from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.attention.ops.slices import Slice, slices
 from pyro_meta.attention.rotary import unturned
@@ -73,7 +73,7 @@ def summaries(
     B, G, T, d = k.shape
     m, dtype = first.shape[1], v.dtype
     with torch.autocast(k.device.type, enabled=False):
-        k, v, scorer = in_single_precision(k, v, scorer)
+        k, v, scorer = map(at_least_float32, (k, v, scorer))
         step = torch.arange(longest, device=k.device) - longest
         place = end[..., None] + step  # [R, m, L]; a stretch ends at the right
         is_out = place < first[..., None]

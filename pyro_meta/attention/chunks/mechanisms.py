@@ -51,7 +51,7 @@ class Chunk(Mechanism):
     head_width
         d, at least 4.
     window
-        Of `window`; not used.
+        Not read: it is an argument of every mechanism.
     chunk
         C.
     recent

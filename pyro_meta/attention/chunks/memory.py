@@ -32,7 +32,7 @@ class ChunkMemory(Memory):
         Keys and values [1, G, M - 1, d] of all but the last of the chunks that begin at [1, M], for
         k and v [1, G, T, d].
     recent
-        See `chunks`.
+        See `pyro_meta.attention.chunks.attention`.
     rows
         B.
     """

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_meta.attention.ops.dense import in_single_precision
+from pyro_meta.attention.ops.precision import at_least_float32
 
 
 def regular_starts(length: int, size: int, device: torch.device) -> Tensor:
@@ -66,7 +66,7 @@ def boundary_probability(x: Tensor, to_query: Tensor, to_key: Tensor) -> Tensor:
         [c, c], W_q and W_k.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, to_query, to_key = in_single_precision(x, to_query, to_key)
+        x, to_query, to_key = map(at_least_float32, (x, to_query, to_key))
         before = (x[:, :, :-1] @ to_query.T).transpose(1, 2).flatten(2)  # [B, T - 1, G c]
         now = (x[:, :, 1:] @ to_key.T).transpose(1, 2).flatten(2)
         return F.pad((1 - F.cosine_similarity(before, now, dim=-1)) / 2, (1, 0), value=1.0)

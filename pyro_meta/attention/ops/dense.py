@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_meta.attention.ops.backend import uses_triton
+from pyro_meta.attention.ops.precision import at_least_float32
 
 WINDOW_CHUNK = 64
 LINEAR_CHUNK = 64
@@ -86,7 +87,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9 to 12), as a chunked scan: inside a chunk
     the scores are formed, across chunks the d x d state is carried. O(T (C + d) d) time, O(T d)
     memory. Sums run in float32 at least, whatever the autocast dtype. On a CPU a few heads at a
-    time; on a GPU, without gradients, in `kernels`.
+    time; on a GPU, without gradients, in `pyro_meta.attention.ops.triton`.
     """
     B, H, T, d = q.shape
     if not torch.compiler.is_compiling() and uses_triton(q.device.type):
@@ -96,7 +97,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return kernels.linear_attention(q, k, v)
     heads = H if q.is_cuda else max(1, min(H, HEADS_AT_ONCE // max(1, B * T * d)))
     with torch.autocast(q.device.type, enabled=False):
-        parts = zip(*(x.split(heads, 1) for x in in_single_precision(q, k, v)), strict=True)
+        parts = zip(*(x.split(heads, 1) for x in map(at_least_float32, (q, k, v))), strict=True)
         out = [_linear_attention(*part) for part in parts]
     return (out[0] if len(out) == 1 else torch.cat(out, 1)).to(q.dtype)
 
@@ -130,7 +131,7 @@ def linear_attention_after(q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Ten
     _, H, S, _ = q.shape
     G, dtype = k.shape[1], q.dtype
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v = in_single_precision(q, k, v)
+        q, k, v = map(at_least_float32, (q, k, v))
         if S == 1:
             phi_q = feature_map(q).view(-1, G, H // G, q.shape[-1])
             return normalised(phi_q @ (past + linear_state(k, v))).view_as(q).to(dtype)
@@ -150,7 +151,7 @@ def linear_state(k: Tensor, v: Tensor, is_token: Tensor | None = None) -> Tensor
     `is_token` [B, S] tells tokens from padding, which counts for nothing.
     """
     with torch.autocast(k.device.type, enabled=False):
-        k, v = in_single_precision(k, v)
+        k, v = at_least_float32(k), at_least_float32(v)
         value = F.pad(v, (0, 1), value=1.0)
         if is_token is not None:
             value = value * is_token[:, None, :, None]
@@ -218,8 +219,3 @@ def in_chunks(x: Tensor, chunk: int) -> Tensor:
 def feature_map(x: Tensor) -> Tensor:
     """phi(x) = elu(x) + 1, written so that it keeps its digits where it is small."""
     return F.relu(x) + x.clamp(max=0).exp_()
-
-
-def in_single_precision(*inputs: Tensor) -> list[Tensor]:
-    """The inputs, raised to float32 if their precision is half."""
-    return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs]

@@ -1,6 +1,12 @@
 """Causal attention for some of the tokens: K and V of all, queries of those alone.
 
-The counterparts of `dense`, with work that follows the number of queries.
+The counterparts of `pyro_meta.attention.ops.dense`, with work that follows the number of queries.
+They come in order of sequence and position, so that neighbours see nearly the same keys:
+
+* Softmax attention takes neighbours together, and has each group meet one slice of the keys.
+* Sums over keys (linear and mean attention) are cut into blocks of P positions. A query gets what
+  lies before its block from a state, one product with a d x d matrix, and what is inside its block
+  key by key. The states are those of all tokens, whoever asks: that work is not spared.
 
 Shapes: B sequences, H query heads, G key-value heads, T tokens, N queries, d head width,
 W window, P positions in a block, n blocks, m places in a block. All functions take q [N, H, d], k
@@ -16,19 +22,19 @@ from torch import Tensor
 
 from pyro_meta.attention.ops.dense import (
     feature_map,
-    in_single_precision,
     linear_states,
     normalised,
     states_by_chunk,
 )
+from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.attention.ops.queries import Blocks, Queries
 from pyro_meta.attention.ops.slices import Slice, slices
 
 FULL_CHUNK, WINDOW_CHUNK = 64, 64  # queries; the more, the more keys that only some of them see
 WINDOW_REACH = 256  # positions that a chunk of a window's queries may span
 FAR = -1e38  # below every score, and finite: a block of keys that a query does not see at all
-LINEAR_BLOCK = 64
-LINEAR_CACHE = 1 << 17  # numbers of phi(k) at a time
+LINEAR_BLOCK = 64  # P
+LINEAR_CACHE = 1 << 17  # numbers of phi(k) at a time: they fit a processor's cache
 
 
 def softmax_attention_of(
@@ -108,12 +114,12 @@ def mean_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tens
 def _scanned(
     heads_of: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, queries: Queries
 ) -> Tensor:
-    """[N, H, d] by `heads_of`, on a CPU a few heads at a time."""
+    """[N, H, d] by `heads_of`, which sums over keys; on a CPU a few heads at a time."""
     B, G, T, d = k.shape
     N, H, _ = q.shape
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v = in_single_precision(q, k, v)
+        q, k, v = map(at_least_float32, (q, k, v))
         P = min(LINEAR_BLOCK, T)
         blocks = Blocks(queries, B, -(-T // P), P)
         seen = blocks.offsets()[..., None] >= torch.arange(P, device=q.device)  # [B n, m, P]
@@ -144,13 +150,19 @@ def _mean_heads(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, seen: Tensor) -
 
 
 def _sums(q: Tensor, states: tuple[Tensor, Tensor, Tensor], blocks: Blocks, seen: Tensor) -> Tensor:
-    """sum_s (q_t . k_s) v_s of queries [N, h, g, d]: [N, h, g, e]."""
+    """sum_s (q_t . k_s) v_s over the keys that each query sees: [N, h, g, e] of q [N, h, g, d].
+
+    `states` are `states_by_chunk` with C = P: keys [B, h, n, P, d], values [B, h, n, P, e], and the
+    sum of key value^T before each block, [B, h, n, d, e]. Queries lie in a table with m places for
+    each block, so that a block's own keys are one product, masked by `seen`, and what was before it
+    another.
+    """
     B, _, n, _, m, P = seen.shape
     h, g, d = q.shape[1:]
     keys, values, before = states
     rows = blocks.pack(q).view(B, n, m, h, g, d).permute(0, 3, 1, 4, 2, 5)
     rows = rows.reshape(B, h, n, g * m, d)  # heads of a group are rows: no key is copied
-    scores = (rows @ keys.transpose(-1, -2)).view(B, h, n, g, m, P)
+    scores = (rows @ keys.transpose(-1, -2)).view(B, h, n, g, m, P)  # inside the block
     scores = scores.mul_(seen)
     out = scores.flatten(3, 4) @ values + rows @ before
     out = out.view(B, h, n, g, m, -1).permute(0, 2, 4, 1, 3, 5)

@@ -24,12 +24,8 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_meta.attention.ops.dense import (
-    LINEAR_CHUNK,
-    in_chunks,
-    in_single_precision,
-    states_by_chunk,
-)
+from pyro_meta.attention.ops.dense import LINEAR_CHUNK, in_chunks, states_by_chunk
+from pyro_meta.attention.ops.precision import at_least_float32
 
 LOG_DAMPING, STEADY_DAMPING, FIRST_TIME = 3.0, 1e-4, 1.0
 """c_log (3 / t is Nesterov's), c_lin, and the time of the first layer."""
@@ -49,7 +45,7 @@ def mean_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     T, dtype = q.shape[2], v.dtype
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v = in_single_precision(q, k, v)
+        q, k, v = map(at_least_float32, (q, k, v))
         C = min(LINEAR_CHUNK, T)
         seen = torch.arange(1, T + 1, device=q.device, dtype=q.dtype)[:, None]
         queries = in_chunks(q / seen, C)
@@ -66,7 +62,7 @@ def mean_state(k: Tensor, v: Tensor, is_token: Tensor | None = None) -> Tensor:
     """
     B, G, S, d = v.shape
     with torch.autocast(k.device.type, enabled=False):
-        k, v = in_single_precision(k, v)
+        k, v = at_least_float32(k), at_least_float32(v)
         count = v.new_full((B,), S)
         if is_token is not None:
             count = is_token.sum(1).to(v.dtype)
@@ -95,7 +91,7 @@ def mean_attention_after(q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tenso
     _, H, S, _ = q.shape
     G, dtype = k.shape[1], v.dtype
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v = in_single_precision(q, k, v)
+        q, k, v = map(at_least_float32, (q, k, v))
         moments, before = past[..., :-1, :], past[:, :1, -1, :1]  # [B, G, d, d], [B, 1, 1]
         seen = before + torch.arange(1, S + 1, device=q.device)  # [B, 1, S]
         C = min(LINEAR_CHUNK, S)

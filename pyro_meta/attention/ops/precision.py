@@ -1,4 +1,4 @@
-"""Half precision raised to single."""
+"""Numbers in half precision are raised to float32 where they are summed or decided upon."""
 
 import torch
 from torch import Tensor

@@ -5,7 +5,12 @@ their tokens by themselves, so that the host runs ahead of the device. One kerne
 window attention alike (a window is a full attention that begins later); two serve linear attention,
 as the chunked scan of `dense.linear_attention` with everything about a chunk kept on the chip.
 
-This module needs Triton, which comes with PyTorch's builds for CUDA; `backend` looks for it.
+What the host does for softmax attention is one sort: tokens by group, a mechanism in one sequence,
+and by position within it. It cannot know how many blocks of queries each group fills without
+waiting for the device. So it launches as many as there can be, B T / 64 and one more for each group
+that ends in part of a block, and each looks its group up in the bounds; those beyond do nothing.
+
+This module needs Triton, which comes with PyTorch's builds for CUDA; `ops.backend` looks for it.
 
 Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width, K mechanisms, C chunk
 of keys, n chunks.

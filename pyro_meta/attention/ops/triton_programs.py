@@ -1,8 +1,11 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
-"""The programs that `kernels` launches, in Triton: each is run for many blocks at once.
+"""The programs that `pyro_meta.attention.ops.triton` launches: each runs for many blocks at once.
 
-Names as there. Strides of q, k and v over sequences, heads and tokens end in b, h and t; the last
-dimension is contiguous.
+`program_id` says which block. Names as there; one that ends in `_at` is an address. Strides of q, k
+and v over sequences, heads and tokens end in b, h and t; the last dimension is contiguous. Indices
+that are multiplied by strides are widened to 64 bits first, since a batch may hold more than 2^31
+numbers. Scores are in units of log 2: `scale` holds log2(e) / sqrt(d), and exp2 is what the chip
+has.
 """
 
 import triton
@@ -17,7 +20,15 @@ def softmax_program(
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries of one mechanism in one sequence, of one head."""
+    """A block of queries of one mechanism in one sequence, of one head.
+
+    Tokens come sorted (`order_at`) by group, that is mechanism and then sequence; group g begins at
+    `starts_at[g]`, and fills a block for every QUERIES of its tokens, the last of them in part. The
+    program counts blocks over the groups to find its own, and reads at which positions its queries
+    stand. Between the first key that any of them sees and the last there are three ranges: one that
+    only some see (a window has moved on), one that all see, which needs no mask, and one on the
+    diagonal.
+    """
     head = (tl.program_id(0) % H).to(tl.int64)
     number = tl.program_id(0) // H  # the longest blocks of all first
     D = H * WIDTH
@@ -26,6 +37,7 @@ def softmax_program(
     begin = tl.load(starts_at + group, mask=is_group, other=0)
     end = tl.load(starts_at + group + 1, mask=is_group, other=0)
     reach_of = tl.load(reach_at + group // B, mask=is_group, other=0)
+    # Mechanisms of another kind, of reach 0, have no block here.
     blocks = tl.where(reach_of > 0, (end - begin + QUERIES - 1) // QUERIES, 0)
     mine = tl.sum((tl.cumsum(blocks, 0) <= number).to(tl.int32), 0)
     if mine < groups:
@@ -79,7 +91,11 @@ def _meet(
     total, weight, peak, q, k_at, v_at, k_t, v_t, scale, begin, end, last, reach, most,
     IS_MASKED: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Queries meet the keys begin .. end, in a running softmax (arXiv 1805.02867, 2205.14135)."""
+    """Queries meet the keys begin .. end, in a running softmax (arXiv 1805.02867, 2205.14135).
+
+    `total` is the sum of values, weighed, and `weight` that of the weights, both over 2^peak, the
+    largest score so far: where a larger one turns up, what was summed shrinks.
+    """
     column = tl.arange(0, WIDTH)
     for start in range(begin, end, KEYS):
         key = start + tl.arange(0, KEYS)
@@ -117,7 +133,10 @@ def states_program(
     k_at, v_at, states_at, n, G, k_b, k_h, k_t, v_b, v_h, v_t,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sum_s phi(k_s) v_s^T and sum_s phi(k_s) of a whole chunk, for the next one."""
+    """sum_s phi(k_s) v_s^T and sum_s phi(k_s) of a whole chunk, written to the next one's place.
+
+    The host then sums over chunks, so that each has what was before it; the first has zeros.
+    """
     chunk = tl.program_id(0) % (n - 1)
     head = (tl.program_id(0) // (n - 1)).to(tl.int64)
     k_at += head // G * k_b + head % G * k_h
@@ -143,7 +162,11 @@ def linear_program(
     IS_ROUTED: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Neighbouring rows of one head: from the state before their chunk, and its keys so far."""
+    """Neighbouring rows of one head: from the state before their chunk, and its keys so far.
+
+    Rows are all those of a stretch of positions, chosen or not, for their keys lie together; what
+    no token chose is left at once, and rows of others are not written.
+    """
     head = (tl.program_id(0) % H).to(tl.int64)
     sequence = (tl.program_id(0) // H % B).to(tl.int64)
     number = tl.program_id(0) // H // B

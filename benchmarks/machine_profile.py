@@ -1,0 +1,59 @@
+"""What gathering queries costs on this machine: the profile by which hard routes are dispatched.
+
+    python benchmarks/machine_profile.py benchmarks/results/machine_profile.json --threads 1
+
+Beside it what is used where nothing was measured, and the trials that both are judged by: how long
+serving some tokens took over running their mechanism on all, and what each profile foretells. Only
+on a machine that does nothing else.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_meta.attention import profile
+from pyro_meta.terminal.machine import hardware, versions
+
+
+def trials(profiles: dict[str, profile.Profile]) -> list[dict[str, Any]]:
+    """Measured ratios, without gradients and with them, and the foretold ones by profile."""
+    rows = []
+    for trial in profile.trials():
+        work, ratios = profile.tried(trial)
+        for with_gradients, ratio in zip((False, True), ratios, strict=True):
+            foretold = {
+                name: one.serving(work, with_gradients) / work.everyone
+                for name, one in profiles.items()
+            }
+            facts = trial._asdict() | {"mechanism": trial.mechanism.name}
+            rows.append(facts | {"gradients": with_gradients, "measured": ratio} | foretold)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    profiles = {"default": profile.DEFAULT, "this_machine": profile.measure()}
+    found = {
+        "command": shlex.join(["python", "benchmarks/machine_profile.py", *sys.argv[1:]]),
+        "hardware": hardware(),
+        "versions": versions(),
+        "profiles": {name: asdict(one) for name, one in profiles.items()},
+        "trials": trials(profiles),
+    }
+    text = json.dumps(found, indent=1)
+    print(text)
+    asked.target.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""What gathering queries costs on this machine: what dispatch judges by (`dispatch.pays`).
+
+A mechanism that runs on all tokens works at the speed of PyTorch's kernels. Serving chosen queries
+alone spares work, and does the rest in many small calls, which are slower by multiply-accumulate
+and take some time for each sequence. By how much is a matter of the processor: a `Profile` says it.
+
+The profile of this machine is measured once and kept in `profile/` of the cache folder; remove the
+file, or set PYRO_META_REFRESH_PROFILE=1, to have it measured again. The commands take it when they
+are about to execute routes; elsewhere, and with PYRO_META_PROFILE=default, it is `DEFAULT`. It
+decides which way is taken and nothing else: results agree up to rounding. Who wants two machines to
+agree to the last bit takes `DEFAULT` on both.
+"""
+
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window
+from pyro_meta.attention.ops.queries import Queries
+from pyro_meta.errors import UsageError
+from pyro_meta.folders import kept_once
+from pyro_meta.terminal.machine import hardware
+
+VARIABLE, REFRESH = "PYRO_META_PROFILE", "PYRO_META_REFRESH_PROFILE"
+ROUNDS, WARM_UP = 7, 1
+HEADS, WIDTH, WINDOW = 4, 32, 64  # of the trials
+LEAST_COST, LEAST_SEQUENCE_MACS = 0.1, 1.0  # of a fit
+
+
+class Work(NamedTuple):
+    """What is to be done for the queries that chose a mechanism, in MACs."""
+
+    everyone: float
+    """Running the mechanism on all tokens."""
+    own: float
+    """Its own queries alone, gathered."""
+    on_keys: float
+    """What serving them does on keys and values all the same, however few they are."""
+    sequences: int
+
+    @classmethod
+    def of(cls, mechanism: Mechanism, queries: Queries, q: Tensor, block: float) -> "Work":
+        """Of `queries` among all of q [B, H, T, d], `block` as `Profile.gathered_block`.
+
+        Counted are the MACs that are asked for, and those of keys that a query meets only since it
+        stands in a block with later ones: half a block, on average.
+        """
+        B, H, T, d = q.shape
+
+        def work(position: Tensor, block: float) -> float:
+            unseen = len(position) * min(block, T) / 2
+            return H * (float(mechanism.macs(position.float()).sum()) + 2 * d * unseen)
+
+        everyone = B * work(torch.arange(T, device=q.device), mechanism.block)
+        own = work(queries.position, block)
+        return cls(everyone, own, mechanism.of_keys * everyone, B)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `dispatch.pays` weighs; the unit of time is that of one multiply-accumulate (MAC) of a
+    mechanism that runs on all tokens."""
+
+    gathered_cost: float = 1.4
+    """A MAC on gathered queries, where no gradient is asked for."""
+    gathered_cost_with_gradients: float = 2.8
+    """Likewise, forward and backward."""
+    gathered_block: float = 200.0
+    """As `Mechanism.block`, of gathered queries: how many positions lie between the first and the
+    last that meet their keys together. A matter of how they are laid out, rather than of the
+    machine, and not measured."""
+    sequence_macs: float = 1.5e6
+    """What gathering from one more sequence costs, in MACs."""
+    launch_macs: float = 2e10
+    """MACs in the time in which the kernels that gather a mechanism's queries are launched. On CUDA
+    alone; a rough estimate, not measured."""
+
+    def serving(self, work: Work, with_gradients: bool) -> float:
+        """What serving its own queries alone takes on a CPU, in MACs of a run on all."""
+        cost = self.gathered_cost_with_gradients if with_gradients else self.gathered_cost
+        return work.on_keys + cost * work.own + self.sequence_macs * work.sequences
+
+
+DEFAULT = Profile()
+"""Measured on one processor, and good enough on others."""
+_current: ContextVar[Profile] = ContextVar("profile", default=DEFAULT)
+
+
+@contextmanager
+def profiled(profile: Profile) -> Iterator[None]:
+    """Dispatch by `profile` meanwhile."""
+    token = _current.set(profile)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current() -> Profile:
+    """What dispatch judges by."""
+    return _current.get()
+
+
+def of_this_machine(device: torch.device | str = "cpu") -> Profile:
+    """The profile of this machine, read or measured: for commands, once their options are known.
+
+    On CUDA it is `DEFAULT`. So it is, with a line on stderr, where measuring fails or its result
+    cannot be kept.
+
+    Raises
+    ------
+    UsageError
+        PYRO_META_PROFILE is neither `measured`, as it is when unset, nor `default`.
+    """
+    wanted = os.environ.get(VARIABLE) or "measured"
+    if wanted not in ("measured", "default"):
+        raise UsageError(f"{VARIABLE}: {wanted!r} given; measured and default are allowed")
+    if wanted == "default" or torch.device(device).type != "cpu":
+        return DEFAULT
+
+    def find_out() -> dict[str, Any]:
+        return {"profile": asdict(measure())}
+
+    conditions = {
+        "device": hardware()["cpu"],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    refresh = os.environ.get(REFRESH, "") not in ("", "0")
+    try:
+        kept = kept_once("profile", conditions, find_out, _is_whole, refresh)
+    except (UsageError, RuntimeError) as error:
+        _say(f"hard routes are dispatched by the profile of another machine: {error}")
+        return DEFAULT
+    return Profile(**kept["profile"])
+
+
+@cache
+def _say(what: str) -> None:
+    """On stderr, once."""
+    print(what, file=sys.stderr)
+
+
+def _is_whole(kept: dict[str, Any]) -> bool:
+    profile = Profile(**kept["profile"])
+    return all(math.isfinite(value) and value > 0 for value in asdict(profile).values())
+
+
+class Trial(NamedTuple):
+    """Tokens of B sequences, of which a share, drawn at random, chose a mechanism."""
+
+    mechanism: Mechanism
+    sequences: int
+    length: int
+    share: float
+
+
+def trials() -> list[Trial]:
+    """Long sequences and short ones, around the shares at which gathering begins to pay."""
+    full, window, linear = Full(WIDTH, WINDOW), Window(WIDTH, WINDOW), Linear(WIDTH, WINDOW)
+    return [
+        *(Trial(full, 1, 1024, share) for share in (0.1, 0.3, 0.6)),
+        *(Trial(full, 8, 128, share) for share in (0.2, 0.5)),
+        *(Trial(window, 1, 2048, share) for share in (0.1, 0.4)),
+        Trial(window, 8, 256, 0.2),
+        Trial(linear, 2, 1024, 0.3),
+    ]
+
+
+def measure() -> Profile:
+    """Time some trials on a CPU and fit a profile to them: about two seconds on one core.
+
+    With as many threads as PyTorch is set to. Both ways of a trial are timed by turns, and what
+    counts is the median of their ratios. Fields that are not measured are those of `DEFAULT`.
+    """
+    found = [tried(trial) for trial in trials()]
+    works, ratios = zip(*found, strict=True)
+    plain, traced = ([ratio[way] for ratio in ratios] for way in (0, 1))
+    cost, sequence = fit(works, plain)
+    cost_with_gradients, _ = fit(works, traced, sequence)
+    return replace(
+        DEFAULT,
+        gathered_cost=cost,
+        gathered_cost_with_gradients=cost_with_gradients,
+        sequence_macs=sequence,
+    )
+
+
+def fit(
+    works: Sequence[Work], ratios: Sequence[float], sequence: float | None = None
+) -> tuple[float, float]:
+    """The cost of a gathered MAC, and of a sequence unless it is known: least squares.
+
+    ratio * everyone = on_keys + cost * own + sequence * B, with errors over `everyone`: those that
+    decide whether gathering pays. Neither is below its `LEAST`.
+    """
+    own = [work.own / work.everyone for work in works]
+    each = [work.sequences / work.everyone for work in works]
+    left = [r - work.on_keys / work.everyone for r, work in zip(ratios, works, strict=True)]
+    if sequence is None:
+        squares, both = _dot(own, own) * _dot(each, each), _dot(own, each)
+        slope = _dot(own, own) * _dot(each, left) - both * _dot(own, left)
+        sequence = max(slope / (squares - both**2), LEAST_SEQUENCE_MACS)
+    rest = [y - sequence * x for y, x in zip(left, each, strict=True)]
+    return max(_dot(own, rest) / _dot(own, own), LEAST_COST), sequence
+
+
+def _dot(x: Sequence[float], y: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(x, y, strict=True))
+
+
+def tried(trial: Trial) -> tuple[Work, tuple[float, float]]:
+    """The work of a trial, and how long serving takes over running on all: without gradients, and
+    with them."""
+    mechanism, B, T, share = trial
+    draw = torch.Generator().manual_seed(0)
+    shape = (3, B, HEADS, T, WIDTH)
+    q, k, v = torch.randn(shape, generator=draw, dtype=torch.float32)
+    own = (torch.rand(B * T, generator=draw) < share).nonzero()[:, 0]
+    queries = Queries(torch.div(own, T, rounding_mode="floor"), own % T)
+
+    def serve(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return mechanism.serve(queries.of(q), k, v, queries)
+
+    def run_on_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return mechanism(q, k, v).transpose(1, 2).flatten(0, 1).index_select(0, own)
+
+    with torch.no_grad():
+        plain = _ratio(lambda: serve(q, k, v), lambda: run_on_all(q, k, v))
+    with torch.enable_grad():
+        read = [x.requires_grad_() for x in (q, k, v)]
+        traced = _ratio(
+            lambda: torch.autograd.grad(serve(*read).sum(), read),
+            lambda: torch.autograd.grad(run_on_all(*read).sum(), read),
+        )
+    return Work.of(mechanism, queries, q, DEFAULT.gathered_block), (plain, traced)
+
+
+def _ratio(one: Callable[[], object], other: Callable[[], object]) -> float:
+    """How long `one` takes over `other`."""
+    ratios = []
+    for turn in range(WARM_UP + ROUNDS):
+        ratio = _seconds(one) / _seconds(other)
+        if turn >= WARM_UP:
+            ratios.append(ratio)
+    return statistics.median(ratios)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

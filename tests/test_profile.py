@@ -1,0 +1,237 @@
+"""What gathering costs on this machine: what it decides, and where it is kept; no clock decides."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import MOMENT, train
+from test_dispatch import Case, assert_same, refuse
+
+import pyro_meta.bench
+import pyro_meta.generate
+import pyro_meta.report
+from pyro_meta import UsageError
+from pyro_meta.attention import Full, Linear, Window, dispatch, profile
+from pyro_meta.attention.profile import DEFAULT, Profile, Work, fit, of_this_machine, profiled
+from pyro_meta.folders import cache_folder
+from pyro_meta.posterior import belief
+from pyro_meta.speed import depth
+
+NEVER = Profile(1e9, 1e9)
+ALWAYS = Profile(1e-9, 1e-9, sequence_macs=1e-9)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path / "cache"))
+    profile._say.cache_clear()
+    yield
+    profile._say.cache_clear()
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Profile]:
+    """What measuring gives, one after another; the environment asks for it."""
+    monkeypatch.setenv("PYRO_META_PROFILE", "measured")
+    coming = [replace(DEFAULT, gathered_cost=cost) for cost in (2.0, 3.0)]
+    monkeypatch.setattr(profile, "measure", lambda: coming.pop(0))
+    return coming
+
+
+def kept() -> Path:
+    (path,) = (cache_folder() / "profile").glob("*.json")
+    return path
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_profile_decides_the_way_and_not_the_values(
+    traced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case([90, 50], shares=(0.3, 0.4, 0.2, 0.1))
+    expected = case.results("dense")
+    for other, refused in ((NEVER, "serve"), (ALWAYS, "forward")):
+        with profiled(other), monkeypatch.context() as patch:
+            for kind in (Full, Window):  # half of what linear attention does is done in either way
+                patch.setattr(kind, refused, refuse)
+            if traced:
+                assert_same(case.results("auto"), expected)
+            else:
+                with torch.no_grad():
+                    assert_same([case.run("auto")], expected[:1])
+        assert profile.current() is DEFAULT
+
+
+def test_gradients_have_a_cost_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case([90, 50], shares=(0.3, 0.4, 0.3))
+    monkeypatch.setattr(Full, "serve", refuse)
+    with profiled(replace(ALWAYS, gathered_cost_with_gradients=1e9)):
+        case.run("auto")
+        with torch.no_grad(), pytest.raises(AssertionError):
+            case.run("auto")
+
+
+def test_work_of_one_query_by_hand() -> None:
+    """The last of 4 tokens, d = 2 and 3 heads: 2 d (t + 1) MACs per head, blocks of 4 or of 2."""
+    queries = profile.Queries(torch.tensor([0]), torch.tensor([3]))
+    q = torch.zeros(5, 3, 4, 2)
+    work = Work.of(Full(2, 1), queries, q, block=2)
+    everyone = 5 * 3 * (4 * (1 + 2 + 3 + 4) + 2 * 2 * 4 * 4 / 2)
+    assert work == Work(everyone, own=3 * (4 * 4 + 2 * 2 * 1 * 2 / 2), on_keys=0, sequences=5)
+    ratio = replace(DEFAULT, gathered_cost=2, sequence_macs=7).serving(work, False)
+    assert ratio == 2 * work.own + 7 * 5
+    assert Work.of(Linear(2, 1), queries, q, 2).on_keys == 5 * 3 * (4 * 8 + 2 * 2 * 4 * 4 / 2) / 2
+
+
+def test_a_fit_finds_the_profile_that_the_times_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "ROUNDS", 1)
+    truth = replace(DEFAULT, gathered_cost=1.9, gathered_cost_with_gradients=0.7, sequence_macs=4e5)
+    works = [profile.tried(trial)[0] for trial in profile.trials()]
+    plain, traced = ([truth.serving(one, way) / one.everyone for one in works] for way in (0, 1))
+    cost, sequence = fit(works, plain)
+    assert (cost, sequence) == pytest.approx((1.9, 4e5))
+    assert fit(works, traced, sequence)[0] == pytest.approx(0.7)
+    softmax = [one for one in works if not one.on_keys]
+    assert fit(softmax, [0.0] * len(softmax)) == (profile.LEAST_COST, profile.LEAST_SEQUENCE_MACS)
+
+
+def test_what_is_measured_is_finite_and_positive() -> None:
+    before = torch.random.get_rng_state()
+    found = profile.measure()
+    assert all(math.isfinite(value) and value > 0 for value in asdict(found).values())
+    assert found.launch_macs == DEFAULT.launch_macs
+    assert found.gathered_block == DEFAULT.gathered_block
+    assert torch.equal(before, torch.random.get_rng_state()), "no draw of a model's is taken"
+
+
+def test_it_is_measured_once_and_anew_on_demand(
+    measured: list[Profile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [of_this_machine().gathered_cost for _ in range(3)] == [2.0] * 3
+    found = json.loads(kept().read_text())
+    assert found["profile"]["gathered_cost"] == 2.0 and found["threads"] == 1
+    monkeypatch.setenv("PYRO_META_REFRESH_PROFILE", "1")
+    assert of_this_machine().gathered_cost == 3.0
+    monkeypatch.delenv("PYRO_META_REFRESH_PROFILE")
+    assert of_this_machine().gathered_cost == 3.0 and not measured
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gathered_cost": -1.0},
+        {"gathered_cost": math.nan},
+        {"gathered_cost": None},
+        {"gathered_cost": "2"},
+        {"of_another_version": 1.0},
+    ],
+)
+def test_a_damaged_file_is_measured_anew(measured: list[Profile], change: dict[str, Any]) -> None:
+    of_this_machine()
+    whole = json.loads(kept().read_text())
+    kept().write_text(json.dumps(whole | {"profile": whole["profile"] | change}))
+    assert of_this_machine().gathered_cost == 3.0
+    assert json.loads(kept().read_text())["profile"]["gathered_cost"] == 3.0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"profile": 3}', '"profile"'])
+def test_a_file_that_is_no_profile_is_replaced(measured: list[Profile], text: str) -> None:
+    of_this_machine()
+    kept().write_text(text)
+    assert of_this_machine().gathered_cost == 3.0
+
+
+def test_without_a_folder_to_write_to_the_default_is_taken_and_said_once(
+    measured: list[Profile],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path / "file"))
+    assert [of_this_machine() for _ in range(2)] == [DEFAULT] * 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("set PYRO_META_CACHE") == said.err.count("\n") == 1
+
+
+def test_a_kept_profile_is_read_where_nothing_can_be_written(
+    measured: list[Profile], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_this_machine()
+
+    def refused(*args: Any, **named: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert of_this_machine().gathered_cost == 2.0 and capsys.readouterr().err == ""
+
+
+def test_a_measurement_that_fails_is_said_and_not_kept(
+    measured: list[Profile], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> Profile:
+        raise RuntimeError("no clock")
+
+    monkeypatch.setattr(profile, "measure", fail)
+    assert of_this_machine() is DEFAULT
+    assert "no clock" in capsys.readouterr().err
+    assert not list((cache_folder() / "profile").glob("*.json"))
+
+
+def test_who_asks_for_the_default_or_for_a_gpu_has_nothing_measured(
+    measured: list[Profile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "measure", refuse)
+    assert of_this_machine("cuda") is DEFAULT
+    monkeypatch.setenv("PYRO_META_PROFILE", "default")
+    assert of_this_machine() is DEFAULT
+    monkeypatch.setenv("PYRO_META_PROFILE", "fast")
+    with pytest.raises(UsageError, match=r"PYRO_META_PROFILE: 'fast' given; measured and default"):
+        of_this_machine()
+    assert not (cache_folder() / "profile").exists()
+
+
+def test_tests_measure_nothing() -> None:
+    assert os.environ["PYRO_META_PROFILE"] == "default"
+
+
+def test_commands_take_the_profile_of_this_machine(
+    text_file: Path, tmp_path: Path, measured: list[Profile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first that executes routes measures it; a mistaken option does not."""
+    seen: list[float] = []
+
+    def noting(result: Any) -> Callable[..., Any]:
+        def note(*args: Any) -> Any:
+            seen.append(profile.current().gathered_cost)
+            return result
+
+        return note
+
+    out = f"--out={tmp_path / 'bench'}"
+    with pytest.raises(UsageError):
+        pyro_meta.bench.main(["--what=depth", out, "--layers=0"])
+    assert len(measured) == 2
+    monkeypatch.setattr(depth, "bench_depth", noting({"points": []}))
+    pyro_meta.bench.main(["--what=depth", out])
+    assert json.loads((tmp_path / "bench" / "depth.json").read_text())["profile"] == asdict(
+        replace(DEFAULT, gathered_cost=2.0)
+    )
+    pays = dispatch.pays
+    monkeypatch.setattr(dispatch, "pays", lambda *args: noting(pays(*args))())
+    train(*MOMENT, f"--data.path={text_file}", f"--out={tmp_path / 'run'}")
+    assert 2.0 in seen[1:]
+    for name, module in (("_show", pyro_meta.generate), ("believe", belief)):
+        monkeypatch.setattr(module, name, noting(None))
+    seen.clear()
+    pyro_meta.generate.main([str(tmp_path / "run"), "--max_tokens=1"])
+    assert 2.0 in seen
+    seen.clear()
+    pyro_meta.report._findings(tmp_path / "run", False, True, lambda what: None)
+    assert seen == [2.0] and len(measured) == 1
+    assert profile.current() is DEFAULT
