@@ -1,50 +1,12 @@
-"""What training shows on a terminal: a progress bar, a closing table, a sample."""
+"""Tables of what a run found out and of what its hard routes cost."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-
-if TYPE_CHECKING:  # reports draw tables too, and load no torch
-    from pyro_meta.training.loop import Watcher
-
-
-@contextmanager
-def progress_bar(steps: int, done: int, console: Console) -> "Iterator[Watcher]":
-    """A bar with loss, KL, cost, hard share, tokens per second and time left; on a stderr console.
-
-    Where there is no terminal to draw on, one line is printed every tenth of the way.
-    """
-    columns = (
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("train", total=steps, completed=done, figures="")
-
-        def watch(record: dict[str, Any]) -> None:
-            figures = (
-                f"loss {record['loss']:.3f}  kl {record['kl']:.3f}  "
-                f"cost {record['cost_macs']:.2f}  hard {record['hard_share']:.0%}  "
-                f"{record['tokens_per_second']:,.0f} tok/s"
-            )
-            progress.update(task, completed=record["step"], figures=figures)
-            if "val_nll_hard" in record:
-                console.print(
-                    f"step {record['step']}: validation {record['val_nll_soft']:.4f} soft, "
-                    f"{record['val_nll_hard']:.4f} hard, macs {record['cost_macs_hard']:.1%}"
-                )
-            elif not console.is_terminal and record["step"] % max(1, steps // 10) == 0:
-                console.print(f"step {record['step']}/{steps}  {figures}")
-
-        yield watch
 
 
 def closing_table(
