@@ -29,9 +29,9 @@ from rich.table import Table
 from pyro_meta.analysis import speed
 from pyro_meta.errors import UsageError
 from pyro_meta.speed import depth
-from pyro_meta.speed.mechanisms import bench_mechanisms
-from pyro_meta.speed.parts import PARTS
-from pyro_meta.speed.routed import LENGTHS, SHARES, Step, bench_routed, steps_of
+from pyro_meta.speed.mechanisms_by_length import bench_mechanisms
+from pyro_meta.speed.timed_parts import PARTS
+from pyro_meta.speed.routed_by_share import LENGTHS, SHARES, Step, bench_routed, steps_of
 from pyro_meta.speed.scene import Scene
 from pyro_meta.speed.svi import bench_svi
 from pyro_meta.terminal.commands import command_parser, parse, run_command

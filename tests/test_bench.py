@@ -20,15 +20,15 @@ from pyro_meta import bench, train
 from pyro_meta.attention import backend, routed_attention
 from pyro_meta.attention.ops import gathered
 from pyro_meta.errors import UsageError
-from pyro_meta.evaluation.clock import MOST, interleaved
+from pyro_meta.network.clock import MOST, interleaved
 from pyro_meta.guides import DirichletGuide, FixedGuide, Guide
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.network.macs import dense_macs, full_attention_macs
 from pyro_meta.network.transformer import Transformer
 from pyro_meta.speed import mechanisms, trained
 from pyro_meta.speed.bookkeeping import bookkeeping, recorded_arithmetic
-from pyro_meta.speed.mechanisms import growth_exponent
-from pyro_meta.speed.parts import DECODED, PARTS, routed
+from pyro_meta.speed.mechanisms_by_length import growth_exponent
+from pyro_meta.speed.timed_parts import DECODED, PARTS, routed
 from pyro_meta.speed.scene import MECHANISMS, Attention, Scene
 from pyro_meta.speed.svi import plain_loss
 from pyro_meta.speed.targets import Target, break_even, slowest, speed_up

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import Inputs, Mechanism, is_choice, one_for_all, routed_attention
-from pyro_meta.evaluation.clock import interleaved, medians
+from pyro_meta.network.clock import interleaved, medians
 from pyro_meta.evaluation.figures import batches, evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel

@@ -8,11 +8,10 @@ import fcntl
 import hashlib
 import json
 import os
-import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ from torch import Tensor
 
 from pyro_meta.attention import Full, Mechanism, carries
 from pyro_meta.errors import UsageError
-from pyro_meta.folders import cache_folder
+from pyro_meta.folders import cache_folder, write_whole
+from pyro_meta.network.clock import Calls, interleaved, medians
 from pyro_meta.network.transformer import Transformer
 
 BATCH, REPEATS = 4, 15
+REFERENCE = "full, for comparison"
 REFRESH = "PYRO_META_REFRESH_COSTS"
 _accelerator: ContextVar[str] = ContextVar("accelerator", default="auto")
 
@@ -69,7 +70,7 @@ def measure_costs(network: Transformer, refresh: bool = False) -> list[float]:
             if (known := _read(path, len(network.mechanisms))) is not None:
                 return known
         costs = _time(network, device)
-        _write(path, conditions | {"costs": costs})
+        write_whole(path, json.dumps(conditions | {"costs": costs}, indent=2) + "\n")
     return costs
 
 
@@ -100,40 +101,27 @@ def _conditions(network: Transformer, device: torch.device) -> dict[str, Any]:
 def _time(network: Transformer, device: torch.device) -> list[float]:
     """Medians of interleaved repetitions, each over that of full attention."""
     shape = network.shape
-    full = Full(shape.head_width, shape.window)
-    timed: list[Mechanism] = [full, *network.mechanisms]
+    timed: dict[str, Mechanism] = {REFERENCE: Full(shape.head_width, shape.window)}
+    timed |= zip(network.mechanism_names, network.mechanisms, strict=True)
     size = (3, BATCH, shape.heads, shape.context, shape.head_width)
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(size, generator=generator).to(device)
-    seconds: list[list[float]] = [[] for _ in timed]
-    homes = [next((p.device for p in one.parameters()), device) for one in timed]
+    home = network.embedding.weight.device
+    calls: Calls = {name: partial(_attend, one.to(device), q, k, v) for name, one in timed.items()}
     with torch.no_grad():
-        for round_ in range(REPEATS + 3):
-            for mechanism, home, own in zip(timed, homes, seconds, strict=True):
-                elapsed = _seconds(mechanism.to(device), q, k, v)
-                mechanism.to(home)
-                if round_ >= 3:  # after warming up
-                    own.append(elapsed)
-    reference, *medians = (statistics.median(own) for own in seconds)
-    is_full = [type(mechanism) is Full for mechanism in network.mechanisms]
+        times = medians(interleaved(calls, REPEATS, 3, device))
+    for mechanism in network.mechanisms:
+        mechanism.to(home)
     return [
-        1.0 if same else median / reference for same, median in zip(is_full, medians, strict=True)
+        1.0 if type(one) is Full else times[name] / times[REFERENCE]
+        for name, one in list(timed.items())[1:]
     ]
 
 
-def _seconds(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> float:
-    _finish(q.device)
-    started = time.perf_counter()
+def _attend(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> None:
     if carries(mechanism):
         v = mechanism.kick(q, v, v, 1, mechanism)
     mechanism(q, k, v)
-    _finish(q.device)
-    return time.perf_counter() - started
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _read(path: Path, K: int) -> list[float] | None:
@@ -143,12 +131,6 @@ def _read(path: Path, K: int) -> list[float] | None:
         return costs if len(costs) == K and min(costs) > 0 else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 @contextmanager

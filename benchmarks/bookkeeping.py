@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pyro_meta.attention import routed_attention
 from pyro_meta.attention.ops import flex
-from pyro_meta.evaluation.clock import medians
+from pyro_meta.network.clock import medians
 from pyro_meta.speed.scene import MIX, Attention, Scene
 
 ARITHMETIC: dict[Any, Any] = {

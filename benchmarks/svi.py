@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
-from pyro_meta.evaluation.clock import interleaved, medians
+from pyro_meta.network.clock import interleaved, medians
 from pyro_meta.guides import DirichletGuide
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.inference.schedules import Optimisation

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_meta.attention import Cache, routed_attention
-from pyro_meta.evaluation.clock import Calls
+from pyro_meta.network.clock import Calls
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.transformer import Transformer, chosen_by_all
 from pyro_meta.speed.scene import MECHANISMS, Attention, Scene

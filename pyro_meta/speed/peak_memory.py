@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pyro_meta.evaluation.clock import finish
+from pyro_meta.network.clock import finish
 
 
 def added_peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -> int | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_meta.speed.parts import routed
+from pyro_meta.speed.timed_parts import routed
 from pyro_meta.speed.scene import MIX
 
 Points = list[dict[str, Any]]

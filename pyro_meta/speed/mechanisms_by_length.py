@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from pyro_meta.attention import Mechanism, build_mechanisms
-from pyro_meta.evaluation.clock import interleaved, medians
-from pyro_meta.speed.memory import added_peak_bytes, in_fresh_process
+from pyro_meta.network.clock import interleaved, medians
+from pyro_meta.speed.peak_memory import added_peak_bytes, in_fresh_process
 
 CHUNKS = ("chunk", "chunk_sliding", "chunk_sentence", "chunk_learned")
 MECHANISMS = ("full", "window", "linear", *CHUNKS)

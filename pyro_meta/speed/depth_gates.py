@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import NO_TOKEN
-from pyro_meta.evaluation.clock import Calls
+from pyro_meta.network.clock import Calls
 from pyro_meta.network.macs import attention_macs, dense_macs
 from pyro_meta.network.route import Decision, Features, Route
-from pyro_meta.speed.parts import reading
-from pyro_meta.speed.routed import Step
+from pyro_meta.speed.timed_parts import reading
+from pyro_meta.speed.routed_by_share import Step
 from pyro_meta.speed.scene import FULL, MIX, Scene
 
 LENGTHS = {"cpu": [512, 2048, 8192], "cuda": [2048, 8192, 32768]}

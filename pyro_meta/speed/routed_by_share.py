@@ -10,11 +10,11 @@ import torch
 
 from pyro_meta.speed.bookkeeping import bookkeeping
 from pyro_meta.speed.limits import attained
-from pyro_meta.speed.memory import added_peak_bytes, in_fresh_process
-from pyro_meta.speed.parts import PARTS, prefill_calls, routed
+from pyro_meta.speed.peak_memory import added_peak_bytes, in_fresh_process
+from pyro_meta.speed.timed_parts import PARTS, prefill_calls, routed
 from pyro_meta.speed.scene import MIX, Scene
 from pyro_meta.speed.targets import break_even, targets
-from pyro_meta.speed.trained import trained_run
+from pyro_meta.speed.trained_run import trained_run
 
 LENGTHS = {
     "cpu": [512, 1024, 2048, 4096, 8192, 16384],

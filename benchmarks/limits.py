@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pyro_meta.attention import build_mechanisms
-from pyro_meta.evaluation.clock import medians
+from pyro_meta.network.clock import medians
 from pyro_meta.network.macs import attention_macs
 from pyro_meta.speed.scene import FULL, MECHANISMS, MIX, Scene
 
