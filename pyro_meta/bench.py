@@ -1,6 +1,5 @@
 """`python -m pyro_meta.bench`: what the parts cost on this machine, as JSON.
 
-    svi          an SVI step through Pyro against the same network and loss in plain PyTorch
     mechanisms   forward and backward time and peak memory of each mechanism by length
     routed       hard routes as they are executed against full attention, with pictures
     depth        hard depth gates as they are executed against the same routes without
@@ -12,7 +11,7 @@ Times are medians of interleaved repetitions; only ratios within one file mean a
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -23,19 +22,20 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pyro_meta.analysis import speed
+from pyro_meta.analysis.plots.routed_speed import PICTURES
+from pyro_meta.analysis.plots.style import save_png
 from pyro_meta.errors import UsageError
-from pyro_meta.speed import depth
+from pyro_meta.folders import write_whole
+from pyro_meta.speed import depth_gates
 from pyro_meta.speed.mechanisms_by_length import bench_mechanisms
-from pyro_meta.speed.timed_parts import PARTS
-from pyro_meta.speed.routed_by_share import LENGTHS, SHARES, Step, bench_routed, steps_of
+from pyro_meta.speed.routed_by_share import LENGTHS, SHARES, bench_routed, steps_of
 from pyro_meta.speed.scene import Scene
-from pyro_meta.speed.svi import bench_svi
+from pyro_meta.speed.timed_parts import PARTS
 from pyro_meta.terminal.commands import command_parser, parse, run_command
 from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.progress import step_by_step
 from pyro_meta.terminal.tables import executed_rows, trained_rows
 from pyro_meta.training.run import Run
 
@@ -56,7 +56,6 @@ ROUTED = (
 )
 READS: dict[str, tuple[str, ...]] = {
     "all": ROUTED,
-    "svi": ("repeats", "layers", "threads"),
     "mechanisms": ("repeats", "lengths", "threads"),
     "routed": ROUTED,
     "depth": ("repeats", "lengths", "shares", "layers", "threads", "device", "precision"),
@@ -79,17 +78,12 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"option --out: cannot make {options.out}: {error.strerror}") from error
     out, progress_out = Console(), Console(stderr=True)
     facts = {"command": shlex.join(["python", "-m", "pyro_meta.bench", *argv])}
-    if options.what in ("all", "svi"):
-        with progress_out.status("SVI step"):
-            result = bench_svi(options.layers, options.repeats or REPEATS)
-        _write(options.out / "svi.json", facts, result, out)
-        out.print_json(json.dumps(result))
     if options.what in ("all", "mechanisms"):
         with progress_out.status("mechanisms"):
             lengths = options.lengths or MECHANISM_LENGTHS
             result = bench_mechanisms(lengths, options.repeats or REPEATS)
         _write(options.out / "mechanisms.json", facts, result, out)
-        out.print_json(json.dumps(result))
+        _print_mechanisms(result, out)
     if options.what in ("all", "routed"):
         result = _routed(options, progress_out)
         _write(options.out / "routed.json", facts, result, out)
@@ -105,7 +99,7 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> ArgumentParser:
     parser = command_parser("bench", "Measure what the parts cost on this machine.")
-    kinds = Literal["all", "svi", "mechanisms", "routed", "depth", "draw"]  # the keys of READS
+    kinds = Literal["all", "mechanisms", "routed", "depth", "draw"]  # the keys of READS
     add = parser.add_argument
     add("--what", type=kinds, default="all", help="Which benchmark.")
     add("--out", type=Path, default=Path("benchmarks/results"), help="Folder of the JSON files.")
@@ -203,18 +197,18 @@ def _routed(options: Namespace, progress_out: Console) -> dict[str, Any]:
     scene, shares = _scene(options), options.shares or SHARES
     lengths = options.lengths or LENGTHS[scene.device]
     total = steps_of(lengths, options.parts, options.run is not None)
-    with _Progressing(total, progress_out) as step:
-        return bench_routed(scene, lengths, shares, options.parts, options.run, step)
+    with step_by_step(total, progress_out, prints_lines=True) as tell:
+        return bench_routed(scene, lengths, shares, options.parts, options.run, tell)
 
 
 def _depth(options: Namespace, progress_out: Console) -> dict[str, Any]:
     scene = _scene(options)
-    shares = options.shares or [s for s in depth.SHARES if s <= 1 - 1 / options.layers]
+    shares = options.shares or [s for s in depth_gates.SHARES if s <= 1 - 1 / options.layers]
     if not shares:
         raise UsageError(f"option --layers: {options.layers} given; 2 or more are allowed")
-    lengths = options.lengths or depth.LENGTHS[scene.device]
-    with _Progressing(2 * len(lengths), progress_out) as step:
-        return depth.bench_depth(scene, lengths, shares, step)
+    lengths = options.lengths or depth_gates.LENGTHS[scene.device]
+    with step_by_step(2 * len(lengths), progress_out, prints_lines=True) as tell:
+        return depth_gates.bench_depth(scene, lengths, shares, tell)
 
 
 def _scene(options: Namespace) -> Scene:
@@ -227,36 +221,18 @@ def _scene(options: Namespace) -> Scene:
     return Scene(device, precision, repeats, options.layers, graphs=options.graphs)
 
 
-class _Progressing:
-    """A bar on a terminal; elsewhere a line for every step."""
-
-    def __init__(self, total: int, console: Console) -> None:
-        columns = (
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-        )
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task("", total=total)
-        self._console, self._begun = console, False
-
-    def __enter__(self) -> Step:
-        self._progress.start()
-        return self._next
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def _next(self, what: str) -> None:
-        self._progress.update(self._task, advance=int(self._begun), description=what)
-        self._begun = True
-        if not self._console.is_terminal:
-            self._console.print(what)
+def _print_mechanisms(result: dict[str, Any], out: Console) -> None:
+    both = result["forward_backward_seconds"]
+    lengths = (f"{length:,} tokens" for length in both)
+    table = _table("forward and backward, times as fast as full attention", "", lengths)
+    for name in next(iter(both.values())):
+        ratios = [times["full"] / times[name] for times in both.values()]
+        table.add_row(name, *(f"{ratio:.2f}" for ratio in ratios))
+    out.print(table)
 
 
 def _print_routed(result: dict[str, Any], out: Console) -> None:
-    """The trained run, if there is one, and the targets; the rest is for the pictures."""
+    """What hard routes of a trained run, and random ones, cost by length and share of full."""
     if trained := result.get("trained_run"):
         table = Table(
             title=escape(trained["run"]), title_justify="left", box=SIMPLE_HEAD, show_header=False
@@ -264,37 +240,57 @@ def _print_routed(result: dict[str, Any], out: Console) -> None:
         for row in (*executed_rows(trained), *trained_rows(trained)):
             table.add_row(*row)
         out.print(table)
-    table = Table(title="targets", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("target", "bound", "measured", "met"):
-        table.add_column(heading, justify="left" if heading == "target" else "right")
-    words = {True: "[green]yes[/green]", False: "[bold red]no[/bold red]", None: "-"}
-    for row in result["targets"]:
-        is_least = "at_least" in row
-        bound = f">= {row['at_least']:g}" if is_least else f"<= {row['at_most']:g}"
-        measured = "-" if row["measured"] is None else f"{row['measured']:.3g}"
-        table.add_row(escape(row["target"]), bound, measured, words[row["met"]])
+    macs = result["macs_ratio_to_full"]
+    shares = sorted(map(float, next(iter(macs.values()))))
+    headings = ["tokens", *(f"{share:.0%}" for share in shares)]
+    table = _table("hard routes, by share of tokens on full attention", "", headings)
+    for length, ratios in macs.items():
+        cells = (f"{ratios[f'{share:g}']:.0%}" for share in shares)
+        table.add_row("MACs of attention", f"{length:,}", *cells)
+    for part, lengths in result["break_even_share"].items():
+        table.add_section()
+        ratios = {
+            (point["length"], point["share_of_full"]): point["ratio_to_full"]
+            for point in result["points"]
+            if point["part"] == part and point["route"].startswith("routed")
+        }
+        for length in lengths:
+            cells = (f"{1 / ratios[length, share]:.2f}" for share in shares)
+            table.add_row(part, f"{length:,}", *cells)
     out.print(table)
+    out.print(
+        "MACs over those of full attention on the same tokens; below, how many times as fast",
+        style="dim",
+    )
 
 
 def _print_depth(result: dict[str, Any], out: Console) -> None:
-    table = Table(title="prefill with hard depth gates", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("tokens", "routes", "passed by", "MACs", "times as fast"):
-        table.add_column(heading, justify="left" if heading == "routes" else "right")
+    headings = ("passed by", "MACs", "times as fast", "tokens")
+    table = _table("prefill with hard depth gates", "routes", headings)
     for row in result["points"]:
         table.add_row(
-            f"{row['length']:,}",
             row["route"],
             f"{row['passed_by']:.1%}",
             f"{row['macs_ratio']:.1%}",
             f"{row['speed_up']:.2f}",
+            f"{row['length']:,}",
         )
     out.print(table)
+
+
+def _table(title: str, first: str, headings: Iterable[str]) -> Table:
+    """An empty table; all columns but the first are figures."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def _write(path: Path, facts: dict[str, Any], result: dict[str, Any], out: Console) -> None:
     whole = facts | {"hardware": hardware(), "versions": versions()} | result
     with _writing(path):
-        path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(whole, indent=2) + "\n")
     out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
@@ -304,7 +300,7 @@ def _draw(path: Path) -> list[Path]:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not result["points"]:
             raise ValueError("it has no points")
-        pictures = speed.pictures(result)
+        drawn = {path.parent / name: picture(result) for name, picture in PICTURES.items()}
     except OSError as error:
         raise UsageError(f"cannot draw {path}: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -312,8 +308,10 @@ def _draw(path: Path) -> list[Path]:
             f"cannot draw {path}: it is not what --what routed writes "
             f"({type(error).__name__}: {error})"
         ) from error
-    with _writing(path.parent):
-        return speed.save(pictures, path.parent)
+    for name, figure in drawn.items():
+        with _writing(name):
+            save_png(figure, name)
+    return list(drawn)
 
 
 @contextmanager
@@ -321,8 +319,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        name = error.filename or path
-        raise UsageError(f"option --out: cannot write {name}: {error.strerror}") from error
+        raise UsageError(f"option --out: cannot write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

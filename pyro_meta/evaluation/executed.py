@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import Inputs, Mechanism, is_choice, one_for_all, routed_attention
-from pyro_meta.network.clock import interleaved, medians
 from pyro_meta.evaluation.figures import batches, evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
+from pyro_meta.network.clock import interleaved, medians
 from pyro_meta.network.macs import attention_macs, counted, dense_macs, full_attention_macs
 from pyro_meta.network.route import Decision, Features, Route, decided, with_open_gates
 from pyro_meta.network.transformer import Transformer, chosen_by_all

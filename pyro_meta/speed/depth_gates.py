@@ -17,16 +17,16 @@ from pyro_meta.attention import NO_TOKEN
 from pyro_meta.network.clock import Calls
 from pyro_meta.network.macs import attention_macs, dense_macs
 from pyro_meta.network.route import Decision, Features, Route
-from pyro_meta.speed.timed_parts import reading
-from pyro_meta.speed.routed_by_share import Step
 from pyro_meta.speed.scene import FULL, MIX, Scene
+from pyro_meta.speed.timed_parts import reading
+from pyro_meta.terminal.progress import Tell
 
 LENGTHS = {"cpu": [512, 2048, 8192], "cuda": [2048, 8192, 32768]}
 SHARES = [0.1, 0.25, 0.5]
 
 
 def bench_depth(
-    scene: Scene, lengths: Sequence[int], shares: Sequence[float], step: Step
+    scene: Scene, lengths: Sequence[int], shares: Sequence[float], tell: Tell
 ) -> dict[str, Any]:
     """Everything that depth.json says but for the machine.
 
@@ -38,13 +38,13 @@ def bench_depth(
         T.
     shares
         Of all pairs of token and layer, in how many the token passes the layer by.
-    step
+    tell
         Told of the progress.
     """
     points: list[dict[str, Any]] = []
     for length in lengths:
         for name, choices in routes(scene, length).items():
-            step(f"{name}, {length:,} tokens")
+            tell(f"{name}, {length:,} tokens")
             points += _points(scene, length, name, choices, shares)
     return {
         "setting": dataclasses.asdict(scene) | {"batch": 1, "head_width": scene.head_width},

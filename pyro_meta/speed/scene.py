@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import Inputs, Mechanism, build_mechanisms
-from pyro_meta.network.clock import Calls, captured, interleaved
 from pyro_meta.guides import DirichletGuide, Guide
 from pyro_meta.models import CostDirichlet, LanguageModel
+from pyro_meta.network.clock import Calls, captured, interleaved
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
 

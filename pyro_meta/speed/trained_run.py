@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_meta.network.clock import Calls, interleaved, medians
 from pyro_meta.evaluation.executed import ENOUGH_S, as_trained, executed_figures
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
+from pyro_meta.network.clock import Calls, interleaved, medians
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.transformer import chosen_by_all
-from pyro_meta.speed.timed_parts import DECODED, decode, train_once
 from pyro_meta.speed.scene import Scene
+from pyro_meta.speed.timed_parts import DECODED, decode, train_once
 from pyro_meta.training.run import Run
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +13,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+if TYPE_CHECKING:  # reports show their progress too, and load no torch
+    from pyro_meta.training.loop import Watcher
 
 Tell = Callable[[str], None]
 """Called with what comes next, before it is done."""
@@ -49,9 +52,7 @@ def step_by_step(steps: int, console: Console, prints_lines: bool = False) -> It
 
 
 @contextmanager
-def over_training(
-    steps: int, done: int, console: Console
-) -> Iterator[Callable[[dict[str, Any]], None]]:
+def over_training(steps: int, done: int, console: Console) -> "Iterator[Watcher]":
     """A bar with loss, KL, cost, hard share and tokens per second, told of every step's record.
 
     Where there is no terminal to draw on, one line is printed every tenth of the way.
