@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_meta.data.corpus import Truth
 from pyro_meta.evaluation.figures import evaluating
-from pyro_meta.network.route import Features
+from pyro_meta.network.route import Decision, Features
 from pyro_meta.training.config import train_words
 from pyro_meta.training.run import Run
 
@@ -45,7 +45,7 @@ def hard_walk(run: Run, most_tokens: int) -> HardWalk:
     tokens, _ = corpus.windows(config.context, most_tokens)
     means: list[Tensor] = []
 
-    def route(layer: int, features: Features) -> Tensor:
+    def route(layer: int, features: Features) -> Tensor | Decision:
         law = guide.posterior(layer, features)
         means.append(law.mean)
         return guide.follow(law, hard=True)
