@@ -20,7 +20,6 @@ import torch
 from bookkeeping import bookkeeping
 from limits import attained
 from prefill_memory import prefill_memory
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -30,6 +29,7 @@ from pyro_meta.speed.mechanisms_by_length import CHUNKS
 from pyro_meta.speed.scene import MIX, Scene
 from pyro_meta.speed.timed_parts import routed
 from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.tables import table_of_figures
 
 Points = list[dict[str, Any]]
 FILES = ("routed.json", "mechanisms.json", "svi.json")
@@ -162,9 +162,7 @@ def slowest(points: Points, part: str) -> float | None:
 
 
 def table(targets: list[Target]) -> Table:
-    shown = Table(title="targets", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("target", "bound", "measured", "met"):
-        shown.add_column(heading, justify="left" if heading == "target" else "right")
+    shown = table_of_figures("targets", "target", ("bound", "measured", "met"))
     words = {True: "[green]yes[/green]", False: "[bold red]no[/bold red]", None: "-"}
     for one in targets:
         bound = f"<= {one.at_most:g}" if one.at_least is None else f">= {one.at_least:g}"

@@ -11,7 +11,7 @@ Times are medians of interleaved repetitions; only ratios within one file mean a
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,8 @@ from typing import Any, Literal
 import pyro
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from pyro_meta.analysis.plots.routed_speed import PICTURES
 from pyro_meta.analysis.plots.style import save_png
@@ -36,7 +34,12 @@ from pyro_meta.speed.timed_parts import PARTS
 from pyro_meta.terminal.commands import command_parser, parse, run_command
 from pyro_meta.terminal.machine import hardware, versions
 from pyro_meta.terminal.progress import step_by_step
-from pyro_meta.terminal.tables import executed_rows, trained_rows
+from pyro_meta.terminal.tables import (
+    executed_rows,
+    table_of_figures,
+    table_of_pairs,
+    trained_rows,
+)
 from pyro_meta.training.run import Run
 
 REPEATS, ROUTED_REPEATS = 15, 7
@@ -224,7 +227,7 @@ def _scene(options: Namespace) -> Scene:
 def _print_mechanisms(result: dict[str, Any], out: Console) -> None:
     both = result["forward_backward_seconds"]
     lengths = (f"{length:,} tokens" for length in both)
-    table = _table("forward and backward, times as fast as full attention", "", lengths)
+    table = table_of_figures("forward and backward, times as fast as full attention", "", lengths)
     for name in next(iter(both.values())):
         ratios = [times["full"] / times[name] for times in both.values()]
         table.add_row(name, *(f"{ratio:.2f}" for ratio in ratios))
@@ -234,16 +237,12 @@ def _print_mechanisms(result: dict[str, Any], out: Console) -> None:
 def _print_routed(result: dict[str, Any], out: Console) -> None:
     """What hard routes of a trained run, and random ones, cost by length and share of full."""
     if trained := result.get("trained_run"):
-        table = Table(
-            title=escape(trained["run"]), title_justify="left", box=SIMPLE_HEAD, show_header=False
-        )
-        for row in (*executed_rows(trained), *trained_rows(trained)):
-            table.add_row(*row)
-        out.print(table)
+        rows = (*executed_rows(trained), *trained_rows(trained))
+        out.print(table_of_pairs(escape(trained["run"]), rows))
     macs = result["macs_ratio_to_full"]
     shares = sorted(map(float, next(iter(macs.values()))))
     headings = ["tokens", *(f"{share:.0%}" for share in shares)]
-    table = _table("hard routes, by share of tokens on full attention", "", headings)
+    table = table_of_figures("hard routes, by share of tokens on full attention", "", headings)
     for length, ratios in macs.items():
         cells = (f"{ratios[f'{share:g}']:.0%}" for share in shares)
         table.add_row("MACs of attention", f"{length:,}", *cells)
@@ -266,7 +265,7 @@ def _print_routed(result: dict[str, Any], out: Console) -> None:
 
 def _print_depth(result: dict[str, Any], out: Console) -> None:
     headings = ("passed by", "MACs", "times as fast", "tokens")
-    table = _table("prefill with hard depth gates", "routes", headings)
+    table = table_of_figures("prefill with hard depth gates", "routes", headings)
     for row in result["points"]:
         table.add_row(
             row["route"],
@@ -276,15 +275,6 @@ def _print_depth(result: dict[str, Any], out: Console) -> None:
             f"{row['length']:,}",
         )
     out.print(table)
-
-
-def _table(title: str, first: str, headings: Iterable[str]) -> Table:
-    """An empty table; all columns but the first are figures."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(first)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    return table
 
 
 def _write(path: Path, facts: dict[str, Any], result: dict[str, Any], out: Console) -> None:

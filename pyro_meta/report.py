@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from pyro_meta.analysis import page
 from pyro_meta.analysis.findings import Findings
@@ -23,7 +21,7 @@ from pyro_meta.analysis.runs_in_pairs import Pair, names_of, paired, position
 from pyro_meta.folders import write_whole
 from pyro_meta.terminal.commands import command_parser, parse, run_command
 from pyro_meta.terminal.progress import Tell, step_by_step
-from pyro_meta.terminal.tables import executed_rows
+from pyro_meta.terminal.tables import executed_rows, table_of_figures, table_of_pairs
 
 STEPS_OF_BELIEF = 5
 
@@ -214,18 +212,8 @@ def _print_summary(findings: Findings, out: Console) -> None:
         soft_wrap=True,
     )
     if executed := summary.get("executed"):
-        table = Table(
-            title=f"hard routes executed, sequences of {executed['length']:,} tokens",
-            title_justify="left", box=SIMPLE_HEAD, show_header=False,
-        )  # fmt: skip
-        table.add_column()
-        table.add_column(justify="right")
-        for name, value in executed_rows(executed):
-            table.add_row(name, value)
-        out.print(table)
-    table = Table(
-        title="diversity and uncertainty", title_justify="left", box=SIMPLE_HEAD, padding=0
-    )
+        title = f"hard routes executed, sequences of {executed['length']:,} tokens"
+        out.print(table_of_pairs(title, executed_rows(executed)))
     columns = {
         "effective_by_load": "N load",
         "effective_per_token": "N token",
@@ -236,8 +224,7 @@ def _print_summary(findings: Findings, out: Console) -> None:
         "epistemic": "epistemic",
         "kl": "KL",
     }
-    for heading in ("layer", *columns.values()):
-        table.add_column(heading, justify="right")
+    table = table_of_figures("diversity and uncertainty", "layer", columns.values())
     for layer, figures in enumerate(reading.diversity()):
         table.add_row(str(layer), *(f"{figures[key]:.3f}" for key in columns))
     out.print(table)

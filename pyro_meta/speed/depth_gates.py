@@ -18,7 +18,7 @@ from pyro_meta.network.clock import Calls
 from pyro_meta.network.macs import attention_macs, dense_macs
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.speed.scene import FULL, MIX, Scene
-from pyro_meta.speed.timed_parts import reading
+from pyro_meta.speed.timed_parts import in_seconds, reading
 from pyro_meta.terminal.progress import Tell
 
 LENGTHS = {"cpu": [512, 2048, 8192], "cuda": [2048, 8192, 32768]}
@@ -83,18 +83,14 @@ def _points(
     for share in (0.0, *shares):
         gates = scene.gates(share, length)
         times = seconds[f"{share:g}" if share else "open"]
-        median = statistics.median(times)
         rows.append(
             {
                 "length": length,
                 "route": name,
                 "passed_by": float((~gates).double().mean()),
-                "seconds": median,
-                "seconds_range": [min(times), max(times)],
-                "tokens_per_second": length / median,
-                "speed_up": open_s / median,
+                **in_seconds(times, length),
+                "speed_up": open_s / statistics.median(times),
                 "macs_ratio": _macs(scene, length, choices, gates) / open_macs,
-                "repeats": len(times),
             }
         )
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_meta.network.macs import attention_macs
 from pyro_meta.speed.scene import Attention, Scene
-from pyro_meta.speed.timed_parts import PARTS, routed
+from pyro_meta.speed.timed_parts import PARTS, in_seconds, routed
 from pyro_meta.speed.trained_run import trained_run
 from pyro_meta.terminal.progress import Tell
 
@@ -88,18 +88,14 @@ def _points(scene: Scene, part: str, length: int, shares: Sequence[float]) -> li
     share_of = {"full": 1.0, "window": 0.0, "linear": 0.0} | {routed(s): s for s in shares}
     rows = []
     for route, times in seconds.items():
-        median = statistics.median(times)
         rows.append(
             {
                 "part": part,
                 "length": length,
                 "route": route,
                 "share_of_full": share_of[route],
-                "seconds": median,
-                "seconds_range": [min(times), max(times)],
-                "tokens_per_second": own.tokens(length) / median,
-                "ratio_to_full": median / full,
-                "repeats": len(times),
+                "ratio_to_full": statistics.median(times) / full,
+                **in_seconds(times, own.tokens(length)),
             }
         )
     return rows

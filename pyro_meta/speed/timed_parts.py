@@ -6,9 +6,10 @@ routes with that share of full attention). `PARTS` lists them; a new part is one
 Shapes: B = 1, T tokens, L layers.
 """
 
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +162,17 @@ def decode(network: Transformer, tokens: Tensor, route: Route, cache: Cache) -> 
     """Read the first `DECODED` of tokens [B, T], or as many over again, one by one."""
     for step in range(DECODED):
         network(tokens[:, step % tokens.shape[1], None], route, cache)
+
+
+def in_seconds(times: Sequence[float], tokens: int) -> dict[str, Any]:
+    """What is written of the repetitions of a call that works through so many tokens."""
+    median = statistics.median(times)
+    return {
+        "seconds": median,
+        "seconds_range": [min(times), max(times)],
+        "tokens_per_second": tokens / median,
+        "repeats": len(times),
+    }
 
 
 class Part(NamedTuple):

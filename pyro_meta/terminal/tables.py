@@ -1,6 +1,6 @@
 """Tables of what a run found out and of what its hard routes cost."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -9,13 +9,29 @@ from rich.markup import escape
 from rich.table import Table
 
 
+def table_of_figures(title: str, first: str, headings: Iterable[str]) -> Table:
+    """A table without rows; all columns but the first are figures."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first)
+    for heading in headings:
+        table.add_column(escape(heading), justify="right")
+    return table
+
+
+def table_of_pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and their figures."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def closing_table(
     summary: dict[str, Any], ngrams: tuple[float, float], gap: float, console: Console
 ) -> None:
     """What the router learned, beside what a unigram and a bigram model know."""
-    table = Table(title="validation", show_header=False, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column()
-    table.add_column(justify="right")
     unigram, bigram = ngrams
     rows = [
         ("loss, soft routes (nats per token)", f"{summary['val_nll_soft']:.4f}"),
@@ -31,17 +47,9 @@ def closing_table(
         *_depth_rows(summary.get("depth", {})),
         ("read as prefixes, log-probabilities move by", f"{gap:.1e}"),
     ]
-    for name, value in rows:
-        table.add_row(name, value)
-    for name, value in _truth_rows(summary.get("truth", {})):
-        table.add_row(name, value)
-    for name, value in executed_rows(summary["executed"]):
-        table.add_row(name, value)
-    console.print(table)
-    loads = Table(title="load: share of hard choices", title_justify="left", box=SIMPLE_HEAD)
-    loads.add_column("layer")
-    for name in summary["load"]:
-        loads.add_column(escape(name), justify="right")
+    rows += [*_truth_rows(summary.get("truth", {})), *executed_rows(summary["executed"])]
+    console.print(table_of_pairs("validation", rows))
+    loads = table_of_figures("load: share of hard choices", "layer", summary["load"])
     for layer, row in enumerate(summary["load_by_layer"]):
         loads.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
     loads.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")
