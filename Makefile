@@ -42,14 +42,18 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy reads the package in its installed shape: models/, guides/ and analysis/ inside pyro_meta/
+# mypy reads the package in its installed shape, models/, guides/ and analysis/ inside pyro_meta/, and
+# the scripts of benchmarks/
 types: $(VENV)/.installed-dev
 	rm -rf build/types && mkdir -p build/types/pyro_meta
 	for part in pyro_meta/* models guides analysis; do ln -s "$(CURDIR)/$$part" build/types/pyro_meta/; done
-	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p pyro_meta
+	ln -s "$(CURDIR)"/benchmarks/*.py build/types/
+	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file ../../pyproject.toml pyro_meta *.py
 
 bench: $(VENV)/.installed  ## Measure this machine; results under benchmarks/results/.
 	$(BIN)/python -m pyro_meta.bench
+	$(BIN)/python benchmarks/svi.py
+	$(BIN)/python benchmarks/targets.py
 
 clean:
 	rm -rf $(VENV) build

@@ -1,10 +1,15 @@
 """Which of several trained routers is better, and how sure that is: numpy on per-sequence losses.
 
+ArviZ's `compare` is not used: its leave-one-out estimate corrects draws of a posterior that has
+seen the data, and a guide never sees the targets, so that losses on held-out sequences need no
+correction at all. Sequences are exchangeable, tokens are not: intervals are over sequences.
+
 Losses in nats per token. Shapes: S seeds, N validation sequences.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -127,6 +132,34 @@ def paired_difference(
         mean, interval, S, N, over_seeds, over_sequences,
         dict(zip(shared, by_seed.tolist(), strict=True)),
     )  # fmt: skip
+
+
+def difference_on_shared_text(
+    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]
+) -> Difference | None:
+    """`paired_difference` of hard losses over the seeds whose runs read the same sequences.
+
+    Parameters
+    ----------
+    ours, theirs
+        Seed -> sequences.json, whose `windows` say which sequences they are.
+
+    Returns
+    -------
+    Difference or None
+        None where no seed is shared on the same sequences, or seeds read different ones.
+    """
+    shared = [
+        seed
+        for seed, losses in ours.items()
+        if seed in theirs
+        and theirs[seed]["windows"] == losses["windows"]
+        and len(theirs[seed]["hard"]) == len(losses["hard"])
+    ]
+    left, right = ({seed: side[seed]["hard"] for seed in shared} for side in (ours, theirs))
+    if len({len(losses) for losses in left.values()}) > 1:
+        return None
+    return paired_difference(left, right)
 
 
 def bootstrap_interval(values: Array, resamples: int = RESAMPLES) -> Interval:

@@ -91,6 +91,12 @@ def mean_pairwise_divergence(weights: Array, pairs: int = PAIRS) -> float:
     return float(jensen_shannon(weights[left], weights[right]).mean(dtype=float))
 
 
+def draws_differ(draws: Array) -> Array:
+    """Mean total variation of two draws of a token, |a - b|_1 / 2: draws [S, ..., K] -> [...]."""
+    half = len(draws) // 2
+    return np.abs(draws[:half] - draws[half : 2 * half]).sum(-1).mean(0) / 2
+
+
 def quarters(position: Choices) -> dict[str, Mask]:
     """Four equal stretches of the context, by name: position [N] -> name -> which tokens."""
     length = int(position.max()) + 1

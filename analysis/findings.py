@@ -1,6 +1,5 @@
 """All numbers of a report, gathered: what goes into report.json, and what the pictures draw."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -8,8 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from pyro_meta.analysis import collapse, diversity, uncertainty, use
-from pyro_meta.analysis.belief import (
+from pyro_meta.analysis import collapse, diversity
+from pyro_meta.analysis.calibration import (
+    ByUncertainty,
+    Calibration,
+    RiskCoverage,
+    by_uncertainty,
+    calibration,
+    risk_coverage,
+)
+from pyro_meta.analysis.comparison import bootstrap_interval
+from pyro_meta.analysis.diversity import Array, Mask
+from pyro_meta.analysis.importance_weights import (
     USABLE,
     WANTED,
     Weights,
@@ -17,10 +26,9 @@ from pyro_meta.analysis.belief import (
     shape_alone,
     weigh,
 )
-from pyro_meta.analysis.comparison import bootstrap_interval
-from pyro_meta.analysis.diversity import Array, Mask
+from pyro_meta.analysis.json_values import plain
 from pyro_meta.analysis.reading import Reading
-from pyro_meta.analysis.tokens import Piece, frequencies, kinds, ranked_pieces
+from pyro_meta.analysis.token_classes import Piece, frequencies, kinds, ranked_pieces
 
 MOST_GAP = 0.01
 """Amortisation gap that is wanted at most, as a share of the loss."""
@@ -106,7 +114,7 @@ class Findings:
             "divergence_of_tokens": [diversity.mean_pairwise_divergence(m) for m in means],
             "divergence_of_layers": diversity.mean_pairwise_divergence(means.mean(1, dtype=float)),
             "divergence_of_loads": diversity.mean_pairwise_divergence(run.loads),
-            "draws_differ": uncertainty.draws_differ(run.draws).mean(1).tolist(),
+            "draws_differ": diversity.draws_differ(run.draws).mean(1).tolist(),
         }
 
     def uncertain_tokens(self) -> dict[str, list[dict[str, Any]]]:
@@ -220,19 +228,19 @@ class Findings:
         """E H(alpha) / log K, averaged over layers, [N]."""
         return self.reading.expected.mean(0, dtype=float) / self.reading.log_k
 
-    def hardening(self) -> use.ByUncertainty:
+    def hardening(self) -> ByUncertainty:
         """What turning hard costs, by uncertainty of the route."""
         losses = self.reading.tokens
         difference = losses["nll_hard"].astype(float) - losses["nll_soft"]
-        return use.by_uncertainty(self.token_uncertainty, difference)
+        return by_uncertainty(self.token_uncertainty, difference)
 
-    def selective(self) -> dict[str, use.RiskCoverage]:
+    def selective(self) -> dict[str, RiskCoverage]:
         """Risk-coverage by the prediction's own probability, and by the route's uncertainty."""
         tokens = self.reading.tokens
         wrong = 1 - tokens["top_is_right"].astype(float)
         return {
-            "probability of the prediction": use.risk_coverage(-tokens["top_probability"], wrong),
-            "uncertainty of the route": use.risk_coverage(self.token_uncertainty, wrong),
+            "probability of the prediction": risk_coverage(-tokens["top_probability"], wrong),
+            "uncertainty of the route": risk_coverage(self.token_uncertainty, wrong),
         }
 
     @cached_property
@@ -240,12 +248,12 @@ class Findings:
         """Which tokens have draws, [N]."""
         return np.isfinite(self.reading.tokens["nll_averaged"])
 
-    def calibrated(self) -> dict[str, use.Calibration]:
+    def calibrated(self) -> dict[str, Calibration]:
         """Calibration on the drawn tokens, of the deployed route and averaged over draws."""
         tokens = {name: values[self.drawn] for name, values in self.reading.tokens.items()}
         return {
-            "deployed route": use.calibration(tokens["top_probability"], tokens["top_is_right"]),
-            "averaged over draws": use.calibration(
+            "deployed route": calibration(tokens["top_probability"], tokens["top_is_right"]),
+            "averaged over draws": calibration(
                 tokens["top_probability_averaged"], tokens["top_is_right_averaged"]
             ),
         }
@@ -382,16 +390,3 @@ def _quantiles(values: Array) -> dict[str, float]:
     with np.errstate(invalid="ignore"):  # between two that are infinite there is no number
         found = np.quantile(values, at)
     return {f"{q:g}": float(value) for q, value in zip(at, found, strict=True)}
-
-
-def plain(value: Any) -> Any:
-    """The same in types of JSON: lists, numbers, and None for what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,6 +27,8 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_meta.folders import replacing
+
 VERSION = 2
 """Of the layout; what reads a file compares it."""
 
@@ -139,13 +141,12 @@ class PosteriorWriter:
     ) -> None:
         more = GATES if is_gated else {}
         self._layout = {name: own | more.get(name, {}) for name, own in LAYOUT.items()}
-        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._whole = replacing(path)
         self._sizes = dict(sizes) | {"mechanism": len(mechanisms)}
         self._mechanisms, self._facts = list(mechanisms), dict(facts)
 
     def __enter__(self) -> "PosteriorWriter":
-        self._partial.unlink(missing_ok=True)
-        self._file = h5netcdf.File(self._partial, "w")
+        self._file = h5netcdf.File(self._whole.__enter__(), "w")
         for name, variables in self._layout.items():
             self._begin(self._file.create_group(name), variables)
         self._file["sample_stats"].attrs.update(self._facts | {"layout": VERSION})
@@ -158,10 +159,7 @@ class PosteriorWriter:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        if kind is None:
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        self._whole.__exit__(kind, error, trace)
 
     def append(self, dim: str, pieces: Mapping[str, Mapping[str, ArrayLike]]) -> None:
         """Make `dim` longer in each group that is named, and fill the variables that are given.

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from pyro_meta.analysis import _arviz
+from pyro_meta.analysis import arviz_versions
 from pyro_meta.analysis.collapse import Verdict, collapse_verdicts
-from pyro_meta.analysis.depth import Depth
+from pyro_meta.analysis.depth_gates import Depth
 from pyro_meta.analysis.diversity import (
     Array,
     Choices,
@@ -21,6 +21,7 @@ from pyro_meta.analysis.diversity import (
     load,
     routing_information,
 )
+from pyro_meta.analysis.json_values import plain
 from pyro_meta.analysis.posterior_file import VERSION
 from pyro_meta.errors import UsageError
 
@@ -63,15 +64,13 @@ class Blocks:
 class Reading:
     """What a run left behind.
 
-    L layers, N validation tokens, M drawn ones (the first of them), K mechanisms, S draws, T
-    positions, B drawn sequences.
+    L layers, N validation tokens, M drawn ones (the first of them), K mechanisms, S draws, B drawn
+    sequences.
     """
 
     folder: Path
     draws: Array
     """Posterior draws of the routes, [S, L, M, K]."""
-    prior_draws: Array
-    """Prior draws of the routes, [S, L, T, K]."""
     log_likelihood: Array
     """log p(y | alpha) of drawn sequences, [S, B], nats."""
     means: Array
@@ -145,7 +144,7 @@ class Reading:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         metrics = [json.loads(line) for line in lines]
         losses = folder / "sequences.json"
-        groups = _arviz.load(folder / "posterior.nc")
+        groups = arviz_versions.load(folder / "posterior.nc")
         stats, observed = groups["sample_stats"], groups["observed_data"]
         if stats.attrs.get("layout") != VERSION:
             raise UsageError(
@@ -165,7 +164,6 @@ class Reading:
         return cls(
             folder=folder,
             draws=_by_draw(groups["posterior"]["route"], "layer", "token", "mechanism"),
-            prior_draws=_by_draw(groups["prior"]["route"], "layer", "position", "mechanism"),
             log_likelihood=_by_draw(groups["log_likelihood"]["next_token"], "sequence"),
             means=by_layer("posterior_mean", "mechanism"),
             prior_means=by_layer("prior_mean", "mechanism"),
@@ -192,7 +190,7 @@ class Reading:
             mechanisms=mechanisms,
             text=[str(piece) for piece in observed["text"].values],
             kl_weight=float(stats.attrs["kl_weight"]),
-            facts={key: _plain(value) for key, value in stats.attrs.items()},
+            facts=plain(stats.attrs),
             steps=by_step("step"),
             entropy_by_step=by_step("entropy_by_layer"),
             hard_share=by_step("hard_share"),
@@ -269,8 +267,3 @@ def _by_draw(array: xr.DataArray, *dims: str) -> Array:
     """Values with chains and draws joined in the first axis."""
     ordered = array.transpose("chain", "draw", *dims).values
     return ordered.reshape(-1, *ordered.shape[2:])
-
-
-def _plain(value: Any) -> Any:
-    """An attribute of a file as a Python value."""
-    return value.item() if isinstance(value, np.generic) else value

@@ -1,6 +1,5 @@
 """`python -m pyro_meta.bench`: what the parts cost on this machine, as JSON.
 
-    svi          an SVI step through Pyro against the same network and loss in plain PyTorch
     mechanisms   forward and backward time and peak memory of each mechanism by length
     routed       hard routes as they are executed against full attention, with pictures
     depth        hard depth gates as they are executed against the same routes without
@@ -21,24 +20,28 @@ from typing import Any, Literal
 import pyro
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from pyro_meta.analysis import speed
+from pyro_meta.analysis.plots.routed_speed import PICTURES
+from pyro_meta.analysis.plots.style import save_png
 from pyro_meta.attention.profile import of_this_machine, profiled
 from pyro_meta.errors import UsageError
-from pyro_meta.speed import depth
-from pyro_meta.speed.mechanisms import bench_mechanisms
-from pyro_meta.speed.parts import PARTS
-from pyro_meta.speed.routed import LENGTHS, SHARES, Step, bench_routed, steps_of
+from pyro_meta.folders import write_whole
+from pyro_meta.speed import depth_gates
+from pyro_meta.speed.mechanisms_by_length import bench_mechanisms
+from pyro_meta.speed.routed_by_share import LENGTHS, SHARES, bench_routed, steps_of
 from pyro_meta.speed.scene import Scene
-from pyro_meta.speed.svi import bench_svi
+from pyro_meta.speed.timed_parts import PARTS
 from pyro_meta.terminal.commands import command_parser, parse, run_command
 from pyro_meta.terminal.machine import hardware, versions
-from pyro_meta.terminal.tables import executed_rows, trained_rows
+from pyro_meta.terminal.progress import step_by_step
+from pyro_meta.terminal.tables import (
+    executed_rows,
+    table_of_figures,
+    table_of_pairs,
+    trained_rows,
+)
 from pyro_meta.training.run import Run
 
 REPEATS, ROUTED_REPEATS = 15, 7
@@ -58,7 +61,6 @@ ROUTED = (
 )
 READS: dict[str, tuple[str, ...]] = {
     "all": ROUTED,
-    "svi": ("repeats", "layers", "threads"),
     "mechanisms": ("repeats", "lengths", "threads"),
     "routed": ROUTED,
     "depth": ("repeats", "lengths", "shares", "layers", "threads", "device", "precision"),
@@ -81,17 +83,12 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"option --out: cannot make {options.out}: {error.strerror}") from error
     out, progress_out = Console(), Console(stderr=True)
     facts = {"command": shlex.join(["python", "-m", "pyro_meta.bench", *argv])}
-    if options.what in ("all", "svi"):
-        with progress_out.status("SVI step"):
-            result = bench_svi(options.layers, options.repeats or REPEATS)
-        _write(options.out / "svi.json", facts, result, out)
-        out.print_json(json.dumps(result))
     if options.what in ("all", "mechanisms"):
         with progress_out.status("mechanisms"):
             lengths = options.lengths or MECHANISM_LENGTHS
             result = bench_mechanisms(lengths, options.repeats or REPEATS)
         _write(options.out / "mechanisms.json", facts, result, out)
-        out.print_json(json.dumps(result))
+        _print_mechanisms(result, out)
     if options.what in ("all", "routed"):
         result = _routed(options, progress_out)
         _write(options.out / "routed.json", facts, result, out)
@@ -107,7 +104,7 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> ArgumentParser:
     parser = command_parser("bench", "Measure what the parts cost on this machine.")
-    kinds = Literal["all", "svi", "mechanisms", "routed", "depth", "draw"]  # the keys of READS
+    kinds = Literal["all", "mechanisms", "routed", "depth", "draw"]  # the keys of READS
     add = parser.add_argument
     add("--what", type=kinds, default="all", help="Which benchmark.")
     add("--out", type=Path, default=Path("benchmarks/results"), help="Folder of the JSON files.")
@@ -206,20 +203,21 @@ def _routed(options: Namespace, progress_out: Console) -> dict[str, Any]:
     lengths = options.lengths or LENGTHS[scene.device]
     total = steps_of(lengths, options.parts, options.run is not None)
     by = of_this_machine(scene.device)
-    with profiled(by), _Progressing(total, progress_out) as step:
-        found = bench_routed(scene, lengths, shares, options.parts, options.run, step)
+    with profiled(by), step_by_step(total, progress_out, prints_lines=True) as tell:
+        found = bench_routed(scene, lengths, shares, options.parts, options.run, tell)
     return {"profile": asdict(by)} | found
 
 
 def _depth(options: Namespace, progress_out: Console) -> dict[str, Any]:
     scene = _scene(options)
-    shares = options.shares or [s for s in depth.SHARES if s <= 1 - 1 / options.layers]
+    shares = options.shares or [s for s in depth_gates.SHARES if s <= 1 - 1 / options.layers]
     if not shares:
         raise UsageError(f"option --layers: {options.layers} given; 2 or more are allowed")
-    lengths = options.lengths or depth.LENGTHS[scene.device]
+    lengths = options.lengths or depth_gates.LENGTHS[scene.device]
     by = of_this_machine(scene.device)
-    with profiled(by), _Progressing(2 * len(lengths), progress_out) as step:
-        found = depth.bench_depth(scene, lengths, shares, step)
+    steps = 2 * len(lengths)
+    with profiled(by), step_by_step(steps, progress_out, prints_lines=True) as tell:
+        found = depth_gates.bench_depth(scene, lengths, shares, tell)
     return {"profile": asdict(by)} | found
 
 
@@ -233,66 +231,55 @@ def _scene(options: Namespace) -> Scene:
     return Scene(device, precision, repeats, options.layers, graphs=options.graphs)
 
 
-class _Progressing:
-    """A bar on a terminal; elsewhere a line for every step."""
-
-    def __init__(self, total: int, console: Console) -> None:
-        columns = (
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-        )
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task("", total=total)
-        self._console, self._begun = console, False
-
-    def __enter__(self) -> Step:
-        self._progress.start()
-        return self._next
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def _next(self, what: str) -> None:
-        self._progress.update(self._task, advance=int(self._begun), description=what)
-        self._begun = True
-        if not self._console.is_terminal:
-            self._console.print(what)
-
-
-def _print_routed(result: dict[str, Any], out: Console) -> None:
-    """The trained run, if there is one, and the targets; the rest is for the pictures."""
-    if trained := result.get("trained_run"):
-        table = Table(
-            title=escape(trained["run"]), title_justify="left", box=SIMPLE_HEAD, show_header=False
-        )
-        for row in (*executed_rows(trained), *trained_rows(trained)):
-            table.add_row(*row)
-        out.print(table)
-    table = Table(title="targets", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("target", "bound", "measured", "met"):
-        table.add_column(heading, justify="left" if heading == "target" else "right")
-    words = {True: "[green]yes[/green]", False: "[bold red]no[/bold red]", None: "-"}
-    for row in result["targets"]:
-        is_least = "at_least" in row
-        bound = f">= {row['at_least']:g}" if is_least else f"<= {row['at_most']:g}"
-        measured = "-" if row["measured"] is None else f"{row['measured']:.3g}"
-        table.add_row(escape(row["target"]), bound, measured, words[row["met"]])
+def _print_mechanisms(result: dict[str, Any], out: Console) -> None:
+    both = result["forward_backward_seconds"]
+    lengths = (f"{length:,} tokens" for length in both)
+    table = table_of_figures("forward and backward, times as fast as full attention", "", lengths)
+    for name in next(iter(both.values())):
+        ratios = [times["full"] / times[name] for times in both.values()]
+        table.add_row(name, *(f"{ratio:.2f}" for ratio in ratios))
     out.print(table)
 
 
+def _print_routed(result: dict[str, Any], out: Console) -> None:
+    """What hard routes of a trained run, and random ones, cost by length and share of full."""
+    if trained := result.get("trained_run"):
+        rows = (*executed_rows(trained), *trained_rows(trained))
+        out.print(table_of_pairs(escape(trained["run"]), rows))
+    macs = result["macs_ratio_to_full"]
+    shares = sorted(map(float, next(iter(macs.values()))))
+    headings = ["tokens", *(f"{share:.0%}" for share in shares)]
+    table = table_of_figures("hard routes, by share of tokens on full attention", "", headings)
+    for length, ratios in macs.items():
+        cells = (f"{ratios[f'{share:g}']:.0%}" for share in shares)
+        table.add_row("MACs of attention", f"{length:,}", *cells)
+    for part, lengths in result["break_even_share"].items():
+        table.add_section()
+        ratios = {
+            (point["length"], point["share_of_full"]): point["ratio_to_full"]
+            for point in result["points"]
+            if point["part"] == part and point["route"].startswith("routed")
+        }
+        for length in lengths:
+            cells = (f"{1 / ratios[length, share]:.2f}" for share in shares)
+            table.add_row(part, f"{length:,}", *cells)
+    out.print(table)
+    out.print(
+        "MACs over those of full attention on the same tokens; below, how many times as fast",
+        style="dim",
+    )
+
+
 def _print_depth(result: dict[str, Any], out: Console) -> None:
-    table = Table(title="prefill with hard depth gates", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("tokens", "routes", "passed by", "MACs", "times as fast"):
-        table.add_column(heading, justify="left" if heading == "routes" else "right")
+    headings = ("passed by", "MACs", "times as fast", "tokens")
+    table = table_of_figures("prefill with hard depth gates", "routes", headings)
     for row in result["points"]:
         table.add_row(
-            f"{row['length']:,}",
             row["route"],
             f"{row['passed_by']:.1%}",
             f"{row['macs_ratio']:.1%}",
             f"{row['speed_up']:.2f}",
+            f"{row['length']:,}",
         )
     out.print(table)
 
@@ -300,7 +287,7 @@ def _print_depth(result: dict[str, Any], out: Console) -> None:
 def _write(path: Path, facts: dict[str, Any], result: dict[str, Any], out: Console) -> None:
     whole = facts | {"hardware": hardware(), "versions": versions()} | result
     with _writing(path):
-        path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(whole, indent=2) + "\n")
     out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
@@ -310,7 +297,7 @@ def _draw(path: Path) -> list[Path]:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not result["points"]:
             raise ValueError("it has no points")
-        pictures = speed.pictures(result)
+        drawn = {path.parent / name: picture(result) for name, picture in PICTURES.items()}
     except OSError as error:
         raise UsageError(f"cannot draw {path}: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -318,8 +305,10 @@ def _draw(path: Path) -> list[Path]:
             f"cannot draw {path}: it is not what --what routed writes "
             f"({type(error).__name__}: {error})"
         ) from error
-    with _writing(path.parent):
-        return speed.save(pictures, path.parent)
+    for name, figure in drawn.items():
+        with _writing(name):
+            save_png(figure, name)
+    return list(drawn)
 
 
 @contextmanager
@@ -327,8 +316,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        name = error.filename or path
-        raise UsageError(f"option --out: cannot write {name}: {error.strerror}") from error
+        raise UsageError(f"option --out: cannot write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

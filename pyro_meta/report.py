@@ -1,28 +1,29 @@
 """`python -m pyro_meta.report RUN [RUN ...]`: what a router does, and whether to believe it."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from pyro_meta.analysis import page
-from pyro_meta.analysis.findings import Findings, plain
-from pyro_meta.analysis.plots import PICTURES, Picture, routes, runs
+from pyro_meta.analysis.findings import Findings
+from pyro_meta.analysis.json_values import plain
+from pyro_meta.analysis.plots import PICTURES, Picture, routes
+from pyro_meta.analysis.plots.differences import differences
+from pyro_meta.analysis.plots.pareto import Setting, pareto
 from pyro_meta.analysis.plots.style import as_data_uri, save_png, styled
 from pyro_meta.analysis.reading import Reading
-from pyro_meta.analysis.together import Pair, names_of, paired, position
+from pyro_meta.analysis.runs_in_pairs import Pair, names_of, paired, position
+from pyro_meta.folders import write_whole
 from pyro_meta.terminal.commands import command_parser, parse, run_command
-from pyro_meta.terminal.tables import executed_rows
+from pyro_meta.terminal.progress import Tell, step_by_step
+from pyro_meta.terminal.tables import executed_rows, table_of_figures, table_of_pairs
 
-Tell = Callable[[str], None]
 STEPS_OF_BELIEF = 5
 
 
@@ -42,27 +43,13 @@ def main(argv: list[str]) -> None:
     out, err = Console(), Console(stderr=True)
     folders = [Path(folder) for folder in dict.fromkeys(asked.runs)]
     steps = len(folders) * (1 + asked.reread + STEPS_OF_BELIEF * asked.belief + len(PICTURES) + 1)
-    with _progress(steps, err) as tell:
+    with step_by_step(steps, err) as tell:
         found = [_findings(folder, asked.reread, asked.belief, tell) for folder in folders]
         comparison = _compare(found) if len(found) > 1 else None
         written = [_write(findings, comparison, tell) for findings in found]
     for findings, path in zip(found, written, strict=True):
         _print_summary(findings, out)
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
-
-
-@contextmanager
-def _progress(steps: int, console: Console) -> Iterator[Tell]:
-    """A bar on stderr; where that is no terminal, a line for each thing that is done."""
-    columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=steps)
-
-        def tell(what: str) -> None:
-            progress.update(task, advance=1, description=escape(what))
-
-        yield tell
-        progress.update(task, completed=steps, description="done")
 
 
 def _findings(folder: Path, rereads: bool, believes: bool, tell: Tell) -> Findings:
@@ -129,11 +116,12 @@ def _write(findings: Findings, comparison: dict[str, Any] | None, tell: Tell) ->
                 "side_by_side": dict(comparison["rows"]),
             }
         )
-    (folder / "report.json").write_text(
-        json.dumps(numbers, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+    write_whole(
+        folder / "report.json",
+        json.dumps(numbers, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
     )
     path = folder / "report.html"
-    path.write_text(html, encoding="utf-8")
+    write_whole(path, html)
     return path
 
 
@@ -141,13 +129,16 @@ def _compare(found: Sequence[Findings]) -> dict[str, Any]:
     """Several runs: paired differences, and every diagnostic side by side."""
     readings = [findings.reading for findings in found]
     pairs, missing = paired(readings)
+    names = names_of(readings)
     return {
-        "names": names_of(readings),
+        "names": names,
         "pairs": [(pair, position(pair)) for pair in pairs],
         "missing": missing,
         "rows": _side_by_side(found),
-        "costs": [reading.summary["cost_macs_hard"] for reading in readings],
-        "losses": [reading.summary["val_nll_hard"] for reading in readings],
+        "settings": [
+            Setting(name, "variant", [run.summary["cost_macs_hard"]], [run.summary["val_nll_hard"]])
+            for name, run in zip(names, readings, strict=True)
+        ],
     }
 
 
@@ -190,16 +181,14 @@ def _mean(layers: list[dict[str, float]], name: str) -> str:
 
 
 def _draw_comparison(comparison: dict[str, Any], folder: Path) -> list[page.Drawn]:
-    names, pairs = comparison["names"], [pair for pair, _ in comparison["pairs"]]
-    costs, losses = comparison["costs"], comparison["losses"]
-    points = [
-        f"{n}: cost {c:.3f}, loss {x:.4f}" for n, c, x in zip(names, costs, losses, strict=True)
-    ]
+    settings, pairs = comparison["settings"], [pair for pair, _ in comparison["pairs"]]
+    points = [f"{one.label}: cost {one.cost:.3f}, loss {one.loss:.4f}" for one in settings]
     out = [
         _drawn(
             "pareto", "Loss against cost",
-            "Down and to the left is better; filled runs are beaten by no other.",
-            runs.pareto(names, costs, losses), "; ".join(points) + ".", folder,
+            "Down and to the left is better; the dashed line joins the runs that no other beats.",
+            pareto(settings, "MACs of attention, hard routes (full attention = 1)"),
+            "; ".join(points) + ".", folder,
         )
     ]  # fmt: skip
     if pairs:
@@ -207,7 +196,7 @@ def _draw_comparison(comparison: dict[str, Any], folder: Path) -> list[page.Draw
             _drawn(
                 "differences", "Paired differences",
                 "A line that does not touch 0 is a difference that other sequences would show too.",
-                runs.differences(pairs), "; ".join(map(_say, pairs)) + ".", folder,
+                differences(pairs), "; ".join(map(_say, pairs)) + ".", folder,
             )
         )  # fmt: skip
     return out
@@ -236,18 +225,8 @@ def _print_summary(findings: Findings, out: Console) -> None:
         soft_wrap=True,
     )
     if executed := summary.get("executed"):
-        table = Table(
-            title=f"hard routes executed, sequences of {executed['length']:,} tokens",
-            title_justify="left", box=SIMPLE_HEAD, show_header=False,
-        )  # fmt: skip
-        table.add_column()
-        table.add_column(justify="right")
-        for name, value in executed_rows(executed):
-            table.add_row(name, value)
-        out.print(table)
-    table = Table(
-        title="diversity and uncertainty", title_justify="left", box=SIMPLE_HEAD, padding=0
-    )
+        title = f"hard routes executed, sequences of {executed['length']:,} tokens"
+        out.print(table_of_pairs(title, executed_rows(executed)))
     columns = {
         "effective_by_load": "N load",
         "effective_per_token": "N token",
@@ -258,8 +237,7 @@ def _print_summary(findings: Findings, out: Console) -> None:
         "epistemic": "epistemic",
         "kl": "KL",
     }
-    for heading in ("layer", *columns.values()):
-        table.add_column(heading, justify="right")
+    table = table_of_figures("diversity and uncertainty", "layer", columns.values())
     for layer, figures in enumerate(reading.diversity()):
         table.add_row(str(layer), *(f"{figures[key]:.3f}" for key in columns))
     out.print(table)

@@ -26,7 +26,8 @@ from pyro_meta.network.transformer import Transformer
 from pyro_meta.posterior.readout import write_posterior
 from pyro_meta.terminal.commands import INTERRUPTED, is_first_process, run_command
 from pyro_meta.terminal.machine import versions
-from pyro_meta.terminal.tables import closing_table, progress_bar
+from pyro_meta.terminal.progress import over_training
+from pyro_meta.terminal.tables import closing_table
 from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.loop import Interrupted, Outcome, make_fabric, train
 from pyro_meta.training.run import Run
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> int:
         held.enter_context(profiled(of_this_machine(fabric.device)))
         done = 0 if resumed is None else sum(1 for _ in run.metrics())
         try:
-            with progress_bar(config.steps, done, progress_out) as watch:
+            with over_training(config.steps, done, progress_out) as watch:
                 is_resumed = resumed is not None
                 outcome = train(
                     config, corpus, run, fabric, model, guide, controllers, watch, is_resumed

@@ -21,7 +21,7 @@ from rich.console import Console
 from pyro_meta import UsageError, ablate
 from pyro_meta.study import plan
 from pyro_meta.study.description import Study
-from pyro_meta.study.live import picture
+from pyro_meta.study.live import counts, steps_of, table
 from pyro_meta.study.plan import expand
 from pyro_meta.study.results import Table
 from pyro_meta.study.runner import Job, State, worker_environment
@@ -409,12 +409,14 @@ def test_the_live_table_fits_the_terminal() -> None:
     jobs = [Job(groups[0], seed) for seed in groups[0].seeds]
     jobs[3].state, jobs[3].step, jobs[3].loss = State.RUNNING, 2, 1.5
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(picture(jobs, 90.0, height=12))
+    console.print(table(jobs, height=12))
     lines = console.export_text().splitlines()
-    assert len(lines) <= 12
+    assert len(lines) < 12, "with a line below"
     text = "\n".join(lines)
-    assert "routed-s3" in text and "2/4" in text and "1.500" in text and "and 4 more" in text
-    assert "8 waiting, 1 running; about 2 min left" in text
+    assert "routed-s3" in text and "2/4" in text and "1.500" in text and "and 3 more" in text
+    assert counts(jobs) == "8 waiting, 1 running" and steps_of(jobs) == (2, 36)
+    jobs[3].state = State.FAILED
+    assert steps_of(jobs) == (2, 34), "it takes no more"
 
 
 def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

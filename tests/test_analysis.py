@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyro_meta.analysis import _arviz
-from pyro_meta.analysis.depth import Depth
+from pyro_meta.analysis import arviz_versions
+from pyro_meta.analysis.depth_gates import Depth
 from pyro_meta.analysis.diversity import (
+    draws_differ,
     effective_number,
     entropy,
     jensen_shannon,
@@ -21,14 +22,9 @@ from pyro_meta.analysis.diversity import (
     routing_information,
     spread_between,
 )
-from pyro_meta.analysis.plots.depth import passed_by
+from pyro_meta.analysis.plots.depth_gates import passed_by
 from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
-from pyro_meta.analysis.tokens import frequencies, kinds
-from pyro_meta.analysis.uncertainty import (
-    draws_differ,
-    uncertainty_from_draws,
-    uncertainty_of_dirichlet,
-)
+from pyro_meta.analysis.token_classes import frequencies, kinds
 
 
 def test_entropy_by_hand() -> None:
@@ -77,27 +73,6 @@ def test_information_is_zero_for_a_blind_router_and_log_k_for_a_sharp_one() -> N
     assert routing_information(np.eye(4)) == pytest.approx(np.log(4))
 
 
-def test_uncertainty_splits_into_expected_and_epistemic() -> None:
-    decided_but_unknown = np.array([[1.0, 0.0], [0.0, 1.0]])
-    parts = uncertainty_from_draws(decided_but_unknown)
-    assert parts.total == pytest.approx(np.log(2))
-    assert parts.expected == pytest.approx(0)
-    known_but_undecided = np.array([[0.5, 0.5], [0.5, 0.5]])
-    parts = uncertainty_from_draws(known_but_undecided)
-    assert parts.epistemic == pytest.approx(0)
-
-
-def test_uncertainty_of_dirichlet_draws_agrees_with_the_closed_form() -> None:
-    a = np.array([2.0, 1.0, 0.5])
-    draws = np.random.default_rng(0).dirichlet(a, 20_000)
-    expected = uncertainty_of_dirichlet(a).expected
-    z = (entropy(draws).mean() - expected) / (entropy(draws).std() / np.sqrt(len(draws)))
-    assert abs(z) < 4
-    # Dirichlet(1, 1): psi(3) - psi(2) = 1/2.
-    assert uncertainty_of_dirichlet(np.ones(2)).expected == pytest.approx(0.5)
-    assert uncertainty_of_dirichlet(np.ones(2)).total == pytest.approx(np.log(2))
-
-
 def test_two_draws_of_a_fair_coin_differ_half_of_the_time() -> None:
     draws = np.eye(2)[np.random.default_rng(0).integers(2, size=(4000, 1))]
     assert draws_differ(draws)[0] == pytest.approx(0.5, abs=0.05)
@@ -125,7 +100,7 @@ def test_pieces_become_one_file(tmp_path: Path) -> None:
         out.append("token", {"posterior": {"route": route}})
         out.update("sample_stats", "token", 2, {"nll_averaged": np.ones(5)})
         out.put("prior", "route", prior)
-    groups = _arviz.load(path)
+    groups = arviz_versions.load(path)
     stats = groups["sample_stats"]
     np.testing.assert_array_equal(stats["posterior_mean"].values, means)
     np.testing.assert_allclose(groups["posterior"]["route"].values, route, rtol=1e-6)
@@ -146,7 +121,7 @@ def test_gates_are_in_the_file_where_there_are_any(tmp_path: Path) -> None:
         stats = {"depth_mean": means, "depth_runs": runs, "depth_prior_mean": means / 2}
         out.append("token", {"sample_stats": stats | {"depth_kl": means}})
         out.put("prior", "depth", rng.random((1, 4, 2, 3)))
-    groups = _arviz.load(path)
+    groups = arviz_versions.load(path)
     depth = Depth.of(groups["sample_stats"])
     assert depth is not None and groups["prior"]["depth"].dims[2:] == ("layer", "position")
     assert [row["skipped"] for row in depth.by_layer()] == [0.0, 0.5]
@@ -163,7 +138,7 @@ def test_gates_are_in_the_file_where_there_are_any(tmp_path: Path) -> None:
     assert len(left.patches) == 4
     with PosteriorWriter(path, SIZES, ["full"], {}) as out:
         out.append("token", {"sample_stats": {"nll_soft": np.ones(2)}})
-    assert Depth.of(_arviz.load(path)["sample_stats"]) is None
+    assert Depth.of(arviz_versions.load(path)["sample_stats"]) is None
 
 
 def test_a_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pyro_meta import (
     PriorGuide,
     SymmetricDirichlet,
 )
-from pyro_meta.analysis.belief import USABLE, weigh
+from pyro_meta.analysis.importance_weights import USABLE, weigh
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.inference.elbo import RouteELBO
 from pyro_meta.posterior import nuts

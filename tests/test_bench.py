@@ -1,9 +1,10 @@
 """The benchmarks run and compare like with like; no timing decides anything here."""
 
+import io
 import json
+import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,40 +14,26 @@ import torch
 from commands import MOMENT
 from conftest import build, text
 from PIL import Image
+from rich.console import Console
 from test_cache import LooksBackAndSaysNothing
 from torch import Tensor
 
 from pyro_meta import bench, train
-from pyro_meta.attention import backend, routed_attention
-from pyro_meta.attention.ops import gathered
+from pyro_meta.attention import routed_attention
+from pyro_meta.attention.clock import MOST, interleaved
 from pyro_meta.errors import UsageError
-from pyro_meta.evaluation.clock import MOST, interleaved
 from pyro_meta.guides import DirichletGuide, FixedGuide, Guide
-from pyro_meta.inference.elbo import Objective
 from pyro_meta.network.macs import dense_macs, full_attention_macs
 from pyro_meta.network.transformer import Transformer
-from pyro_meta.speed import mechanisms, trained
-from pyro_meta.speed.bookkeeping import bookkeeping, recorded_arithmetic
-from pyro_meta.speed.mechanisms import growth_exponent
-from pyro_meta.speed.parts import DECODED, PARTS, routed
+from pyro_meta.speed import mechanisms_by_length, trained_run
+from pyro_meta.speed.mechanisms_by_length import growth_exponent
+from pyro_meta.speed.routed_by_share import break_even
 from pyro_meta.speed.scene import MECHANISMS, Attention, Scene
-from pyro_meta.speed.svi import plain_loss
-from pyro_meta.speed.targets import Target, break_even, slowest, speed_up
+from pyro_meta.speed.timed_parts import DECODED, PARTS, routed
 from pyro_meta.terminal.commands import run_command
 
 TINY = Scene(repeats=1, layers=2, width=32, heads=2, window=8, vocabulary=13)
 SHARES = (0.0, 0.1, 1.0)
-
-
-@pytest.mark.usefixtures("double")
-def test_the_plain_step_is_the_same_step() -> None:
-    model, guide = build()
-    model.kl_weight = 0.3
-    torch.manual_seed(4)
-    ours = Objective(model, guide)(*text()).loss
-    torch.manual_seed(4)
-    plain = plain_loss(model, guide, *text())
-    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
 
 
 def in_this_process(function: Any, **arguments: Any) -> Any:
@@ -54,17 +41,18 @@ def in_this_process(function: Any, **arguments: Any) -> Any:
     return function(**arguments)
 
 
-@pytest.mark.parametrize("what", ["svi", "mechanisms"])
-def test_the_benchmarks_write_their_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+def test_mechanisms_by_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mechanisms, "in_fresh_process", in_this_process)
-    own = {"svi": "--layers=1", "mechanisms": "--lengths=[64,128]"}[what]
-    bench.main([f"--what={what}", f"--out={tmp_path}", "--repeats=1", own])
-    facts = json.loads((tmp_path / f"{what}.json").read_text())
+    monkeypatch.setattr(mechanisms_by_length, "in_fresh_process", in_this_process)
+    bench.main(["--what=mechanisms", f"--out={tmp_path}", "--repeats=1", "--lengths=[64,128]"])
+    facts = json.loads((tmp_path / "mechanisms.json").read_text())
     assert {"command", "hardware", "versions", "setting"} <= facts.keys()
-    if what == "mechanisms":
-        assert set(facts["peak_memory_bytes"]) == {"64", "128"}
+    assert set(facts["peak_memory_bytes"]) == {"64", "128"}
+    said = capsys.readouterr().out
+    assert "128 tokens" in said
+    for name in mechanisms_by_length.MECHANISMS:
+        assert re.search(rf"^ *{name} +[\d.]+ +[\d.]+ *$", said, re.M)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +66,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_routed_benchmark_says_all_it_should(measured: Path) -> None:
     facts = json.loads((measured / "routed.json").read_text())
-    assert {"command", "hardware", "versions", "setting", "limits"} <= facts.keys()
+    assert {"command", "hardware", "versions", "setting"} <= facts.keys()
     assert "--shares=[0,0.1,1]" in facts["command"] and facts["hardware"]["threads"] == 1
     names = [*MECHANISMS, *map(routed, SHARES)]
     rows = {(p["part"], p["length"], p["route"]) for p in facts["points"]}
@@ -90,12 +78,34 @@ def test_the_routed_benchmark_says_all_it_should(measured: Path) -> None:
         if point["route"] == "full":
             assert point["ratio_to_full"] == 1
     assert all(set(facts["break_even_share"][part]) == {"64", "600"} for part in PARTS)
-    assert facts["memory"]["peak_bytes_full"] != 0
-    assert {row["length"] for row in facts["limits"]["attention"]} == {64, 600}
-    assert all(row["limit_seconds"] > 0 for row in facts["limits"]["attention"])
-    known = [row for row in facts["targets"] if row["measured"] is not None]
-    assert [row["at_most"] for row in known] == [1.1], "the others are of longer texts"
-    assert all((row["met"] is None) == (row["measured"] is None) for row in facts["targets"])
+    ratios = facts["macs_ratio_to_full"]["600"]
+    assert 0 < ratios["0"] < ratios["0.1"] < ratios["1"] == 1
+
+
+def test_the_table_has_macs_and_times_by_length_and_share() -> None:
+    def point(part: str, length: int, share: float, ratio: float) -> dict[str, Any]:
+        own = {"part": part, "length": length, "route": routed(share)}
+        return own | {"share_of_full": share, "ratio_to_full": ratio}
+
+    times = {"attention": ((64, 0.5), (600, 0.25)), "decoding": ((64, 1.25), (600, 1.0))}
+    points = [
+        point(part, length, share, ratio * (1 + share))
+        for part, own in times.items()
+        for length, ratio in own
+        for share in (0.0, 1.0)
+    ]
+    result = {
+        "points": points,
+        "macs_ratio_to_full": {64: {"0": 0.5, "1": 1.0}, 600: {"0": 0.2, "1": 1.0}},
+        "break_even_share": {part: {64: None, 600: None} for part in times},
+    }
+    out = Console(width=80, record=True, file=io.StringIO())
+    bench._print_routed(result, out)
+    rows = [line.split() for line in out.export_text().splitlines()]
+    assert ["tokens", "0%", "100%"] in rows
+    assert ["MACs", "of", "attention", "600", "20%", "100%"] in rows
+    assert ["attention", "600", "4.00", "2.00"] in rows
+    assert ["decoding", "64", "0.80", "0.40"] in rows
 
 
 def test_the_depth_benchmark_says_all_it_should(tmp_path: Path) -> None:
@@ -144,10 +154,10 @@ def test_the_pictures_show_something_and_are_drawn_again(measured: Path, tmp_pat
         (["--what=mechanisms", "--lengths=[64]"], "two or more different lengths"),
         (["--what=routed", "--lengths=[]"], "one or more different lengths"),
         (["--what=routed", "--lengths=[0]"], "one or more different lengths"),
-        (["--what=svi", "--run=here"], "option --run: it does nothing with --what svi; --out, "),
-        (["--what=svi", "--parts=[decoding]"], "option --parts: it does nothing with --what svi"),
-        (["--what=svi", "--lengths=[1,2]"], "option --lengths: it does nothing with --what svi"),
+        (["--what=mechanisms", "--run=here"], "option --run: it does nothing with --what mech"),
         (["--what=mechanisms", "--layers=2"], "--layers: it does nothing with --what mechanisms"),
+        (["--what=depth", "--parts=[decoding]"], "--parts: it does nothing with --what depth; --o"),
+        (["--what=draw", "--lengths=[1,2]"], "option --lengths: it does nothing with --what draw"),
         (["--what=draw", "--threads=1"], "option --threads: it does nothing with --what draw"),
         (["--lengths=[64,64]"], "two or more different lengths"),
         (["--lengths=[0,64]"], "two or more different lengths"),
@@ -163,7 +173,7 @@ def test_the_pictures_show_something_and_are_drawn_again(measured: Path, tmp_pat
         (["--parts=[decode]"], "option --parts: ['decode'] given; one or more of attention, "),
         (["--what=draw"], "routed.json: No such file or directory"),
         (["--run=nowhere"], "nowhere is not a run"),
-        (["--waht=svi"], "did you mean --what"),
+        (["--waht=draw"], "did you mean --what"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, words: list[str], message: str) -> None:
@@ -198,9 +208,10 @@ def test_what_cannot_be_drawn_is_told_in_one_line(tmp_path: Path, content: str) 
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, measured: Path) -> None:
-    (tmp_path / "svi.json").mkdir()
-    with pytest.raises(UsageError, match=r"--out: cannot write .*svi\.json: Is a directory"):
-        bench.main(["--what=svi", f"--out={tmp_path}", "--repeats=1", "--layers=1"])
+    (tmp_path / "depth.json").mkdir()
+    words = ["--what=depth", "--repeats=1", "--lengths=[16]", "--shares=[0.5]", "--layers=2"]
+    with pytest.raises(UsageError, match=r"--out: cannot write .*depth\.json: Is a directory"):
+        bench.main([*words, f"--out={tmp_path}", "--device=cpu"])
     shutil.copy(measured / "routed.json", tmp_path)
     (tmp_path / "routed_by_share.png").mkdir()
     with pytest.raises(UsageError, match=r"--out: cannot write .*by_share\.png: Is a directory"):
@@ -304,23 +315,6 @@ def test_a_training_step_has_gradients_and_the_others_have_none(
         assert (weight.grad is not None) == has_gradient
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_attention_alone_gives_what_the_routed_one_gives(precision: str) -> None:
-    scene = Scene(**vars(TINY) | {"precision": precision})
-    calls = PARTS["attention"].calls(scene, 40, SHARES)
-    assert list(calls) == [*MECHANISMS, *map(routed, SHARES)]
-    kernels = {}
-    for name, call in calls.items():
-        with recorded_arithmetic() as recorded:
-            call()
-        kernels[name] = {function.__name__ for function, _, _ in recorded}
-        for function, args, _ in recorded:
-            assert "scaled" not in function.__name__ or args[0].dtype == scene.dtype
-    assert kernels["full"] == kernels["window"] == {"scaled_dot_product_attention"}
-    assert "matmul" in kernels["linear"] and "scaled_dot_product_attention" not in kernels["linear"]
-    assert kernels[routed(0.1)] >= kernels["linear"] | kernels["full"]
-
-
 def test_alone_and_routed_to_one_are_the_same_attention() -> None:
     """Like is compared with like: the opponents give what the dispatch gives."""
     attention = Attention.of(TINY, 50)
@@ -342,98 +336,12 @@ def test_interleaving_takes_turns_and_counts_rounds() -> None:
     assert len(interleaved(calls, 5, 0, enough_s=0.0)["a"]) == 1
 
 
-# -- bookkeeping -------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("way", ["gather", "flex"])
-def test_arithmetic_is_recorded_and_masks_and_tables_are_not(
-    monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    """Every kernel is recorded; nothing is while masks and plans are made."""
-    attention = Attention.of(TINY, 300)
-    choice = TINY.choices(0.3, 300)[0]
-    made: list[int] = []
-
-    masks = gathered._masks
-
-    def watched_masks(*args: Any) -> Iterator[Tensor]:
-        before = len(calls)
-        for mask in masks(*args):
-            made.append(len(calls) - before)
-            yield mask
-            before = len(calls)
-
-    monkeypatch.setattr(gathered, "_masks", watched_masks)
-    with torch.no_grad(), backend(way), recorded_arithmetic() as calls:
-        out = routed_attention(attention.mechanisms, attention.gain, choice, attention.inputs)
-    kernels = [f.__name__ for f, _, _ in calls]
-    if way == "gather":
-        assert len(made) == kernels.count("scaled_dot_product_attention") > 0
-        assert sum(made) == 0
-        assert kernels.count("mul") == 3, "the gains, and no mask"
-    else:
-        assert kernels.count("flex_attention") == 2, "full and window"
-    assert kernels.count("matmul") >= 4, "linear"
-    with torch.no_grad(), backend(way):
-        again = routed_attention(attention.mechanisms, attention.gain, choice, attention.inputs)
-    assert torch.equal(out, again), "recording changes nothing"
-    for function, args, kwargs in calls:
-        function(*args, **kwargs)
-
-
-@pytest.mark.parametrize(("routed_s", "replay_s", "share"), [(4.0, 3.0, 0.25), (3.0, 3.1, 0.0)])
-def test_bookkeeping_is_what_is_left_of_the_replay(
-    monkeypatch: pytest.MonkeyPatch, routed_s: float, replay_s: float, share: float
-) -> None:
-    counts: dict[str, int] = {}
-
-    def timed(scene: Scene, calls: Any, repeats: int) -> dict[str, list[float]]:
-        for name, call in calls.items():
-            with recorded_arithmetic() as recorded:
-                call()
-            counts[name] = len(recorded)
-        return {"routed": [routed_s] * repeats, "arithmetic": [replay_s] * repeats}
-
-    monkeypatch.setattr(Scene, "time", timed)
-    found = bookkeeping(TINY, 128, 0.5)
-    assert found["share_of_time"] == pytest.approx(share)
-    assert (found["length"], found["share_of_full"]) == (128, 0.5)
-    assert 0 < counts["arithmetic"] <= counts["routed"], "it repeats arithmetic and nothing else"
-
-
-# -- targets -----------------------------------------------------------------------------------
-
-
 def test_break_even_by_hand() -> None:
     assert break_even([0.0, 0.5, 1.0], [0.2, 0.8, 1.2]) == 0.5, "between 0.5 and 1 nobody looked"
     assert break_even([1.0, 0.0], [0.9, 0.3]) == 1.0
     assert break_even([0.0, 0.5, 1.0], [0.2, 1.1, 0.9]) == 0.0, "up to it all are faster"
     assert break_even([0.0, 1.0], [1.1, 0.9]) is None
     assert break_even([], []) is None
-
-
-def test_a_target_is_met_on_the_right_side() -> None:
-    assert Target("fast", 3.0, at_least=3.0).met and not Target("fast", 2.9, at_least=3.0).met
-    assert Target("small", 0.1, at_most=0.1).met and not Target("small", 0.2, at_most=0.1).met
-    assert Target("unknown", None, at_least=3.0).met is None
-
-
-def test_targets_read_the_right_points() -> None:
-    def point(length: int, route: str, ratio: float) -> dict[str, Any]:
-        return {"part": "attention", "length": length, "route": route, "ratio_to_full": ratio}
-
-    points = [
-        point(256, "routed 0.5", 3.0),
-        point(512, "routed 0.5", 1.05),
-        point(512, "window", 9.0),
-        point(8192, "routed 0.1", 0.25),
-        point(8192, "routed 0.05", 0.2),
-    ]
-    assert speed_up(points, "attention", 8192) == 4.0
-    assert speed_up(points, "prefill", 8192) is None
-    assert slowest(points, "attention") == 1.05
-    assert slowest(points, "prefill") is None
 
 
 def test_a_run_of_ones_own_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,7 +353,6 @@ def test_a_run_of_ones_own_is_timed(tmp_path: Path, capsys: pytest.CaptureFixtur
     bench.main([*words, f"--run={tmp_path / 'run'}", "--layers=1", "--parts=[decoding]"])
     facts = json.loads((tmp_path / "routed.json").read_text())
     assert {point["part"] for point in facts["points"]} == {"decoding"}
-    assert not {"bookkeeping", "memory", "limits"} & facts.keys()
     figures = facts["trained_run"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["executed"]
     assert figures["run"] == "run"
@@ -467,7 +374,7 @@ def test_a_training_step_and_decoding_along_the_routes_of_a_run(
     model, guide = build(guide=kind)
     model.train()
     tokens = text(2, 20)[0]
-    trained.training(model, guide, tokens, TINY)
+    trained_run.training(model, guide, tokens, TINY)
     first, *steps = watched
     assert len(steps) == 2 * 2, "two ways, one round to warm up and one that counts"
     for one in steps:
@@ -475,14 +382,14 @@ def test_a_training_step_and_decoding_along_the_routes_of_a_run(
         assert is_full or torch.equal(one.choices, first.choices)
     assert model.training and all(p.grad is None for p in model.network.parameters())
     watched.clear()
-    trained.decoding(model, guide, tokens[:1], TINY)
+    trained_run.decoding(model, guide, tokens[:1], TINY)
     assert [one.tokens for one in watched] == [10, 10, *[1] * (4 * DECODED)]
     assert all(one.has_cache for one in watched)
 
 
 def test_a_run_without_full_has_no_opponent() -> None:
     model, guide = build(mechanisms=("window", "linear"))
-    for part in (trained.training, trained.decoding):
+    for part in (trained_run.training, trained_run.decoding):
         own = part(model, guide, text(1, 20)[0], TINY)
         assert own["tokens_per_second_full"] is own["speed_up"] is None
         assert own["tokens_per_second_routed"] > 0

@@ -13,7 +13,7 @@ from pyro_meta.analysis.comparison import (
     pareto_front,
     spread,
 )
-from pyro_meta.analysis.tradeoff import Setting, tradeoff
+from pyro_meta.analysis.plots.pareto import Setting, pareto
 
 
 def test_spread_over_seeds() -> None:
@@ -104,7 +104,7 @@ def test_labels_of_the_picture_keep_apart(seeds: int) -> None:
                 list((1.5 if i < 10 else 2.5) + 0.02 * rng.normal(size=seeds)))
         for i in range(12)
     ]  # fmt: skip
-    figure = tradeoff(settings, "MACs")
+    figure = pareto(settings, "MACs")
     assert len(figure.axes) == 2, "what is far above has a panel of its own"
     boxes = [text.get_window_extent() for axes in figure.axes for text in axes.texts]
     assert len(boxes) == 12

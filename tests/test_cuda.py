@@ -297,5 +297,4 @@ def test_the_benchmark_runs(graphs: str, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "routed.json").read_text())
     assert facts["setting"]["device"] == "cuda"
     assert facts["setting"]["graphs"] == (graphs == "true")
-    assert 0 < facts["bookkeeping"]["share_of_time"] < 1
-    assert facts["memory"]["ratio_to_full"] > 0
+    assert set(facts["macs_ratio_to_full"]) == {"256", "512"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as laws
 
-from pyro_meta.analysis.belief import k_hat, reliable_below, shape_alone, weigh
+from pyro_meta.analysis.calibration import by_uncertainty, calibration, risk_coverage
 from pyro_meta.analysis.collapse import (
     active_units,
     against_prior,
@@ -14,7 +14,7 @@ from pyro_meta.analysis.collapse import (
     share_at_prior,
 )
 from pyro_meta.analysis.diversity import load
-from pyro_meta.analysis.use import by_uncertainty, calibration, risk_coverage
+from pyro_meta.analysis.importance_weights import k_hat, reliable_below, shape_alone, weigh
 
 
 def healthy(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build
-from torch import Tensor
 
 import pyro_meta.network.measured_costs as timing
-from pyro_meta import CostDirichlet, Mechanism, Shape, Transformer, UsageError
+from pyro_meta import CostDirichlet, Shape, Transformer, UsageError
+from pyro_meta.attention.clock import Calls
 from pyro_meta.folders import cache_folder
 from pyro_meta.network.costs import Costs, costs_at
 
@@ -27,12 +27,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Seconds that each mechanism is said to take, and how often any was asked."""
     seconds = {"full": 0.4, "window": 0.1, "linear": 0.2, "calls": 0.0}
 
-    def read(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> float:
-        assert q.shape == (timing.BATCH, 2, 32, 8)
+    def read(calls: Calls, *_: object) -> dict[str, list[float]]:
         seconds["calls"] += 1
-        return seconds[mechanism.name]
+        return {name: [seconds[name.partition(",")[0]]] for name in calls}
 
-    monkeypatch.setattr(timing, "_seconds", read)
+    monkeypatch.setattr(timing, "interleaved", read)
     return seconds
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_meta.analysis.belief import USABLE
 from pyro_meta.analysis.findings import Findings
-from pyro_meta.analysis.plots import belief, depth, routes, training, use
+from pyro_meta.analysis.importance_weights import USABLE
+from pyro_meta.analysis.plots import calibration, depth_gates, posterior_checks, routes, training
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _k_hats(findings: Findings) -> str:
 
 
 def _gaps(findings: Findings) -> str:
-    rows = [f"{name} {value:.3g}" for name, value, _ in belief.gap_rows(findings.belief)]
+    rows = [f"{name} {value:.3g}" for name, value, _ in posterior_checks.gap_rows(findings.belief)]
     return "Gaps in nats per token: " + "; ".join(rows) + "."
 
 
@@ -138,7 +138,7 @@ PICTURES = (
         "passed_by", "depth", "Who passes by",
         "Wide bars say how many tokens pass a layer by once gates are hard, thin ones what the "
         "prior would do; to the right the tokens that do it most, and below the line least.",
-        lambda findings: depth.passed_by(findings.reading), _passed_by,
+        lambda findings: depth_gates.passed_by(findings.reading), _passed_by,
         lambda findings: findings.reading.depth is not None,
     ),
     Picture(
@@ -151,43 +151,44 @@ PICTURES = (
         "kl_by_layer", "collapse", "KL to the prior",
         "Each line shows how far the posteriors of one layer's tokens are from the prior: all of "
         "it at 0 is a guide that has learned nothing.",
-        lambda findings: belief.kl_by_layer(findings.reading), _kl,
+        lambda findings: posterior_checks.kl_by_layer(findings.reading), _kl,
     ),
     Picture(
         "k_hat", "belief", "Importance weights: k-hat",
         "Each dot is a short block of tokens; left of .7 its draws could stand for the posterior "
         "that is named, right of it they cannot.",
-        belief.k_hats, _k_hats, lambda findings: bool(findings.block_lengths),
+        posterior_checks.k_hats, _k_hats, lambda findings: bool(findings.block_lengths),
     ),
     Picture(
         "gaps", "belief", "Gaps of the objective",
         "How much the objective would fall if each token had the best posterior of its own "
         "(amortisation), if that had seen the target too (conditioning), and if it were no "
         "Dirichlet (approximation); black lines are 95% intervals.",
-        belief.gaps, _gaps, lambda findings: bool(findings.belief.get("amortisation")),
+        posterior_checks.gaps, _gaps, lambda findings: bool(findings.belief.get("amortisation")),
     ),
     Picture(
         "beside_truth", "belief", "A handful of tokens beside the truth",
         "Filled dots are what the guide says of the last tokens of a text, open ones their exact "
         "posterior once the target is known; lines are one standard deviation.",
-        belief.beside_truth, _beside, lambda findings: bool(findings.belief.get("beside_truth")),
+        posterior_checks.beside_truth, _beside,
+        lambda findings: bool(findings.belief.get("beside_truth")),
     ),
     Picture(
         "harm_by_uncertainty", "use", "Does uncertainty foretell what turning hard costs?",
         "Dots that rise to the right mean that rounding hurts where the router was unsure, so that "
         "its uncertainty is worth something; bars are 95% intervals.",
-        use.harm_by_uncertainty, _harm,
+        calibration.harm_by_uncertainty, _harm,
     ),
     Picture(
         "risk_coverage", "use", "Risk and coverage",
         "Keep the surest tokens and count the errors among them: the lower the line to the left, "
         "the more its uncertainty knows.",
-        use.risk_coverage, _risk,
+        calibration.risk_coverage, _risk,
     ),
     Picture(
         "calibration", "use", "Calibration of the next token",
         "On the diagonal a prediction of 70% comes true 70% of the time; below it the model is too "
         "sure. Bins hold equally many tokens.",
-        use.calibration, _calibration, is_narrow=True,
+        calibration.calibration, _calibration, is_narrow=True,
     ),
 )  # fmt: skip

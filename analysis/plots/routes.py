@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from pyro_meta.analysis.diversity import Array, Choices
-from pyro_meta.analysis.plots.style import FAINT, INK, canvas, colour, key
+from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, canvas, colour, key
 from pyro_meta.analysis.reading import Reading
 
 LINE_WIDTH, PASSAGE_LINES, MOST_CHARACTERS = 80, 4, 8
@@ -116,7 +116,7 @@ def simplex(reading: Reading) -> Figure:
             some = some / np.maximum(some.sum(-1, keepdims=True), 1e-12)
             top, left, right = some.T
             draw: Any = axes.scatter  # of three coordinates
-            draw(top, left, right, s=4, color="#0072b2", alpha=0.25, lw=0, rasterized=True)
+            draw(top, left, right, s=4, color=BLUE, alpha=0.25, lw=0, rasterized=True)
             _corners(axes, [reading.mechanisms[k] for k in leading], leading)
             axes.set_title(f"layer {layer}", pad=14)
     return figure

@@ -15,12 +15,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from pyro_meta.folders import replacing
+
 # Okabe and Ito's colours, told apart with every kind of colour vision.
-PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#7f7f7f")
-INK, FAINT, PAPER = "#1f2328", "#8a939d", "#fdfdfd"
-DARK = {INK: "#e6e8eb", FAINT: "#8a939d", PAPER: "#16191d", "#0072b2": "#4ba3dc"}
+VERMILION, BLUE, GREEN, PURPLE = "#d55e00", "#0072b2", "#009e73", "#cc79a7"
+ORANGE, SKY, YELLOW, GREY = "#e69f00", "#56b4e9", "#f0e442", "#7f7f7f"
+PALETTE = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, YELLOW, GREY)
+"""Of mechanisms, in their order; of runs and of whatever else is counted."""
+INK, FAINT, GRID, PAPER = "#1f2328", "#8a939d", "#eeeeee", "#fdfdfd"
+DARK = {INK: "#e6e8eb", GRID: "#2b3036", PAPER: "#16191d", BLUE: "#4ba3dc"}
 """Colour on paper -> colour on black."""
 WIDTH = 7.2
+DPI = 150
 
 RC: Any = {
     "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK,
@@ -57,7 +63,8 @@ def rule(axes: Axes, value: float, text: str) -> None:
 
 def save_png(figure: Figure, path: Path) -> None:
     """On white paper, for documents."""
-    figure.savefig(path, dpi=130, facecolor="white")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI, facecolor="white")
 
 
 def as_data_uri(figure: Figure) -> str:
@@ -69,7 +76,6 @@ def as_data_uri(figure: Figure) -> str:
         f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
         for light, dark in DARK.items()
         for kind in ("fill", "stroke")
-        if light != dark
     )
     head, tag, rest = drawn.partition("<defs>")
     styled = f"{head}<style>@media (prefers-color-scheme:dark){{{rules}}}</style>{tag}{rest}"

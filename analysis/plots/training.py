@@ -5,7 +5,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from pyro_meta.analysis.diversity import Array
-from pyro_meta.analysis.plots.style import FAINT, INK, canvas
+from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, ORANGE, canvas
 from pyro_meta.analysis.reading import Reading
 
 
@@ -17,11 +17,9 @@ def entropy_over_training(reading: Reading) -> Figure:
     width = max(1, len(steps) // 100)
     for layer, shade in enumerate(np.linspace(0.35, 1.0, curves.shape[1])):
         smooth = running_mean(curves[:, layer], width)
-        axes.plot(steps, smooth, color=to_rgba("#0072b2", shade), label=f"layer {layer}")
+        axes.plot(steps, smooth, color=to_rgba(BLUE, shade), label=f"layer {layer}")
     hard = running_mean(reading.hard_share, width)
-    axes.fill_between(
-        steps, 0, hard, color="#e69f00", alpha=0.22, lw=0, label="share of hard tokens"
-    )
+    axes.fill_between(steps, 0, hard, color=ORANGE, alpha=0.22, lw=0, label="share of hard tokens")
     axes.plot(
         steps, weight / max(weight.max(), 1e-12), color=INK, ls=":", lw=1.2,
         label=f"KL weight (final {weight[-1]:.3g})",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import is_choice, one_for_all, recorded_attention, routed_attention
+from pyro_meta.attention.clock import interleaved, medians
 from pyro_meta.attention.dispatch import AttentionCall
-from pyro_meta.evaluation.clock import interleaved, medians
 from pyro_meta.evaluation.figures import batches, evaluating
 from pyro_meta.guides import Guide, mean_route
 from pyro_meta.models import LanguageModel

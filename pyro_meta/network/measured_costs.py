@@ -5,21 +5,22 @@ set PYRO_META_REFRESH_COSTS=1, to have it timed again.
 """
 
 import os
-import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_meta.attention import Full, Mechanism, carries
+from pyro_meta.attention.clock import Calls, interleaved, medians
 from pyro_meta.folders import kept_once
 from pyro_meta.network.protocol import Network
 
 BATCH, REPEATS = 4, 15
+REFERENCE = "full, for comparison"
 REFRESH = "PYRO_META_REFRESH_COSTS"
 _accelerator: ContextVar[str] = ContextVar("accelerator", default="auto")
 
@@ -89,37 +90,24 @@ def _conditions(network: Network, device: torch.device) -> dict[str, Any]:
 def _time(network: Network, device: torch.device) -> list[float]:
     """Medians of interleaved repetitions, each over that of full attention."""
     shape = network.shape
-    full = Full(shape.head_width, shape.window)
-    timed: list[Mechanism] = [full, *network.mechanisms]
+    timed: dict[str, Mechanism] = {REFERENCE: Full(shape.head_width, shape.window)}
+    timed |= zip(network.mechanism_names, network.mechanisms, strict=True)
     size = (3, BATCH, shape.heads, shape.context, shape.head_width)
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(size, generator=generator).to(device)
-    seconds: list[list[float]] = [[] for _ in timed]
-    homes = [next((p.device for p in one.parameters()), device) for one in timed]
+    home = network.device
+    calls: Calls = {name: partial(_attend, one.to(device), q, k, v) for name, one in timed.items()}
     with torch.no_grad():
-        for round_ in range(REPEATS + 3):
-            for mechanism, home, own in zip(timed, homes, seconds, strict=True):
-                elapsed = _seconds(mechanism.to(device), q, k, v)
-                mechanism.to(home)
-                if round_ >= 3:  # after warming up
-                    own.append(elapsed)
-    reference, *medians = (statistics.median(own) for own in seconds)
-    is_full = [type(mechanism) is Full for mechanism in network.mechanisms]
+        times = medians(interleaved(calls, REPEATS, 3, device))
+    for mechanism in network.mechanisms:
+        mechanism.to(home)
     return [
-        1.0 if same else median / reference for same, median in zip(is_full, medians, strict=True)
+        1.0 if type(one) is Full else times[name] / times[REFERENCE]
+        for name, one in list(timed.items())[1:]
     ]
 
 
-def _seconds(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> float:
-    _finish(q.device)
-    started = time.perf_counter()
+def _attend(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor) -> None:
     if carries(mechanism):
         v = mechanism.kick(q, v, v, 1, mechanism)
     mechanism(q, k, v)
-    _finish(q.device)
-    return time.perf_counter() - started
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import Inputs, Mechanism, build_mechanisms
-from pyro_meta.evaluation.clock import Calls, captured, interleaved
+from pyro_meta.attention.clock import Calls, captured, interleaved
 from pyro_meta.guides import DirichletGuide, Guide
 from pyro_meta.models import CostDirichlet, LanguageModel
 from pyro_meta.network.shape import Shape

@@ -1,40 +1,22 @@
 """What a study shows while it runs: every run's state, the whole, and the time left."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from pyro_meta.study.runner import Job, State
+from pyro_meta.terminal.progress import bar
 
 ORDER = (State.RUNNING, State.FAILED, State.WAITING, State.FINISHED)
 STYLES = {
     State.WAITING: "dim", State.RUNNING: "bold", State.FINISHED: "green", State.FAILED: "red",
 }  # fmt: skip
-FRAME_LINES = 7  # of the table and the line below it
-
-
-class Clock:
-    """Time left, from the steps that all workers together have taken so far."""
-
-    def __init__(self, jobs: list[Job]) -> None:
-        self._jobs, self._started = jobs, time.monotonic()
-        self._before = sum(job.step for job in jobs)
-
-    def left(self) -> float | None:
-        """Seconds; None before there is anything to judge by."""
-        open_jobs = [job for job in self._jobs if job.state in (State.WAITING, State.RUNNING)]
-        taken = sum(job.step for job in self._jobs) - self._before
-        if taken <= 0:
-            return None
-        missing = sum(job.steps - job.step for job in open_jobs)
-        return missing * (time.monotonic() - self._started) / taken
+FRAME_LINES = 6  # of the table, and the bar below it
 
 
 @contextmanager
@@ -45,7 +27,6 @@ def watching(
 
     Where `console` is no terminal, a line is printed for each run.
     """
-    clock = Clock(jobs)
 
     def tell(job: Job) -> None:
         if not console.is_terminal:
@@ -58,42 +39,49 @@ def watching(
     if not console.is_terminal:
         yield lambda: None, tell
         return
+    whole = bar(console)
+    task = whole.add_task("", total=None, completed=steps_of(jobs)[0])
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda: live.update(picture(jobs, clock.left(), console.height), refresh=True), tell
+
+        def show() -> None:
+            done, total = steps_of(jobs)
+            whole.update(task, completed=done, total=total, description=counts(jobs))
+            live.update(Group(table(jobs, console.height), whole), refresh=True)
+
+        yield show, tell
 
 
-def picture(jobs: list[Job], seconds_left: float | None, height: int) -> RenderableType:
-    """The table of runs, as many as fit, and the progress of the whole."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("run", no_wrap=True, overflow="ellipsis", max_width=56)
-    table.add_column("state")
-    table.add_column("step", justify="right")
-    table.add_column("loss", justify="right")
-    table.add_column("", no_wrap=True, overflow="ellipsis")
+def steps_of(jobs: list[Job]) -> tuple[int, int]:
+    """Steps that were taken, and steps in all; a run that failed takes no more."""
+    done = sum(job.step for job in jobs)
+    missing = (job.steps - job.step for job in jobs if job.state in (State.WAITING, State.RUNNING))
+    return done, done + sum(missing)
+
+
+def table(jobs: list[Job], height: int) -> Table:
+    """The runs, as many as fit into `height` lines with what stands below."""
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    shown.add_column("run", no_wrap=True, overflow="ellipsis", max_width=56)
+    shown.add_column("state")
+    shown.add_column("step", justify="right")
+    shown.add_column("loss", justify="right")
+    shown.add_column("", no_wrap=True, overflow="ellipsis")
     rows = sorted(jobs, key=lambda job: ORDER.index(job.state))
     room = max(3, height - FRAME_LINES)
     for job in rows[:room]:
         loss = "" if job.loss is None else f"{job.loss:.3f}"
         step = f"{job.step:,}/{job.steps:,}"
         cells = escape(job.name), str(job.state), step, loss, escape(job.note)
-        table.add_row(*cells, style=STYLES[job.state])
+        shown.add_row(*cells, style=STYLES[job.state])
     if len(rows) > room:
-        table.add_row(f"and {len(rows) - room} more", style="dim")
-    counts = ", ".join(
-        f"{count} {state}" for state in reversed(ORDER)
-        if (count := sum(job.state == state for job in jobs))
-    )  # fmt: skip
-    left = "" if seconds_left is None else f"; about {duration(seconds_left)} left"
-    bar = ProgressBar(total=sum(job.steps for job in jobs), completed=sum(j.step for j in jobs))
-    return Group(table, bar, f"{counts}{left}")
+        shown.add_row(f"and {len(rows) - room} more", style="dim")
+    return shown
 
 
-def duration(seconds: float) -> str:
-    """A time to wait, in two units at most."""
-    minutes, hours = round(seconds / 60), seconds / 3600
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if hours < 2 else f"{int(hours)} h {minutes % 60} min"
+def counts(jobs: list[Job]) -> str:
+    """How many runs are in each state."""
+    found = ((state, sum(job.state == state for job in jobs)) for state in reversed(ORDER))
+    return ", ".join(f"{count} {state}" for state, count in found if count)
 
 
 def _outcome(job: Job) -> str:

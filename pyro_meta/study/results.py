@@ -23,12 +23,14 @@ from pyro_meta.analysis.comparison import (
     Interval,
     Spread,
     best_at_most,
-    paired_difference,
+    difference_on_shared_text,
     pareto_front,
     spread,
 )
+from pyro_meta.analysis.json_values import plain
+from pyro_meta.analysis.plots.pareto import Setting, pareto
+from pyro_meta.analysis.plots.style import save_png
 from pyro_meta.analysis.reading import Reading
-from pyro_meta.analysis.tradeoff import Setting, tradeoff
 from pyro_meta.folders import write_whole
 from pyro_meta.study.plan import Group, Kind
 from pyro_meta.study.runner import Job, State
@@ -136,7 +138,7 @@ class Results:
             "groups": [_describe_group(result, self.front) for result in self.results],
             "differences": [asdict(comparison) for comparison in self.comparisons],
         }
-        write_whole(out / "study.json", json.dumps(_finite(facts), indent=2) + "\n")
+        write_whole(out / "study.json", json.dumps(plain(facts), indent=2) + "\n")
         write_whole(out / "study.csv", _csv(self.jobs))
         write_whole(out / "study.md", self._page(command))
         for name, results in self.pictures().items():
@@ -149,9 +151,7 @@ class Results:
                 )
                 for result in results
             ]
-            partial = out / ".pareto.partial.png"
-            tradeoff(settings, self.cost_name).savefig(partial)
-            partial.replace(out / name)
+            save_png(pareto(settings, self.cost_name), out / name)
 
     def pictures(self) -> dict[str, list[Result]]:
         """File name -> results on one validation text, the text with the most results first."""
@@ -295,24 +295,15 @@ def compare(results: list[Result], cost: str) -> list[Comparison]:
         best = None if index is None else singles[index]
         comparisons += [
             Comparison(
-                ours.group.label, theirs.group.label, kind, theirs is best, _paired(ours, theirs)
+                ours.group.label,
+                theirs.group.label,
+                kind,
+                theirs is best,
+                difference_on_shared_text(ours.sequences, theirs.sequences),
             )
             for kind, theirs in judges
         ]
     return comparisons
-
-
-def _paired(ours: Result, theirs: Result) -> Difference | None:
-    """Difference of hard losses over the seeds whose runs read the same sequences."""
-    shared = [
-        seed
-        for seed, losses in ours.sequences.items()
-        if seed in theirs.sequences and theirs.sequences[seed]["windows"] == losses["windows"]
-    ]
-    left, right = ({s: side.sequences[s]["hard"] for s in shared} for side in (ours, theirs))
-    if len({len(losses) for losses in left.values()}) > 1:  # seeds on different sequences
-        return None
-    return paired_difference(left, right)
 
 
 def on_front(results: list[Result], cost: str) -> set[str]:
@@ -401,15 +392,6 @@ def dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # -- for people ------------------------------------------------------------------------------

@@ -1,59 +1,37 @@
-"""What training shows on a terminal: a progress bar, a closing table, a sample."""
+"""Tables of what a run found out and of what its hard routes cost."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-if TYPE_CHECKING:  # reports draw tables too, and load no torch
-    from pyro_meta.training.loop import Watcher
+
+def table_of_figures(title: str, first: str, headings: Iterable[str]) -> Table:
+    """A table without rows; all columns but the first are figures."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first)
+    for heading in headings:
+        table.add_column(escape(heading), justify="right")
+    return table
 
 
-@contextmanager
-def progress_bar(steps: int, done: int, console: Console) -> "Iterator[Watcher]":
-    """A bar with loss, KL, cost, hard share, tokens per second and time left; on a stderr console.
-
-    Where there is no terminal to draw on, one line is printed every tenth of the way.
-    """
-    columns = (
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("train", total=steps, completed=done, figures="")
-
-        def watch(record: dict[str, Any]) -> None:
-            figures = (
-                f"loss {record['loss']:.3f}  kl {record['kl']:.3f}  "
-                f"cost {record['cost_macs']:.2f}  hard {record['hard_share']:.0%}  "
-                f"{record['tokens_per_second']:,.0f} tok/s"
-            )
-            progress.update(task, completed=record["step"], figures=figures)
-            if "val_nll_hard" in record:
-                console.print(
-                    f"step {record['step']}: validation {record['val_nll_soft']:.4f} soft, "
-                    f"{record['val_nll_hard']:.4f} hard, macs {record['cost_macs_hard']:.1%}"
-                )
-            elif not console.is_terminal and record["step"] % max(1, steps // 10) == 0:
-                console.print(f"step {record['step']}/{steps}  {figures}")
-
-        yield watch
+def table_of_pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and their figures."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def closing_table(
     summary: dict[str, Any], ngrams: tuple[float, float], gap: float, console: Console
 ) -> None:
     """What the router learned, beside what a unigram and a bigram model know."""
-    table = Table(title="validation", show_header=False, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column()
-    table.add_column(justify="right")
     unigram, bigram = ngrams
     rows = [
         ("loss, soft routes (nats per token)", f"{summary['val_nll_soft']:.4f}"),
@@ -69,17 +47,9 @@ def closing_table(
         *_depth_rows(summary.get("depth", {})),
         ("read as prefixes, log-probabilities move by", f"{gap:.1e}"),
     ]
-    for name, value in rows:
-        table.add_row(name, value)
-    for name, value in _truth_rows(summary.get("truth", {})):
-        table.add_row(name, value)
-    for name, value in executed_rows(summary["executed"]):
-        table.add_row(name, value)
-    console.print(table)
-    loads = Table(title="load: share of hard choices", title_justify="left", box=SIMPLE_HEAD)
-    loads.add_column("layer")
-    for name in summary["load"]:
-        loads.add_column(escape(name), justify="right")
+    rows += [*_truth_rows(summary.get("truth", {})), *executed_rows(summary["executed"])]
+    console.print(table_of_pairs("validation", rows))
+    loads = table_of_figures("load: share of hard choices", "layer", summary["load"])
     for layer, row in enumerate(summary["load_by_layer"]):
         loads.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
     loads.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")

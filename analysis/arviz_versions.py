@@ -6,7 +6,6 @@ ArviZ 0.23 (Python 3.11) keeps groups in an `InferenceData`, ArviZ 1.x (Python 3
 
 import importlib
 import warnings
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,24 +25,8 @@ def _arviz() -> Any:
         return importlib.import_module("arviz")
 
 
-def from_groups(groups: Mapping[str, xr.Dataset]) -> Any:
-    """ArviZ's container of `groups`: `InferenceData` in 0.x, `DataTree` in 1.x."""
-    if IS_LEGACY:
-        return _arviz().InferenceData(**groups)
-    return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
-
-
-def save(groups: Mapping[str, xr.Dataset], path: Path) -> None:
-    """Write `groups` to a netCDF file under a temporary name, then rename it to `path`."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    container = from_groups(groups)
-    container.to_netcdf(str(partial), engine=ENGINE)
-    partial.replace(path)
-
-
 def load(path: Path) -> dict[str, xr.Dataset]:
-    """The groups of a file that `save`, or either ArviZ, has written."""
+    """The groups of a netCDF file, such as posterior.nc or what either ArviZ writes."""
     if IS_LEGACY:
         data = _arviz().from_netcdf(str(path), engine=ENGINE)
         return {name: data[name] for name in data.groups()}

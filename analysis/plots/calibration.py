@@ -4,9 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_meta.analysis.findings import Findings
-from pyro_meta.analysis.plots.style import FAINT, INK, canvas
+from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, VERMILION, canvas
 
-COLOURS = ("#0072b2", "#d55e00")
+COLOURS = (BLUE, VERMILION)
 
 
 def harm_by_uncertainty(findings: Findings) -> Figure:

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import NO_TOKEN
-from pyro_meta.evaluation.clock import Calls
+from pyro_meta.attention.clock import Calls
 from pyro_meta.network.macs import attention_macs, dense_macs
 from pyro_meta.network.route import Decision, Features, Route
-from pyro_meta.speed.parts import reading
-from pyro_meta.speed.routed import Step
 from pyro_meta.speed.scene import FULL, MIX, Scene
+from pyro_meta.speed.timed_parts import in_seconds, reading
+from pyro_meta.terminal.progress import Tell
 
 LENGTHS = {"cpu": [512, 2048, 8192], "cuda": [2048, 8192, 32768]}
 SHARES = [0.1, 0.25, 0.5]
 
 
 def bench_depth(
-    scene: Scene, lengths: Sequence[int], shares: Sequence[float], step: Step
+    scene: Scene, lengths: Sequence[int], shares: Sequence[float], tell: Tell
 ) -> dict[str, Any]:
     """Everything that depth.json says but for the machine.
 
@@ -38,13 +38,13 @@ def bench_depth(
         T.
     shares
         Of all pairs of token and layer, in how many the token passes the layer by.
-    step
+    tell
         Told of the progress.
     """
     points: list[dict[str, Any]] = []
     for length in lengths:
         for name, choices in routes(scene, length).items():
-            step(f"{name}, {length:,} tokens")
+            tell(f"{name}, {length:,} tokens")
             points += _points(scene, length, name, choices, shares)
     return {
         "setting": dataclasses.asdict(scene) | {"batch": 1, "head_width": scene.head_width},
@@ -83,18 +83,14 @@ def _points(
     for share in (0.0, *shares):
         gates = scene.gates(share, length)
         times = seconds[f"{share:g}" if share else "open"]
-        median = statistics.median(times)
         rows.append(
             {
                 "length": length,
                 "route": name,
                 "passed_by": float((~gates).double().mean()),
-                "seconds": median,
-                "seconds_range": [min(times), max(times)],
-                "tokens_per_second": length / median,
-                "speed_up": open_s / median,
+                **in_seconds(times, length),
+                "speed_up": open_s / statistics.median(times),
                 "macs_ratio": _macs(scene, length, choices, gates) / open_macs,
-                "repeats": len(times),
             }
         )
     return rows

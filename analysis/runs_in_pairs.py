@@ -1,17 +1,10 @@
-"""Several runs, compared in pairs on the same validation sequences.
-
-ArviZ's `compare` is not used: its leave-one-out estimate corrects draws of a posterior that has
-seen the data, and a guide never sees the targets, so that losses on held-out sequences need no
-correction at all. Sequences are exchangeable, tokens are not: intervals are over sequences.
-"""
+"""Several runs, compared in pairs on the same validation sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
-
-from pyro_meta.analysis.comparison import Interval, bootstrap_interval
+from pyro_meta.analysis.comparison import Interval, difference_on_shared_text
 from pyro_meta.analysis.reading import Reading
 
 
@@ -43,12 +36,10 @@ def paired(readings: Sequence[Reading]) -> tuple[list[Pair], list[str]]:
         x, y = a.sequence_losses, b.sequence_losses
         if not x or not y:
             missing.append(f"{ours} and {theirs}: one has no sequences.json")
-        elif x.get("windows") != y.get("windows") or len(x["hard"]) != len(y["hard"]):
+        elif (found := difference_on_shared_text({0: x}, {0: y})) is None:
             missing.append(f"{ours} and {theirs}: their validation sequences differ")
         else:
-            d = np.array(x["hard"], float) - np.array(y["hard"], float)
-            interval = bootstrap_interval(d) if len(d) > 1 else (float(d[0]), float(d[0]))
-            pairs.append(Pair(ours, theirs, float(d.mean()), interval, len(d)))
+            pairs.append(Pair(ours, theirs, found.mean, found.interval, found.sequences))
     return pairs, missing
 
 

@@ -5,7 +5,7 @@
 
 MACs are those of the routes (causal: the keys that are seen). Bytes are q, k and v read once and
 the result written once, 4 T D numbers. Both rates are measured here, in the benchmark's precision,
-so that no data sheet is needed.
+so that no data sheet is needed. `targets.py` writes it down.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pyro_meta.attention import build_mechanisms
-from pyro_meta.evaluation.clock import medians
+from pyro_meta.attention.clock import medians
 from pyro_meta.network.macs import attention_macs
 from pyro_meta.speed.scene import FULL, MECHANISMS, MIX, Scene
 
@@ -62,6 +62,6 @@ def attained(scene: Scene, points: list[dict[str, Any]]) -> dict[str, Any]:
         )
     formula = (
         "attained = max(2 MACs / flops_per_second, 4 T D itemsize / bytes_per_second) / seconds; "
-        "rates measured with a large product and a large copy in the same run"
+        "rates measured with a large product and a large copy on the same machine"
     )
     return {"formula": formula, "machine": rates, "attention": rows}

@@ -8,7 +8,7 @@ bookkeeping, and the replay finds its inputs and no interpreter in its way.
 
 Recorded are operations that return a new floating-point tensor. Masks and tables are made in place
 or of integers, so that they are told apart by the operation itself. A test asserts it. On CUDA the
-profiler tells kernels apart instead.
+profiler tells kernels apart instead. `targets.py` writes it down.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
 from pyro_meta.attention import routed_attention
+from pyro_meta.attention.clock import medians
 from pyro_meta.attention.ops import flex
-from pyro_meta.evaluation.clock import medians
 from pyro_meta.speed.scene import MIX, Attention, Scene
 
 ARITHMETIC: dict[Any, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 import xarray as xr
 
 from pyro_meta.analysis.diversity import Array
-from pyro_meta.analysis.tokens import Piece, ranked_pieces
+from pyro_meta.analysis.token_classes import Piece, ranked_pieces
 
 LISTED = 8
 """Kinds of tokens that are listed as passing by the most, and the least."""

@@ -4,12 +4,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_meta.analysis.depth import Depth
+from pyro_meta.analysis.depth_gates import Depth
 from pyro_meta.analysis.plots.routes import BLANKS
-from pyro_meta.analysis.plots.style import FAINT, INK, canvas
+from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, canvas
 from pyro_meta.analysis.reading import Reading
 
-BAR, THIN = "#0072b2", 0.45
+THIN = 0.45
 VISIBLE = BLANKS | {" ": "\u2423"}
 
 
@@ -24,7 +24,7 @@ def passed_by(reading: Reading) -> Figure:
     _by_layer(left, depth)
     names = ["".join(VISIBLE.get(c, c) for c in piece.text) for piece in pieces]
     rows = np.arange(len(pieces))
-    right.barh(rows, [piece.mean for piece in pieces], 0.7, color=BAR)
+    right.barh(rows, [piece.mean for piece in pieces], 0.7, color=BLUE)
     right.axhline(len(listed["most"]) - 0.5, color=FAINT, lw=1)
     right.set_yticks(rows)
     for label in right.set_yticklabels(names, family="monospace", fontsize=8):
@@ -38,10 +38,10 @@ def _by_layer(axes: Axes, depth: Depth) -> None:
     found = depth.by_layer()
     rows = np.arange(len(found))
     shares = [row["skipped"] for row in found]
-    bars = axes.barh(rows - 0.14, shares, 0.5, color=BAR)
+    bars = axes.barh(rows - 0.14, shares, 0.5, color=BLUE)
     axes.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3, fontsize=9, color=INK)
     prior = [row["skipped_prior"] for row in found]
-    axes.barh(rows + 0.28, prior, 0.16, color=BAR, alpha=THIN)
+    axes.barh(rows + 0.28, prior, 0.16, color=BLUE, alpha=THIN)
     axes.set(
         yticks=rows,
         yticklabels=[f"layer {row}" for row in rows],

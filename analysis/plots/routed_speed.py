@@ -1,7 +1,6 @@
 """Pictures of routed.json: time against length, and against the share of full attention."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,17 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
+from pyro_meta.analysis.plots.style import BLUE, GREEN, GRID, INK, VERMILION
+
 Result = dict[str, Any]
 
-# Okabe and Ito's colours, as in the pictures of a run; routed are shades of one more.
-ALONE = {"full": "#d55e00", "window": "#0072b2", "linear": "#009e73"}
+ALONE = {"full": VERMILION, "window": BLUE, "linear": GREEN}
 TITLES = {
     "attention": "attention alone",
     "prefill": "whole model, prefill",
     "training": "whole model, training step",
     "decoding": "whole model, decoding",
 }
-INK, GRID = "#222222", "#eeeeee"
 
 
 def time_by_length(result: Result) -> Figure:
@@ -72,20 +71,7 @@ PICTURES: dict[str, Callable[[Result], Figure]] = {
     "routed_by_length.png": time_by_length,
     "routed_by_share.png": time_by_share,
 }
-
-
-def pictures(result: Result) -> dict[str, Figure]:
-    """Pictures of `result`, the content of routed.json, by file name."""
-    return {name: picture(result) for name, picture in PICTURES.items()}
-
-
-def save(drawn: dict[str, Figure], folder: Path) -> list[Path]:
-    """Write pictures into `folder`, and say where."""
-    written = []
-    for name, figure in drawn.items():
-        figure.savefig(folder / name, dpi=150)
-        written.append(folder / name)
-    return written
+"""By file name, of the content of routed.json."""
 
 
 def _panels(result: Result) -> tuple[Figure, dict[str, Axes]]:

@@ -1,7 +1,16 @@
-"""An SVI step through Pyro against the same network and loss in plain PyTorch."""
+"""An SVI step through Pyro against the same network and loss in plain PyTorch.
 
+    python benchmarks/svi.py [benchmarks/results/svi.json]
+
+Only the ratio of the two means anything.
+"""
+
+import json
+import shlex
 import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -10,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
-from pyro_meta.evaluation.clock import interleaved, medians
+from pyro_meta.attention.clock import interleaved, medians
+from pyro_meta.folders import write_whole
 from pyro_meta.guides import DirichletGuide
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.inference.schedules import Optimisation
@@ -18,6 +28,9 @@ from pyro_meta.models import CostDirichlet, LanguageModel
 from pyro_meta.network.route import Decision, Features
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
+from pyro_meta.terminal.machine import hardware, versions
+
+LAYERS, REPEATS = 4, 15
 
 
 def bench_svi(layers: int, repeats: int) -> dict[str, Any]:
@@ -75,3 +88,19 @@ def plain_loss(
     logits = model.network(tokens, route)
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     return nll + model.kl_weight * torch.stack(kls).sum()
+
+
+def main() -> None:
+    target = Path(*sys.argv[1:2] or ["benchmarks/results/svi.json"])
+    facts = {
+        "command": shlex.join(["python", "benchmarks/svi.py", *sys.argv[1:]]),
+        "hardware": hardware(),
+        "versions": versions(),
+        **bench_svi(LAYERS, REPEATS),
+    }
+    write_whole(target, json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,14 @@
 """Peak memory of a call, best taken in a fresh process: what ran before leaves its mark."""
 
-import json
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyro_meta.evaluation.clock import finish
+from pyro_meta.attention.clock import finish
 
 
 def added_peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -> int | None:
@@ -34,25 +33,10 @@ def added_peak_bytes(call: Callable[[], object], device: str | torch.device = "c
 
 
 def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
-    """What `function` returns for `arguments` in a new process; both travel as JSON.
-
-    Raises
-    ------
-    RuntimeError
-        It failed; with the last line that it wrote.
-    """
-    code = (
-        "import json, sys; from importlib import import_module; "
-        "module, name, arguments = json.loads(sys.argv[1]); "
-        "print(json.dumps(getattr(import_module(module), name)(**arguments)))"
-    )
-    task = json.dumps([function.__module__, function.__qualname__, arguments])
-    words = [sys.executable, "-c", code, task]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or "no output").splitlines()[-1]
-        raise RuntimeError(f"{function.__qualname__} failed in a fresh process: {last}")
-    return json.loads(done.stdout)
+    """What `function`, of a module's top level, returns for `arguments` in a new process."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(function, **arguments).result()
 
 
 def _status_bytes(field: str) -> int:

@@ -6,16 +6,17 @@ routes with that share of full attention). `PARTS` lists them; a new part is one
 Shapes: B = 1, T tokens, L layers.
 """
 
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_meta.attention import Cache, routed_attention
-from pyro_meta.evaluation.clock import Calls
+from pyro_meta.attention.clock import Calls
 from pyro_meta.guides import mean_route
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.protocol import Network
@@ -162,6 +163,17 @@ def decode(network: Network, tokens: Tensor, route: Route, cache: Cache) -> None
     """Read the first `DECODED` of tokens [B, T], or as many over again, one by one."""
     for step in range(DECODED):
         network(tokens[:, step % tokens.shape[1], None], route, cache)
+
+
+def in_seconds(times: Sequence[float], tokens: int) -> dict[str, Any]:
+    """What is written of the repetitions of a call that works through so many tokens."""
+    median = statistics.median(times)
+    return {
+        "seconds": median,
+        "seconds_range": [min(times), max(times)],
+        "tokens_per_second": tokens / median,
+        "repeats": len(times),
+    }
 
 
 class Part(NamedTuple):

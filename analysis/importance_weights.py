@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from pyro_meta.analysis import _arviz
+from pyro_meta.analysis import arviz_versions
 from pyro_meta.analysis.diversity import Array
 
 GOOD, USABLE = 0.5, 0.7
@@ -71,7 +71,7 @@ def k_hat(log_weights: Array) -> float:
     """Shape of the tail of weights [S]; 0 where they are constant and have none."""
     if np.ptp(log_weights) < NO_TAIL:
         return 0.0
-    return _arviz.pareto_k(log_weights)
+    return arviz_versions.pareto_k(log_weights)
 
 
 def reliable_below(draws: int) -> float:

@@ -6,10 +6,20 @@ import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from pyro_meta.analysis.belief import GOOD, USABLE
 from pyro_meta.analysis.collapse import PRIOR_KL, kl_histogram
 from pyro_meta.analysis.findings import Findings
-from pyro_meta.analysis.plots.style import FAINT, INK, canvas, colour, key, rule
+from pyro_meta.analysis.importance_weights import GOOD, USABLE
+from pyro_meta.analysis.plots.style import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    canvas,
+    colour,
+    key,
+    rule,
+)
 from pyro_meta.analysis.reading import Reading
 
 
@@ -19,7 +29,7 @@ def kl_by_layer(reading: Reading) -> Figure:
     axes = figure.subplots()
     edges, shares = kl_histogram(reading.kl)
     for layer, shade in enumerate(np.linspace(0.35, 1.0, len(shares))):
-        axes.stairs(shares[layer], edges, color=to_rgba("#0072b2", shade), label=f"layer {layer}")
+        axes.stairs(shares[layer], edges, color=to_rgba(BLUE, shade), label=f"layer {layer}")
     rule(axes, PRIOR_KL, "q = p")
     axes.set(xlabel="KL(q || p) of a token, nats", ylabel="share of tokens", xlim=(0, edges[-1]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -36,10 +46,10 @@ def k_hats(findings: Findings) -> Figure:
     for row, (_, found) in enumerate(rows):
         k = np.clip(found.k_hat, -0.5, 3.0)
         y = row + rng.uniform(-0.22, 0.22, len(k))
-        axes.scatter(k, y, s=12, color="#0072b2", alpha=0.55, lw=0)
+        axes.scatter(k, y, s=12, color=BLUE, alpha=0.55, lw=0)
         axes.plot(np.median(k), row, "|", color=INK, ms=18, mew=2)
-    axes.axvspan(-0.5, GOOD, color="#009e73", alpha=0.14, lw=0)
-    axes.axvspan(GOOD, USABLE, color="#e69f00", alpha=0.16, lw=0)
+    axes.axvspan(-0.5, GOOD, color=GREEN, alpha=0.14, lw=0)
+    axes.axvspan(GOOD, USABLE, color=ORANGE, alpha=0.16, lw=0)
     axes.set(
         yticks=range(len(rows)),
         yticklabels=[f"{name}\n{found.usable:.0%} below {USABLE}" for name, found in rows],
@@ -57,7 +67,7 @@ def gaps(findings: Findings) -> Figure:
     figure = canvas(0.8 + 0.42 * len(rows))
     axes = figure.subplots()
     for row, (_, value, interval) in enumerate(rows):
-        axes.barh(row, value, 0.55, color="#0072b2")
+        axes.barh(row, value, 0.55, color=BLUE)
         if interval is not None:
             axes.plot(interval, [row, row], color=INK, lw=1.4)
         axes.annotate(

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_meta.evaluation.clock import Calls, interleaved, medians
+from pyro_meta.attention.clock import Calls, interleaved, medians
 from pyro_meta.evaluation.executed import ENOUGH_S, as_trained, executed_figures
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.guides import Guide, along_means, mean_route, walk
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.route import Route
 from pyro_meta.network.transformer import chosen_by_all
-from pyro_meta.speed.parts import DECODED, decode, train_once
 from pyro_meta.speed.scene import Scene
+from pyro_meta.speed.timed_parts import DECODED, decode, train_once
 from pyro_meta.training.run import Run
 
 

@@ -1,4 +1,4 @@
-"""The picture of a study: loss against cost, what no other setting beats, and how seeds scatter."""
+"""Loss against cost of several settings or runs: what no other beats, and how seeds scatter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +13,31 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from pyro_meta.analysis.comparison import Array, pareto_front
+from pyro_meta.analysis.plots.style import (
+    BLUE,
+    DPI,
+    FAINT,
+    GREEN,
+    GRID,
+    INK,
+    ORANGE,
+    PAPER,
+    PURPLE,
+    SKY,
+    VERMILION,
+)
 
-# Marker and colour of each kind; Okabe and Ito's colours, told apart with every colour vision.
 LOOKS = {
-    "variant": ("o", "#0072b2", "routed"),
-    "mechanism": ("s", "#000000", "one mechanism alone"),
-    "fixed": ("D", "#e69f00", "fixed mixture, learned loads"),
-    "random": ("X", "#cc79a7", "random, learned loads"),
-    "prior": ("v", "#009e73", "routes from the prior"),
-    "point": ("^", "#d55e00", "router without a prior"),
-    "also": ("P", "#56b4e9", "other"),
+    "variant": ("o", BLUE, "routed"),
+    "mechanism": ("s", INK, "one mechanism alone"),
+    "fixed": ("D", ORANGE, "fixed mixture, learned loads"),
+    "random": ("X", PURPLE, "random, learned loads"),
+    "prior": ("v", GREEN, "routes from the prior"),
+    "point": ("^", VERMILION, "router without a prior"),
+    "also": ("P", SKY, "other"),
 }
-INK, FAINT = "#222222", "#999999"
-DPI = 150
+"""Marker, colour and name of each kind."""
+POINT = DPI / 72  # pixels
 EM = DPI / 10  # pixels, about the height of a label
 FAR = 2.0  # settings above a gap of so many times the spread below it are drawn at the edge
 
@@ -48,7 +60,7 @@ class Setting:
         return float(np.mean(self.losses))
 
 
-def tradeoff(settings: Sequence[Setting], cost_name: str) -> Figure:
+def pareto(settings: Sequence[Setting], cost_name: str) -> Figure:
     """Validation loss, hard, against cost: means with standard deviations, seeds as faint points.
 
     Where some settings lie far above the others, they stand in an upper panel with a scale of its
@@ -70,7 +82,7 @@ def tradeoff(settings: Sequence[Setting], cost_name: str) -> Figure:
         for setting in sorted(shown, key=lambda one: one.kind == "variant"):
             _draw(axes, setting)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#eeeeee", lw=0.8)
+        axes.grid(color=GRID, lw=0.8)
         axes.set_axisbelow(True)
     if far:
         _break(*panels)
@@ -93,7 +105,7 @@ def _draw(axes: Axes, setting: Setting) -> None:
                       yerr=_deviation(setting.losses), color=colour, lw=1.1, alpha=0.7,
                       zorder=3)  # fmt: skip
     axes.scatter(setting.cost, setting.loss, s=64 if setting.kind == "variant" else 48,
-                 marker=marker, color=colour, edgecolor="white", lw=0.8, zorder=4)  # fmt: skip
+                 marker=marker, color=colour, edgecolor=PAPER, lw=0.8, zorder=4)  # fmt: skip
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -126,7 +138,7 @@ def _break(upper: Axes, lower: Axes) -> None:
     upper.tick_params(bottom=False, labelbottom=False)
     for axes, height in ((upper, 0), (lower, 1)):
         axes.plot([0], [height], ls="", marker=[(-1, -0.6), (1, 0.6)], markersize=9,
-                  color="black", mew=1.0, transform=axes.transAxes, clip_on=False)  # fmt: skip
+                  color=INK, mew=1.0, transform=axes.transAxes, clip_on=False)  # fmt: skip
 
 
 def _draw_front(axes: Axes, settings: Sequence[Setting]) -> None:
@@ -143,7 +155,7 @@ def _legend(figure: Figure, settings: Sequence[Setting]) -> None:
     present = [kind for kind in LOOKS if any(setting.kind == kind for setting in settings)]
     handles = [
         Line2D([], [], ls="", marker=LOOKS[kind][0], color=LOOKS[kind][1], label=LOOKS[kind][2])
-        for kind in present
+        for kind in (present if len(present) > 1 else [])
     ]
     front = Line2D([], [], color=FAINT, lw=1.4, ls=(0, (4, 2)), label="no setting beats it")
     figure.legend(handles=[*handles, front], loc="outside upper left", ncols=4, frameon=False,
@@ -171,8 +183,8 @@ def _label(axes: Axes, settings: Sequence[Setting], renderer: RendererBase) -> N
         setting = settings[index]
         text = axes.annotate(
             setting.label.replace(" loads of ", ": "), (setting.cost, setting.loss),
-            xytext=(0, 0), textcoords="offset pixels", fontsize=8.5, color=INK,
-            va="center", zorder=5, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            xytext=(0, 0), textcoords="offset points", fontsize=8.5, color=INK, parse_math=False,
+            va="center", zorder=5, path_effects=[withStroke(linewidth=2.5, foreground=PAPER)],
         )  # fmt: skip
         box = np.array(text.get_window_extent(renderer).extents)
         shifts = _candidates(box[2] - box[0], box[3] - box[1])
@@ -180,7 +192,7 @@ def _label(axes: Axes, settings: Sequence[Setting], renderer: RendererBase) -> N
         covered = np.concatenate([np.delete(marks, index, 0), placed])
         away = np.hypot(*(points[index] - _nearest(boxes, points[index])).T)
         best = int(np.argmin(away + _crowding(boxes, covered, crossed, frame)))
-        text.set_position(tuple(shifts[best]))
+        text.set_position(tuple(shifts[best] / POINT))
         placed = np.concatenate([placed, boxes[best : best + 1]])
         if away[best] > 1.4 * EM:
             _leader(axes, points[index], _nearest(boxes[best : best + 1], points[index])[0])

@@ -1,0 +1,78 @@
+"""How far a command is: a bar with the time left, on a terminal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:  # reports show their progress too, and load no torch
+    from pyro_meta.training.loop import Watcher
+
+Tell = Callable[[str], None]
+"""Called with what comes next, before it is done."""
+
+
+def bar(console: Console) -> Progress:
+    """Steps done, time left and a description; nothing where `console` is no terminal."""
+    return Progress(
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
+def step_by_step(steps: int, console: Console, prints_lines: bool = False) -> Iterator[Tell]:
+    """A bar that is told of every step.
+
+    With `prints_lines` each step is a line where there is no terminal to draw on.
+    """
+    with bar(console) as progress:
+        task = progress.add_task("", total=steps, completed=-1)  # the first is told, not done
+
+        def tell(what: str) -> None:
+            progress.update(task, advance=1, description=escape(what))
+            if prints_lines and not console.is_terminal:
+                console.print(what)
+
+        yield tell
+        progress.update(task, completed=steps, description="done")
+
+
+@contextmanager
+def over_training(steps: int, done: int, console: Console) -> "Iterator[Watcher]":
+    """A bar with loss, KL, cost, hard share and tokens per second, told of every step's record.
+
+    Where there is no terminal to draw on, one line is printed every tenth of the way.
+    """
+    with bar(console) as progress:
+        task = progress.add_task("", total=steps, completed=done)
+
+        def watch(record: dict[str, Any]) -> None:
+            figures = (
+                f"loss {record['loss']:.3f}  kl {record['kl']:.3f}  "
+                f"cost {record['cost_macs']:.2f}  hard {record['hard_share']:.0%}  "
+                f"{record['tokens_per_second']:,.0f} tok/s"
+            )
+            progress.update(task, completed=record["step"], description=figures)
+            if "val_nll_hard" in record:
+                console.print(
+                    f"step {record['step']}: validation {record['val_nll_soft']:.4f} soft, "
+                    f"{record['val_nll_hard']:.4f} hard, macs {record['cost_macs_hard']:.1%}"
+                )
+            elif not console.is_terminal and record["step"] % max(1, steps // 10) == 0:
+                console.print(f"step {record['step']}/{steps}  {figures}")
+
+        yield watch

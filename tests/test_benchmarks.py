@@ -1,0 +1,177 @@
+"""What the scripts of benchmarks/ compare is the same; no timing decides anything here."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import svi
+import targets
+import torch
+from bookkeeping import bookkeeping, recorded_arithmetic
+from conftest import build, text
+from targets import Target, slowest, speed_up
+from test_bench import SHARES, TINY
+from torch import Tensor
+
+from pyro_meta import bench
+from pyro_meta.attention import backend, routed_attention
+from pyro_meta.attention.ops import gathered
+from pyro_meta.inference.elbo import Objective
+from pyro_meta.speed.scene import MECHANISMS, Attention, Scene
+from pyro_meta.speed.timed_parts import PARTS, routed
+
+
+@pytest.mark.usefixtures("double")
+def test_the_plain_step_is_the_same_step() -> None:
+    model, guide = build()
+    model.kl_weight = 0.3
+    torch.manual_seed(4)
+    ours = Objective(model, guide)(*text()).loss
+    torch.manual_seed(4)
+    plain = svi.plain_loss(model, guide, *text())
+    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_the_svi_benchmark_writes_its_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svi, "LAYERS", 1)
+    monkeypatch.setattr(svi, "REPEATS", 1)
+    monkeypatch.setattr(sys, "argv", ["svi.py", str(tmp_path / "svi.json")])
+    svi.main()
+    facts = json.loads((tmp_path / "svi.json").read_text())
+    assert {"command", "hardware", "versions", "setting"} <= facts.keys()
+    assert facts["ratio_of_medians"] > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_attention_alone_gives_what_the_routed_one_gives(precision: str) -> None:
+    scene = Scene(**vars(TINY) | {"precision": precision})
+    calls = PARTS["attention"].calls(scene, 40, SHARES)
+    assert list(calls) == [*MECHANISMS, *map(routed, SHARES)]
+    kernels = {}
+    for name, call in calls.items():
+        with recorded_arithmetic() as recorded:
+            call()
+        kernels[name] = {function.__name__ for function, _, _ in recorded}
+        for function, args, _ in recorded:
+            assert "scaled" not in function.__name__ or args[0].dtype == scene.dtype
+    assert kernels["full"] == kernels["window"] == {"scaled_dot_product_attention"}
+    assert "matmul" in kernels["linear"] and "scaled_dot_product_attention" not in kernels["linear"]
+    assert kernels[routed(0.1)] >= kernels["linear"] | kernels["full"]
+
+
+# -- bookkeeping -------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("way", ["gather", "flex"])
+def test_arithmetic_is_recorded_and_masks_and_tables_are_not(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Every kernel is recorded; nothing is while masks and plans are made."""
+    attention = Attention.of(TINY, 300)
+    choice = TINY.choices(0.3, 300)[0]
+    made: list[int] = []
+
+    masks = gathered._masks
+
+    def watched_masks(*args: Any) -> Iterator[Tensor]:
+        before = len(calls)
+        for mask in masks(*args):
+            made.append(len(calls) - before)
+            yield mask
+            before = len(calls)
+
+    monkeypatch.setattr(gathered, "_masks", watched_masks)
+    with torch.no_grad(), backend(way), recorded_arithmetic() as calls:
+        out = routed_attention(attention.mechanisms, attention.gain, choice, attention.inputs)
+    kernels = [f.__name__ for f, _, _ in calls]
+    if way == "gather":
+        assert len(made) == kernels.count("scaled_dot_product_attention") > 0
+        assert sum(made) == 0
+        assert kernels.count("mul") == 3, "the gains, and no mask"
+    else:
+        assert kernels.count("flex_attention") == 2, "full and window"
+    assert kernels.count("matmul") >= 4, "linear"
+    with torch.no_grad(), backend(way):
+        again = routed_attention(attention.mechanisms, attention.gain, choice, attention.inputs)
+    assert torch.equal(out, again), "recording changes nothing"
+    for function, args, kwargs in calls:
+        function(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("routed_s", "replay_s", "share"), [(4.0, 3.0, 0.25), (3.0, 3.1, 0.0)])
+def test_bookkeeping_is_what_is_left_of_the_replay(
+    monkeypatch: pytest.MonkeyPatch, routed_s: float, replay_s: float, share: float
+) -> None:
+    counts: dict[str, int] = {}
+
+    def timed(scene: Scene, calls: Any, repeats: int) -> dict[str, list[float]]:
+        for name, call in calls.items():
+            with recorded_arithmetic() as recorded:
+                call()
+            counts[name] = len(recorded)
+        return {"routed": [routed_s] * repeats, "arithmetic": [replay_s] * repeats}
+
+    monkeypatch.setattr(Scene, "time", timed)
+    found = bookkeeping(TINY, 128, 0.5)
+    assert found["share_of_time"] == pytest.approx(share)
+    assert (found["length"], found["share_of_full"]) == (128, 0.5)
+    assert 0 < counts["arithmetic"] <= counts["routed"], "it repeats arithmetic and nothing else"
+
+
+# -- targets -----------------------------------------------------------------------------------
+
+
+def test_a_target_is_met_on_the_right_side() -> None:
+    assert Target("fast", 3.0, at_least=3.0).met and not Target("fast", 2.9, at_least=3.0).met
+    assert Target("small", 0.1, at_most=0.1).met and not Target("small", 0.2, at_most=0.1).met
+    assert Target("unknown", None, at_least=3.0).met is None
+
+
+def test_targets_read_the_right_points() -> None:
+    def point(length: int, route: str, ratio: float) -> dict[str, Any]:
+        return {"part": "attention", "length": length, "route": route, "ratio_to_full": ratio}
+
+    points = [
+        point(256, "routed 0.5", 3.0),
+        point(512, "routed 0.5", 1.05),
+        point(512, "window", 9.0),
+        point(8192, "routed 0.1", 0.25),
+        point(8192, "routed 0.05", 0.2),
+    ]
+    assert speed_up(points, "attention", 8192) == 4.0
+    assert speed_up(points, "prefill", 8192) is None
+    assert slowest(points, "attention") == 1.05
+    assert slowest(points, "prefill") is None
+
+
+def test_all_targets_are_judged_from_the_files_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a close look at tiny sizes."""
+    threads = torch.get_num_threads()
+    words = ["--what=routed", "--repeats=1", "--lengths=[64,600]", "--shares=[0.1,1]", "--layers=1"]
+    words += ["--parts=[attention,prefill]", "--device=cpu", f"--threads={threads}"]
+    bench.main([*words, f"--out={tmp_path}"])
+    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    for name in ("svi.json", "mechanisms.json"):
+        shutil.copy(results / name, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["targets.py", str(tmp_path)])
+    targets.main()
+    facts = json.loads((tmp_path / "targets.json").read_text())
+    assert facts["memory"]["peak_bytes_full"] != 0
+    assert 0 <= facts["bookkeeping"]["share_of_time"] < 1
+    assert {row["length"] for row in facts["limits"]["attention"]} == {64, 600}
+    assert all(row["limit_seconds"] > 0 for row in facts["limits"]["attention"])
+    rows = {row["target"]: row for row in facts["targets"]}
+    assert all((row["met"] is None) == (row["measured"] is None) for row in rows.values())
+    known = {what for what, row in rows.items() if row["measured"] is not None}
+    assert "attention alone, any share, any T >= 512: time over that of full" in known
+    assert "window: growth exponent, forward and backward" in known
+    assert "SVI step over the same step in plain PyTorch" in known
+    assert not any("T=8192" in what and "dense" not in what for what in known), "longer than asked"
+    assert "targets" in capsys.readouterr().out
