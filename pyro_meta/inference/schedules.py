@@ -1,13 +1,12 @@
-"""What changes over training: pure functions of the share of training that is done."""
+"""What changes over training: pure functions of the share of training that is done.
+
+The command line reads its options from here before PyTorch is there: no module here needs it.
+"""
 
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from pyro_meta.errors import UsageError
-from pyro_meta.inference.elbo import Objective
 
 
 @dataclass(frozen=True)
@@ -165,36 +164,6 @@ class Optimisation:
     def has_settled(self, progress: float) -> bool:
         """Whether the guide has stopped for good."""
         return progress > self.router_end
-
-    def set_lr(self, optimiser: torch.optim.Optimizer, progress: float) -> None:
-        """Give every group its learning rate after a share `progress` of training."""
-        for group in optimiser.param_groups:
-            lr_at = self.router_lr_at if group["is_router"] else self.lr_at
-            group["lr"] = lr_at(progress)
-
-    @staticmethod
-    def drop_resting(optimiser: torch.optim.Optimizer) -> None:
-        """Drop the gradients of a router that rests, so that no norm or moment holds them."""
-        for group in optimiser.param_groups:
-            if group["is_router"] and group["lr"] == 0:
-                for parameter in group["params"]:
-                    parameter.grad = None
-
-    def optimiser(self, objective: Objective) -> torch.optim.AdamW:
-        """AdamW over the network, in a decayed and an undecayed group, and guide with prior."""
-        linear = [part for part in objective.modules() if isinstance(part, nn.Linear)]
-        matrices = {id(part.weight) for part in linear}
-        routing = [*objective.guide.parameters(), *objective.model.prior.parameters()]
-        router = {id(p) for p in routing}
-        network = [p for p in objective.parameters() if id(p) not in router]
-        decayed = [p for p in network if id(p) in matrices]
-        kept = [p for p in network if id(p) not in matrices]
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay, "is_router": False},
-            {"params": kept, "weight_decay": 0.0, "is_router": False},
-            {"params": routing, "weight_decay": 0.0, "is_router": True},
-        ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
 
 
 def _rise(progress: float, begin: float, end: float) -> float:

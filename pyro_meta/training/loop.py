@@ -22,6 +22,7 @@ from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import evaluate
 from pyro_meta.guides import Guide
 from pyro_meta.inference.elbo import ELBOTerms, Objective
+from pyro_meta.inference.optimiser import drop_resting, make_optimiser, set_lr
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.costs import costs_at
 from pyro_meta.terminal.commands import stop_signals
@@ -109,7 +110,7 @@ def train(
         The loss or the gradient is not finite; the last checkpoint stands.
     """
     objective = Objective(model, guide).to(fabric.device)
-    optimiser = config.optim.optimiser(objective)
+    optimiser = make_optimiser(config.optim, objective)
     is_resumed = is_resumed and run.latest_checkpoint() is not None
     if config.compile:
         model.network.compile_blocks()
@@ -148,7 +149,7 @@ def train(
             progress = (step + 1) / config.steps
             _set_schedules(config, progress, model, guide, optimiser)
             terms = _accumulate(config, corpus, fabric, module, per_step, step)
-            config.optim.drop_resting(optimiser)
+            drop_resting(optimiser)
             norm = fabric.clip_gradients(
                 module,
                 fabric_optimiser,
@@ -205,7 +206,7 @@ def _set_schedules(
     guide.threshold.fill_(config.harden(progress))
     guide.price.fill_(config.harden.price + model.prior.surcharge())
     guide.has_settled = config.optim.has_settled(progress)
-    config.optim.set_lr(optimiser, progress)
+    set_lr(optimiser, config.optim, progress)
 
 
 def _schedules(
