@@ -4,22 +4,26 @@ import difflib
 import importlib
 import inspect
 import io
+import itertools
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from pyro_meta import __version__
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.help import HelpFormatter, reword
 
 # The docstring below an option of a dataclass is its help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+VERSION = f"pyro-meta {__version__}"
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -72,13 +76,67 @@ def is_first_process() -> bool:
 
 def command_parser(module: str, description: str, **options: Any) -> ArgumentParser:
     """The parser of `python -m pyro_meta.MODULE`; options are never abbreviated."""
-    return ArgumentParser(
+    parser = ArgumentParser(
         prog=f"python -m pyro_meta.{module}",
         description=description,
         exit_on_error=False,
         allow_abbrev=False,
+        formatter_class=HelpFormatter,
         **options,
     )
+    parser.add_argument(
+        "--version", action="version", version=VERSION, help="Show the version and exit."
+    )
+    reword(parser, {"--help": "Show this help and exit."})
+    return parser
+
+
+def answer(
+    parser: ArgumentParser, argv: Sequence[str], classes: Collection[str] = (), *more: str
+) -> None:
+    """Answer --help, --version and a mistyped option, before a command imports what it needs.
+
+    Parameters
+    ----------
+    parser
+        A parser of the command's options; their values are not looked at.
+    argv
+        The words of the command line.
+    classes
+        Options of `parser` whose value is a class: its arguments are options that are not known.
+    more
+        Options besides those of `parser`.
+
+    Raises
+    ------
+    SystemExit
+        With code 0: the help or the version is shown.
+    UsageError
+        There is no such option; near matches are given.
+    """
+    words = list(itertools.takewhile(lambda word: word != "--", argv))
+    if not {"-h", "--help"}.isdisjoint(words):
+        parser.print_help()
+        sys.exit(0)
+    if "--version" in words:
+        print(VERSION)
+        sys.exit(0)
+    known = [*option_strings(parser), *(f"--{name}.help" for name in classes), *more]
+    for word in words:
+        name = word.partition("=")[0]
+        is_option = name.startswith("--") and " " not in name  # else a value of the option before
+        if is_option and name not in known and not _is_argument(name, classes):
+            raise UsageError(unknown(name, known))
+
+
+def unknown(option: str, known: Iterable[str]) -> str:
+    return f"unknown option {option}{near(option, known)}"
+
+
+def _is_argument(option: str, classes: Collection[str]) -> bool:
+    """Whether an option is an argument of a class, such as --prior.rate."""
+    name, _, argument = option.removeprefix("--").partition(".")
+    return name in classes and bool(argument)
 
 
 def parse(
@@ -119,8 +177,8 @@ def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, typ
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
-    if unknown := re.search(r"unrecognized arguments: ([^\s=]+)", text):
-        return f"unknown option {unknown[1]}{near(unknown[1], _option_strings(parser))}"
+    if found := re.search(r"unrecognized arguments: ([^\s=]+)", text):
+        return unknown(found[1], option_strings(parser))
     keys = re.findall(r'Parser key "([^"]+)":', text)
     if not keys:
         return text
@@ -155,7 +213,8 @@ def near(word: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _option_strings(parser: ArgumentParser) -> list[str]:
+def option_strings(parser: ArgumentParser) -> list[str]:
+    """The names of a parser's options, with their dashes."""
     return [name for action in parser._actions for name in action.option_strings]
 
 
