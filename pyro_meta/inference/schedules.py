@@ -21,8 +21,8 @@ class KLSchedule:
     """
 
     weight: float = 0.004
-    """Final weight: at 1 the loss is the negative ELBO; the lower, the less the prior counts against
-    the fit to the text."""
+    """Final weight: at 1 the loss is the negative ELBO; the lower, the less the prior counts
+    against the fit to the text."""
     peak: float = 5.0
     """Height of the peak on the way there, as a multiple of the final weight; 1: the weight only
     rises."""
@@ -88,8 +88,9 @@ class ShortFirst:
     """
 
     factor: int = 8
-    """How many times shorter sequences are at first, and how many times more of them are in a batch;
-    1: whole sequences from the start. The look-ups that --data Recall plants shrink with them."""
+    """How many times shorter sequences are at first, and how many times more of them are in a
+    batch; 1: whole sequences from the start. The look-ups that --data Recall plants shrink with
+    them."""
     until: float = 0.2
     """When sequences become whole, as a share of all steps."""
 
@@ -109,7 +110,7 @@ class Optimisation:
     """AdamW with a warmed-up cosine schedule, and gradients clipped by their global norm."""
 
     lr: float = 5e-3
-    """Highest learning rate of the network, after the warm-up."""
+    """Highest learning rate of the network."""
     final_lr: float = 1e-4
     """Learning rate at the end, reached on half a cosine."""
     warmup: float = 0.02
