@@ -74,14 +74,20 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK" if is_torchrun else "LOCAL_RANK", "0")) == 0
 
 
+class CommandParser(ArgumentParser):
+    """A parser with our help; jsonargparse makes the parser of a class's arguments another one."""
+
+    def __init__(self, *args: Any, formatter_class: type = HelpFormatter, **options: Any) -> None:
+        super().__init__(*args, formatter_class=formatter_class, **options)
+
+
 def command_parser(module: str, description: str, **options: Any) -> ArgumentParser:
     """The parser of `python -m pyro_meta.MODULE`; options are never abbreviated."""
-    parser = ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m pyro_meta.{module}",
         description=description,
         exit_on_error=False,
         allow_abbrev=False,
-        formatter_class=HelpFormatter,
         **options,
     )
     parser.add_argument(
@@ -152,6 +158,19 @@ def parse(
         raise
     except Exception as error:  # jsonargparse raises many kinds for bad input
         raise UsageError(explain(error, parser, classes or {})) from error
+
+
+@contextmanager
+def unread_docstrings() -> Iterator[None]:
+    """Leave the docstrings of attributes unread, which only a help shows: half a second for ours.
+
+    They stand in the source, and jsonargparse reads that of all bases of a class: torch's too.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    try:
+        yield
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:

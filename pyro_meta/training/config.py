@@ -1,6 +1,7 @@
 """A training run from its options: they are read, and the model and its guide are built."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -18,7 +19,7 @@ from pyro_meta.models import BudgetDirichlet, CostDirichlet, DepthPrior, Languag
 from pyro_meta.network.measured_costs import timed_on
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
-from pyro_meta.terminal.commands import explain, parse
+from pyro_meta.terminal.commands import explain, parse, unread_docstrings
 from pyro_meta.terminal.naming import public_path
 from pyro_meta.training.options import as_word, flatten, settle
 from pyro_meta.training.settings import DEFAULT_CLASSES, Settings, train_parser
@@ -105,13 +106,16 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     UsageError
         Whatever is wrong with the command line or a file named in it.
     """
-    parser = config_parser()
     bases = {name: base for name, (base, _) in CLASS_OPTIONS.items()}
     words = settle(argv, default_classes())
     if _has_budget(words):
         words = settle(argv, default_classes(has_budget=True))
-    parsed = parse(parser, words, bases)
-    options: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_unset=False))
+    has_help = any(word.partition("=")[0].endswith(".help") for word in words)
+    with nullcontext() if has_help else unread_docstrings():
+        parser = config_parser()
+        parsed = parse(parser, words, bases)
+        text = parser.dump(parsed, skip_unset=False, skip_validation=True)
+    options: dict[str, Any] = yaml.safe_load(text)
     for name in CLASS_OPTIONS:
         options[name]["class_path"] = public_path(options[name]["class_path"])
     try:
