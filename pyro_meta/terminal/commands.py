@@ -109,7 +109,7 @@ def answer(
     argv
         The words of the command line.
     classes
-        Options of `parser` whose value is a class: its arguments are options that are not known.
+        Options whose value is a class: its arguments are options that are not known.
     more
         Options besides those of `parser`.
 
@@ -141,8 +141,7 @@ def unknown(option: str, known: Iterable[str]) -> str:
 
 def _is_argument(option: str, classes: Collection[str]) -> bool:
     """Whether an option is an argument of a class, such as --prior.rate."""
-    name, _, argument = option.removeprefix("--").partition(".")
-    return name in classes and bool(argument)
+    return any(option.startswith(f"--{name}.") for name in classes)
 
 
 def parse(
