@@ -43,7 +43,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "pyro-meta COMMAND --help lists the options of a command; --version says which this is.",
+            "pyro-meta COMMAND --help lists the options of a command; pyro-meta --version says which "
+            "version this is.",
         ]
     )
 
