@@ -42,11 +42,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy reads the package in its installed shape: models/, guides/ and analysis/ inside pyro_meta/
 types: $(VENV)/.installed-dev
-	rm -rf build/types && mkdir -p build/types/pyro_meta
-	for part in pyro_meta/* models guides analysis; do ln -s "$(CURDIR)/$$part" build/types/pyro_meta/; done
-	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p pyro_meta
+	$(BIN)/mypy -p pyro_meta
 
 bench: $(VENV)/.installed  ## Measure this machine; results under benchmarks/results/.
 	$(BIN)/python -m pyro_meta.bench

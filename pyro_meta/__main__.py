@@ -43,8 +43,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "pyro-meta COMMAND --help lists the options of a command; pyro-meta --version says which "
-            "version this is.",
+            "pyro-meta COMMAND --help lists the options of a command.",
         ]
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-PLACEHOLDERS = {int: "N", float: "X", Path: "PATH"}
+PLACEHOLDERS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}
 """What stands for a value of a type; of any other, the option's own name does."""
 
 
@@ -24,7 +24,7 @@ class HelpFormatter(DefaultHelpFormatter):
         return f"{text.removesuffix('.')} (default: {as_written(action.default)})."
 
     def _get_default_metavar_for_optional(self, action: Action) -> str:
-        kind = getattr(action, "_typehint", action.type)
+        kind: Any = getattr(action, "_typehint", action.type)
         if get_origin(kind) in (Union, UnionType):
             kind = next((one for one in get_args(kind) if one in PLACEHOLDERS), kind)
         return PLACEHOLDERS.get(kind) or super()._get_default_metavar_for_optional(action)
