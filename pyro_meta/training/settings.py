@@ -66,7 +66,10 @@ class Gates:
 
 @dataclass
 class Settings:
-    """What to train, on what, and how."""
+    """What to train, on what, and how.
+
+    `data`, `prior` and `guide` are classes: `Config` says of which kind, and their defaults.
+    """
 
     data: Any = None
     """What to train on: Text (default), the UTF-8 text that --data.path names (a file, a folder or
