@@ -42,13 +42,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy reads the package in its installed shape, models/, guides/ and analysis/ inside pyro_meta/, and
-# the scripts of benchmarks/
 types: $(VENV)/.installed-dev
-	rm -rf build/types && mkdir -p build/types/pyro_meta
-	for part in pyro_meta/* models guides analysis; do ln -s "$(CURDIR)/$$part" build/types/pyro_meta/; done
-	ln -s "$(CURDIR)"/benchmarks/*.py build/types/
-	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file ../../pyproject.toml pyro_meta *.py
+	$(BIN)/mypy -p pyro_meta
+	cd benchmarks && $(abspath $(BIN))/mypy --config-file ../pyproject.toml *.py
 
 bench: $(VENV)/.installed  ## Measure this machine; results under benchmarks/results/.
 	$(BIN)/python -m pyro_meta.bench

@@ -23,6 +23,7 @@ from pyro_meta.attention.clock import interleaved, medians
 from pyro_meta.folders import write_whole
 from pyro_meta.guides import DirichletGuide
 from pyro_meta.inference.elbo import Objective
+from pyro_meta.inference.optimiser import make_optimiser
 from pyro_meta.inference.schedules import Optimisation
 from pyro_meta.models import CostDirichlet, LanguageModel
 from pyro_meta.network.route import Decision, Features
@@ -42,7 +43,7 @@ def bench_svi(layers: int, repeats: int) -> dict[str, Any]:
     model = LanguageModel(network, CostDirichlet(network))
     guide = DirichletGuide(model)
     objective = Objective(model, guide)
-    optimiser = Optimisation().optimiser(objective)
+    optimiser = make_optimiser(Optimisation(), objective)
     both = torch.randint(256, (B, T + 1))
     tokens, targets = both[:, :-1].contiguous(), both[:, 1:].contiguous()
 

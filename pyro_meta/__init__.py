@@ -2,18 +2,15 @@
 
 The public names below are imported on first use, so that `pyro_meta.analysis` and the reports never
 import torch. They are also what checkpoints and config.yaml call classes by, so that a file may
-move without a run noticing.
+move without a run noticing. `__init__.pyi` says the same to type checkers.
+
+models/, guides/ and analysis/ stand beside this folder in a checkout; links in it lead there.
 """
 
 import importlib
-import pkgutil
 from typing import Any
 
 __version__ = "0.1.0"
-
-# The folders models/, guides/ and analysis/ stand beside this one in a checkout and inside it once
-# installed; this line lets a checkout and an installed copy complete each other.
-__path__ = pkgutil.extend_path(__path__, __name__)
 
 _NAMES = {
     "attention": (

@@ -1,11 +1,12 @@
 """`python -m pyro_meta.ablate`: many runs, their baselines, and what they show."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
+from jsonargparse import ArgumentParser, Namespace
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -14,21 +15,22 @@ from rich.table import Table as RichTable
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import write_whole
 from pyro_meta.study.description import Study
-from pyro_meta.study.live import watching
-from pyro_meta.study.plan import Group, expand
-from pyro_meta.study.results import Results, Table
-from pyro_meta.study.runner import (
-    Interrupted,
-    Job,
-    Shelf,
-    State,
-    execute,
-    place_known,
-    study_lock,
+from pyro_meta.terminal.commands import (
+    INTERRUPTED,
+    answer,
+    command_parser,
+    option_strings,
+    parse,
+    run_command,
+    with_values,
 )
-from pyro_meta.terminal.commands import INTERRUPTED, command_parser, parse, run_command, with_values
-from pyro_meta.training.config import config_parser
 from pyro_meta.training.options import Options, preset, read_file
+from pyro_meta.training.settings import DEFAULT_CLASSES, train_parser
+
+if TYPE_CHECKING:
+    from pyro_meta.study.plan import Group
+    from pyro_meta.study.results import Results, Table
+    from pyro_meta.study.runner import Job
 
 DESCRIPTION = """Train every combination of a grid of options under several seeds, with the
 baselines that each routed setting has to beat, and compare them. Every other option is one of
@@ -36,11 +38,25 @@ python -m pyro_meta.train and holds for all runs. What has finished is never tra
 the command, or name only --out, to go on."""
 BRIEF = ("val_nll_hard", "val_nll_soft", "cost_macs_hard", "truth.answer_accuracy_hard")
 NAME_WIDTH = 10  # at least; all figures find room beside it in 80 columns
-OWN = ("out", "workers", "seeds", "baselines", "cost", "report_only", "dry_run", "help")
 
 
 def main(argv: list[str]) -> int:
     """Run a study as the options say; 0 when all runs finished, 1 when one failed, 130 stopped."""
+    parser, options_of_runs = _parser(), train_parser()
+    names = [f"--{prefix}{name.removeprefix('--')}"
+             for prefix in ("", "grid.") for name in option_strings(options_of_runs)]  # fmt: skip
+    answer(parser, argv, [*DEFAULT_CLASSES, *(f"grid.{name}" for name in DEFAULT_CLASSES)], *names)
+    own, grid, base = _sort_words(with_values(argv, options_of_runs), option_strings(parser))
+    options = parse(parser, own)
+    if options.workers < 1:
+        raise UsageError(f"option --workers: {options.workers} given; at least 1 is allowed")
+    out = _folder(options.out, options.study)
+    study = _read_study(options, out, grid, base)
+    command = shlex.join(["python", "-m", "pyro_meta.ablate", *argv])
+    return _run(study, options, out, command)
+
+
+def _parser() -> ArgumentParser:
     parser = command_parser(
         "ablate",
         DESCRIPTION,
@@ -64,12 +80,16 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--report_only", type=bool, default=False, help="Train nothing.")
     parser.add_argument("--dry_run", type=bool, default=False, help="List the runs and stop.")
-    own, grid, base = _sort_words(argv)
-    options = parse(parser, own)
-    if options.workers < 1:
-        raise UsageError(f"option --workers: {options.workers} given; at least 1 is allowed")
-    out = _folder(options.out, options.study)
-    study = _read_study(options, out, grid, base)
+    return parser
+
+
+def _run(study: Study, options: Namespace, out: Path, command: str) -> int:
+    """Train what is missing, compare, and show what came of it."""
+    from pyro_meta.study.live import watching  # what needs PyTorch comes once words are understood
+    from pyro_meta.study.plan import expand
+    from pyro_meta.study.results import Results
+    from pyro_meta.study.runner import Interrupted, Shelf, State, execute, place_known, study_lock
+
     console, shown = Console(), Console(stderr=True)
     with shown.status("reading the options of every run"):
         groups = expand(study)
@@ -84,11 +104,10 @@ def main(argv: list[str]) -> int:
         (out / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"option --out: cannot make {out}: {error.strerror}") from error
-    command = shlex.join(["python", "-m", "pyro_meta.ablate", *argv])
     with study_lock(out):
         write_whole(out / "study.yaml", study.as_yaml())
 
-        def report(job: Job | None = None) -> Results:
+        def report(job: "Job | None" = None) -> Results:
             results = Results(groups, jobs, options.cost)
             results.write(out, command, study.as_yaml())
             return results
@@ -99,7 +118,7 @@ def main(argv: list[str]) -> int:
             try:
                 with watching(jobs, shown) as (show, tell):
 
-                    def finished(job: Job) -> None:
+                    def finished(job: "Job") -> None:
                         tell(job)
                         report()
 
@@ -123,12 +142,14 @@ def main(argv: list[str]) -> int:
 # -- what is asked for -----------------------------------------------------------------------
 
 
-def _sort_words(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], list[Options]]:
+def _sort_words(
+    argv: Sequence[str], of_command: Collection[str]
+) -> tuple[list[str], dict[str, Any], list[Options]]:
     """Words of this command, axes of the grid, and layers of training options."""
     own: list[str] = []
     grid: dict[str, Any] = {}
     base: list[Options] = []
-    words = with_values(argv, config_parser())
+    words = list(argv)
     while words:
         word = words.pop(0)
         name, has_value, value = word.removeprefix("--").partition("=")
@@ -141,7 +162,7 @@ def _sort_words(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], list[Op
                 value, has_value = words.pop(0), "="
         if not has_value and not is_alone:
             raise UsageError(f"option --{name}: a value is missing")
-        if name in OWN:
+        if f"--{name}" in of_command:
             is_switch = not has_value and name != "help"
             own.append(f"--{name}{has_value}{value}" + "=true" * is_switch)
         elif name.startswith("grid."):
@@ -187,13 +208,15 @@ def _read_study(options: Any, out: Path, grid: dict[str, Any], base: list[Option
     return Study.read(given, str(source) if options.study else "study")
 
 
-def _jobs(groups: list[Group]) -> list[Job]:
+def _jobs(groups: "list[Group]") -> "list[Job]":
     """The runs seed by seed, so that a look in between compares like with like."""
+    from pyro_meta.study.runner import Job
+
     seeds = dict.fromkeys(seed for group in groups for seed in group.seeds)
     return [Job(group, seed) for seed in seeds for group in groups if seed in group.seeds]
 
 
-def _prepare(groups: list[Group]) -> None:
+def _prepare(groups: "list[Group]") -> None:
     """Prepare every text once, and refuse one that is too short, before the first run."""
     corpora: dict[str, Any] = {}
     for group in groups:
@@ -206,7 +229,7 @@ def _prepare(groups: list[Group]) -> None:
 # -- what is shown ---------------------------------------------------------------------------
 
 
-def _list(groups: list[Group], console: Console) -> None:
+def _list(groups: "list[Group]", console: Console) -> None:
     for group in groups:
         seeds = ", ".join(map(str, group.seeds))
         line = f"{escape(group.label)}  [dim]seeds {seeds}[/dim]"
@@ -214,7 +237,7 @@ def _list(groups: list[Group], console: Console) -> None:
     console.print(f"{sum(len(group.seeds) for group in groups)} runs")
 
 
-def _show(results: Results, out: Path, console: Console) -> None:
+def _show(results: "Results", out: Path, console: Console) -> None:
     if results.results:
         console.print(terminal_table(results.table(BRIEF, digits=3)), crop=False)
         console.print(
@@ -227,7 +250,7 @@ def _show(results: Results, out: Path, console: Console) -> None:
             console.print(f"wrote {escape(str(out / name))}", soft_wrap=True)
 
 
-def terminal_table(table: Table) -> RichTable:
+def terminal_table(table: "Table") -> RichTable:
     """A table whose figures stay whole: where room is short they stand above their spread, and
     names are broken."""
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -112,7 +112,7 @@ def _parser() -> ArgumentParser:
     add("--lengths", type=list[int] | None, help="Lengths T (default: each benchmark's own).")
     add(
         "--shares", type=list[float] | None,
-        help="Routed: shares of full attention. Depth: shares of token-layer pairs passed by.",
+        help="Routed: shares of full attention. Depth: shares of token-layer pairs to skip.",
     )  # fmt: skip
     add("--parts", type=list[str], default=list(PARTS), help=f"Routed: of {', '.join(PARTS)}.")
     add("--layers", type=int, default=4, help="Layers of the networks.")

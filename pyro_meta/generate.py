@@ -4,53 +4,69 @@ import sys
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyro
-import torch
+from jsonargparse import ArgumentParser, Namespace
 
-from pyro_meta.attention.profile import of_this_machine, profiled
-from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.errors import UsageError
-from pyro_meta.generation.sampling import Sampling, continue_tokens
-from pyro_meta.terminal.commands import command_parser, parse, run_command
-from pyro_meta.training.run import Run
+from pyro_meta.generation.options import SamplingOptions
+from pyro_meta.terminal.commands import answer, command_parser, parse, run_command
+
+if TYPE_CHECKING:
+    from pyro_meta.data.vocabulary import Vocabulary
 
 
-@pyro.validation_enabled(False)
 def main(argv: list[str]) -> None:
     """Print the prompt and its continuation, and nothing else, on standard output."""
-    parser = command_parser("generate", "Continue a text with a trained model.")
-    parser.add_argument("run", metavar="RUN", type=str, help="Folder of a run.")
-    parser.add_argument("--prompt", type=str, help="Text to continue (default: none).")
-    parser.add_argument("--prompt_file", type=Path | None, help="UTF-8 file to continue instead.")
-    parser.add_argument("--max_tokens", type=int, default=200, help="Tokens to add.")
-    parser.add_class_arguments(Sampling)
-    parser.add_argument(
-        "--cache",
-        type=bool,
-        default=True,
-        help="Keep what was read, instead of reading it again for every token; the text is the "
-        "same.",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the draws.")
+    parser = _parser()
+    answer(parser, argv)
     options = parse(parser, argv)
     if options.max_tokens < 0:
         raise UsageError(f"option --max_tokens: {options.max_tokens} given; at least 0 is allowed")
     if not 0 <= options.seed < 1 << 63:
         raise UsageError(f"option --seed: {options.seed} given; 0 to 2**63 - 1 are allowed")
-    text = _text(options.prompt, options.prompt_file)
-    sampling = Sampling(**{field.name: options[field.name] for field in fields(Sampling)})
-    model, guide, vocabulary, _ = Run.open(options.run).load()
-    if torch.cuda.is_available():
-        model.cuda(), guide.cuda()
-    name = "prompt" if options.prompt_file is None else "prompt_file"
-    prompt = _prompt(text, f"option --{name}", vocabulary)
-    new = continue_tokens(
-        model, guide, prompt, options.max_tokens, sampling, options.seed, options.cache
+    _continue(options, _text(options.prompt, options.prompt_file))
+
+
+def _parser() -> ArgumentParser:
+    parser = command_parser("generate", "Continue a text with a trained model.")
+    parser.add_argument("run", metavar="RUN", type=str, help="Folder of a run.")
+    parser.add_argument("--prompt", type=str, help="Text to continue (default: no text).")
+    parser.add_argument("--prompt_file", type=Path | None, help="UTF-8 file to continue instead.")
+    parser.add_argument("--max_tokens", type=int, default=200, help="Tokens to add.")
+    parser.add_class_arguments(SamplingOptions)
+    parser.add_argument(
+        "--cache",
+        type=bool,
+        default=True,
+        help="Keep what was read, instead of reading it again for every token: faster, and the "
+        "text is the same.",
     )
-    with profiled(of_this_machine(model.network.embedding.weight.device)):
-        for piece in vocabulary.streamed(chain(prompt, new)):
-            _show(piece)
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the draws.")
+    return parser
+
+
+def _continue(options: Namespace, text: str | None) -> None:
+    import pyro  # what needs PyTorch comes once the words are understood
+    import torch
+
+    from pyro_meta.attention.profile import of_this_machine, profiled
+    from pyro_meta.generation.sampling import Sampling, continue_tokens
+    from pyro_meta.training.run import Run
+
+    sampling = Sampling(**{field.name: options[field.name] for field in fields(Sampling)})
+    with pyro.validation_enabled(False):
+        model, guide, vocabulary, _ = Run.open(options.run).load()
+        if torch.cuda.is_available():
+            model.cuda(), guide.cuda()
+        name = "prompt" if options.prompt_file is None else "prompt_file"
+        prompt = _prompt(text, f"option --{name}", vocabulary)
+        new = continue_tokens(
+            model, guide, prompt, options.max_tokens, sampling, options.seed, options.cache
+        )
+        with profiled(of_this_machine(model.network.device)):
+            for piece in vocabulary.streamed(chain(prompt, new)):
+                _show(piece)
     _show("\n")
 
 
@@ -68,7 +84,7 @@ def _text(prompt: str | None, file: Path | None) -> str | None:
         raise UsageError(f"option --prompt_file: {file}: {error.strerror}") from error
 
 
-def _prompt(text: str | None, name: str, vocabulary: Vocabulary) -> list[int]:
+def _prompt(text: str | None, name: str, vocabulary: "Vocabulary") -> list[int]:
     """Tokens to continue; without a text, a line end if the vocabulary has one, else any token."""
     try:
         tokens = vocabulary.encode("\n" if text is None else text).tolist()

@@ -2,41 +2,45 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import pyro
-import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 from rich.markup import escape
 
-from pyro_meta.attention.profile import of_this_machine, profiled
-from pyro_meta.data.corpus import Corpus, identity
 from pyro_meta.errors import UsageError
-from pyro_meta.evaluation.causality import prefix_gap, require_causal, require_causal_guide
-from pyro_meta.evaluation.executed import as_trained, executed_figures
-from pyro_meta.evaluation.figures import SequenceLosses, evaluate
-from pyro_meta.evaluation.known_truth import score_against_truth
-from pyro_meta.evaluation.ngrams import ngram_nll
-from pyro_meta.generation.sampling import Sampling, continue_tokens
-from pyro_meta.guides import Guide
-from pyro_meta.inference.controllers import Controllers
-from pyro_meta.models import LanguageModel
-from pyro_meta.network.transformer import Transformer
-from pyro_meta.posterior.readout import write_posterior
-from pyro_meta.terminal.commands import INTERRUPTED, is_first_process, run_command
-from pyro_meta.terminal.machine import versions
+from pyro_meta.terminal.commands import INTERRUPTED, answer, is_first_process, run_command
 from pyro_meta.terminal.progress import over_training
 from pyro_meta.terminal.tables import closing_table
-from pyro_meta.training.config import Config, read_options
-from pyro_meta.training.loop import Interrupted, Outcome, make_fabric, train
-from pyro_meta.training.run import Run
+from pyro_meta.training.settings import DEFAULT_CLASSES, train_parser
+
+if TYPE_CHECKING:  # what needs PyTorch is imported once there is something to train
+    from lightning_fabric import Fabric
+    from torch import nn
+
+    from pyro_meta.data.corpus import Corpus
+    from pyro_meta.guides import Guide
+    from pyro_meta.inference.controllers import Controllers
+    from pyro_meta.models import LanguageModel
+    from pyro_meta.training.config import Config
+    from pyro_meta.training.loop import Outcome
+    from pyro_meta.training.run import Run
 
 SAMPLE_PROMPT, SAMPLE_TOKENS = 48, 200
 
 
 def main(argv: list[str]) -> int:
     """Train as the options say; 0 when done, 130 when interrupted and saved."""
+    answer(train_parser(), argv, DEFAULT_CLASSES)
+    import pyro
+    import torch
+
+    from pyro_meta.attention.profile import of_this_machine, profiled
+    from pyro_meta.evaluation.causality import require_causal, require_causal_guide
+    from pyro_meta.network.transformer import Transformer
+    from pyro_meta.training.config import read_options
+    from pyro_meta.training.loop import Interrupted, make_fabric, train
+    from pyro_meta.training.run import Run
+
     resumed = _resumed_run(argv)
     if resumed is None:
         config, config_yaml = read_options(argv)
@@ -95,17 +99,27 @@ def main(argv: list[str]) -> int:
 
 
 def _close(
-    config: Config,
-    corpus: Corpus,
-    run: Run,
-    fabric: Fabric,
-    model: LanguageModel,
-    guide: Guide,
-    controllers: Controllers,
-    outcome: Outcome,
+    config: "Config",
+    corpus: "Corpus",
+    run: "Run",
+    fabric: "Fabric",
+    model: "LanguageModel",
+    guide: "Guide",
+    controllers: "Controllers",
+    outcome: "Outcome",
     out: Console,
 ) -> None:
     """Evaluate the trained model, write its results and show them."""
+    from pyro_meta.data.corpus import identity
+    from pyro_meta.evaluation.causality import prefix_gap
+    from pyro_meta.evaluation.executed import as_trained, executed_figures
+    from pyro_meta.evaluation.figures import SequenceLosses, evaluate
+    from pyro_meta.evaluation.known_truth import score_against_truth
+    from pyro_meta.evaluation.ngrams import ngram_nll
+    from pyro_meta.generation.sampling import Sampling, continue_tokens
+    from pyro_meta.posterior.readout import write_posterior
+    from pyro_meta.terminal.machine import versions
+
     windows = corpus.windows(config.context, config.validation_tokens)
     with out.status("evaluating"):
         losses = SequenceLosses()
@@ -177,7 +191,7 @@ def _resumed_run(argv: list[str]) -> str | None:
     return words[1]
 
 
-def _describe_model(config: Config, model: LanguageModel, guide: Guide) -> str:
+def _describe_model(config: "Config", model: "LanguageModel", guide: "Guide") -> str:
     share = _count(guide) / (_count(model) + _count(guide))
     return (
         f"model: {_count(model):,} parameters, router {_count(guide):,} ({share:.1%}); "
@@ -187,15 +201,17 @@ def _describe_model(config: Config, model: LanguageModel, guide: Guide) -> str:
     )
 
 
-def _describe_gates(guide: Guide) -> str:
+def _describe_gates(guide: "Guide") -> str:
     return "" if guide.depth is None else f"depth gates by {type(guide.depth).__name__}, "
 
 
-def _count(module: torch.nn.Module) -> int:
+def _count(module: "nn.Module") -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _device_name(fabric: Fabric) -> str:
+def _device_name(fabric: "Fabric") -> str:
+    import torch
+
     if fabric.device.type == "cuda":
         return torch.cuda.get_device_name(fabric.device)
     return f"{fabric.device.type}, {torch.get_num_threads()} threads"

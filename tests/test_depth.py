@@ -44,6 +44,7 @@ from pyro_meta.evaluation.figures import evaluate
 from pyro_meta.generation.sampling import Sampling, continue_batch
 from pyro_meta.guides import mean_route, of_own_token
 from pyro_meta.inference.elbo import Objective
+from pyro_meta.inference.optimiser import make_optimiser
 from pyro_meta.inference.schedules import Optimisation
 from pyro_meta.network.costs import costs_at
 from pyro_meta.network.macs import block_macs
@@ -319,7 +320,7 @@ def test_a_step_walks_the_network_once() -> None:
 
 def test_every_parameter_of_the_gates_is_in_the_group_of_the_router() -> None:
     objective = Objective(*gated())
-    *_, router = Optimisation().optimiser(objective).param_groups
+    *_, router = make_optimiser(Optimisation(), objective).param_groups
     own = {id(p) for p in router["params"]}
     named = {n: p for n, p in objective.named_parameters() if n.startswith("guide.depth.")}
     assert len(named) == 8 and all(id(p) in own for p in named.values())

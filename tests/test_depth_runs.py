@@ -41,9 +41,10 @@ from pyro_meta.posterior.amortisation import amortisation_gap
 from pyro_meta.posterior.exact import Handful
 from pyro_meta.posterior.importance import block_terms
 from pyro_meta.posterior.readout import write_posterior
-from pyro_meta.training.config import Config, Gates, read_options
+from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.loop import _choices, _figures, make_fabric, train
 from pyro_meta.training.run import Run
+from pyro_meta.training.settings import Gates
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 40
 

@@ -6,6 +6,7 @@ from conftest import build
 
 from pyro_meta.errors import UsageError
 from pyro_meta.inference.elbo import Objective
+from pyro_meta.inference.optimiser import drop_resting, make_optimiser, set_lr
 from pyro_meta.inference.schedules import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
 
 
@@ -47,7 +48,7 @@ def test_the_learning_rate_warms_up_and_falls_on_a_cosine() -> None:
 
 def test_only_weights_of_linear_maps_decay() -> None:
     objective = Objective(*build())
-    decayed, kept, router = Optimisation(weight_decay=0.3).optimiser(objective).param_groups
+    decayed, kept, router = make_optimiser(Optimisation(weight_decay=0.3), objective).param_groups
     names = {id(p): name for name, p in objective.named_parameters()}
     assert decayed["weight_decay"] == 0.3 and kept["weight_decay"] == router["weight_decay"] == 0.0
     assert all(names[id(p)].endswith("weight") and p.dim() == 2 for p in decayed["params"])
@@ -61,9 +62,9 @@ def test_only_weights_of_linear_maps_decay() -> None:
 def test_the_guide_begins_later_learns_faster_and_stops() -> None:
     objective = Objective(*build())
     optim = Optimisation(router=3.0, router_begin=0.4, router_end=0.7)
-    optimiser = optim.optimiser(objective)
+    optimiser = make_optimiser(optim, objective)
     for progress, ratio in ((0.1, 0.0), (0.4, 0.0), (0.41, 3.0), (0.7, 3.0), (0.71, 0.0)):
-        optim.set_lr(optimiser, progress)
+        set_lr(optimiser, optim, progress)
         *network, router = (group["lr"] for group in optimiser.param_groups)
         assert network == [optim.lr_at(progress)] * 2
         assert router == pytest.approx(ratio * optim.lr_at(progress))
@@ -72,12 +73,12 @@ def test_the_guide_begins_later_learns_faster_and_stops() -> None:
 def test_a_resting_router_counts_in_no_norm_and_no_moment() -> None:
     objective = Objective(*build())
     optim = Optimisation(router_begin=0.5, router_end=0.7)
-    optimiser = optim.optimiser(objective)
+    optimiser = make_optimiser(optim, objective)
     tokens = torch.randint(13, (2, 8))
     for progress, is_resting in ((0.2, True), (0.6, False)):
-        optim.set_lr(optimiser, progress)
+        set_lr(optimiser, optim, progress)
         objective(tokens, tokens).loss.backward()
-        optim.drop_resting(optimiser)
+        drop_resting(optimiser)
         *network, router = optimiser.param_groups
         assert all((p.grad is None) == is_resting for p in router["params"])
         assert all(p.grad is not None for group in network for p in group["params"])

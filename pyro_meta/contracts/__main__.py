@@ -7,7 +7,7 @@ from pyro_meta.contracts import one
 from pyro_meta.contracts.names import read_call
 from pyro_meta.contracts.suite import Clause, clauses
 from pyro_meta.errors import UsageError
-from pyro_meta.terminal.commands import run_command
+from pyro_meta.terminal.commands import VERSION, run_command
 
 USAGE = """usage: python -m pyro_meta.contracts CLASS [options of pytest]
 
@@ -30,6 +30,9 @@ class _Given:
 def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
+        return 0
+    if argv[0] == "--version":
+        print(VERSION)
         return 0
     if argv[0].startswith("-"):
         raise UsageError(f"{argv[0]!r} given first; the name of a class comes first")

@@ -30,6 +30,7 @@ from pyro_meta.contracts.subjects import (
 from pyro_meta.distributions.simplex import Point, divergence
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.inference.elbo import Objective
+from pyro_meta.inference.optimiser import make_optimiser
 from pyro_meta.inference.schedules import Optimisation
 from pyro_meta.network.route import Features
 from pyro_meta.training.run import Run
@@ -282,7 +283,7 @@ def _mean(values: Tensor) -> tuple[float, float]:
 
 
 def _step(objective: Objective) -> None:
-    optimiser = Optimisation().optimiser(objective)
+    optimiser = make_optimiser(Optimisation(), objective)
     loss = objective(*text()).loss
     require_finite(loss, "the loss")
     loss.backward()

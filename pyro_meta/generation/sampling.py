@@ -1,47 +1,19 @@
 """Sampling text from a trained model, token by token."""
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_meta.errors import UsageError
+from pyro_meta.generation.options import SamplingOptions
 from pyro_meta.generation.reader import Reader
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen from its distribution.
-
-    Raises
-    ------
-    UsageError
-        A setting is out of range.
-    """
-
-    temperature: float = 0.8
-    """Divides the logits; below 1 is bolder than the model, above 1 wilder."""
-    top_k: int | None = None
-    """Keep the k likeliest tokens; of equally likely ones, any that make up the number."""
-    top_p: float | None = None
-    """Keep the fewest tokens whose probabilities sum to p (nucleus sampling)."""
-    greedy: bool = False
-    """Take the likeliest token; temperature, top_k and top_p then play no part."""
-
-    def __post_init__(self) -> None:
-        if not 1e-300 < self.temperature < math.inf:
-            raise UsageError(
-                f"option --temperature: {self.temperature} given; a finite number above 0 "
-                "is allowed (for the likeliest token use --greedy true)"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"option --top_k: {self.top_k} given; at least 1 is allowed")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"option --top_p: {self.top_p} given; 0 < p <= 1 is allowed")
+class Sampling(SamplingOptions):
+    """How the next token is chosen from its distribution."""
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> int:
         """A token id from logits [V]."""

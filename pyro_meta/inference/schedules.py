@@ -1,13 +1,12 @@
-"""What changes over training: pure functions of the share of training that is done."""
+"""What changes over training: pure functions of the share of training that is done.
+
+The command line reads its options from here before PyTorch is there: no module here needs it.
+"""
 
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from pyro_meta.errors import UsageError
-from pyro_meta.inference.elbo import Objective
 
 
 @dataclass(frozen=True)
@@ -22,13 +21,15 @@ class KLSchedule:
     """
 
     weight: float = 0.004
-    """Final weight; 1 is the ELBO, below 1 a tempered objective."""
+    """Final weight: at 1 the loss is the negative ELBO; the lower, the less the prior counts
+    against the fit to the text."""
     peak: float = 5.0
-    """Weight at the peak, in units of the final one; 1: it only rises."""
+    """Height of the peak on the way there, as a multiple of the final weight; 1: the weight only
+    rises."""
     begin: float = 0.25
-    """Share of training done when the weight begins to rise."""
+    """When the weight begins to rise from almost 0, as a share of all steps."""
     end: float = 0.45
-    """Share of training done when the weight is final."""
+    """When the weight reaches its final value, as a share of all steps."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -53,14 +54,16 @@ class HardeningSchedule:
     """
 
     begin: float = 0.45
-    """Share of training done when the first tokens may turn hard."""
+    """When the first tokens may turn hard, as a share of all steps; before, none are."""
     end: float = 0.6
-    """Share of training done when the threshold is final."""
+    """When the threshold reaches its final value, as a share of all steps."""
     final: float = 1.0
-    """Final threshold: 1 makes every route hard, 0 keeps every route soft."""
+    """Final threshold: a token is hard if its uncertainty, from 0 to 1, lies below. 1 makes every
+    token hard, 0 keeps every token soft."""
     price: float = 0.7
-    """Nats by which a mechanism must be likelier to be chosen, per unit of cost that it is dearer
-    (MACs over the context, full attention = 1)."""
+    """Price of cost when a hard token picks its mechanism: how many nats likelier a mechanism must
+    be for each unit that it costs more, where 1 unit is what full attention costs (in
+    multiply-adds, averaged over the context)."""
 
     def __post_init__(self) -> None:
         _check_span("harden", self.begin, self.end)
@@ -85,10 +88,11 @@ class ShortFirst:
     """
 
     factor: int = 8
-    """How many times shorter; 1: whole sequences from the start. What a task plants in short
-    sequences shrinks with them, down to nothing."""
+    """How many times shorter sequences are at first, and how many times more of them are in a
+    batch; 1: whole sequences from the start. The look-ups that --data Recall plants shrink with
+    them."""
     until: float = 0.2
-    """Share of training done when sequences become whole."""
+    """When sequences become whole, as a share of all steps."""
 
     def __post_init__(self) -> None:
         if self.factor < 1:
@@ -106,26 +110,27 @@ class Optimisation:
     """AdamW with a warmed-up cosine schedule, and gradients clipped by their global norm."""
 
     lr: float = 5e-3
-    """Peak learning rate."""
+    """Highest learning rate of the network."""
     final_lr: float = 1e-4
-    """Learning rate at the end."""
+    """Learning rate at the end, reached on half a cosine."""
     warmup: float = 0.02
-    """Share of training over which the learning rate rises from 0."""
+    """How long the learning rate rises from 0 to its highest, as a share of all steps."""
     weight_decay: float = 0.1
-    """Decay of weight matrices; gains, biases, norms and embeddings are not decayed."""
+    """AdamW's weight decay of weight matrices; gains, biases, norms and embeddings have none."""
     beta1: float = 0.9
-    """Decay of AdamW's first moment."""
+    """AdamW's decay of the running mean of gradients, from 0 to below 1."""
     beta2: float = 0.95
-    """Decay of AdamW's second moment."""
+    """AdamW's decay of the running mean of squared gradients, from 0 to below 1."""
     clip: float = 1.0
-    """Greatest global norm of the gradient."""
+    """Gradients whose norm, over all parameters, is above this are scaled down to it."""
     router: float = 5.0
-    """Learning rate of the guide, and of a prior that learns, in units of the network's."""
+    """Learning rate of the guide, and of a prior that learns, as a multiple of the network's."""
     router_begin: float = 0.25
-    """Share of training done when the guide begins to learn: what there is to attend to first."""
+    """When the guide begins to learn, as a share of all steps; first the network learns what there
+    is to attend to."""
     router_end: float = 0.45
-    """Share of training done when the guide stops: its routes are given from then on, and the KL
-    moves nothing."""
+    """When the guide stops learning, as a share of all steps; from then on the network trains with
+    the routes that the guide gives, and the KL term has no effect."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip", "router"):
@@ -165,36 +170,6 @@ class Optimisation:
     def has_settled(self, progress: float) -> bool:
         """Whether the guide has stopped for good."""
         return progress > self.router_end
-
-    def set_lr(self, optimiser: torch.optim.Optimizer, progress: float) -> None:
-        """Give every group its learning rate after a share `progress` of training."""
-        for group in optimiser.param_groups:
-            lr_at = self.router_lr_at if group["is_router"] else self.lr_at
-            group["lr"] = lr_at(progress)
-
-    @staticmethod
-    def drop_resting(optimiser: torch.optim.Optimizer) -> None:
-        """Drop the gradients of a router that rests, so that no norm or moment holds them."""
-        for group in optimiser.param_groups:
-            if group["is_router"] and group["lr"] == 0:
-                for parameter in group["params"]:
-                    parameter.grad = None
-
-    def optimiser(self, objective: Objective) -> torch.optim.AdamW:
-        """AdamW over the network, in a decayed and an undecayed group, and guide with prior."""
-        linear = [part for part in objective.modules() if isinstance(part, nn.Linear)]
-        matrices = {id(part.weight) for part in linear}
-        routing = [*objective.guide.parameters(), *objective.model.prior.parameters()]
-        router = {id(p) for p in routing}
-        network = [p for p in objective.parameters() if id(p) not in router]
-        decayed = [p for p in network if id(p) in matrices]
-        kept = [p for p in network if id(p) not in matrices]
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay, "is_router": False},
-            {"params": kept, "weight_decay": 0.0, "is_router": False},
-            {"params": routing, "weight_decay": 0.0, "is_router": True},
-        ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
 
 
 def _rise(progress: float, begin: float, end: float) -> float:

@@ -19,23 +19,26 @@ class Shape:
     vocabulary: int
     """Number of distinct tokens, V."""
     context: int = 256
-    """Tokens seen in training: the unit of costs and positions, and what generation reads."""
+    """Tokens in a training sequence: costs are averaged over that many positions, and generation
+    reads the last that many."""
     width: int = 128
-    """Width D of the residual stream."""
+    """Width D of the residual stream; divisible by 2 x `heads`."""
     layers: int = 4
     """Number of layers L."""
     heads: int = 4
-    """Query heads H."""
+    """Number of query heads H in a layer."""
     kv_heads: int | None = None
-    """Key-value heads G, a divisor of `heads` (grouped queries); default: as many as `heads`."""
+    """Number of key-value heads G, a divisor of `heads` (grouped queries); None: as many as
+    `heads`."""
     window: int = 64
-    """Keys that `window` attention sees, the token itself included."""
+    """Tokens that `window` attention sees, the token itself included."""
     dropout: float = 0.0
-    """Dropout probability after embedding, attention and MLP."""
+    """Dropout probability, at least 0 and below 1, after embedding, attention and MLP."""
     mlp_width: int | None = None
-    """Hidden width of the MLP; default: four times `width`."""
+    """Hidden width of the MLP; None: 4 x `width`."""
     chunk: int = CHUNK
-    """Tokens in a chunk of the `chunk` mechanisms; of some of them on average."""
+    """Tokens in a chunk of the `chunk` mechanisms; of `chunk_sentence` and `chunk_learned`, on
+    average."""
 
     def __post_init__(self) -> None:
         sizes = ("vocabulary", "context", "width", "layers", "heads", "window", "chunk")

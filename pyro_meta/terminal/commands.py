@@ -4,22 +4,26 @@ import difflib
 import importlib
 import inspect
 import io
+import itertools
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from pyro_meta import __version__
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.help import HelpFormatter, reword
 
 # The docstring below an option of a dataclass is its help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+VERSION = f"pyro-meta {__version__}"
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -70,15 +74,74 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK" if is_torchrun else "LOCAL_RANK", "0")) == 0
 
 
+class CommandParser(ArgumentParser):
+    """A parser with our help; jsonargparse makes the parser of a class's arguments another one."""
+
+    def __init__(self, *args: Any, formatter_class: type = HelpFormatter, **options: Any) -> None:
+        super().__init__(*args, formatter_class=formatter_class, **options)
+
+
 def command_parser(module: str, description: str, **options: Any) -> ArgumentParser:
     """The parser of `python -m pyro_meta.MODULE`; options are never abbreviated."""
-    return ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m pyro_meta.{module}",
         description=description,
         exit_on_error=False,
         allow_abbrev=False,
         **options,
     )
+    parser.add_argument(
+        "--version", action="version", version=VERSION, help="Show the version and exit."
+    )
+    reword(parser, {"--help": "Show this help and exit."})
+    return parser
+
+
+def answer(
+    parser: ArgumentParser, argv: Sequence[str], classes: Collection[str] = (), *more: str
+) -> None:
+    """Answer --help, --version and a mistyped option, before a command imports what it needs.
+
+    Parameters
+    ----------
+    parser
+        A parser of the command's options; their values are not looked at.
+    argv
+        The words of the command line.
+    classes
+        Options whose value is a class: its arguments are options that are not known.
+    more
+        Options besides those of `parser`.
+
+    Raises
+    ------
+    SystemExit
+        With code 0: the help or the version is shown.
+    UsageError
+        There is no such option; near matches are given.
+    """
+    words = list(itertools.takewhile(lambda word: word != "--", argv))
+    if not {"-h", "--help"}.isdisjoint(words):
+        parser.print_help()
+        sys.exit(0)
+    if "--version" in words:
+        print(VERSION)
+        sys.exit(0)
+    known = [*option_strings(parser), *(f"--{name}.help" for name in classes), *more]
+    for word in words:
+        name = word.partition("=")[0]
+        is_option = name.startswith("--") and " " not in name  # else a value of the option before
+        if is_option and name not in known and not _is_argument(name, classes):
+            raise UsageError(unknown(name, known))
+
+
+def unknown(option: str, known: Iterable[str]) -> str:
+    return f"unknown option {option}{near(option, known)}"
+
+
+def _is_argument(option: str, classes: Collection[str]) -> bool:
+    """Whether an option is an argument of a class, such as --prior.rate."""
+    return any(option.startswith(f"--{name}.") for name in classes)
 
 
 def parse(
@@ -94,6 +157,19 @@ def parse(
         raise
     except Exception as error:  # jsonargparse raises many kinds for bad input
         raise UsageError(explain(error, parser, classes or {})) from error
+
+
+@contextmanager
+def unread_docstrings() -> Iterator[None]:
+    """Leave the docstrings of attributes unread, which only a help shows: half a second for ours.
+
+    They stand in the source, and jsonargparse reads that of all bases of a class: torch's too.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    try:
+        yield
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
@@ -119,8 +195,8 @@ def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, typ
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
-    if unknown := re.search(r"unrecognized arguments: ([^\s=]+)", text):
-        return f"unknown option {unknown[1]}{near(unknown[1], _option_strings(parser))}"
+    if found := re.search(r"unrecognized arguments: ([^\s=]+)", text):
+        return unknown(found[1], option_strings(parser))
     keys = re.findall(r'Parser key "([^"]+)":', text)
     if not keys:
         return text
@@ -155,7 +231,8 @@ def near(word: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _option_strings(parser: ArgumentParser) -> list[str]:
+def option_strings(parser: ArgumentParser) -> list[str]:
+    """The names of a parser's options, with their dashes."""
     return [name for action in parser._actions for name in action.option_strings]
 
 

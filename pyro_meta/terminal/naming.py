@@ -17,7 +17,7 @@ def public_name(found: type) -> str:
     A public name stays when its module moves.
     """
     name = found.__qualname__
-    is_public = name in pyro_meta.__all__ and getattr(pyro_meta, name) is found
+    is_public = getattr(pyro_meta, name, None) is found
     return f"pyro_meta.{name}" if is_public else f"{found.__module__}.{name}"
 
 

@@ -24,6 +24,7 @@ from pyro_meta.evaluation.figures import evaluate
 from pyro_meta.guides import Guide
 from pyro_meta.inference.controllers import Controllers, Step
 from pyro_meta.inference.elbo import ELBOTerms, Objective
+from pyro_meta.inference.optimiser import drop_resting, make_optimiser, set_lr
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.costs import costs_at
 from pyro_meta.terminal.commands import stop_signals
@@ -113,7 +114,7 @@ def train(
     """
     objective = Objective(model, guide).to(fabric.device)
     parts = {"model": model, "guide": guide, "controllers": controllers}
-    optimiser = config.optim.optimiser(objective)
+    optimiser = make_optimiser(config.optim, objective)
     is_resumed = is_resumed and run.latest_checkpoint() is not None
     if config.compile:
         model.network.compile_blocks()
@@ -152,7 +153,7 @@ def train(
             progress = (step + 1) / config.steps
             _set_schedules(config, progress, model, guide, controllers, optimiser)
             terms = _accumulate(config, corpus, fabric, module, per_step, step)
-            config.optim.drop_resting(optimiser)
+            drop_resting(optimiser)
             norm = fabric.clip_gradients(
                 module,
                 fabric_optimiser,
@@ -216,7 +217,7 @@ def _set_schedules(
     guide.harden_below(config.harden(progress))
     guide.execution.price.fill_(config.harden.price + controllers.surcharge)
     guide.has_settled = config.optim.has_settled(progress)
-    config.optim.set_lr(optimiser, progress)
+    set_lr(optimiser, config.optim, progress)
 
 
 def _schedules(

@@ -1,0 +1,39 @@
+"""AdamW over the network, and over the guide with its prior, each at its own learning rate."""
+
+import torch
+from torch import nn
+
+from pyro_meta.inference.elbo import Objective
+from pyro_meta.inference.schedules import Optimisation
+
+
+def make_optimiser(optim: Optimisation, objective: Objective) -> torch.optim.AdamW:
+    """AdamW over the network, in a decayed and an undecayed group, and guide with prior."""
+    linear = [part for part in objective.modules() if isinstance(part, nn.Linear)]
+    matrices = {id(part.weight) for part in linear}
+    routing = [*objective.guide.parameters(), *objective.model.prior.parameters()]
+    router = {id(p) for p in routing}
+    network = [p for p in objective.parameters() if id(p) not in router]
+    decayed = [p for p in network if id(p) in matrices]
+    kept = [p for p in network if id(p) not in matrices]
+    groups = [
+        {"params": decayed, "weight_decay": optim.weight_decay, "is_router": False},
+        {"params": kept, "weight_decay": 0.0, "is_router": False},
+        {"params": routing, "weight_decay": 0.0, "is_router": True},
+    ]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True)
+
+
+def set_lr(optimiser: torch.optim.Optimizer, optim: Optimisation, progress: float) -> None:
+    """Give every group its learning rate after a share `progress` in [0, 1] of training."""
+    for group in optimiser.param_groups:
+        lr_at = optim.router_lr_at if group["is_router"] else optim.lr_at
+        group["lr"] = lr_at(progress)
+
+
+def drop_resting(optimiser: torch.optim.Optimizer) -> None:
+    """Drop the gradients of a router that rests, so that no norm or moment holds them."""
+    for group in optimiser.param_groups:
+        if group["is_router"] and group["lr"] == 0:
+            for parameter in group["params"]:
+                parameter.grad = None

@@ -1,0 +1,218 @@
+"""The options of a training run by name, with their help; nothing here needs PyTorch.
+
+So `--help` and a mistyped option are answered at once. `pyro_meta.training.config` adds what takes
+the classes that a run is built of.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
+
+from pyro_meta.errors import UsageError
+from pyro_meta.inference.schedules import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
+from pyro_meta.terminal.commands import command_parser
+from pyro_meta.terminal.help import reword
+from pyro_meta.training.options import preset_names
+
+LARGEST = (2 - 2**-23) * 2.0**127  # the largest number of single precision
+
+DEFAULT_CLASSES = {
+    "data": "pyro_meta.Text",
+    "prior": "pyro_meta.CostDirichlet",
+    "guide": "pyro_meta.DirichletGuide",
+}
+"""Options whose value is a class, and the class that each means unless one is named."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Depth gates: their prior, where they start, and when a hard one is open."""
+
+    run: float = 0.3
+    """Prior probability that a token runs a layer whose cost is that of an average layer with full
+    attention, between 0 and 1; below 0.5, layers that cost more are run less. With --depth beta."""
+    strength: float = 1.0
+    """How firmly the prior over gates is held, as a number of pseudo-observations that it counts
+    for. With --depth beta."""
+    start: float = 3.0
+    """How far gates are open when training begins, as a logit: 0 is half open, 3 is 95% open."""
+    penalty: float = 0.05
+    """Price of open gates in the loss, in nats per token when all gates are fully open. With
+    --depth point, which has no prior."""
+    price: float = 0.0
+    """Once gates are hard, a token runs a layer if running it is likelier than skipping it by more
+    than this, in nats; a higher price skips more layers."""
+    skip: float | None = None
+    """Share of all pairs of token and layer to skip once gates are hard; the price starts at
+    --gate.price and is moved until the share is met (default: the price stays, and the share is
+    what follows)."""
+
+    def __post_init__(self) -> None:
+        if not abs(self.price) < LARGEST:  # prior and guide see to the others
+            raise UsageError(f"gate.price: {self.price} given; a finite number is allowed")
+
+    def require_used(self, depth: str, used: Collection[str]) -> None:
+        """Raise `UsageError` if an option that is not `used` with `--depth` is not its default."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name not in used and value != one.default:
+                raise UsageError(
+                    f"gate.{one.name}: {value} given, and it does nothing with depth: {depth}"
+                )
+
+
+@dataclass
+class Settings:
+    """What to train, on what, and how.
+
+    `data`, `prior` and `guide` are classes: `Config` says of which kind, and their defaults.
+    """
+
+    data: Any = None
+    """What to train on: Text (default), the UTF-8 text that --data.path names (a file, a folder or
+    a glob; Python's own documentation unless given), cut into tokens as --data.tokens says (byte,
+    char or a tokenizer.json; byte unless given); Recall, made-up look-up tasks whose answers are
+    known; or the import path of a class of your own, such as my_file.MyData. --data.help NAME lists
+    the options of each."""
+    prior: Any = None
+    """Prior over routes, that is over how each token attends in each layer: CostDirichlet
+    (default; prefers what costs less), BudgetDirichlet (meets --budget), LearnedDirichlet,
+    LogisticNormalPrior, PaperDirichlet, SymmetricDirichlet, or the import path of your own.
+    --prior.help NAME lists the options of each, such as --prior.rate."""
+    budget: float | None = None
+    """Cost of attention to meet with hard routes, in the unit of --prior.cost: 1 is full attention
+    in every layer and token, 0.5 costs half. The prior is then BudgetDirichlet, unless --prior
+    names another that can meet a budget (default: no budget)."""
+    guide: Any = None
+    """Network that reads the text so far and gives the posterior over routes: DirichletGuide
+    (default), ConcreteGuide, LogisticNormalGuide, PaperGuide, TokenTableGuide; to compare with,
+    PointGuide (a router without a posterior), PriorGuide, FixedGuide and RandomGuide; or the import
+    path of your own. --guide.help NAME lists the options of each, such as --guide.hidden."""
+    mechanisms: list[str] = field(default_factory=lambda: ["full", "window", "linear"])
+    """Ways to attend that each token chooses from: full (all earlier tokens), window (the nearest
+    ones), linear (a running summary of all of them), linear_momentum (the same, of momenta carried
+    from layer to layer), chunk, chunk_sliding, chunk_sentence and chunk_learned (near tokens one by
+    one, older ones in summarised chunks), or import paths of your own."""
+    block: str = "residual"
+    """What a layer is: residual (an ordinary pre-norm transformer block), momentum (tokens carry a
+    velocity from layer to layer), plain_momentum (the same without a norm on the velocity), or the
+    import path of your own."""
+    depth: str = "none"
+    """Whether tokens may skip layers, by a gate in each layer but the first: none, beta (gates with
+    a Beta prior and posterior), point (gates without a prior), or the import path of your own
+    DepthGuide."""
+    gate: Gates = Gates()
+    """Skipping layers (only with --depth)"""
+    window: int = 32
+    """Tokens that window attention sees, the token itself included."""
+    chunk: int = 16
+    """Tokens in a chunk of the chunk mechanisms; of chunk_sentence and chunk_learned, about as
+    many on average."""
+    context: int = 512
+    """Tokens in a training sequence."""
+    width: int = 64
+    """Width of the network: how many numbers stand for a token between layers."""
+    layers: int = 4
+    """Number of layers."""
+    heads: int = 4
+    """Attention heads in a layer."""
+    kv_heads: int | None = None
+    """Heads of keys and values, which groups of heads share; a divisor of heads (default: as many
+    as heads, none is shared)."""
+    mlp_width: int | None = None
+    """Hidden width of the feed-forward part of a layer (default: 4 x width)."""
+    dropout: float = 0.0
+    """Share of activations that training drops at random, from 0 to below 1."""
+    steps: int = 1000
+    """Optimiser steps to train for."""
+    batch: int = 8
+    """Sequences in a step, over all devices together."""
+    accumulate: int = 1
+    """Parts that each device cuts its share of a batch into, to save memory; their gradients are
+    summed before the step."""
+    short: ShortFirst = ShortFirst()
+    """Short sequences first"""
+    optim: Optimisation = Optimisation()
+    """The optimiser, AdamW, and its learning rates"""
+    kl: KLSchedule = KLSchedule()
+    """Weight of the KL term, which holds the guide to the prior, as training goes on"""
+    harden: HardeningSchedule = HardeningSchedule()
+    """When a token stops mixing mechanisms and uses one alone (a hard route)"""
+    seed: int = 0
+    """Seed of all randomness: first parameters, order of the data, draws of routes, dropout."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto is a CUDA GPU where there is one, else the CPU."""
+    devices: int = 1
+    """Processes to train with, one device each."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """Arithmetic: 32-true (single precision), bf16-mixed (faster on a GPU), or auto: bf16-mixed on
+    CUDA, else 32-true."""
+    compile: bool = False
+    """Compile the layers with torch.compile: a slow start, then faster steps."""
+    validate_every: int = 200
+    """Steps from one validation to the next; 0: only at the end."""
+    validation_tokens: int = 65_536
+    """Most tokens of the validation text to read in a validation."""
+    checkpoint_every: int = 200
+    """Steps from one checkpoint to the next; an interrupted run is taken up from the last one."""
+    out: Path | None = None
+    """Folder to write the run to; it must not exist yet (default: a fresh one under runs/)."""
+    debug: bool = False
+    """Let Pyro check shapes, supports and values throughout: slower, and finds mistakes in classes
+    of your own."""
+
+    def __post_init__(self) -> None:
+        if self.seed >= 1 << 63:
+            raise UsageError(f"seed: {self.seed} given; below 2**63 is allowed")
+        at_least = {"steps": 1, "batch": 1, "accumulate": 1, "devices": 1, "checkpoint_every": 1}
+        at_least |= {"validate_every": 0, "validation_tokens": 1, "seed": 0}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise UsageError(
+                    f"{name}: {getattr(self, name)} given; at least {least} is allowed"
+                )
+        if self.context % self.short.factor:
+            raise UsageError(
+                f"context: {self.context} given; it must be divisible by short.factor = "
+                f"{self.short.factor} (1: whole sequences from the start)"
+            )
+        if self.kl.begin >= self.optim.router_end < 1:
+            raise UsageError(
+                f"kl.begin: {self.kl.begin} given; below optim.router_end = "
+                f"{self.optim.router_end} is allowed (once the guide stops the KL moves nothing)"
+            )
+
+
+def train_parser(options: type[Settings] = Settings) -> ArgumentParser:
+    """The command line of `python -m pyro_meta.train`.
+
+    Of `Settings` it knows the name and the help of every option but the arguments of classes; of
+    `pyro_meta.training.config.Config` it reads them all.
+    """
+    parser = command_parser(
+        "train",
+        "Train a transformer whose every token chooses how it attends. Without options: a small "
+        "network on Python's own documentation, minutes on a CPU.",
+        usage="python -m pyro_meta.train [--data.path TEXT] [--steps N] [--out RUN] [options]",
+    )
+    parser.add_argument(
+        "--config",
+        action="config",
+        metavar="FILE",
+        help="YAML file of options, by the names below; what comes later on the command line wins.",
+    )
+    parser.add_argument("--preset", help=f"Named set of options: {', '.join(preset_names())}.")
+    parser.add_argument(
+        "--resume", metavar="RUN",
+        help="Folder of an interrupted run to go on with; takes no other option.",
+    )  # fmt: skip
+    parser.add_class_arguments(options)
+    groups = (f"--{one.name}" for one in fields(options) if is_dataclass(one.type))
+    reword(parser, {
+        **dict.fromkeys(groups, "YAML file of the options below."),
+        "--print_config": "Print all options with their values, as a file for --config, and exit.",
+    })  # fmt: skip
+    return parser
