@@ -190,7 +190,7 @@ class Findings:
 
     @cached_property
     def tail_of_shapes(self) -> Array | None:
-        """Tail index that the two Dirichlets alone force, [L, N]; None for other laws."""
+        """Tail index that the two Dirichlets alone force, [L, N]; None for other distributions."""
         run = self.reading
         if np.isnan(run.concentration).any() or np.isnan(run.prior_concentration).any():
             return None

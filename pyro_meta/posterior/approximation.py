@@ -95,38 +95,38 @@ def _best(handful: Handful, steps: int) -> Dirichlet:
     """The best Dirichlets for the tokens, [L, n, K]; found like the free posteriors of texts."""
     log_concentration = (handful.means.double() * TOTAL + LEAST).log().requires_grad_()
 
-    def law() -> Dirichlet:
+    def fitted() -> Dirichlet:
         return Dirichlet(log_concentration.exp().clamp(LEAST, MOST))
 
     def objective() -> Tensor:
-        q = law()
+        q = fitted()
         draws = q.rsample(torch.Size([DRAWS_A_STEP]))
         return -handful.log_likelihood(draws).mean() + handful.kl_weight * _kl(handful, q, draws)
 
     descend(log_concentration, objective, steps)
     with torch.no_grad():
-        return law()
+        return fitted()
 
 
-def _kl(handful: Handful, law: Dirichlet, draws: Tensor) -> Tensor:
+def _kl(handful: Handful, q: Dirichlet, draws: Tensor) -> Tensor:
     """KL(q || p), summed over the tokens; estimated by the draws where it has no closed form."""
     priors = [in_double(prior) for prior in handful.priors]
     if all(isinstance(prior, Dirichlet) for prior in priors):
         parts = [
-            kl_divergence(Dirichlet(law.concentration[layer]), prior).sum()
+            kl_divergence(Dirichlet(q.concentration[layer]), prior).sum()
             for layer, prior in enumerate(priors)
         ]
         return torch.stack(parts).sum()
-    return (law.log_prob(draws).sum((1, 2)) - handful.log_prior(draws)).mean()
+    return (q.log_prob(draws).sum((1, 2)) - handful.log_prior(draws)).mean()
 
 
-def _judge(handful: Handful, law: Dirichlet, draws: int) -> tuple[float, Tensor]:
-    """J of a law, summed over the tokens, and its log weights log p_w - log q + log Z, [S]."""
+def _judge(handful: Handful, q: Dirichlet, draws: int) -> tuple[float, Tensor]:
+    """J of a distribution, summed over the tokens, and its log weights log p_w - log q + log Z, [S]."""
     with torch.no_grad():
-        routes = law.rsample(torch.Size([draws]))
+        routes = q.rsample(torch.Size([draws]))
         likelihood = handful.log_likelihood(routes)
-        ratio = handful.log_prior(routes) - law.log_prob(routes).sum((1, 2))
-        objective = -likelihood.mean() + handful.kl_weight * _kl(handful, law, routes)
+        ratio = handful.log_prior(routes) - q.log_prob(routes).sum((1, 2))
+        objective = -likelihood.mean() + handful.kl_weight * _kl(handful, q, routes)
     return float(objective), likelihood / handful.kl_weight + ratio
 
 

@@ -70,7 +70,7 @@ class Group:
     is_routed
         There are several mechanisms, and a guide that learns.
     has_posterior
-        It is routed, and its guide is a law that can collapse to its prior.
+        It is routed, and its guide is a distribution that can collapse to its prior.
     learns_from_kl
         Its prior does.
     loads_of

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,11 +14,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-if TYPE_CHECKING:  # reports show their progress too, and load no torch
-    from pyro_meta.training.loop import Watcher
-
 Tell = Callable[[str], None]
 """Called with what comes next, before it is done."""
+Watch = Callable[[dict[str, Any]], None]
+"""Told of each step of training: the progress bar, or nobody."""
 
 
 def bar(console: Console) -> Progress:
@@ -52,7 +51,7 @@ def step_by_step(steps: int, console: Console, prints_lines: bool = False) -> It
 
 
 @contextmanager
-def over_training(steps: int, done: int, console: Console) -> "Iterator[Watcher]":
+def over_training(steps: int, done: int, console: Console) -> Iterator[Watch]:
     """A bar with loss, KL, cost, hard share and tokens per second, told of every step's record.
 
     Where there is no terminal to draw on, one line is printed every tenth of the way.

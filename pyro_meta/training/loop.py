@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import pyro
@@ -28,14 +28,9 @@ from pyro_meta.inference.optimiser import drop_resting, make_optimiser, set_lr
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.costs import costs_at
 from pyro_meta.terminal.commands import stop_signals
+from pyro_meta.terminal.progress import Watch
 from pyro_meta.training.config import Config
 from pyro_meta.training.run import Run
-
-
-class Watcher(Protocol):
-    """Whoever is told of each step: the progress bar, or nobody."""
-
-    def __call__(self, record: dict[str, Any]) -> None: ...
 
 
 class Interrupted(Exception):
@@ -100,7 +95,7 @@ def train(
     model: LanguageModel,
     guide: Guide,
     controllers: Controllers,
-    watch: Watcher,
+    watch: Watch,
     is_resumed: bool = False,
 ) -> Outcome:
     """Train `model` and `guide` in place, from the run's newest checkpoint if it is resumed.
