@@ -10,7 +10,7 @@ from pyro_meta.analysis.diversity import Array
 from pyro_meta.analysis.token_classes import Piece, ranked_pieces
 
 LISTED = 8
-"""Kinds of tokens that are listed as passing by the most, and the least."""
+"""Kinds of tokens that are listed as skipping the most, and the least."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Depth:
         return cls(*(stats[f"depth_{name}"].transpose("layer", "token").values for name in names))
 
     def by_layer(self) -> list[dict[str, float]]:
-        """Shares of tokens that pass a layer by: hard, by posterior and prior mean; and the KL."""
+        """Shares of tokens that skip a layer: hard, by posterior and prior mean; and the KL."""
         return [
             {
                 "skipped": float(1 - self.runs[layer].mean(dtype=float)),
@@ -46,7 +46,7 @@ class Depth:
         ]
 
     def by_piece(self, text: Sequence[str]) -> dict[str, list[Piece]]:
-        """The pieces of text that pass by the greatest and the least share of the gated layers."""
+        """The pieces of text that skip the greatest and the least share of the gated layers."""
         ranked = ranked_pieces(text, 1 - self.runs[1:].mean(0, dtype=float))
         return {"most": ranked[:LISTED], "least": ranked[::-1][:LISTED]}
 

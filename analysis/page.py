@@ -20,7 +20,7 @@ PASSAGE_TOKENS = 420
 SECTIONS = {
     "routes": "Where tokens go",
     "uncertainty": "How sure the router is",
-    "depth": "Depth: which layers tokens pass by",
+    "depth": "Depth: which layers tokens skip",
     "training": "How it came about",
     "collapse": "Has it collapsed?",
     "belief": "Is it the posterior?",
@@ -49,7 +49,7 @@ class Token:
     details: str
     """Posterior means in per cent and the concentration, for the hover."""
     runs: bool
-    """Whether it runs the layer, and does not pass it by."""
+    """Whether it runs the layer, and does not skip it."""
 
 
 def passage(findings: Findings) -> list[list[Token]]:

@@ -190,7 +190,7 @@ def _check_shares(options: Namespace) -> None:
         if not 0 < min(shares) <= max(shares) <= most:
             raise UsageError(
                 f"option --shares: {shares} given; above 0 and at most {most:g} is allowed, since "
-                f"the first of {options.layers} layers is passed by by nobody"
+                f"nobody skips the first of {options.layers} layers"
             )
 
 
@@ -271,7 +271,7 @@ def _print_routed(result: dict[str, Any], out: Console) -> None:
 
 
 def _print_depth(result: dict[str, Any], out: Console) -> None:
-    headings = ("passed by", "MACs", "times as fast", "tokens")
+    headings = ("skipped", "MACs", "times as fast", "tokens")
     table = table_of_figures("prefill with hard depth gates", "routes", headings)
     for row in result["points"]:
         table.add_row(

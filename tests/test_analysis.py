@@ -22,7 +22,7 @@ from pyro_meta.analysis.diversity import (
     routing_information,
     spread_between,
 )
-from pyro_meta.analysis.plots.depth_gates import passed_by
+from pyro_meta.analysis.plots.depth_gates import skipped
 from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
 from pyro_meta.analysis.token_classes import frequencies, kinds
 
@@ -133,7 +133,7 @@ def test_gates_are_in_the_file_where_there_are_any(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [one["text"] for one in listed["least"]] == ["b", "a"]
     reading: Any = SimpleNamespace(depth=depth, text=text)
-    left, right = passed_by(reading).axes
+    left, right = skipped(reading).axes
     assert [label.get_text() for label in right.get_yticklabels()] == ["a", "b", "a", "b"]
     assert len(left.patches) == 4
     with PosteriorWriter(path, SIZES, ["full"], {}) as out:

@@ -228,7 +228,7 @@ def test_the_future_moves_nothing(block: str, mechanisms: Sequence[str], route: 
 def test_read_in_pieces_it_gives_the_same_logits(
     block: str, mechanisms: Sequence[str], route: Route, keeps_features: bool
 ) -> None:
-    """Rows of different lengths; some pieces in which a whole row passes by or has no token."""
+    """Rows of different lengths; some pieces in which a whole row skips or has no token."""
     network, x = shaken(block, mechanisms), tokens()
     whole = network(x, route)
     cache = network.new_cache(2, keeps_features)
@@ -246,7 +246,7 @@ def test_read_in_pieces_it_gives_the_same_logits(
 
 @pytest.mark.usefixtures("double")
 def test_keys_and_values_of_a_token_that_passes_by_are_there_for_the_others() -> None:
-    """The first token passes all layers by: another in its place moves what follows."""
+    """The first token skips all layers: another in its place moves what follows."""
     network, x = shaken("residual"), tokens(1)
 
     def route(layer: int, features: Features) -> Decision:
@@ -299,7 +299,7 @@ def test_gates_of_another_shape_are_refused() -> None:
 
 
 def test_under_autocast_gates_keep_what_a_token_carries() -> None:
-    """A token that passes by is in float32 what it was, also where others are half precision."""
+    """A token that skips is in float32 what it was, also where others are half precision."""
     network, x = shaken("momentum"), tokens()
     with torch.no_grad():
         exact = network(x, hard)

@@ -308,11 +308,11 @@ def test_the_command_leaves_everything_and_resumes_it(words: list[str], tmp_path
     assert model.depth is not None and isinstance(guide.depth, BetaDepthGuide)
     report.main([str(folder), "--belief=false"])
     assert 'id="depth"' in (folder / "report" / "report.html").read_text()
-    assert (folder / "report" / "passed_by.png").is_file()
+    assert (folder / "report" / "skipped.png").is_file()
     found = json.loads((folder / "report" / "report.json").read_text())
     page = (folder / "report" / "report.html").read_text()
     share = 1 - page.count(' by" style=') / page.count('<span class="k')
-    assert "Tokens without a colour pass the layer by." in page
+    assert "Tokens without a colour skip the layer." in page
     assert "run each mechanism, of those that run the layer" in html.unescape(page)
     reading = Reading.of(folder)
     runs = reading.runs[:, :PASSAGE_TOKENS]

@@ -42,14 +42,14 @@ def _loads(findings: Findings) -> str:
     return f"Share of tokens that run each mechanism{among}. " + "; ".join(by_layer) + "."
 
 
-def _passed_by(findings: Findings) -> str:
+def _skipped(findings: Findings) -> str:
     run = findings.reading
     assert run.depth is not None
     rows = [
         f"layer {layer}: {row['skipped']:.0%} (prior {row['skipped_prior']:.0%})"
         for layer, row in enumerate(run.depth.by_layer())
     ]
-    return "Share of tokens that pass each layer by. " + "; ".join(rows) + "."
+    return "Share of tokens that skip each layer. " + "; ".join(rows) + "."
 
 
 def _entropies(findings: Findings) -> str:
@@ -135,10 +135,10 @@ PICTURES = (
         ) + ".",
     ),
     Picture(
-        "passed_by", "depth", "Who passes by",
-        "Wide bars say how many tokens pass a layer by once gates are hard, thin ones what the "
+        "skipped", "depth", "Who skips layers",
+        "Wide bars say how many tokens skip a layer once gates are hard, thin ones what the "
         "prior would do; to the right the tokens that do it most, and below the line least.",
-        lambda findings: depth_gates.passed_by(findings.reading), _passed_by,
+        lambda findings: depth_gates.skipped(findings.reading), _skipped,
         lambda findings: findings.reading.depth is not None,
     ),
     Picture(

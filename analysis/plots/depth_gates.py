@@ -1,4 +1,4 @@
-"""Which layers tokens pass by, and which tokens do."""
+"""Which layers tokens skip, and which tokens do."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,8 +13,8 @@ THIN = 0.45
 VISIBLE = BLANKS | {" ": "\u2423"}
 
 
-def passed_by(reading: Reading) -> Figure:
-    """Share of tokens that pass each layer by, beside the prior; and the tokens at both ends."""
+def skipped(reading: Reading) -> Figure:
+    """Share of tokens that skip each layer, beside the prior; and the tokens at both ends."""
     depth = reading.depth
     assert depth is not None
     listed = depth.by_piece(reading.text)
@@ -29,7 +29,7 @@ def passed_by(reading: Reading) -> Figure:
     right.set_yticks(rows)
     for label in right.set_yticklabels(names, family="monospace", fontsize=8):
         label.set_parse_math(False)
-    right.set(xlim=(0, 1), xlabel="share of gated layers passed by")
+    right.set(xlim=(0, 1), xlabel="share of gated layers skipped")
     _finish(right)
     return figure
 
@@ -46,7 +46,7 @@ def _by_layer(axes: Axes, depth: Depth) -> None:
         yticks=rows,
         yticklabels=[f"layer {row}" for row in rows],
         xlim=(0, 1),
-        xlabel="share of tokens passing by (thin: the prior)",
+        xlabel="share of tokens that skip (thin: the prior)",
     )
     _finish(axes)
 

@@ -139,7 +139,7 @@ def passage(reading: Reading) -> Figure:
     """A passage of validation text, coloured by the mechanism that each token runs.
 
     One block per layer; the stronger the colour, the higher the posterior mean of the choice. Who
-    passes the layer by has none.
+    skips the layer has none.
     """
     cell = min(MOST_CHARACTERS, max(len(piece) for piece in reading.text[:400]))
     columns = LINE_WIDTH // max(1, cell)

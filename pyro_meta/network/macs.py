@@ -81,7 +81,7 @@ def dense_macs(shape: Shape, skipped: float = 0.0) -> float:
 def block_macs(shape: Shape) -> int:
     """MACs that running a block costs a token beside attention: query, output projection, MLP.
 
-    Keys and values are not in it; a token that passes the block by pays for them, too.
+    Keys and values are not in it; a token that skips the block pays for them, too.
     """
     return 2 * shape.width * (shape.width + shape.hidden)
 

@@ -121,7 +121,7 @@ def _kl(handful: Handful, q: Dirichlet, draws: Tensor) -> Tensor:
 
 
 def _judge(handful: Handful, q: Dirichlet, draws: int) -> tuple[float, Tensor]:
-    """J of a distribution, summed over the tokens, and its log weights log p_w - log q + log Z, [S]."""
+    """J of q, summed over the tokens, and its log weights log p_w - log q + log Z, [S]."""
     with torch.no_grad():
         routes = q.rsample(torch.Size([draws]))
         likelihood = handful.log_likelihood(routes)

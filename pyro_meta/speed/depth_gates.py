@@ -37,7 +37,7 @@ def bench_depth(
     lengths
         T.
     shares
-        Of all pairs of token and layer, in how many the token passes the layer by.
+        Of all pairs of token and layer, in how many the token skips the layer.
     tell
         Told of the progress.
     """
@@ -59,7 +59,7 @@ def routes(scene: Scene, length: int) -> dict[str, Tensor]:
 
 
 def depth_calls(scene: Scene, length: int, choices: Tensor, shares: Sequence[float]) -> Calls:
-    """A prefill along `choices` [L, 1, T] by the share that is passed by; `open`: no gates."""
+    """A prefill along `choices` [L, 1, T] by the share that is skipped; `open`: no gates."""
     model, _ = scene.network(length)
     walk = partial(reading, scene, model.network, scene.tokens(length))
 

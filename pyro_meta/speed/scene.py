@@ -79,9 +79,9 @@ class Scene:
         return torch.stack(rows)[:, None].to(self.device)
 
     def gates(self, share: float, length: int) -> Tensor:
-        """Hard depth gates [L, 1, T]: tokens pass by `share` of all layers, at random places.
+        """Hard depth gates [L, 1, T]: tokens skip `share` of all layers, at random places.
 
-        Nobody passes by the first layer; the numbers in the others are alike, and exact. More than
+        Nobody skips the first layer; the numbers in the others are alike, and exact. More than
         (L - 1) / L cannot be had. The same share and length always give the same gates.
         """
         shut = round(share * length * self.layers / max(1, self.layers - 1))

@@ -48,8 +48,8 @@ FIGURES = {
     "cost_nominal_hard": "nominal", "cost_nominal_soft": "nominal, soft",
     "routing_entropy": "H(m)", "routing_uncertainty": "E H(alpha)", "truth.text_nll_hard": "text",
     "truth.answer_accuracy_hard": "answers", "truth.full_used": "full used", "truth.auroc": "AUROC",
-    "executed.macs_per_token_model": "MACs, model", "depth.skipped_hard": "passed by",
-    "depth.skipped_soft": "passed by, soft",
+    "executed.macs_per_token_model": "MACs, model", "depth.skipped_hard": "skipped",
+    "depth.skipped_soft": "skipped, soft",
 }  # fmt: skip
 """Figures of the table, in order; those that no run has are left out."""
 

@@ -69,7 +69,7 @@ def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "tokens per second, hard routes and all full", f"{routed:,.0f}, {full:,.0f}"
         yield "times as fast as full, the whole model", f"{executed['speed_up_model']:.2f}"
     if "passed_by" in executed:
-        yield "pairs of token and layer passed by", f"{executed['passed_by']:.1%}"
+        yield "pairs of token and layer skipped", f"{executed['passed_by']:.1%}"
         yield "times as fast as with all gates open", f"{executed['speed_up_depth']:.2f}"
     if executed["speed_up_attention"] is not None:
         yield "times as fast as full, attention alone", f"{executed['speed_up_attention']:.2f}"
@@ -94,7 +94,7 @@ def _depth_rows(depth: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What depth gates do, where there are any."""
     if depth:
         soft, hard = depth["skipped_soft"], depth["skipped_hard"]
-        yield "layers that tokens pass by, soft and hard gates", f"{soft:.1%}, {hard:.1%}"
+        yield "layers that tokens skip, soft and hard gates", f"{soft:.1%}, {hard:.1%}"
         yield "KL of the gates (nats per token)", f"{depth['kl_per_token']:.4f}"
 
 

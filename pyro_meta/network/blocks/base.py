@@ -6,8 +6,8 @@
 
 Attention is the only place where tokens meet: `begin`, `look` and `advance` work on each token by
 itself. So a block is causal if its mechanisms are, whatever it carries beside the state flows
-through depth and not through time, which leaves nothing more to cache, and a token that passes a
-layer by (its depth gate is shut) is left out of `advance`, and of all work on its query. What it
+through depth and not through time, which leaves nothing more to cache, and a token that skips a
+layer (its depth gate is shut) is left out of `advance`, and of all work on its query. What it
 carries stays as it is; its keys and values are there for the others.
 
 Shapes: B sequences, T tokens, S new ones, K mechanisms, D width, N tokens that run a layer.
@@ -77,7 +77,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def advance_partly(self, stream: Stream, attended: Tensor, gate: Tensor) -> Stream:
-        """`advance`, as far as `gate` [.., 1] from 0 (it passes by) to 1 says.
+        """`advance`, as far as `gate` [.., 1] from 0 (it skips the layer) to 1 says.
 
         Whatever a token carries moves by that share of its way; a block may know better.
         """
@@ -95,7 +95,7 @@ class Block(nn.Module):
     ) -> Stream:
         """The stream that leaves; `normed` is what `look` gave, and the rest what it was asked for.
 
-        Where the gate is hard, tokens that pass the layer by cost what their keys and values do,
+        Where the gate is hard, tokens that skip the layer cost what their keys and values do,
         which later ones may read, and no more; beside weights, which are not dispatched, also
         attention itself.
 
