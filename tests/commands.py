@@ -1,9 +1,10 @@
 """Running the project's commands as a person would, on a model of a moment."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from processes import finish
 
 import pyro_meta.train as train_command
 
@@ -16,26 +17,15 @@ MOMENT = [
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 40
 
 
-def command(module: str, *words: str | Path, cwd: Path | None = None) -> list[str]:
+def command(module: str, *words: str | Path) -> list[str]:
     return [sys.executable, "-m", f"pyro_meta.{module}", *map(str, words)]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def run(
     module: str, *words: str | Path, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m pyro_meta.MODULE WORDS` and return what it printed."""
-    return subprocess.run(
-        command(module, *words),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return finish(command(module, *words), cwd=cwd)
 
 
 def train(*words: str | Path) -> int:

@@ -1,6 +1,5 @@
 """The examples run as they stand, and the classes in them keep their contracts."""
 
-import os
 import runpy
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import MOMENT, error_line, run
+from processes import finish
 
 from pyro_meta.contracts import contract
 
@@ -16,14 +16,7 @@ NEEDS_A_RUN = {"long_file"}
 
 
 def start(example: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, example.name, *map(str, words)],
-        cwd=example.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return finish([sys.executable, example.name, *map(str, words)], cwd=example.parent)
 
 
 @pytest.mark.parametrize(

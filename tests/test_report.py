@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -161,13 +160,13 @@ def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> Non
 
         token = "document.querySelectorAll('.passage span')[20]"
         shown.value(f"{token}.scrollIntoView({{block: 'center'}})")
-        time.sleep(0.2)
+        shown.wait_until("true")  # a frame later, scrolling has been told
         box = (
             f"(() => {{ const b = {token}.getBoundingClientRect(); return [b.x + 2, b.y + 5] }})()"
         )
         assert shown.value("document.getElementById('tip').hidden")
         shown.move_to(*shown.value(box))
-        time.sleep(0.2)
+        shown.wait_until("!document.getElementById('tip').hidden")
         said = shown.value("document.getElementById('tip').innerText")
         assert re.fullmatch(r"full \d+%\nwindow \d+%\nlinear \d+%\nconcentration [\d.e+]+", said)
         assert shown.complaints() == [] and shown.requests() == []
