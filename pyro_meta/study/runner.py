@@ -222,6 +222,17 @@ class _Worker:
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
 
+    def wait(self) -> None:
+        """Wait until our process has ended."""
+        if self._process is not None:
+            self._process.wait()
+
+    def kill(self) -> None:
+        """End our process, with all that it has launched, without saving."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
 
 def _why(code: int, log: Path) -> str:
     """The last line that a failed process said, or the signal that ended it."""
@@ -269,7 +280,7 @@ def execute(
     Raises
     ------
     Interrupted
-        By SIGINT or SIGTERM, after the workers have saved. A second one stops at once.
+        By SIGINT or SIGTERM, after the workers have saved. A second SIGINT kills them.
     """
     logs = out / "logs"
     logs.mkdir(exist_ok=True)
@@ -299,9 +310,15 @@ def execute(
             if slots:
                 _stop(list(slots.values()), show)
                 raise Interrupted
-        finally:
+        except Exception:  # of the study itself, such as a full disk: what trains may save
             for worker in slots.values():
                 worker.stop()
+            for worker in slots.values():
+                worker.wait()
+            raise
+        finally:
+            for worker in slots.values():
+                worker.kill()
 
 
 def place_known(jobs: list[Job], shelf: Shelf) -> None:
