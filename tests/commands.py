@@ -1,12 +1,18 @@
 """Running the project's commands as a person would, on a model of a moment."""
 
+import importlib
+import io
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
+import pytest
 from processes import finish
 
 import pyro_meta.train as train_command
+from pyro_meta.terminal.commands import run_command
 
 # Options of a run that takes a second or two.
 MOMENT = [
@@ -26,6 +32,23 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m pyro_meta.MODULE WORDS` and return what it printed."""
     return finish(command(module, *words), cwd=cwd)
+
+
+def run_here(module: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """As `run`, in this process: faster than a new one, for what needs no new one."""
+    main = importlib.import_module(f"pyro_meta.{module}").main
+    argv = [module, *map(str, words)]
+    out, error = io.StringIO(), io.StringIO()
+    with (
+        redirect_stdout(out),
+        redirect_stderr(error),
+        mock.patch.object(sys, "argv", argv),
+        pytest.raises(SystemExit) as stop,
+    ):
+        run_command(main)
+    return subprocess.CompletedProcess(
+        argv, int(stop.value.code or 0), out.getvalue(), error.getvalue()
+    )
 
 
 def train(*words: str | Path) -> int:

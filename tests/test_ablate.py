@@ -15,7 +15,7 @@ from typing import Any
 import load_guides
 import pytest
 import yaml
-from commands import MOMENT, error_line, run
+from commands import MOMENT, error_line, run_here
 from processes import nothing_stays, started
 from rich.console import Console
 
@@ -504,5 +504,5 @@ def test_a_study_of_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "## Collapse" in (out / "study.md").read_text()
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
-    assert "--out" in error_line(run("ablate", cwd=tmp_path))
+def test_the_command_says_what_is_wrong_in_one_line() -> None:
+    assert "--out" in error_line(run_here("ablate"))

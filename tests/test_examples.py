@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import MOMENT, error_line, run
+from commands import MOMENT, error_line, train
 from processes import finish
 
 from pyro_meta.contracts import contract
@@ -32,7 +32,7 @@ def test_an_example_runs(example: Path) -> None:
 def test_a_long_file_is_read_by_a_run(guide: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("she sells sea shells by the sea shore. " * 60)
     words = [f"--data.path={tmp_path / 'text.txt'}", f"--guide={guide}"]
-    assert run("train", *MOMENT, *words, f"--out={tmp_path / 'run'}").returncode == 0
+    assert train(*MOMENT, *words, f"--out={tmp_path / 'run'}") == 0
     (example,) = (one for one in EXAMPLES if one.stem == "long_file")
     done = start(example, tmp_path / "run", "--length=150", "--tokens=12")
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, browser
-from commands import MOMENT, error_line, run
+from commands import MOMENT, error_line, run, run_here, train
 
 from pyro_meta import report
 from pyro_meta.analysis.findings import Findings
@@ -101,8 +101,7 @@ def test_one_mechanism_two_mechanisms_and_guides_without_density(tmp_path: Path)
         "mixture": ["--guide=FixedGuide"],
     }.items():
         options = [*MOMENT, f"--data.path={tmp_path / 'text.txt'}", f"--out={tmp_path / name}"]
-        done = run("train", *options, *words)
-        assert done.returncode == 0, done.stderr
+        assert train(*options, *words) == 0
         report.main([str(tmp_path / name), "--belief=false"])
         findings = Findings(Reading.of(tmp_path / name))
         assert (findings.judged is None) is (name in ("point", "mixture"))
@@ -129,7 +128,7 @@ def test_a_broken_file_is_one_line_and_code_two(trained: Path, tmp_path: Path, h
             file["sample_stats"].attrs["layout"] = 1
     else:
         (folder / "summary.json").write_text("[1, 2]")
-    said = error_line(run("report", folder, "--belief=false"))
+    said = error_line(run_here("report", folder, "--belief=false"))
     assert ("--reread" in said) if harm == "of another version" else ("is damaged" in said)
 
 
