@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import functools
 import io
 import json
 import os
@@ -26,15 +27,22 @@ from pyro_meta.study.live import picture
 from pyro_meta.study.plan import expand
 from pyro_meta.study.results import Results, Table
 from pyro_meta.study.runner import Job, State, _Worker, worker_environment
-from pyro_meta.training.config import read_options, train_words
+from pyro_meta.training.config import Config, read_options, train_words
 
 SMALL = {"context": 16, "window": 4, "width": 16, "layers": 2, "heads": 2, "steps": 4}
 WORDS = [f"--{name}={value}" for name, value in SMALL.items()]
 
 
+@functools.cache
+def read_once(words: tuple[str, ...]) -> tuple[Config, str]:
+    """Options of a run, which most studies here have in common."""
+    return read_options(words)
+
+
 @pytest.fixture(autouse=True)
 def own_guides(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(plan, "LOAD_GUIDES", load_guides.LOAD_GUIDES)
+    monkeypatch.setattr(plan, "read_options", lambda words: read_once(tuple(words)))
     with nothing_stays():
         yield
 
