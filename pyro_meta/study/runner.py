@@ -11,6 +11,7 @@ for that process instead of starting a second.
 """
 
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -79,7 +80,7 @@ class Job:
         """The command that trains such a run, for people; None while its loads are not known."""
         if self.config_yaml is None:
             return None
-        return shlex.join(["python", "-m", "pyro_meta.train", *train_words(self.config_yaml)])
+        return _as_command(self.config_yaml)
 
     def summary(self) -> dict[str, Any] | None:
         """Results of a finished run."""
@@ -93,6 +94,11 @@ class Job:
             return
         if record := last_record(self.folder / "metrics.jsonl"):
             self.step, self.loss = record["step"], record["loss"]
+
+
+@functools.cache  # asked for every run whenever one has finished
+def _as_command(config_yaml: str) -> str:
+    return shlex.join(["python", "-m", "pyro_meta.train", *train_words(config_yaml)])
 
 
 def last_record(path: Path) -> dict[str, Any] | None:
