@@ -2,15 +2,17 @@
 
 import base64
 import fcntl
+import itertools
 import json
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from processes import started
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -66,17 +68,37 @@ class Page:
         )  # fmt: skip
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        deadline = time.monotonic() + 120
-        while self.value("document.readyState") != "complete" or "file" not in self.value(
-            "location.href"
-        ):
-            assert time.monotonic() < deadline, "the page does not finish loading"
-            time.sleep(0.05)
+        since, url = len(self.events), path.resolve().as_uri()
+        self.call("Page.navigate", url=url)
+        shown = self._event(
+            "Page.frameNavigated", since, lambda detail: detail["frame"]["url"] == url
+        )
+        self._event("Page.loadEventFired", shown)
+
+    def _event(
+        self, method: str, since: int, is_meant: Callable[[dict[str, Any]], bool] = lambda _: True
+    ) -> int:
+        """Wait for an event; returns its place among all since the page began."""
+        for place in itertools.count(since):
+            if place == len(self.events):
+                self.events.append(self._next())
+            event = self.events[place]
+            if event.get("method") == method and is_meant(event["params"]):
+                return place
+        raise AssertionError("the browser falls silent")
+
+    def wait_until(self, condition: str) -> None:
+        """Wait for the next frame, then for one at which a JavaScript expression is true."""
+        self.value(
+            "new Promise(done => { const look = () => "
+            f"({condition}) ? done() : requestAnimationFrame(look); requestAnimationFrame(look) }})"
+        )
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression gives."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """What a JavaScript expression gives; a promise, once it is kept."""
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -130,19 +152,17 @@ def browser(folder: Path) -> Iterator[Page]:
         os.dup2(to_read[0], 3)
         os.dup2(to_write[1], 4)
 
-    process = subprocess.Popen(
-        [
-            CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
-            f"--user-data-dir={folder}", "--no-first-run", "--disable-background-networking",
-            "--disable-dev-shm-usage", "--hide-scrollbars", "about:blank",
-        ],
-        preexec_fn=as_three_and_four, close_fds=False,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    words = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
+        f"--user-data-dir={folder}", "--no-first-run", "--disable-background-networking",
+        "--disable-dev-shm-usage", "--hide-scrollbars", "about:blank",
+    ]  # fmt: skip
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        yield Page(to_read[1], to_write[0])
+        with started(words, preexec_fn=as_three_and_four, close_fds=False, **quiet):
+            for its_end in (to_read[0], to_write[1]):
+                os.close(its_end)  # so that we read the end of it, should it end
+            yield Page(to_read[1], to_write[0])
     finally:
-        process.terminate()
-        process.wait(timeout=60)
-        for end in (*to_read, *to_write):
-            os.close(end)
+        for our_end in (to_read[1], to_write[0]):
+            os.close(our_end)

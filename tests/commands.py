@@ -1,11 +1,18 @@
 """Running the project's commands as a person would, on a model of a moment."""
 
-import os
+import importlib
+import io
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
+
+import pytest
+from processes import finish
 
 import pyro_meta.train as train_command
+from pyro_meta.terminal.commands import run_command
 
 # Options of a run that takes a second or two.
 MOMENT = [
@@ -16,25 +23,31 @@ MOMENT = [
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 40
 
 
-def command(module: str, *words: str | Path, cwd: Path | None = None) -> list[str]:
+def command(module: str, *words: str | Path) -> list[str]:
     return [sys.executable, "-m", f"pyro_meta.{module}", *map(str, words)]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def run(
     module: str, *words: str | Path, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m pyro_meta.MODULE WORDS` and return what it printed."""
-    return subprocess.run(
-        command(module, *words),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
+    return finish(command(module, *words), cwd=cwd)
+
+
+def run_here(module: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """As `run`, in this process: faster than a new one, for what needs no new one."""
+    main = importlib.import_module(f"pyro_meta.{module}").main
+    argv = [module, *map(str, words)]
+    out, error = io.StringIO(), io.StringIO()
+    with (
+        redirect_stdout(out),
+        redirect_stderr(error),
+        mock.patch.object(sys, "argv", argv),
+        pytest.raises(SystemExit) as stop,
+    ):
+        run_command(main)
+    return subprocess.CompletedProcess(
+        argv, int(stop.value.code or 0), out.getvalue(), error.getvalue()
     )
 
 

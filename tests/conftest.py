@@ -1,5 +1,9 @@
 """Shared fixtures: small models, validation on, and no trace outside temporary folders."""
 
+import one_thread  # noqa: F401
+
+# isort: split
+
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +12,7 @@ import pyro
 import pytest
 import torch
 from commands import TEXT
+from hypothesis import HealthCheck, settings
 
 from pyro_meta import (
     BudgetDirichlet,
@@ -34,6 +39,10 @@ from pyro_meta import (
 from pyro_meta.distributions import GateExecution, RouteExecution
 
 os.environ["PYRO_META_PROFILE"] = "default"  # also of commands that fixtures run
+
+# how long an example takes decides nothing
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 DIRICHLETS = [
     CostDirichlet,

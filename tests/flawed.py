@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from pyro.distributions import Dirichlet, TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.distributions.kl import register_kl
 
 from pyro_meta import (
@@ -23,8 +23,8 @@ from pyro_meta import (
 )
 from pyro_meta.attention import Queries
 from pyro_meta.attention.mechanisms import Attend
+from pyro_meta.distributions import RouteExecution
 from pyro_meta.guides.heads import of_own_token
-from pyro_meta.guides.walk import Latents
 from pyro_meta.network.blocks import ResidualBlock, Stream
 
 
@@ -534,12 +534,20 @@ class GuideThatCrashesInHalfPrecision(SoundGuide):
         return super().forward(tokens, targets)
 
 
+class Backward(RouteExecution):
+    """It runs the mechanisms in the opposite order."""
+
+    def of_mean(self, dist: Distribution, hard: bool | None = None) -> Tensor:
+        run = super().of_mean(dist, hard)
+        return run.flip(-1) if run.is_floating_point() else len(self.costs) - 1 - run
+
+
 class GuideWithItsOwnRoute(SoundGuide):
     """It evaluates along other routes than its means."""
 
-    def latents(self, layer: int, features: Features) -> Any:
-        route, gate = super().latents(layer, features)
-        return Latents(Dirichlet(route.concentration.flip(-1)), gate)
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model)
+        self.execution = Backward(self.execution.costs)
 
 
 class NeedsLoads(SoundGuide):

@@ -1,39 +1,50 @@
 """Studies: what is planned, what is never trained twice, and what is left."""
 
 import csv
+import fcntl
+import functools
 import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import load_guides
 import pytest
 import yaml
-from commands import MOMENT, error_line, run
+from commands import MOMENT, error_line, run_here
+from processes import nothing_stays, started
 from rich.console import Console
 
 from pyro_meta import UsageError, ablate
-from pyro_meta.study import plan
+from pyro_meta.study import plan, runner
 from pyro_meta.study.description import Study
 from pyro_meta.study.live import counts, steps_of, table
 from pyro_meta.study.plan import expand
-from pyro_meta.study.results import Table
-from pyro_meta.study.runner import Job, State, worker_environment
-from pyro_meta.training.config import read_options, train_words
+from pyro_meta.study.results import Results, Table
+from pyro_meta.study.runner import Job, State, _Worker, worker_environment
+from pyro_meta.training.config import Config, read_options, train_words
 
 SMALL = {"context": 16, "window": 4, "width": 16, "layers": 2, "heads": 2, "steps": 4}
 WORDS = [f"--{name}={value}" for name, value in SMALL.items()]
 
 
+@functools.cache
+def read_once(words: tuple[str, ...]) -> tuple[Config, str]:
+    """Options of a run, which most studies here have in common."""
+    return read_options(words)
+
+
 @pytest.fixture(autouse=True)
-def own_guides(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_guides(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(plan, "LOAD_GUIDES", load_guides.LOAD_GUIDES)
+    monkeypatch.setattr(plan, "read_options", lambda words: read_once(tuple(words)))
+    with nothing_stays():
+        yield
 
 
 @pytest.fixture
@@ -41,8 +52,21 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that take a moment."""
     monkeypatch.setattr(Job, "command", load_guides.fake_command)
     monkeypatch.setattr(ablate, "_prepare", lambda groups: None)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+@pytest.fixture
+def held(
+    faked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], int]]:
+    """Runs that wait after their first step; a call waits for one and gives its process id."""
+    pipe = tmp_path / "held"
+    os.mkfifo(pipe)
+    monkeypatch.setenv("FAKE_HOLD", str(pipe))
+    with open(pipe, "r+b", buffering=0) as file:
+        yield lambda: int(file.readline())
 
 
 def labels(**study: Any) -> list[str]:
@@ -350,44 +374,81 @@ def test_a_failure_is_said_and_the_study_goes_on(
     assert len(starts(out)) == 4
 
 
-@pytest.mark.usefixtures("faked")
 def test_an_interrupted_study_saves_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    held: Callable[[], int],
 ) -> None:
     out = tmp_path / "study"
-    words = [*WORDS, "--steps=40", "--seeds=2", "--baselines=false", "--workers=2", f"--out={out}"]
-    monkeypatch.setenv("FAKE_SLOW", "30")
-    log = out / "runs" / "routed-s1" / "metrics.jsonl"
-    threading.Thread(target=lambda: (wait_for(log), os.kill(os.getpid(), signal.SIGTERM))).start()
+    words = [*WORDS, "--seeds=2", "--baselines=false", "--workers=2", f"--out={out}"]
+
+    def interrupt() -> None:
+        for _ in range(2):
+            held()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     assert ablate.main(words) == 130
     assert f"go on with python -m pyro_meta.ablate --out {out}" in capsys.readouterr().out
-    monkeypatch.setenv("FAKE_SLOW", "0")
+    assert starts(out) == {"routed-s0": ["0"], "routed-s1": ["0"]}
+    monkeypatch.delenv("FAKE_HOLD")
     assert ablate.main([f"--out={out}"]) == 0
-    assert all(len(begun) == 2 and int(begun[1]) > 0 for begun in starts(out).values())
+    assert starts(out) == {"routed-s0": ["0", "1"], "routed-s1": ["0", "1"]}
 
 
-@pytest.mark.usefixtures("faked")
-def test_a_killed_study_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_study_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: Callable[[], int]
+) -> None:
     """Its worker goes on; the next study waits for that one and does not start a second."""
     out = tmp_path / "study"
-    monkeypatch.setenv("FAKE_SLOW", "6")
     words = [*WORDS, "--seeds=2", "--baselines=false", f"--out={out}"]
-    study = subprocess.Popen([sys.executable, "-m", "load_guides", *words])
-    wait_for(out / "runs" / "routed-s0" / "starts")
-    with pytest.raises(UsageError, match="held by another study"):
-        ablate.main(words)
-    study.kill()
-    study.wait()
-    monkeypatch.setenv("FAKE_SLOW", "0")
-    assert ablate.main(words) == 0
+    is_done = _Worker.is_done
+    seen: list[bool] = []
+
+    def looked_at(self: _Worker) -> bool:
+        """The worker goes on once the next study has seen it at work."""
+        seen.append(is_done(self))
+        if len(seen) == 1:
+            assert not self.is_ours
+            os.kill(worker, signal.SIGUSR1)
+        return seen[-1]
+
+    with started([sys.executable, "-m", "load_guides", *words]) as study:
+        worker = held()
+        with pytest.raises(UsageError, match="held by another study"):
+            ablate.main(words)
+        study.kill()
+        study.wait()
+        monkeypatch.delenv("FAKE_HOLD")
+        monkeypatch.setattr(_Worker, "is_done", looked_at)
+        assert ablate.main(words) == 0
+    assert seen[0] is False
     assert starts(out) == {"routed-s0": ["0"], "routed-s1": ["0"]}
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path}"
-        time.sleep(0.02)
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_study_that_fails_leaves_no_process(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    held: Callable[[], int],
+    error: type[BaseException],
+) -> None:
+    """What trains may save when the disk is full, and is killed when somebody insists."""
+    out = tmp_path / "study"
+
+    def write(*_: object) -> None:
+        held()
+        raise error
+
+    monkeypatch.setenv("FAKE_FAIL", "routed-s0")
+    monkeypatch.setattr(Results, "write", write)
+    with pytest.raises(error):
+        ablate.main([*WORDS, "--seeds=2", "--baselines=false", "--workers=2", f"--out={out}"])
+    with open(out / "logs" / "routed-s1.log", "a+") as log:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process that held it has ended
+        log.seek(0)
+        assert ("saved" in log.read()) is (error is OSError)
 
 
 @pytest.mark.usefixtures("faked")
@@ -453,5 +514,5 @@ def test_a_study_of_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "## Collapse" in (out / "study.md").read_text()
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
-    assert "--out" in error_line(run("ablate", cwd=tmp_path))
+def test_the_command_says_what_is_wrong_in_one_line() -> None:
+    assert "--out" in error_line(run_here("ablate"))

@@ -1,6 +1,5 @@
 """Diversity and uncertainty by hand, and the file format."""
 
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import finish
 
 from pyro_meta.analysis import arviz_versions
 from pyro_meta.analysis.depth_gates import Depth
@@ -170,13 +170,12 @@ with PosteriorWriter(Path(sys.argv[1]), sizes, ["a", "b", "c"], {}) as out:
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
 print(int(peak[1]) // 1024)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "posterior.nc")],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    done = finish([sys.executable, "-c", code, str(tmp_path / "posterior.nc")])
+    assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 250, "MiB"
 
 
 def test_analysis_and_report_import_no_torch() -> None:
     code = "import sys, pyro_meta.report; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = finish([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr

@@ -8,8 +8,8 @@ from typing import Any
 
 import flawed
 import pytest
-from commands import environment
 from leaky import LateLeak, Leaky, LeakyGuide
+from processes import finish
 
 from pyro_meta import (
     Block,
@@ -154,14 +154,7 @@ class Leaky(DirichletGuide):
 def run_contract(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`python WORDS` in a folder that holds a person's file and nothing else."""
     (cwd / "my_file.py").write_text(MINE)
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return finish([sys.executable, "-m", *words], cwd=cwd)
 
 
 def test_the_command_names_the_broken_clauses_in_a_fresh_folder(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from commands import MOMENT, run
+from processes import finish
 from test_attention import rms_ratio
 from test_dispatch import Case, each, tensors
 from torch import Tensor
@@ -252,8 +252,8 @@ def test_linear_attention_in_its_kernel() -> None:
 def test_kernels_in_tritons_interpreter() -> None:
     """What the kernels compute, without a GPU."""
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
-    subprocess.run([sys.executable, "-c", KERNELS], env=environment, check=True, timeout=250)
+    done = finish([sys.executable, "-c", KERNELS], {"TRITON_INTERPRET": "1", "PYTHONPATH": paths})
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_gpu

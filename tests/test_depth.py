@@ -19,7 +19,6 @@ from torch.distributions import kl_divergence
 
 from pyro_meta import (
     BetaDepthGuide,
-    BudgetDirichlet,
     CostDirichlet,
     Decision,
     DepthGuide,
@@ -64,7 +63,7 @@ def gated(
     """A small model of three layers with gates that are neither open nor shut."""
     torch.manual_seed(seed)
     network = Transformer(SHAPE)
-    routes = prior(network, **({"budget": 0.8} if prior is BudgetDirichlet else {}))
+    routes = prior(network)
     model = LanguageModel(network, routes, DepthPrior(network, penalty=penalty))
     built = guide(model)
     built.depth = depth(model, **arguments)

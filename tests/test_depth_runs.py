@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from commands import MOMENT, error_line, run
+from commands import MOMENT, error_line, run_here
 from test_depth import Leaky, Prefix, gated
 from torch import Tensor
 
@@ -138,7 +138,7 @@ def test_values_out_of_range_are_refused_when_the_model_is_built(
 
 
 def test_a_refusal_is_one_line(words: list[str], tmp_path: Path) -> None:
-    done = run("train", *words, "--layers=1", f"--out={tmp_path / 'run'}")
+    done = run_here("train", *words, "--layers=1", f"--out={tmp_path / 'run'}")
     assert "depth gates need at least 2" in error_line(done)
     assert not (tmp_path / "run").exists()
 
@@ -322,7 +322,7 @@ def test_the_command_leaves_everything_and_resumes_it(words: list[str], tmp_path
     assert named == pytest.approx(summary["load"]), "as in the summary"
     skipped = [row["skipped"] for row in found["depth"]["by_layer"]]
     assert skipped == pytest.approx(summary["depth"]["skipped_by_layer"])
-    done = run("generate", str(folder), "--prompt=the", "--max_tokens=8")
+    done = run_here("generate", str(folder), "--prompt=the", "--max_tokens=8")
     assert done.returncode == 0, done.stderr
 
 

@@ -1,14 +1,16 @@
 """The examples run as they stand, and the classes in them keep their contracts."""
 
-import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import long_file
 import pytest
-from commands import MOMENT, error_line, run
+from commands import MOMENT, train
+from processes import finish
 
+from pyro_meta import UsageError
 from pyro_meta.contracts import contract
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
@@ -16,14 +18,7 @@ NEEDS_A_RUN = {"long_file"}
 
 
 def start(example: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, example.name, *map(str, words)],
-        cwd=example.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return finish([sys.executable, example.name, *map(str, words)], cwd=example.parent)
 
 
 @pytest.mark.parametrize(
@@ -36,18 +31,21 @@ def test_an_example_runs(example: Path) -> None:
 
 
 @pytest.mark.parametrize("guide", ["DirichletGuide", "RandomGuide"])
-def test_a_long_file_is_read_by_a_run(guide: str, tmp_path: Path) -> None:
+def test_a_long_file_is_read_by_a_run(
+    guide: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "text.txt").write_text("she sells sea shells by the sea shore. " * 60)
     words = [f"--data.path={tmp_path / 'text.txt'}", f"--guide={guide}"]
-    assert run("train", *MOMENT, *words, f"--out={tmp_path / 'run'}").returncode == 0
+    assert train(*MOMENT, *words, f"--out={tmp_path / 'run'}") == 0
     (example,) = (one for one in EXAMPLES if one.stem == "long_file")
     done = start(example, tmp_path / "run", "--length=150", "--tokens=12")
     assert done.returncode == 0, done.stderr
     for word in ("150 tokens read, 12 added", "routed", "all full", "share of each", "sea shells"):
         assert word in done.stdout
-    done = start(example, tmp_path / "run", tmp_path / "text.txt", "--length=40", "--tokens=2")
-    assert done.returncode == 0 and "40 tokens read, 2 added" in done.stdout
-    assert "no such file" in error_line(start(example, tmp_path / "run", tmp_path / "gone.txt"))
+    long_file.main([str(tmp_path / "run"), str(tmp_path / "text.txt"), "--length=40", "--tokens=2"])
+    assert "40 tokens read, 2 added" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="no such file"):
+        long_file.main([str(tmp_path / "run"), str(tmp_path / "gone.txt")])
 
 
 test_my_prior = contract("my_prior.CheapBelow", cheap=2)

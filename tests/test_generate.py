@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import MOMENT, error_line, run
+from commands import MOMENT, error_line, run, run_here, train
 from PIL import Image
 
 from pyro_meta import DirichletGuide, report
@@ -38,16 +38,16 @@ def test_standard_output_is_the_text_alone(trained: Path) -> None:
     done = run("generate", trained, "--prompt", "she sells", "--max_tokens=30", "--seed=3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("she sells") and done.stderr == ""
-    again = run("generate", trained, "--prompt", "she sells", "--max_tokens=30", "--seed=3")
+    again = run_here("generate", trained, "--prompt", "she sells", "--max_tokens=30", "--seed=3")
     assert again.stdout == done.stdout
-    other = run("generate", trained, "--prompt", "she sells", "--max_tokens=30", "--seed=4")
+    other = run_here("generate", trained, "--prompt", "she sells", "--max_tokens=30", "--seed=4")
     assert other.stdout != done.stdout
 
 
 def test_the_cache_changes_no_text(trained: Path) -> None:
     """The context of the run is 16: it is filled several times."""
     words = ("generate", trained, "--prompt", "she sells", "--max_tokens=40", "--greedy=true")
-    kept, again = run(*words), run(*words, "--cache=false")
+    kept, again = run_here(*words), run_here(*words, "--cache=false")
     assert kept.returncode == 0 and len(kept.stdout) > 40
     assert kept.stdout == again.stdout
 
@@ -55,15 +55,15 @@ def test_the_cache_changes_no_text(trained: Path) -> None:
 def test_a_file_is_continued(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "begun.txt"
     file.write_text("she sells grüße; " * 9, encoding="utf-8")
-    done = run("generate", trained, "--prompt_file", file, "--max_tokens=3")
+    done = run_here("generate", trained, "--prompt_file", file, "--max_tokens=3")
     assert done.returncode == 0 and done.stdout.startswith("she sells grüße; " * 9)
     words = ("generate", trained, "--prompt_file")
-    assert "not both" in error_line(run(*words, file, "--prompt=x"))
-    assert "gone.txt: No such file" in error_line(run(*words, tmp_path / "gone.txt"))
+    assert "not both" in error_line(run_here(*words, file, "--prompt=x"))
+    assert "gone.txt: No such file" in error_line(run_here(*words, tmp_path / "gone.txt"))
     file.write_bytes(b"caf\xe9")
-    assert "is not UTF-8 text" in error_line(run(*words, file))
+    assert "is not UTF-8 text" in error_line(run_here(*words, file))
     file.write_bytes(b"")
-    assert "option --prompt_file: it is empty" in error_line(run(*words, file))
+    assert "option --prompt_file: it is empty" in error_line(run_here(*words, file))
 
 
 def test_generation_is_in_evaluation_mode_whatever_the_mode_was(trained: Path) -> None:
@@ -229,8 +229,8 @@ def test_damaged_results_are_refused(
 def test_without_a_prompt_a_character_model_still_speaks(tmp_path: Path) -> None:
     (tmp_path / "ab.txt").write_text("ab ba " * 300)
     options = [*MOMENT, f"--data.path={tmp_path / 'ab.txt'}", "--data.tokens=char"]
-    assert run("train", *options, f"--out={tmp_path / 'run'}").returncode == 0
-    done = run("generate", tmp_path / "run", "--max_tokens=5")
+    assert train(*options, f"--out={tmp_path / 'run'}") == 0
+    done = run_here("generate", tmp_path / "run", "--max_tokens=5")
     assert done.returncode == 0 and len(done.stdout.rstrip("\n")) == 6
 
 
@@ -238,4 +238,4 @@ def test_a_run_that_has_not_finished(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     (folder / "summary.json").unlink()
-    assert "has not finished" in error_line(run("report", folder))
+    assert "has not finished" in error_line(run_here("report", folder))

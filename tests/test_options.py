@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import MOMENT, error_line, run, train
+from commands import MOMENT, error_line, run, run_here, train
 from pyro.distributions import Dirichlet, LogisticNormal
 
 from pyro_meta import DirichletGuide, Features, UsageError
@@ -30,7 +30,7 @@ def test_what_comes_later_wins(tmp_path: Path) -> None:
 
 
 def test_a_printed_configuration_is_read_back(tmp_path: Path) -> None:
-    printed = run("train", "--steps=7", "--guide.hidden=null", "--print_config")
+    printed = run_here("train", "--steps=7", "--guide.hidden=null", "--print_config")
     assert printed.returncode == 0
     (tmp_path / "c.yaml").write_text(printed.stdout)
     assert read_options(["--config", str(tmp_path / "c.yaml")])[0].steps == 7
@@ -68,11 +68,11 @@ def test_presets_are_complete_and_can_be_overridden() -> None:
 
 
 def test_help_names_the_options_of_the_default_classes() -> None:
-    done = run("train", "--help")
+    done = run_here("train", "--help")
     assert done.returncode == 0
     for option in ("--data.path", "--data.tokens", "--prior.rate", "--guide.hidden", "--resume"):
         assert option in done.stdout
-    assert "--prior.strength" in run("train", "--prior.help").stdout
+    assert "--prior.strength" in run_here("train", "--prior.help").stdout
 
 
 def test_a_users_own_classes_train_by_import_path(tmp_path: Path, text_file: Path) -> None:
@@ -188,8 +188,9 @@ def test_a_mechanism_that_sees_the_future_is_refused(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_missing_device_is_refused(tmp_path: Path) -> None:
-    done = run("train", *MOMENT[:-1], "--accelerator", "cuda", cwd=tmp_path)
+def test_a_missing_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here("train", *MOMENT[:-1], "--accelerator", "cuda")
     assert "option --accelerator, --devices: cuda, 1 given" in error_line(done)
 
 
@@ -199,4 +200,4 @@ def test_an_error_is_one_line_and_exit_code_two(tmp_path: Path) -> None:
     assert "is not a run" in error_line(run("report", tmp_path))
     assert "lengths" in error_line(run("bench", "--lengths=[5]"))
     for module in ("generate", "report"):
-        assert "run" in error_line(run(module)).lower(), "no words at all"
+        assert "run" in error_line(run_here(module)).lower(), "no words at all"

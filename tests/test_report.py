@@ -4,12 +4,11 @@ import json
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, browser
-from commands import MOMENT, error_line, run
+from commands import MOMENT, error_line, run, run_here, train
 
 from pyro_meta import report
 from pyro_meta.analysis.findings import Findings
@@ -102,8 +101,7 @@ def test_one_mechanism_two_mechanisms_and_guides_without_density(tmp_path: Path)
         "mixture": ["--guide=FixedGuide"],
     }.items():
         options = [*MOMENT, f"--data.path={tmp_path / 'text.txt'}", f"--out={tmp_path / name}"]
-        done = run("train", *options, *words)
-        assert done.returncode == 0, done.stderr
+        assert train(*options, *words) == 0
         report.main([str(tmp_path / name), "--belief=false"])
         findings = Findings(Reading.of(tmp_path / name))
         assert (findings.judged is None) is (name in ("point", "mixture"))
@@ -130,7 +128,7 @@ def test_a_broken_file_is_one_line_and_code_two(trained: Path, tmp_path: Path, h
             file["sample_stats"].attrs["layout"] = 1
     else:
         (folder / "summary.json").write_text("[1, 2]")
-    said = error_line(run("report", folder, "--belief=false"))
+    said = error_line(run_here("report", folder, "--belief=false"))
     assert ("--reread" in said) if harm == "of another version" else ("is damaged" in said)
 
 
@@ -161,13 +159,13 @@ def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> Non
 
         token = "document.querySelectorAll('.passage span')[20]"
         shown.value(f"{token}.scrollIntoView({{block: 'center'}})")
-        time.sleep(0.2)
+        shown.wait_until("true")  # a frame later, scrolling has been told
         box = (
             f"(() => {{ const b = {token}.getBoundingClientRect(); return [b.x + 2, b.y + 5] }})()"
         )
         assert shown.value("document.getElementById('tip').hidden")
         shown.move_to(*shown.value(box))
-        time.sleep(0.2)
+        shown.wait_until("!document.getElementById('tip').hidden")
         said = shown.value("document.getElementById('tip').innerText")
         assert re.fullmatch(r"full \d+%\nwindow \d+%\nlinear \d+%\nconcentration [\d.e+]+", said)
         assert shown.complaints() == [] and shown.requests() == []

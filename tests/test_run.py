@@ -4,16 +4,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from commands import MOMENT, TEXT, command, environment, error_line, run, train
+from commands import MOMENT, TEXT, error_line, run, train
+from processes import finish
 from pyro.distributions import Dirichlet
 from safetensors.torch import load_file, save_file
 
@@ -157,40 +156,51 @@ def test_a_killed_run_resumes_to_the_same_losses(
         assert torch.equal(value, weights(folder)[name]), name
 
 
-def wait_for_steps(folder: Path, steps: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
-    path = folder / "metrics.jsonl"
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and len(path.read_text().splitlines()) >= steps:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no {steps} steps: {process.communicate()}")
+# The command itself, in a process that gets a signal after 30 steps.
+SIGNALLED = """
+import os, runpy, sys
+from pyro_meta.training.run import Run
+
+kind, append = int(sys.argv.pop(1)), Run.append_metrics
+
+def append_metrics(self, record):
+    append(self, record)
+    if record["step"] == 30:
+        os.kill(os.getpid(), kind)
+
+Run.append_metrics = append_metrics
+runpy.run_module("pyro_meta.train", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def forty_steps(finished: Path) -> tuple[list[str], Path]:
+    """Options of a run that nothing disturbs, and what it leaves."""
+    text_file, folder = finished.with_name("text.txt"), finished.with_name("forty")
+    options = [*MOMENT, "--steps=40", "--validate_every=0", f"--data.path={text_file}"]
+    assert train(*options, f"--out={folder}") == 0
+    return options, folder
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
-def test_a_signal_loses_nothing(tmp_path: Path, text_file: Path, kind: signal.Signals) -> None:
+def test_a_signal_loses_nothing(
+    tmp_path: Path, forty_steps: tuple[list[str], Path], kind: signal.Signals
+) -> None:
     """A real process: Ctrl-C saves and says how to go on, a kill leaves the last checkpoint."""
-    options = [*MOMENT, "--steps=400", "--validate_every=0", f"--data.path={text_file}"]
+    options, whole = forty_steps
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        command("train", *options, f"--out={folder}"),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for_steps(folder, 30, process)
-    process.send_signal(kind)
-    out, error = process.communicate(timeout=60)
-    assert "Traceback" not in error
+    words = [f"{kind:d}", *options, f"--out={folder}"]
+    done = finish([sys.executable, "-c", SIGNALLED, *words])
+    assert "Traceback" not in done.stderr
     if kind == signal.SIGINT:
-        assert process.returncode == 130
-        assert f"--resume {folder}" in out
+        assert done.returncode == 130
+        assert f"--resume {folder}" in done.stdout
         saved = Run.open(folder).latest_checkpoint()
-        assert saved is not None and int(saved.name[5:]) == len(metrics(folder))
+        assert saved is not None and int(saved.name[5:]) == len(metrics(folder)) < 40
+    else:
+        assert done.returncode == -kind
     assert train("--resume", folder) == 0
-    assert train(*options, f"--out={tmp_path / 'whole'}") == 0
-    assert metrics(folder) == metrics(tmp_path / "whole")
+    assert metrics(folder) == metrics(whole)
 
 
 def test_a_finished_run_resumes_to_its_summary(finished: Path, tmp_path: Path) -> None:
@@ -238,13 +248,7 @@ def test_two_processes_train_as_one(
         two = run("train", *options_of_two, "--devices=2")
     else:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        two = subprocess.run(
-            [sys.executable, *torchrun, "-m", "pyro_meta.train", *options_of_two],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        two = finish([sys.executable, *torchrun, "-m", "pyro_meta.train", *options_of_two])
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("model:") == 1, "one process speaks"
     accumulate = 1 if "--guide=PointGuide" in words else 2

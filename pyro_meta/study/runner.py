@@ -11,6 +11,7 @@ for that process instead of starting a second.
 """
 
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -79,7 +80,7 @@ class Job:
         """The command that trains such a run, for people; None while its loads are not known."""
         if self.config_yaml is None:
             return None
-        return shlex.join(["python", "-m", "pyro_meta.train", *train_words(self.config_yaml)])
+        return _as_command(self.config_yaml)
 
     def summary(self) -> dict[str, Any] | None:
         """Results of a finished run."""
@@ -93,6 +94,11 @@ class Job:
             return
         if record := last_record(self.folder / "metrics.jsonl"):
             self.step, self.loss = record["step"], record["loss"]
+
+
+@functools.cache  # asked for every run whenever one has finished
+def _as_command(config_yaml: str) -> str:
+    return shlex.join(["python", "-m", "pyro_meta.train", *train_words(config_yaml)])
 
 
 def last_record(path: Path) -> dict[str, Any] | None:
@@ -222,6 +228,17 @@ class _Worker:
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
 
+    def wait(self) -> None:
+        """Wait until our process has ended."""
+        if self._process is not None:
+            self._process.wait()
+
+    def kill(self) -> None:
+        """End our process, with all that it has launched, without saving."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
 
 def _why(code: int, log: Path) -> str:
     """The last line that a failed process said, or the signal that ended it."""
@@ -269,7 +286,7 @@ def execute(
     Raises
     ------
     Interrupted
-        By SIGINT or SIGTERM, after the workers have saved. A second one stops at once.
+        By SIGINT or SIGTERM, after the workers have saved. A second SIGINT kills them.
     """
     logs = out / "logs"
     logs.mkdir(exist_ok=True)
@@ -299,9 +316,15 @@ def execute(
             if slots:
                 _stop(list(slots.values()), show)
                 raise Interrupted
-        finally:
+        except Exception:  # of the study itself, such as a full disk: what trains may save
             for worker in slots.values():
                 worker.stop()
+            for worker in slots.values():
+                worker.wait()
+            raise
+        finally:
+            for worker in slots.values():
+                worker.kill()
 
 
 def place_known(jobs: list[Job], shelf: Shelf) -> None:
