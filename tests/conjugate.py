@@ -11,7 +11,7 @@ from torch.distributions import Dirichlet
 from pyro_meta import Guide, LanguageModel, Shape, SymmetricDirichlet
 from pyro_meta.attention import Mechanism
 from pyro_meta.attention.mechanisms import Full, Linear, Window
-from pyro_meta.network.route import Features, as_weights
+from pyro_meta.network.route import Features, Route, as_weights
 
 K = 3
 
@@ -26,14 +26,18 @@ class Choosing(nn.Module):
         self.mechanisms: list[Mechanism] = [Full(8, 4), Window(8, 4), Linear(8, 4)]
         self.mechanism_names = ["full", "window", "linear"]
 
-    def forward(self, tokens: Tensor, route: object, cache: object = None) -> Tensor:
+    def forward(self, tokens: Tensor, route: Route, cache: object = None) -> Tensor:
         state = self.embedding(tokens)
         features = Features(tokens, state, state, torch.arange(tokens.shape[1]))
-        weights = as_weights(route(0, features), K)  # type: ignore[operator]
+        weights = as_weights(route(0, features).route, K)
         return weights.clamp(min=1e-30).log()
 
-    def states(self, tokens: Tensor, route: object, cache: object = None) -> Tensor:
+    def states(self, tokens: Tensor, route: Route, cache: object = None) -> Tensor:
         return self(tokens, route, cache)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
 
     def new_cache(self, rows: int, keeps_features: bool = True) -> None:
         return None

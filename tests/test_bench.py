@@ -24,6 +24,7 @@ from pyro_meta.attention.clock import MOST, interleaved
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, FixedGuide, Guide
 from pyro_meta.network.macs import dense_macs, full_attention_macs
+from pyro_meta.network.route import Decision
 from pyro_meta.network.transformer import Transformer
 from pyro_meta.speed import mechanisms_by_length, trained_run
 from pyro_meta.speed.mechanisms_by_length import growth_exponent
@@ -259,9 +260,10 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watch]:
     def watching(self: Transformer, tokens: Tensor, route: Any, *rest: Any) -> Tensor:
         seen: list[Tensor] = []
 
-        def noted(layer: int, features: Any) -> Tensor:
-            seen.append(route(layer, features))
-            return seen[-1]
+        def noted(layer: int, features: Any) -> Decision:
+            decision: Decision = route(layer, features)
+            seen.append(decision.route)
+            return decision
 
         out = states(self, tokens, noted, *rest)
         is_half = torch.is_autocast_enabled("cpu")

@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 import pytest
-from commands import environment
+from processes import finish
 
 import pyro_meta
 from pyro_meta import Data, Guide, Prior
@@ -28,10 +28,7 @@ finally:
 
 def enter(module: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Enter a door; the last line on stderr says whether PyTorch was imported."""
-    return subprocess.run(
-        [sys.executable, "-c", WATCHED, module, *words],
-        capture_output=True, text=True, check=False, env=environment(),
-    )  # fmt: skip
+    return finish([sys.executable, "-c", WATCHED, module, *words])
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,8 @@ def test_a_step_is_one_forward_pass() -> None:
     assert forwards.count == 2
     SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO()).step(*text())
     assert forwards.count == 4
+    SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), RouteELBO()).step(*text())
+    assert forwards.count == 5
 
 
 def test_the_model_keeps_nothing_of_a_pass() -> None:

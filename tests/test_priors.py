@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARGUMENTS, DIRICHLETS
+from conftest import DIRICHLETS
 from pyro.distributions import Dirichlet
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
@@ -105,5 +105,5 @@ def test_bad_arguments_are_refused_by_name(network: Transformer, make, message: 
 
 @pytest.mark.parametrize("prior", DIRICHLETS)
 def test_concentrations_are_finite_and_positive(network: Transformer, prior: type[Prior]) -> None:
-    concentration: Tensor = prior(network, **ARGUMENTS.get(prior, {}))(0, POSITIONS).concentration
+    concentration: Tensor = prior(network)(0, POSITIONS).concentration
     assert torch.isfinite(concentration).all() and (concentration > 0).all()

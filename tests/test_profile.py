@@ -21,7 +21,7 @@ from pyro_meta.attention import Full, Linear, Window, dispatch, profile
 from pyro_meta.attention.profile import DEFAULT, Profile, Work, fit, of_this_machine, profiled
 from pyro_meta.folders import cache_folder
 from pyro_meta.posterior import belief
-from pyro_meta.speed import depth
+from pyro_meta.speed import depth_gates
 
 NEVER = Profile(1e9, 1e9)
 ALWAYS = Profile(1e-9, 1e-9, sequence_macs=1e-9)
@@ -217,7 +217,7 @@ def test_commands_take_the_profile_of_this_machine(
     with pytest.raises(UsageError):
         pyro_meta.bench.main(["--what=depth", out, "--layers=0"])
     assert len(measured) == 2
-    monkeypatch.setattr(depth, "bench_depth", noting({"points": []}))
+    monkeypatch.setattr(depth_gates, "bench_depth", noting({"points": []}))
     pyro_meta.bench.main(["--what=depth", out])
     assert json.loads((tmp_path / "bench" / "depth.json").read_text())["profile"] == asdict(
         replace(DEFAULT, gathered_cost=2.0)

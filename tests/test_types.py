@@ -1,11 +1,11 @@
 """What a user's type checker sees of the installed package."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import finish
 
 import pyro_meta
 
@@ -50,14 +50,11 @@ def test_public_names_are_typed_where_the_package_is_installed(tmp_path: Path) -
     pytest.importorskip("mypy")
     (tmp_path / "mypy.ini").write_text(SETTINGS)
     (tmp_path / "user.py").write_text(USER)
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "user.py"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = finish([sys.executable, "-m", "mypy", "--strict", "user.py"], cwd=tmp_path)
     said = [line for line in done.stdout.splitlines() if line.startswith("user.py")]
     model = "pyro_meta.models.language_model.LanguageModel"
     assert len(said) == 4, done.stdout + done.stderr
-    assert f'-> {model}"' in said[0] and "network: pyro_meta.network.transformer" in said[0]
+    assert f'-> {model}"' in said[0] and "network: pyro_meta.network.protocol.Network" in said[0]
     assert f"def (model: {model}" in said[1]
     assert '-> pyro_meta.analysis.reading.Reading"' in said[2]
     assert 'Argument 1 to "Shape" has incompatible type "str"; expected "int"' in said[3]

@@ -53,13 +53,31 @@ class ELBOTerms(NamedTuple):
 class RouteELBO(TraceMeanField_ELBO):
     """`TraceMeanField_ELBO`, which also gives its parts, per token.
 
-    Handed to `pyro.infer.SVI` it is Pyro's own. `terms` is the same estimator (a test compares
-    both, with gradients) without what training does not need: log densities of the routes, and a
-    host-device synchronisation per evaluation.
+    Handed to `pyro.infer.SVI` it is Pyro's own, but for the forward pass that it spares. `terms` is
+    the same estimator (a test compares both, with gradients) without what training does not need:
+    log densities of the routes, and a host-device synchronisation per evaluation.
     """
 
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=2)
+
+    def _get_trace(
+        self, model: LanguageModel, guide: Guide, args: Any, kwargs: Any
+    ) -> tuple[Trace, Trace]:
+        """As Pyro asks for them, with one forward pass: the model is handed what the guide walked.
+
+        A method of `TraceMeanField_ELBO` (pyro/infer/trace_mean_field_elbo.py).
+        """
+        walked: list[Walked] = []
+
+        def walking(*args: Any, **kwargs: Any) -> None:
+            walked.append(_require_walked(guide(*args, **kwargs), guide))
+
+        def handed(*args: Any, **kwargs: Any) -> Tensor:
+            return cast(Tensor, model(*args, passed=walked[-1].passed, **kwargs))
+
+        traces: tuple[Trace, Trace] = super()._get_trace(handed, walking, args, kwargs)
+        return traces
 
     def terms(
         self, model: LanguageModel, guide: Guide, tokens: Tensor, targets: Tensor
@@ -69,7 +87,7 @@ class RouteELBO(TraceMeanField_ELBO):
         nll, kl, depth_kl, penalty = [], [], [], []
         for _ in range(self.num_particles):
             guide_trace = poutine.trace(guide).get_trace(tokens, targets)
-            walked = _returned(guide_trace, guide)
+            walked = _require_walked(guide_trace.nodes["_RETURN"]["value"], guide)
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(tokens, targets, walked.passed)
             observed: Any = model_trace.nodes["next_token"]
@@ -97,8 +115,7 @@ class RouteELBO(TraceMeanField_ELBO):
         )
 
 
-def _returned(guide_trace: Trace, guide: Guide) -> Walked:
-    walked = guide_trace.nodes["_RETURN"]["value"]
+def _require_walked(walked: object, guide: Guide) -> Walked:
     if not isinstance(walked, Walked):
         raise UsageError(
             f"guide: forward() of {type(guide).__name__} returned {type(walked).__name__}; what "

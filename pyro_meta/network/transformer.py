@@ -256,7 +256,12 @@ def _asked(route: Route, layer: int, features: Features) -> Decision:
     tokens, state, normed, positions = features
     with torch.autocast(tokens.device.type, enabled=False):
         wide = Features(tokens, at_least_float32(state), at_least_float32(normed), positions)
-        chosen, gate = decision = route(layer, wide)
+        decision = route(layer, wide)
+    if not isinstance(decision, Decision):
+        raise TypeError(
+            f"route of layer {layer} gave {type(decision).__name__}; a Decision is needed"
+        )
+    chosen, gate = decision
     if chosen.dim() > 3:
         raise ValueError(
             f"route of layer {layer} is {list(chosen.shape)}, and [B, T, K] is needed; "
