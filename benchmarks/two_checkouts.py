@@ -1,0 +1,119 @@
+"""An SVI step over plain PyTorch, and decoding, of two checkouts by turns.
+
+    python benchmarks/two_checkouts.py OUT.json BEFORE AFTER [--rounds 5] [--threads 2]
+
+BEFORE and AFTER are folders of checkouts, each with its own environment in .venv. Every round runs
+both, one process each, in an order that alternates; what is told are medians over the rounds and
+their spread. Older checkouts name the same things otherwise, which `WORK` knows.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pyro_meta.folders import write_whole
+from pyro_meta.terminal.machine import hardware, versions
+
+WORK = """
+import json, statistics, sys, time
+import torch
+torch.set_num_threads(int(sys.argv[1]))
+sys.path.insert(0, "benchmarks")
+try:
+    from svi import bench_svi
+    from pyro_meta.generation.reader import Reader
+except ImportError:
+    from pyro_meta.measure.svi import bench_svi
+    from pyro_meta.continuation import Reader
+from pyro_meta import CostDirichlet, DirichletGuide, LanguageModel, Shape, Transformer
+
+svi = bench_svi(4, 7)
+torch.manual_seed(0)
+network = Transformer(Shape(vocabulary=256, context=512, width=64, layers=4, heads=4, window=32))
+model = LanguageModel(network, CostDirichlet(network)).eval()
+guide = DirichletGuide(model).eval()
+if hasattr(guide, "harden_below"):
+    guide.harden_below(1.0)
+else:
+    guide.threshold.fill_(1.0)
+reader = Reader(model, guide, [torch.randint(256, (200,)).tolist()])
+reader.logits()
+seconds = []
+for number in range(250):
+    started = time.perf_counter()
+    token = int(reader.logits().argmax())
+    reader.append([token])
+    seconds.append(time.perf_counter() - started)
+print(json.dumps({
+    "svi_over_plain": svi["median_of_ratios"],
+    "svi_step_seconds": svi["median_seconds"]["svi"],
+    "decoded_token_seconds": statistics.median(seconds[50:]),
+}))
+"""
+
+
+def measure(checkout: Path, threads: int) -> dict[str, float]:
+    """One process of `WORK` in a checkout."""
+    done = subprocess.run(
+        [str(checkout.resolve() / ".venv" / "bin" / "python"), "-c", WORK, str(threads)],
+        cwd=checkout, capture_output=True, text=True, check=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYRO_META_PROFILE": "default"},
+    )  # fmt: skip
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def commit(checkout: Path) -> str:
+    words = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def summed_up(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Median, least and greatest of each figure."""
+    return {
+        name: {
+            "median": statistics.median(one[name] for one in rounds),
+            "least": min(one[name] for one in rounds),
+            "greatest": max(one[name] for one in rounds),
+        }
+        for name in rounds[0]
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args()
+    checkouts = {"before": asked.before, "after": asked.after}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    for number in range(asked.rounds):
+        for name in list(checkouts)[:: 1 if number % 2 else -1]:
+            found[name].append(measure(checkouts[name], asked.threads))
+            print(f"round {number + 1} of {asked.rounds}, {name}: {found[name][-1]}", flush=True)
+    options = f"--rounds {asked.rounds} --threads {asked.threads}"
+    whole = {
+        "command": f"{shlex.join(['python', 'benchmarks/two_checkouts.py'])} OUT.json BEFORE AFTER "
+        f"{options}",
+        "hardware": hardware(),
+        "versions": versions(),
+        "threads": asked.threads,
+        **{
+            name: {"commit": commit(checkouts[name])} | summed_up(rounds)
+            for name, rounds in found.items()
+        },
+    }
+    write_whole(asked.out, json.dumps(whole, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
