@@ -46,6 +46,9 @@ class Router(Protocol):
     @property
     def model(self) -> LanguageModel: ...
 
+    def posterior(self, layer: int, features: Features) -> Distribution:
+        """That of a layer's route."""
+
     def latents(self, layer: int, features: Features) -> Latents:
         """The posterior of a layer's route and gate."""
 
@@ -171,7 +174,9 @@ def mean_route(guide: Router, hard: bool | None = None) -> Route:
     how = along_means(hard)
 
     def route(layer: int, features: Features) -> Decision:
-        decision = how(guide, layer, features, guide.latents(layer, features))[1]
-        return decision if layer in guide.model.gated else decision.with_open_gate()
+        if layer in guide.model.gated:
+            return how(guide, layer, features, guide.latents(layer, features))[1]
+        # a decoded token has no time for gates that are not there
+        return Decision(guide.execution.of_mean(guide.posterior(layer, features), hard))
 
     return route
