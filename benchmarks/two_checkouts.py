@@ -13,7 +13,6 @@ import os
 import shlex
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
