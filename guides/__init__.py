@@ -4,9 +4,9 @@ from pyro_meta.guides.base import Guide
 from pyro_meta.guides.concrete import ConcreteGuide
 from pyro_meta.guides.depth import BetaDepthGuide, DepthGuide, PointDepthGuide
 from pyro_meta.guides.dirichlet import DirichletGuide
-from pyro_meta.guides.given import FixedGuide, RandomGuide
-from pyro_meta.guides.heads import of_own_token
+from pyro_meta.guides.fixed_loads import FixedGuide, RandomGuide
 from pyro_meta.guides.logistic_normal import LogisticNormalGuide
+from pyro_meta.guides.networks import of_own_token
 from pyro_meta.guides.paper import PaperGuide
 from pyro_meta.guides.point import PointGuide
 from pyro_meta.guides.prior import PriorGuide

@@ -21,10 +21,10 @@ from pyro_meta.distributions.gates import open_gate
 from pyro_meta.distributions.hardening import GateExecution, RouteExecution
 from pyro_meta.errors import UsageError, require_defined
 from pyro_meta.guides.depth import DepthGuide
-from pyro_meta.guides.heads import default_width, make_heads
+from pyro_meta.guides.networks import default_width, make_heads
 from pyro_meta.guides.walk import Latents, Walked, sampled, walk
 from pyro_meta.models.language_model import LanguageModel
-from pyro_meta.models.module import StandaloneModule
+from pyro_meta.models.standalone import StandaloneModule
 from pyro_meta.network.costs import costs_at
 from pyro_meta.network.route import Features
 

@@ -3,7 +3,7 @@
 from pyro_meta.distributions.softmax import LEAST_TEMPERATURE, Concrete
 from pyro_meta.errors import UsageError
 from pyro_meta.guides.base import HeadsGuide
-from pyro_meta.guides.heads import leads, of_own_token
+from pyro_meta.guides.networks import leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.network.route import Features
 

@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 from pyro_meta.distributions.bounded import bounded, unbounded
 from pyro_meta.distributions.gates import PointGate
 from pyro_meta.errors import UsageError, require_defined
-from pyro_meta.guides.heads import (
+from pyro_meta.guides.networks import (
     FLOOR,
     LEAST_TOTAL,
     MOST_TOTAL,

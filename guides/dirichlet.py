@@ -7,7 +7,7 @@ from torch import Tensor
 from pyro_meta.distributions.bounded import bounded, unbounded
 from pyro_meta.errors import UsageError
 from pyro_meta.guides.base import HeadsGuide
-from pyro_meta.guides.heads import FLOOR, LEAST_TOTAL, MOST_TOTAL, leads, of_own_token
+from pyro_meta.guides.networks import FLOOR, LEAST_TOTAL, MOST_TOTAL, leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Features

@@ -6,7 +6,7 @@ from pyro.distributions import Dirichlet
 
 from pyro_meta.errors import UsageError
 from pyro_meta.guides.base import HeadsGuide
-from pyro_meta.guides.heads import of_own_token
+from pyro_meta.guides.networks import of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.network.route import Features
 

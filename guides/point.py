@@ -4,7 +4,7 @@ import torch
 
 from pyro_meta.distributions.simplex import Point
 from pyro_meta.guides.base import HeadsGuide
-from pyro_meta.guides.heads import leads, of_own_token
+from pyro_meta.guides.networks import leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.network.route import Features
 

@@ -3,7 +3,7 @@
 from torch.distributions import Distribution
 
 from pyro_meta.guides.base import Guide
-from pyro_meta.guides.heads import of_own_token
+from pyro_meta.guides.networks import of_own_token
 from pyro_meta.network.route import Features
 
 

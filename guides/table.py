@@ -6,7 +6,7 @@ from torch import nn
 
 from pyro_meta.guides.base import Guide
 from pyro_meta.guides.dirichlet import by_mean_and_total, start_at
-from pyro_meta.guides.heads import of_own_token
+from pyro_meta.guides.networks import of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.network.route import Features
 

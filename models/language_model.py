@@ -29,8 +29,8 @@ from pyro_meta.attention import Cache, collected_penalties
 from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.distributions.gates import open_gate
 from pyro_meta.models.depth import DepthPrior
-from pyro_meta.models.module import StandaloneModule
 from pyro_meta.models.priors import Prior
+from pyro_meta.models.standalone import StandaloneModule
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Route
 

@@ -24,7 +24,7 @@ from pyro_meta import (
 from pyro_meta.attention import Queries
 from pyro_meta.attention.mechanisms import Attend
 from pyro_meta.distributions import RouteExecution
-from pyro_meta.guides.heads import of_own_token
+from pyro_meta.guides.networks import of_own_token
 from pyro_meta.network.blocks import ResidualBlock, Stream
 
 

@@ -23,7 +23,7 @@ from pyro_meta.posterior.amortisation import amortisation_gap
 from pyro_meta.posterior.approximation import beside_truth
 from pyro_meta.posterior.belief import measure
 from pyro_meta.posterior.exact import Handful
-from pyro_meta.posterior.free import FreePosterior, fit
+from pyro_meta.posterior.free_posterior import FreePosterior, fit
 from pyro_meta.posterior.importance import block_terms
 from pyro_meta.posterior.objective import against, averaged, estimate, frozen
 

@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 import pyro_meta.train as train_command
 from pyro_meta import BudgetDirichlet, CostDirichlet, Transformer, UsageError
 from pyro_meta.inference.controllers import BudgetController, Step
-from pyro_meta.inference.dual import DualController
+from pyro_meta.inference.dual_ascent import DualController
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.inference.schedules import KLSchedule, Optimisation
 from pyro_meta.training.config import Config, read_options

@@ -16,7 +16,7 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.guides.heads import FLOOR
+from pyro_meta.guides.networks import FLOOR
 from pyro_meta.network.costs import costs_at
 
 SHAPE = Shape(vocabulary=7, context=32, width=16, layers=2, heads=2, window=4)

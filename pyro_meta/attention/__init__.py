@@ -1,5 +1,6 @@
 """How a token may attend: pure tensor functions, and the mechanisms built from them."""
 
+from pyro_meta.attention.auxiliary_losses import collected_penalties
 from pyro_meta.attention.cache import Cache, LayerCache, read_in_pieces
 from pyro_meta.attention.chunks.mechanisms import Chunk, ChunkLearned, ChunkSentence, ChunkSliding
 from pyro_meta.attention.dispatch import (
@@ -27,7 +28,6 @@ from pyro_meta.attention.ops.backend import backend
 from pyro_meta.attention.ops.dense import full_attention, linear_attention, window_attention
 from pyro_meta.attention.ops.momentum import mean_attention
 from pyro_meta.attention.ops.queries import Queries
-from pyro_meta.attention.penalties import collected_penalties
 from pyro_meta.attention.registry import BUILT_IN, build_mechanisms, find_mechanism
 from pyro_meta.attention.span import Span
 

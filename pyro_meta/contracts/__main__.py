@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from pyro_meta.contracts import one
+from pyro_meta.contracts import one_clause
 from pyro_meta.contracts.names import read_call
 from pyro_meta.contracts.suite import Clause, clauses
 from pyro_meta.errors import UsageError
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     # neither the settings of this package's tests nor those of the folder that we are in
     alone = ["-c", os.devnull, "--rootdir", os.curdir, "-p", "no:cacheprovider"]
     look = ["--no-header", "--verbose", "--tb=short"]
-    return int(pytest.main([*alone, *look, str(one.__file__), *argv[1:]], plugins=[given]))
+    return int(pytest.main([*alone, *look, str(one_clause.__file__), *argv[1:]], plugins=[given]))
 
 
 if __name__ == "__main__":

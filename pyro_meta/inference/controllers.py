@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_meta.distributions import GateExecution
 from pyro_meta.errors import UsageError
-from pyro_meta.inference.dual import DualController
+from pyro_meta.inference.dual_ascent import DualController
 from pyro_meta.models import BudgetDirichlet, Prior
 
 Figures = dict[str, float]

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from pyro_meta.guides import Guide
-from pyro_meta.posterior.free import FreePosterior, fit
+from pyro_meta.posterior.free_posterior import FreePosterior, fit
 from pyro_meta.posterior.objective import Loss, Parts, against, against_prediction, averaged
 
 TEXTS, LENGTH, STEPS, DRAWS = 4, 256, 60, 16

@@ -20,7 +20,7 @@ from torch.distributions import Dirichlet, kl_divergence
 from pyro_meta.posterior import nuts
 from pyro_meta.posterior.drawing import in_double
 from pyro_meta.posterior.exact import Exact, Handful, Moments
-from pyro_meta.posterior.free import LEAST, MOST, TOTAL, descend
+from pyro_meta.posterior.free_posterior import LEAST, MOST, TOTAL, descend
 from pyro_meta.posterior.objective import frozen
 
 DRAWS, STEPS, DRAWS_A_STEP = 1000, 120, 16

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_meta.attention.auxiliary_losses import are_collected, report_penalty
 from pyro_meta.attention.chunks.attention import (
     QUERIES,
     Digest,
@@ -34,7 +35,6 @@ from pyro_meta.attention.chunks.starts import (
 from pyro_meta.attention.mechanisms import Mechanism
 from pyro_meta.attention.memory import Memory
 from pyro_meta.attention.ops.queries import Queries
-from pyro_meta.attention.penalties import are_collected, report_penalty
 from pyro_meta.attention.rotary import unturned
 from pyro_meta.errors import UsageError
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_meta.distributions.simplex import Point
 from pyro_meta.errors import UsageError
 from pyro_meta.guides.base import Guide
-from pyro_meta.guides.heads import of_own_token
+from pyro_meta.guides.networks import of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Features
