@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,14 +85,21 @@ def test_a_users_own_classes_train_by_import_path(tmp_path: Path, text_file: Pat
 
 
 class Random(DirichletGuide):
-    """A guide that draws where it should say its law."""
+    """A guide that draws where it should say its distribution."""
 
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         return Dirichlet(1 + super().posterior(layer, features).sample())
 
 
+class Drawn(DirichletGuide):
+    """A guide that gives weights where it should give their distribution."""
+
+    def posterior(self, layer: int, features: Features) -> Any:
+        return super().posterior(layer, features).mean
+
+
 class Meanless(DirichletGuide):
-    """A guide whose law has no mean."""
+    """A guide whose distribution has no mean."""
 
     def posterior(self, layer: int, features: Features) -> LogisticNormal:  # type: ignore[override]
         zeros = torch.zeros(*features.tokens.shape, 2)
@@ -124,6 +132,7 @@ class Misshapen(DirichletGuide):
         (["--guide", "leaky.LeakyGuide"], "guide: LeakyGuide sees the future"),
         (["--guide", "test_options.Random"], "Random is random in evaluation mode"),
         (["--guide", "test_options.Meanless"], "has no mean"),
+        (["--guide", "test_options.Drawn"], "posterior() of Drawn gives a Tensor"),
         (["--guide", "test_options.Misshapen"], "is needed"),
         (["--config.x", "1"], "unknown option --config.x"),
         (["--seed", "99999999999999999999999"], "below 2**63"),

@@ -205,6 +205,10 @@ def _posterior_means(
 
 def _mean_of(dist: Distribution, name: str, needed: tuple[int, ...]) -> Tensor:
     """The mean of a posterior of the class `name`, which must have the shape that is `needed`."""
+    if not isinstance(dist, Distribution):
+        raise UsageError(
+            f"guide: posterior() of {name} gives a {type(dist).__name__}; a distribution is needed"
+        )
     try:
         mean: Tensor = dist.mean
     except NotImplementedError as error:
