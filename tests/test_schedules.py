@@ -106,6 +106,7 @@ def test_sequences_are_short_first() -> None:
         (lambda: Optimisation(router_begin=2.0), "optim.router_begin, optim.router_end: 2.0, 0.45"),
         (lambda: Optimisation(router_end=1.5), "optim.router_end: 0.25, 1.5"),
         (lambda: HardeningSchedule(price=-1.0), "harden.price: -1.0"),
+        (lambda: HardeningSchedule(price=1e39), "harden.price: 1e.39"),  # no number of float32
         (lambda: KLSchedule(weight=0.0), "kl.weight: 0.0"),
         (lambda: KLSchedule(peak=0.5), "kl.peak: 0.5 given; at least 1"),
         (lambda: KLSchedule(begin=0.9, end=0.1), "kl.begin"),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from pyro_meta.errors import UsageError
 
+LARGEST = (2 - 2**-23) * 2.0**127  # the largest number of single precision
+
 
 @dataclass(frozen=True)
 class KLSchedule:
@@ -69,8 +71,8 @@ class HardeningSchedule:
         _check_span("harden", self.begin, self.end)
         if not 0 <= self.final <= 1:
             raise UsageError(f"harden.final: {self.final} given; between 0 and 1 is allowed")
-        if not 0 <= self.price < math.inf:
-            raise UsageError(f"harden.price: {self.price} given; at least 0 is allowed")
+        if not 0 <= self.price < LARGEST:  # it is kept in single precision
+            raise UsageError(f"harden.price: {self.price} given; 0 to {LARGEST:.3g} is allowed")
 
     def __call__(self, progress: float) -> float:
         """The threshold after a share `progress` in [0, 1] of training."""

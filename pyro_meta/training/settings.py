@@ -12,12 +12,16 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from pyro_meta.errors import UsageError
-from pyro_meta.inference.schedules import HardeningSchedule, KLSchedule, Optimisation, ShortFirst
+from pyro_meta.inference.schedules import (
+    LARGEST,
+    HardeningSchedule,
+    KLSchedule,
+    Optimisation,
+    ShortFirst,
+)
 from pyro_meta.terminal.commands import command_parser
 from pyro_meta.terminal.help import reword
 from pyro_meta.training.options import preset_names
-
-LARGEST = (2 - 2**-23) * 2.0**127  # the largest number of single precision
 
 DEFAULT_CLASSES = {
     "data": "pyro_meta.Text",
