@@ -227,7 +227,7 @@ def _plain(message: str) -> str:
 
 
 def near(word: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(names), n=2, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(dict.fromkeys(names)), n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
