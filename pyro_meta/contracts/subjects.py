@@ -59,7 +59,7 @@ class Router(ABC):
     event: ClassVar[tuple[int, ...]] = (K,)
     """Event shape of its distributions."""
     layers: ClassVar[range] = range(SHAPE.layers)
-    """Layers that have such a dist."""
+    """Layers that have such a distribution."""
     is_of_text: ClassVar[bool] = False
     """Whether its distributions have a batch of tokens [B, T], and not of positions [T]."""
 

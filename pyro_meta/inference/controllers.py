@@ -90,9 +90,8 @@ class BudgetController(Controller):
         self._prior = (prior,)  # in a tuple: known, but no submodule
         self.budget = budget
         self.dual = DualController()
-        if (
-            prior.costs.spec != "measured"
-        ):  # those may be this machine's, until a checkpoint is read
+        # Measured costs may be this machine's, until a checkpoint is read.
+        if prior.costs.spec != "measured":
             self.require_reachable()
 
     @property

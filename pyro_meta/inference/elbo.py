@@ -1,12 +1,9 @@
-"""Stochastic variational inference: the objective, its schedules and the optimiser.
+"""Stochastic variational inference: the objective and its parts.
 
     loss = E_q[-log p(y | alpha, g)] + w(step) sum_l KL(q_l || p_l)     nats per token
 
 over the routes alpha and, where there are any, the depth gates g; and on top of it what mechanisms
 and gates ask for in training, if any does (`penalty`, see the model).
-
-Schedules are pure functions of the share of training that is done, so that a resumed run needs no
-state but its step.
 """
 
 from typing import Any, NamedTuple, cast

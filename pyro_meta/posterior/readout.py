@@ -181,7 +181,7 @@ def _facts_of_gates(dist: Distribution, prior: Distribution) -> dict[str, Tensor
 
 
 def _concentration(dist: Distribution, like: Tensor) -> Tensor:
-    """a_0 [B, T] of a Dirichlet; NaN for another dist."""
+    """a_0 [B, T] of a Dirichlet; NaN for another distribution."""
     if not isinstance(dist, Dirichlet):
         return torch.full_like(like, torch.nan)
     return dist.concentration.sum(-1).expand_as(like)
