@@ -69,8 +69,11 @@ class Walked:
     """By layer."""
     draws: list[Draw]
     """By layer."""
-    decisions: list[Decision]
-    """By layer."""
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What ran, by layer."""
+        return self.passed.decisions
 
     @property
     def logits(self) -> Tensor:
@@ -112,7 +115,6 @@ def walk(
     positions: list[Tensor] = []
     posteriors: list[Latents] = []
     draws: list[Draw] = []
-    decisions: list[Decision] = []
 
     def route(layer: int, features: Features) -> Decision:
         posterior = guide.latents(layer, features)
@@ -122,11 +124,10 @@ def walk(
         positions.append(features.positions)
         posteriors.append(posterior)
         draws.append(draw)
-        decisions.append(decision)
         return decision
 
     passed = model.run(tokens, route, cache)
-    return Walked(passed, model, positions, posteriors, draws, decisions)
+    return Walked(passed, model, positions, posteriors, draws)
 
 
 def along_means(hard: bool | None = None) -> How:

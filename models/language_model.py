@@ -32,7 +32,7 @@ from pyro_meta.models.depth import DepthPrior
 from pyro_meta.models.priors import Prior
 from pyro_meta.models.standalone import StandaloneModule
 from pyro_meta.network.protocol import Network
-from pyro_meta.network.route import Decision, Route
+from pyro_meta.network.route import Decision, Features, Route
 
 
 class Passed(NamedTuple):
@@ -42,6 +42,13 @@ class Passed(NamedTuple):
     """Of the next token, [B, T, V]."""
     penalty: Tensor | None
     """The mechanisms' own losses, nats per token; None: none has any."""
+    decisions: list[Decision]
+    """What was decided on the way, by layer."""
+
+    def went_along(self, drawn: Sequence[Decision]) -> bool:
+        """Whether these very tensors were decided on, layer by layer."""
+        pairs = zip(self.decisions, drawn, strict=True)
+        return all(a.route is b.route and a.gate is b.gate for a, b in pairs)
 
 
 class LanguageModel(StandaloneModule):
@@ -82,16 +89,17 @@ class LanguageModel(StandaloneModule):
         targets
             Observes the next tokens, [B, T].
         passed
-            What the network gave along the very routes and gates that are sampled here. A guide
-            has been through the network to draw them, and whoever replays this model against it
-            hands on what it returned: then there is no second forward pass.
+            What the network gave along routes and gates. A guide has been through the network to
+            draw them, and whoever replays this model against it hands on what it returned: then
+            there is no second forward pass. Where other latents are sampled here, say under a
+            condition, there is one.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         outside_autocast = torch.autocast(tokens.device.type, enabled=False)
         with self.plates(tokens):
             with pyro.poutine.scale(scale=self.kl_weight), outside_autocast:
                 drawn = [self._draw(layer, positions) for layer in range(self.network.shape.layers)]
-            if passed is None:
+            if passed is None or not passed.went_along(drawn):
                 passed = self.run(tokens, lambda layer, features: drawn[layer])
             next_token: Tensor = pyro.sample(
                 "next_token", self.next_token_dist(passed.logits), obs=targets
@@ -133,9 +141,15 @@ class LanguageModel(StandaloneModule):
 
     def run(self, tokens: Tensor, route: Route, cache: Cache | None = None) -> Passed:
         """One forward pass along `route`; with a cache, of the tokens that follow it."""
+        decisions: list[Decision] = []
+
+        def noting(layer: int, features: Features) -> Decision:
+            decisions.append(route(layer, features))
+            return decisions[-1]
+
         with collected_penalties() as penalties:
-            logits = self.network(tokens, route, cache)
-        return Passed(logits, torch.stack(penalties).sum() if penalties else None)
+            logits = self.network(tokens, noting, cache)
+        return Passed(logits, torch.stack(penalties).sum() if penalties else None, decisions)
 
     def _draw(self, layer: int, positions: Tensor) -> Decision:
         """Sample the latents of a layer."""

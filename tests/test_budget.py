@@ -158,7 +158,7 @@ def test_once_the_guide_has_stopped_the_price_of_deciding_meets_the_budget(
     for _ in range(400):
         noise = torch.randn(2, 8, context, 3, generator=generator)
         means = torch.softmax(noise + torch.tensor([1.0, 0.5, 0.0]), -1)
-        guide.execution.price.fill_(0.7 + float(controller.surcharge))
+        guide.execution.price.fill_(0.7 + controller.surcharge)
         figures = controller.step(step(guide.execution.shares(means), has_settled=True))
     assert figures["cost_budgeted"] == pytest.approx(budget, abs=0.03)  # the batch scatters
     assert controller.figures()["lambda"] == 1.5

@@ -137,8 +137,22 @@ def test_the_model_keeps_nothing_of_a_pass() -> None:
     forwards = Forwards(other.network)
     fresh = logits(*data)
     assert forwards.count == 1
-    assert not torch.allclose(fresh, logits(*data, walked.passed))
+    assert not torch.allclose(fresh, logits(*data, walked.passed)), "that was handed on"
+    assert forwards.count == 1
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()
+
+
+def test_what_the_guide_walked_serves_no_other_latents() -> None:
+    """A model under a condition goes its own way, in our objective as in Pyro's."""
+    model, guide = build()
+    route = torch.eye(3)[torch.zeros(3, 20, dtype=torch.long)]
+    losses = []
+    for objective in (RouteELBO(), TraceMeanField_ELBO()):
+        conditioned = poutine.condition(model, data={"route_0": route})
+        rest = poutine.block(guide, hide=["route_0"])
+        torch.manual_seed(1)
+        losses.append(float(objective.loss(conditioned, rest, *text())))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_a_walk_keeps_what_was_met_on_the_way() -> None:

@@ -49,12 +49,10 @@ class Step:
 class Controller(nn.Module):
     """Moves one number towards a target; subclass it and define `step`."""
 
-    surcharge: Tensor
-    """What is added to the price that routes are decided at, the same unit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("surcharge", torch.zeros((), dtype=torch.float64))
+    @property
+    def surcharge(self) -> float:
+        """What is added to the price that routes are decided at, the same unit."""
+        return 0.0
 
     def step(self, seen: Step) -> Figures:
         """Take note of a step, move the number, and tell what was seen, for the log."""
@@ -85,11 +83,14 @@ class BudgetController(Controller):
         Mean cost of a token and layer, where full attention is 1.
     """
 
+    settled_price: Tensor
+
     def __init__(self, prior: BudgetDirichlet, budget: float) -> None:
         super().__init__()
         self._prior = (prior,)  # in a tuple: known, but no submodule
         self.budget = budget
         self.dual = DualController()
+        self.register_buffer("settled_price", torch.zeros((), dtype=torch.float64))
         # Measured costs may be this machine's, until a checkpoint is read.
         if prior.costs.spec != "measured":
             self.require_reachable()
@@ -97,6 +98,10 @@ class BudgetController(Controller):
     @property
     def prior(self) -> BudgetDirichlet:
         return self._prior[0]
+
+    @property
+    def surcharge(self) -> float:
+        return float(self.settled_price)
 
     def require_reachable(self) -> None:
         costs = self.prior.costs(torch.arange(self.prior.network.shape.context))
@@ -118,14 +123,15 @@ class BudgetController(Controller):
         if seen.kl_weight < WARM:
             return figures
         if seen.has_settled:
-            self.surcharge.add_(SETTLED_GAIN * excess).clamp_(-MOST_SURCHARGE, MOST_SURCHARGE)
+            self.settled_price.add_(SETTLED_GAIN * excess)
+            self.settled_price.clamp_(-MOST_SURCHARGE, MOST_SURCHARGE)
         else:
             unit = CHARGE * seen.kl_weight
             self.prior.rate.fill_(self.dual.step(excess, MOST_RATE * unit) / unit)
         return figures
 
     def figures(self) -> Figures:
-        return {"lambda": float(self.prior.rate), "surcharge": float(self.surcharge)}
+        return {"lambda": float(self.prior.rate), "surcharge": self.surcharge}
 
 
 class GateController(Controller):
@@ -175,7 +181,7 @@ class Controllers(nn.ModuleList):
 
     @property
     def surcharge(self) -> float:
-        return sum(float(one.surcharge) for one in self)
+        return sum(one.surcharge for one in self)
 
     def step(self, seen: Step) -> Figures:
         return {name: value for one in self for name, value in one.step(seen).items()}
