@@ -176,6 +176,6 @@ print(int(peak[1]) // 1024)
 
 
 def test_analysis_and_report_import_no_torch() -> None:
-    code = "import sys, pyro_meta.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, pyro_meta.posterior.report; sys.exit('torch' in sys.modules)"
     done = finish([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr

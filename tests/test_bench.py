@@ -27,6 +27,7 @@ from pyro_meta.network.macs import dense_macs, full_attention_macs
 from pyro_meta.network.route import Decision
 from pyro_meta.network.transformer import Transformer
 from pyro_meta.speed import mechanisms_by_length, trained_run
+from pyro_meta.speed.command import _print_routed
 from pyro_meta.speed.mechanisms_by_length import growth_exponent
 from pyro_meta.speed.routed_by_share import break_even
 from pyro_meta.speed.scene import MECHANISMS, Attention, Scene
@@ -101,7 +102,7 @@ def test_the_table_has_macs_and_times_by_length_and_share() -> None:
         "break_even_share": {part: {64: None, 600: None} for part in times},
     }
     out = Console(width=80, record=True, file=io.StringIO())
-    bench._print_routed(result, out)
+    _print_routed(result, out)
     rows = [line.split() for line in out.export_text().splitlines()]
     assert ["tokens", "0%", "100%"] in rows
     assert ["MACs", "of", "attention", "600", "20%", "100%"] in rows

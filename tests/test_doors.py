@@ -43,6 +43,7 @@ def enter(module: str, *words: str) -> subprocess.CompletedProcess[str]:
         ("ablate", ["a.yaml", "--stepz", "3"], "unknown option --stepz; did you mean --steps"),
         ("ablate", ["--grid.stepz=[1]"], "unknown option --grid.stepz; did you mean --grid.steps"),
         ("ablate", ["no.yaml"], "cannot read no.yaml"),
+        ("bench", ["--lenghts=[3]"], "unknown option --lenghts; did you mean --lengths"),
         ("report", ["RUN", "--beleif"], "unknown option --beleif; did you mean --belief?"),
     ],
 )
@@ -56,7 +57,7 @@ def test_a_mistake_in_a_word_is_told_without_pytorch(
     assert watched == "no torch"
 
 
-@pytest.mark.parametrize("module", ["train", "generate", "ablate", "report"])
+@pytest.mark.parametrize("module", ["train", "generate", "ablate", "report", "bench"])
 @pytest.mark.parametrize("word", ["--help", "-h", "--version"])
 def test_help_and_version_need_no_pytorch(module: str, word: str) -> None:
     done = enter(f"pyro_meta.{module}", word)

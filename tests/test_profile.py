@@ -15,12 +15,11 @@ from test_dispatch import Case, assert_same, refuse
 
 import pyro_meta.bench
 import pyro_meta.generate
-import pyro_meta.report
 from pyro_meta import UsageError
 from pyro_meta.attention import Full, Linear, Window, dispatch, profile
 from pyro_meta.attention.profile import DEFAULT, Profile, Work, fit, of_this_machine, profiled
 from pyro_meta.folders import cache_folder
-from pyro_meta.posterior import belief
+from pyro_meta.posterior import belief, report
 from pyro_meta.speed import depth_gates
 
 NEVER = Profile(1e9, 1e9)
@@ -232,6 +231,6 @@ def test_commands_take_the_profile_of_this_machine(
     pyro_meta.generate.main([str(tmp_path / "run"), "--max_tokens=1"])
     assert 2.0 in seen
     seen.clear()
-    pyro_meta.report._findings(tmp_path / "run", False, True, lambda what: None)
+    report._findings(tmp_path / "run", False, True, lambda what: None)
     assert seen == [2.0] and len(measured) == 1
     assert profile.current() is DEFAULT

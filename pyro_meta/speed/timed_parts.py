@@ -22,6 +22,7 @@ from pyro_meta.models import LanguageModel
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.transformer import chosen_by_all
+from pyro_meta.speed import PART_NAMES
 from pyro_meta.speed.scene import MECHANISMS, Attention, Scene
 
 DECODED = 16  # tokens of a call of the decoding part
@@ -187,10 +188,11 @@ class Part(NamedTuple):
     """A call takes several times as long as a prefill: a third of the repetitions."""
 
 
-PARTS = {
-    "attention": Part(attention_calls),
-    "prefill": Part(prefill_calls),
-    "training": Part(training_calls, is_slow=True),
-    "decoding": Part(decoding_calls, tokens=lambda _: DECODED),
-}
+_PARTS = (
+    Part(attention_calls),
+    Part(prefill_calls),
+    Part(training_calls, is_slow=True),
+    Part(decoding_calls, tokens=lambda _: DECODED),
+)
+PARTS = dict(zip(PART_NAMES, _PARTS, strict=True))
 """By the name in routed.json."""

@@ -1,0 +1,281 @@
+"""What `python -m pyro_meta.bench` does once its words are understood."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.markup import escape
+
+from pyro_meta.analysis.plots.routed_speed import PICTURES
+from pyro_meta.analysis.plots.style import save_png
+from pyro_meta.attention.profile import of_this_machine, profiled
+from pyro_meta.errors import UsageError
+from pyro_meta.folders import write_whole
+from pyro_meta.speed import depth_gates
+from pyro_meta.speed.mechanisms_by_length import bench_mechanisms
+from pyro_meta.speed.routed_by_share import LENGTHS, SHARES, bench_routed, steps_of
+from pyro_meta.speed.scene import Scene
+from pyro_meta.speed.timed_parts import PARTS
+from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.progress import step_by_step
+from pyro_meta.terminal.tables import (
+    executed_rows,
+    table_of_figures,
+    table_of_pairs,
+    trained_rows,
+)
+from pyro_meta.training.run import Run
+
+REPEATS, ROUTED_REPEATS = 15, 7
+CAPTURED = ("attention", "prefill")  # the parts that can be launched as CUDA graphs
+MECHANISM_LENGTHS = [1024, 2048, 4096, 8192]
+ROUTED = (
+    "repeats",
+    "lengths",
+    "shares",
+    "parts",
+    "layers",
+    "threads",
+    "run",
+    "device",
+    "precision",
+    "graphs",
+)
+READS: dict[str, tuple[str, ...]] = {
+    "all": ROUTED,
+    "mechanisms": ("repeats", "lengths", "threads"),
+    "routed": ROUTED,
+    "depth": ("repeats", "lengths", "shares", "layers", "threads", "device", "precision"),
+    "draw": (),
+}
+"""The options that a benchmark looks at, beside --out; others are refused."""
+
+
+@pyro.validation_enabled(False)
+def bench(options: Namespace, defaults: Namespace, argv: list[str]) -> None:
+    """Run the benchmarks that `options` ask for, and write one JSON file for each.
+
+    `argv` are the words that gave the options, and `defaults` those of the command line.
+    """
+    _check(options, defaults)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"option --out: cannot make {options.out}: {error.strerror}") from error
+    out, progress_out = Console(), Console(stderr=True)
+    facts = {"command": shlex.join(["python", "-m", "pyro_meta.bench", *argv])}
+    if options.what in ("all", "mechanisms"):
+        with progress_out.status("mechanisms"):
+            lengths = options.lengths or MECHANISM_LENGTHS
+            result = bench_mechanisms(lengths, options.repeats or REPEATS)
+        _write(options.out / "mechanisms.json", facts, result, out)
+        _print_mechanisms(result, out)
+    if options.what in ("all", "routed"):
+        result = _routed(options, progress_out)
+        _write(options.out / "routed.json", facts, result, out)
+        _print_routed(result, out)
+    if options.what == "depth":
+        result = _depth(options, progress_out)
+        _write(options.out / "depth.json", facts, result, out)
+        _print_depth(result, out)
+    if options.what in ("all", "routed", "draw"):
+        for path in _draw(options.out / "routed.json"):
+            out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+
+
+def _check(options: Namespace, defaults: Namespace) -> None:
+    what = options.what
+    for name in ROUTED:
+        if name not in READS[what] and options[name] != defaults[name]:
+            those = ", ".join(f"--{other}" for other in ("out", *READS[what]))
+            raise UsageError(
+                f"option --{name}: it does nothing with --what {what}; {those} are allowed"
+            )
+    for name in ("repeats", "layers", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"option --{name}: {value} given; at least 1 is allowed")
+    most = os.cpu_count() or 1
+    if options.threads is not None and options.threads > most:
+        raise UsageError(
+            f"option --threads: {options.threads} given; 1 to {most}, the processors of this "
+            "machine, are allowed"
+        )
+    lengths, least = options.lengths, 2 if what in ("all", "mechanisms") else 1  # growth takes two
+    if lengths is not None and not _are_lengths(lengths, least):
+        raise UsageError(
+            f"option --lengths: {lengths} given; {('one', 'two')[least - 1]} or more different "
+            "lengths are allowed"
+        )
+    _check_shares(options)
+    parts = options.parts
+    if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(PARTS):
+        raise UsageError(
+            f"option --parts: {parts} given; one or more of {', '.join(PARTS)} are allowed"
+        )
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("option --device: cuda given, and there is none here; cpu is allowed")
+    if options.graphs and not (torch.cuda.is_available() and options.device != "cpu"):
+        raise UsageError("option --graphs: true given, without CUDA; false is allowed")
+    if options.graphs and not set(parts) <= set(CAPTURED):
+        raise UsageError(
+            f"option --graphs: true given, with --parts {parts}; then of {', '.join(CAPTURED)} are "
+            "allowed"
+        )
+    if options.graphs and options.run is not None:
+        raise UsageError("option --graphs: true given, with --run; false is allowed")
+    if options.run is not None:
+        Run.open(options.run).state()  # before an hour of measuring
+
+
+def _check_shares(options: Namespace) -> None:
+    shares = options.shares
+    if shares is None:
+        return
+    if not shares or len(set(shares)) < len(shares) or not all(0 <= s <= 1 for s in shares):
+        raise UsageError(
+            f"option --shares: {shares} given; one or more different shares from 0 to 1 are allowed"
+        )
+    if options.what == "depth":
+        most = (options.layers - 1) / options.layers
+        if not 0 < min(shares) <= max(shares) <= most:
+            raise UsageError(
+                f"option --shares: {shares} given; above 0 and at most {most:g} is allowed, since "
+                f"nobody skips the first of {options.layers} layers"
+            )
+
+
+def _are_lengths(lengths: list[int], least: int) -> bool:
+    return len(lengths) >= least and len(set(lengths)) == len(lengths) and min(lengths) >= 1
+
+
+def _routed(options: Namespace, progress_out: Console) -> dict[str, Any]:
+    scene, shares = _scene(options), options.shares or SHARES
+    lengths = options.lengths or LENGTHS[scene.device]
+    total = steps_of(lengths, options.parts, options.run is not None)
+    by = of_this_machine(scene.device)
+    with profiled(by), step_by_step(total, progress_out, prints_lines=True) as tell:
+        found = bench_routed(scene, lengths, shares, options.parts, options.run, tell)
+    return {"profile": asdict(by)} | found
+
+
+def _depth(options: Namespace, progress_out: Console) -> dict[str, Any]:
+    scene = _scene(options)
+    shares = options.shares or [s for s in depth_gates.SHARES if s <= 1 - 1 / options.layers]
+    if not shares:
+        raise UsageError(f"option --layers: {options.layers} given; 2 or more are allowed")
+    lengths = options.lengths or depth_gates.LENGTHS[scene.device]
+    by = of_this_machine(scene.device)
+    steps = 2 * len(lengths)
+    with profiled(by), step_by_step(steps, progress_out, prints_lines=True) as tell:
+        found = depth_gates.bench_depth(scene, lengths, shares, tell)
+    return {"profile": asdict(by)} | found
+
+
+def _scene(options: Namespace) -> Scene:
+    device, precision = options.device, options.precision
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "bfloat16" if device == "cuda" else "float32"
+    repeats = options.repeats or ROUTED_REPEATS
+    return Scene(device, precision, repeats, options.layers, graphs=options.graphs)
+
+
+def _print_mechanisms(result: dict[str, Any], out: Console) -> None:
+    both = result["forward_backward_seconds"]
+    lengths = (f"{length:,} tokens" for length in both)
+    table = table_of_figures("forward and backward, times as fast as full attention", "", lengths)
+    for name in next(iter(both.values())):
+        ratios = [times["full"] / times[name] for times in both.values()]
+        table.add_row(name, *(f"{ratio:.2f}" for ratio in ratios))
+    out.print(table)
+
+
+def _print_routed(result: dict[str, Any], out: Console) -> None:
+    """What hard routes of a trained run, and random ones, cost by length and share of full."""
+    if trained := result.get("trained_run"):
+        rows = (*executed_rows(trained), *trained_rows(trained))
+        out.print(table_of_pairs(escape(trained["run"]), rows))
+    macs = result["macs_ratio_to_full"]
+    shares = sorted(map(float, next(iter(macs.values()))))
+    headings = ["tokens", *(f"{share:.0%}" for share in shares)]
+    table = table_of_figures("hard routes, by share of tokens on full attention", "", headings)
+    for length, ratios in macs.items():
+        cells = (f"{ratios[f'{share:g}']:.0%}" for share in shares)
+        table.add_row("MACs of attention", f"{length:,}", *cells)
+    for part, lengths in result["break_even_share"].items():
+        table.add_section()
+        ratios = {
+            (point["length"], point["share_of_full"]): point["ratio_to_full"]
+            for point in result["points"]
+            if point["part"] == part and point["route"].startswith("routed")
+        }
+        for length in lengths:
+            cells = (f"{1 / ratios[length, share]:.2f}" for share in shares)
+            table.add_row(part, f"{length:,}", *cells)
+    out.print(table)
+    out.print(
+        "MACs over those of full attention on the same tokens; below, how many times as fast",
+        style="dim",
+    )
+
+
+def _print_depth(result: dict[str, Any], out: Console) -> None:
+    headings = ("skipped", "MACs", "times as fast", "tokens")
+    table = table_of_figures("prefill with hard depth gates", "routes", headings)
+    for row in result["points"]:
+        table.add_row(
+            row["route"],
+            f"{row['passed_by']:.1%}",
+            f"{row['macs_ratio']:.1%}",
+            f"{row['speed_up']:.2f}",
+            f"{row['length']:,}",
+        )
+    out.print(table)
+
+
+def _write(path: Path, facts: dict[str, Any], result: dict[str, Any], out: Console) -> None:
+    whole = facts | {"hardware": hardware(), "versions": versions()} | result
+    with _writing(path):
+        write_whole(path, json.dumps(whole, indent=2) + "\n")
+    out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+
+
+def _draw(path: Path) -> list[Path]:
+    """Draw a file that this command wrote, beside it; raises `UsageError` if it is none."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not result["points"]:
+            raise ValueError("it has no points")
+        drawn = {path.parent / name: picture(result) for name, picture in PICTURES.items()}
+    except OSError as error:
+        raise UsageError(f"cannot draw {path}: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"cannot draw {path}: it is not what --what routed writes "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    for name, figure in drawn.items():
+        with _writing(name):
+            save_png(figure, name)
+    return list(drawn)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"option --out: cannot write {path}: {error.strerror}") from error
