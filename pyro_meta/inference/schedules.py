@@ -23,13 +23,13 @@ class KLSchedule:
     """
 
     weight: float = 0.004
-    """Final weight: at 1 the loss is the negative ELBO; the lower, the less the prior counts
-    against the fit to the text."""
+    """Weight from --kl.end on: 1 counts the prior in full (the negative ELBO); the lower, the less
+    it counts against the fit to the text."""
     peak: float = 5.0
-    """Height of the peak on the way there, as a multiple of the final weight; 1: the weight only
+    """Highest weight between begin and end, as a multiple of --kl.weight; 1: the weight only
     rises."""
     begin: float = 0.25
-    """When the weight begins to rise from almost 0, as a share of all steps."""
+    """When the weight begins to rise from 0.000001, as a share of all steps."""
     end: float = 0.45
     """When the weight reaches its final value, as a share of all steps."""
 
@@ -58,14 +58,14 @@ class HardeningSchedule:
     begin: float = 0.45
     """When the first tokens may turn hard, as a share of all steps; before, none are."""
     end: float = 0.6
-    """When the threshold reaches its final value, as a share of all steps."""
+    """When the threshold, which rises from 0, reaches --harden.final, as a share of all steps."""
     final: float = 1.0
-    """Final threshold: a token is hard if its uncertainty, from 0 to 1, lies below. 1 makes every
-    token hard, 0 keeps every token soft."""
+    """Final threshold: a token whose route is less uncertain than this, from 0 to 1, is hard. 1:
+    every token is hard, 0: none is."""
     price: float = 0.7
-    """Price of cost when a hard token picks its mechanism: how many nats likelier a mechanism must
-    be for each unit that it costs more, where 1 unit is what full attention costs (in
-    multiply-adds, averaged over the context)."""
+    """How much hard tokens avoid cost: by how many nats (natural-log units) a mechanism must be
+    likelier for each unit that it costs more. 1 unit is full attention, in multiply-adds averaged
+    over the context; 0 ignores cost."""
 
     def __post_init__(self) -> None:
         _check_span("harden", self.begin, self.end)
@@ -126,13 +126,13 @@ class Optimisation:
     clip: float = 1.0
     """Gradients whose norm, over all parameters, is above this are scaled down to it."""
     router: float = 5.0
-    """Learning rate of the guide, and of a prior that learns, as a multiple of the network's."""
+    """Learning rate of the guide (the router), and of LearnedDirichlet, as a multiple of
+    --optim.lr."""
     router_begin: float = 0.25
-    """When the guide begins to learn, as a share of all steps; first the network learns what there
-    is to attend to."""
+    """When the guide begins to learn, as a share of all steps; before, only the network learns."""
     router_end: float = 0.45
     """When the guide stops learning, as a share of all steps; from then on the network trains with
-    the routes that the guide gives, and the KL term has no effect."""
+    the routes that the guide gives, and --kl has no effect."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip", "router"):

@@ -30,11 +30,15 @@ class HelpFormatter(DefaultHelpFormatter):
         return PLACEHOLDERS.get(kind) or super()._get_default_metavar_for_optional(action)
 
 
-def reword(parser: ArgumentParser, words: Mapping[str, str]) -> None:
-    """Give options that jsonargparse adds by itself a help of our own."""
+def reword(
+    parser: ArgumentParser, words: Mapping[str, str], placeholder: str | None = None
+) -> None:
+    """Give options that jsonargparse adds by itself a help, and a placeholder, of our own."""
     for action in parser._actions:
         for name in action.option_strings:
-            action.help = words.get(name, action.help)
+            if name in words:
+                action.help = words[name]
+                action.metavar = action.metavar if placeholder is None else placeholder
 
 
 def as_written(value: Any) -> str:

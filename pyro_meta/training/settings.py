@@ -36,23 +36,22 @@ class Gates:
     """Depth gates: their prior, where they start, and when a hard one is open."""
 
     run: float = 0.3
-    """Prior probability that a token runs a layer whose cost is that of an average layer with full
-    attention, between 0 and 1; below 0.5, layers that cost more are run less. With --depth beta."""
+    """Probability, between 0 and 1, that the prior gives to running a layer of average cost with
+    full attention; below 0.5, layers that cost more are run less. Only with --depth beta."""
     strength: float = 1.0
-    """How firmly the prior over gates is held, as a number of pseudo-observations that it counts
-    for. With --depth beta."""
+    """How firmly the prior over gates is held, as if it had been seen in so many examples. Only
+    with --depth beta."""
     start: float = 3.0
     """How far gates are open when training begins, as a logit: 0 is half open, 3 is 95% open."""
     penalty: float = 0.05
-    """Price of open gates in the loss, in nats per token when all gates are fully open. With
-    --depth point, which has no prior."""
+    """Loss added for open gates: nats per token (natural-log units) if all are fully open. Only
+    with --depth point, which has no prior."""
     price: float = 0.0
-    """Once gates are hard, a token runs a layer if running it is likelier than skipping it by more
-    than this, in nats; a higher price skips more layers."""
+    """Once gates are hard (run or skip, see --harden), a token runs a layer if ln(P(run) / P(skip))
+    is above this; the higher, the more layers are skipped."""
     skip: float | None = None
-    """Share of all pairs of token and layer to skip once gates are hard; the price starts at
-    --gate.price and is moved until the share is met (default: the price stays, and the share is
-    what follows)."""
+    """Share of all pairs of token and layer to skip once gates are hard; --gate.price is then moved
+    until the share is met (default: no target, the price stays)."""
 
     def __post_init__(self) -> None:
         if not abs(self.price) < LARGEST:  # prior and guide see to the others
@@ -76,38 +75,40 @@ class Settings:
     """
 
     data: Any = None
-    """What to train on: Text (default), the UTF-8 text that --data.path names (a file, a folder or
-    a glob; Python's own documentation unless given), cut into tokens as --data.tokens says (byte,
-    char or a tokenizer.json; byte unless given); Recall, made-up look-up tasks whose answers are
-    known; or the import path of a class of your own, such as my_file.MyData. --data.help NAME lists
-    the options of each."""
+    """What to train on. Text (default): UTF-8 text; --data.path names a file, a folder or a glob
+    (default: Python's own documentation), --data.tokens how to cut it: byte (default), char or a
+    tokenizer.json, and --data.validation the share at its end that is held out (default: 0.1).
+    Recall: made-up look-up tasks whose answers are known. Or the import path of a class of your
+    own, such as my_file.MyData. --data.help NAME lists the options of each."""
     prior: Any = None
-    """Prior over routes, that is over how each token attends in each layer: CostDirichlet
-    (default; prefers what costs less), BudgetDirichlet (meets --budget), LearnedDirichlet,
-    LogisticNormalPrior, PaperDirichlet, SymmetricDirichlet, or the import path of your own.
-    --prior.help NAME lists the options of each, such as --prior.rate."""
+    """Which routes to favour before the text is read (a route is how a token attends in a layer):
+    CostDirichlet (default; what costs less), BudgetDirichlet (meets --budget), SymmetricDirichlet
+    (none), LearnedDirichlet (learns which), LogisticNormalPrior, PaperDirichlet, or the import path
+    of your own. --prior.help NAME lists the options of each, such as --prior.rate."""
     budget: float | None = None
-    """Cost of attention to meet with hard routes, in the unit of --prior.cost: 1 is full attention
-    in every layer and token, 0.5 costs half. The prior is then BudgetDirichlet, unless --prior
-    names another that can meet a budget (default: no budget)."""
+    """Cost of attention to end at, once routes are hard (see --harden): 1 is full attention in
+    every layer and token, 0.5 costs half, in the unit of --prior.cost. The prior is then
+    BudgetDirichlet, unless --prior names another that can meet a budget (default: no budget)."""
     guide: Any = None
-    """Network that reads the text so far and gives the posterior over routes: DirichletGuide
-    (default), ConcreteGuide, LogisticNormalGuide, PaperGuide, TokenTableGuide; to compare with,
-    PointGuide (a router without a posterior), PriorGuide, FixedGuide and RandomGuide; or the import
-    path of your own. --guide.help NAME lists the options of each, such as --guide.hidden."""
+    """Network that reads the text so far and says how likely each route is, and how sure it is (the
+    posterior over routes): DirichletGuide (default), ConcreteGuide, LogisticNormalGuide,
+    PaperGuide, TokenTableGuide; to compare with, PointGuide (a router that is never unsure),
+    PriorGuide, FixedGuide and RandomGuide; or the import path of your own. --guide.help NAME lists
+    the options of each, such as --guide.hidden."""
     mechanisms: list[str] = field(default_factory=lambda: ["full", "window", "linear"])
-    """Ways to attend that each token chooses from: full (all earlier tokens), window (the nearest
-    ones), linear (a running summary of all of them), linear_momentum (the same, of momenta carried
-    from layer to layer), chunk, chunk_sliding, chunk_sentence and chunk_learned (near tokens one by
-    one, older ones in summarised chunks), or import paths of your own."""
+    """Ways to attend that tokens mix at first, and each token later picks from: full (all earlier
+    tokens), window (the nearest ones), linear (a running summary of all of them), linear_momentum
+    (the same, of momenta that tokens carry from layer to layer), chunk, chunk_sliding,
+    chunk_sentence and chunk_learned (near tokens one by one, older ones in summarised chunks), or
+    import paths of your own."""
     block: str = "residual"
     """What a layer is: residual (an ordinary pre-norm transformer block), momentum (tokens carry a
     velocity from layer to layer), plain_momentum (the same without a norm on the velocity), or the
     import path of your own."""
     depth: str = "none"
-    """Whether tokens may skip layers, by a gate in each layer but the first: none, beta (gates with
-    a Beta prior and posterior), point (gates without a prior), or the import path of your own
-    DepthGuide."""
+    """Whether tokens may skip layers, by a gate in each layer but the first: none, beta (random
+    gates that are held to a prior), point (plain gates with a penalty), or the import path of your
+    own DepthGuide."""
     gate: Gates = Gates()
     """Skipping layers (only with --depth)"""
     window: int = 32
@@ -116,16 +117,16 @@ class Settings:
     """Tokens in a chunk of the chunk mechanisms; of chunk_sentence and chunk_learned, about as
     many on average."""
     context: int = 512
-    """Tokens in a training sequence."""
+    """Tokens in a whole training sequence; at first sequences are shorter (see --short)."""
     width: int = 64
     """Width of the network: how many numbers stand for a token between layers."""
     layers: int = 4
     """Number of layers."""
     heads: int = 4
-    """Attention heads in a layer."""
+    """Attention heads in a layer; width must be divisible by twice as many."""
     kv_heads: int | None = None
-    """Heads of keys and values, which groups of heads share; a divisor of heads (default: as many
-    as heads, none is shared)."""
+    """Heads of keys and values, each shared by a group of heads; must divide heads (default: as
+    many as heads, none is shared)."""
     mlp_width: int | None = None
     """Hidden width of the feed-forward part of a layer (default: 4 x width)."""
     dropout: float = 0.0
@@ -133,7 +134,7 @@ class Settings:
     steps: int = 1000
     """Optimiser steps to train for."""
     batch: int = 8
-    """Sequences in a step, over all devices together."""
+    """Whole sequences in a step, over all devices together."""
     accumulate: int = 1
     """Parts that each device cuts its share of a batch into, to save memory; their gradients are
     summed before the step."""
@@ -159,14 +160,14 @@ class Settings:
     validate_every: int = 200
     """Steps from one validation to the next; 0: only at the end."""
     validation_tokens: int = 65_536
-    """Most tokens of the validation text to read in a validation."""
+    """At most so many held-out tokens are read in a validation."""
     checkpoint_every: int = 200
-    """Steps from one checkpoint to the next; an interrupted run is taken up from the last one."""
+    """Steps between checkpoints, at least 1; --resume goes on from the last one."""
     out: Path | None = None
     """Folder to write the run to; it must not exist yet (default: a fresh one under runs/)."""
     debug: bool = False
-    """Let Pyro check shapes, supports and values throughout: slower, and finds mistakes in classes
-    of your own."""
+    """Check every shape, support and value (by Pyro): slower, but finds mistakes in classes of your
+    own."""
 
     def __post_init__(self) -> None:
         if self.seed >= 1 << 63:
@@ -208,15 +209,17 @@ def train_parser(options: type[Settings] = Settings) -> ArgumentParser:
         metavar="FILE",
         help="YAML file of options, by the names below; what comes later on the command line wins.",
     )
-    parser.add_argument("--preset", help=f"Named set of options: {', '.join(preset_names())}.")
+    presets = ", ".join(preset_names())
+    parser.add_argument(
+        "--preset", help=f"Named set of options: {presets} (default: none of them)."
+    )
     parser.add_argument(
         "--resume", metavar="RUN",
         help="Folder of an interrupted run to go on with; takes no other option.",
     )  # fmt: skip
     parser.add_class_arguments(options)
     groups = (f"--{one.name}" for one in fields(options) if is_dataclass(one.type))
-    reword(parser, {
-        **dict.fromkeys(groups, "YAML file of the options below."),
-        "--print_config": "Print all options with their values, as a file for --config, and exit.",
-    })  # fmt: skip
+    reword(parser, dict.fromkeys(groups, "YAML file of the options below, by last names."), "FILE")
+    printing = "Print all options with their values, as a file for --config, and exit."
+    reword(parser, {"--print_config": printing}, "")
     return parser
