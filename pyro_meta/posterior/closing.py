@@ -1,0 +1,110 @@
+"""What a run leaves at its end: its figures, its posterior, and a sample of its text."""
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.markup import escape
+from torch import nn
+
+from pyro_meta.data.corpus import Corpus, identity
+from pyro_meta.evaluation.causality import prefix_gap
+from pyro_meta.evaluation.executed import as_trained, executed_figures
+from pyro_meta.evaluation.figures import SequenceLosses, evaluate
+from pyro_meta.evaluation.known_truth import score_against_truth
+from pyro_meta.evaluation.ngrams import ngram_nll
+from pyro_meta.generation.sampling import Sampling, continue_tokens
+from pyro_meta.guides import Guide
+from pyro_meta.inference.controllers import Controllers
+from pyro_meta.models import LanguageModel
+from pyro_meta.posterior.readout import write_posterior
+from pyro_meta.terminal.machine import versions
+from pyro_meta.terminal.tables import closing_table
+from pyro_meta.training.config import Config
+from pyro_meta.training.loop import Outcome
+from pyro_meta.training.run import Run
+
+SAMPLE_PROMPT, SAMPLE_TOKENS = 48, 200
+
+
+def close(
+    config: Config,
+    corpus: Corpus,
+    run: Run,
+    fabric: Fabric,
+    model: LanguageModel,
+    guide: Guide,
+    controllers: Controllers,
+    outcome: Outcome,
+    out: Console,
+) -> None:
+    """Evaluate the trained model, write its results and show them."""
+    windows = corpus.windows(config.context, config.validation_tokens)
+    with out.status("evaluating"):
+        losses = SequenceLosses()
+        figures = evaluate(model, guide, windows, config.batch, losses)
+        truth = corpus.truth(config.context, config.validation_tokens)
+        if truth is not None:
+            scores = score_against_truth(model, guide, windows, truth, config.batch)
+        ngrams = ngram_nll(corpus.train, windows, corpus.vocabulary.size)
+        device = model.network.device
+        T = config.context
+        ends = sorted({1, 2, T // 4, T // 2, T - 1} - {0})
+        gap = prefix_gap(model, guide, windows[0][:2].to(device), ends)
+    with out.status("timing hard routes"), as_trained(config.precision, device):
+        executed = executed_figures(model, guide, windows, config.batch)
+    summary: dict[str, Any] = figures | {
+        "tokens_seen": outcome.tokens_seen,
+        "seconds": outcome.seconds,
+        "tokens_per_second": outcome.tokens_seen / outcome.seconds,
+        "parameters": count(model) + count(guide),
+        "router_parameters": count(guide),
+        "device": _device_name(fabric),
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    if learned := controllers.figures():
+        summary["prior"] = learned
+    if truth is not None:
+        summary["truth"] = scores
+    summary["executed"] = executed
+    circumstances = {
+        "corpus": corpus.sha256,
+        "context": config.context,
+        "count": len(losses.hard),
+        "windows": identity(windows),
+    }
+    run.write_sequences(circumstances | vars(losses))
+    run.write_summary(summary)
+    with out.status("drawing from the posterior"):
+        write_posterior(
+            run.posterior_path, model, guide, windows, corpus.vocabulary, config.batch,
+            config.seed, config.kl.weight,
+        )  # fmt: skip
+    closing_table(summary, ngrams, gap, out)
+    prompt = windows[0][0, :SAMPLE_PROMPT].tolist()
+    new = continue_tokens(model, guide, prompt, SAMPLE_TOKENS, Sampling(), config.seed)
+    out.print("sample:", style="bold")
+    begun, continued = (_printable(corpus.vocabulary.decode(part)) for part in (prompt, new))
+    out.print(f"[dim]{escape(begun)}[/dim]{escape(continued)}", soft_wrap=True)
+    out.print(
+        f"\nread the posterior: python -m pyro_meta.report {escape(str(run.folder))}",
+        soft_wrap=True,
+    )
+
+
+def _printable(text: str) -> str:
+    """Text whose control characters cannot disturb a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _device_name(fabric: Fabric) -> str:
+    if fabric.device.type == "cuda":
+        return torch.cuda.get_device_name(fabric.device)
+    return f"{fabric.device.type}, {torch.get_num_threads()} threads"
