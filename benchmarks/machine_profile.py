@@ -11,6 +11,7 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    started = time.perf_counter()
     profiles = {"default": profile.DEFAULT, "this_machine": profile.measure()}
+    seconds = time.perf_counter() - started
     found = {
         "command": shlex.join(["python", "benchmarks/machine_profile.py", *sys.argv[1:]]),
         "hardware": hardware(),
         "versions": versions(),
+        "seconds_of_measuring": seconds,
         "profiles": {name: asdict(one) for name, one in profiles.items()},
         "trials": trials(profiles),
     }

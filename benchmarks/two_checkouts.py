@@ -1,5 +1,7 @@
 """An SVI step over plain PyTorch, and decoding, of two checkouts by turns.
 
+Of a decoded token also how often it asks the class hierarchy what a mechanism can do.
+
     python benchmarks/two_checkouts.py OUT.json BEFORE AFTER [--rounds 5] [--threads 2]
 
 BEFORE and AFTER are folders of checkouts, each with its own environment in .venv. Every round runs
@@ -49,10 +51,16 @@ for number in range(250):
     token = int(reader.logits().argmax())
     reader.append([token])
     seconds.append(time.perf_counter() - started)
+
+from pyro_meta.attention import mechanisms
+asked, look_up = [], mechanisms._is_of_forward
+mechanisms._is_of_forward = lambda *words: asked.append(words) or look_up(*words)
+reader.logits()
 print(json.dumps({
     "svi_over_plain": svi["median_of_ratios"],
     "svi_step_seconds": svi["median_seconds"]["svi"],
     "decoded_token_seconds": statistics.median(seconds[50:]),
+    "class_look_ups_per_decoded_token": len(asked),
 }))
 """
 
