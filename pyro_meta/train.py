@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     import pyro
     import torch
 
-    from pyro_meta.attention.profile import of_this_machine, profiled
+    from pyro_meta.attention.profile import of_this_machine, profiled, require_known_profile
     from pyro_meta.evaluation.causality import require_causal, require_causal_guide
     from pyro_meta.network.transformer import Transformer
     from pyro_meta.posterior.closing import close, count
@@ -49,7 +49,8 @@ def main(argv: list[str]) -> int:
     require_causal_guide(model, guide)
     controllers = config.controllers(model, guide)
     if resumed is None:
-        controllers.require_reachable()  # before there is a folder
+        controllers.require_reachable()
+    require_known_profile()  # all that may be refused is, before there is a folder
     with ExitStack() as held:
         folder = ""
         if is_first_process():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import MOMENT, train
+from commands import MOMENT, error_line, run_here, train
 from test_dispatch import Case, assert_same, refuse
 
 import pyro_meta.bench
@@ -234,3 +234,24 @@ def test_commands_take_the_profile_of_this_machine(
     report._findings(tmp_path / "run", False, True, lambda what: None)
     assert seen == [2.0] and len(measured) == 1
     assert profile.current() is DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("train", MOMENT), ("bench", ("--what=depth", "--layers=2"))],
+    ids=["train", "bench"],
+)
+def test_an_unknown_profile_is_refused_in_one_line_and_leaves_no_folder(
+    module: str,
+    words: tuple[str, ...],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYRO_META_PROFILE", "fast")
+    of_text = (f"--data.path={text_file}",) if module == "train" else ()
+    refused = run_here(module, *words, *of_text, f"--out={tmp_path / 'out'}")
+    assert error_line(refused).endswith(
+        "PYRO_META_PROFILE: 'fast' given; measured and default are allowed"
+    )
+    assert not (tmp_path / "out").exists()

@@ -7,8 +7,8 @@ and take some time for each sequence. By how much is a matter of the processor: 
 The profile of this machine is measured once and kept in `profile/` of the cache folder; remove the
 file, or set PYRO_META_REFRESH_PROFILE=1, to have it measured again. The commands take it when they
 are about to execute routes; elsewhere, and with PYRO_META_PROFILE=default, it is `DEFAULT`. It
-decides which way is taken and nothing else: results agree up to rounding. Who wants two machines to
-agree to the last bit takes `DEFAULT` on both.
+decides which way is taken and nothing else: results agree up to rounding. Two machines that must
+agree to the last bit take `DEFAULT` on both.
 """
 
 import math
@@ -112,6 +112,19 @@ def current() -> Profile:
     return _current.get()
 
 
+def require_known_profile() -> None:
+    """Refuse an unknown PYRO_META_PROFILE with a `UsageError`; `measured` and `default` are known.
+
+    `of_this_machine` does so, too. A command that makes a folder first asks here before it does.
+    """
+    if _wanted() not in ("measured", "default"):
+        raise UsageError(f"{VARIABLE}: {_wanted()!r} given; measured and default are allowed")
+
+
+def _wanted() -> str:
+    return os.environ.get(VARIABLE) or "measured"
+
+
 def of_this_machine(device: torch.device | str = "cpu") -> Profile:
     """The profile of this machine, read or measured: for commands, once their options are known.
 
@@ -121,12 +134,10 @@ def of_this_machine(device: torch.device | str = "cpu") -> Profile:
     Raises
     ------
     UsageError
-        PYRO_META_PROFILE is neither `measured`, as it is when unset, nor `default`.
+        As `require_known_profile` says.
     """
-    wanted = os.environ.get(VARIABLE) or "measured"
-    if wanted not in ("measured", "default"):
-        raise UsageError(f"{VARIABLE}: {wanted!r} given; measured and default are allowed")
-    if wanted == "default" or torch.device(device).type != "cpu":
+    require_known_profile()
+    if _wanted() == "default" or torch.device(device).type != "cpu":
         return DEFAULT
 
     def find_out() -> dict[str, Any]:

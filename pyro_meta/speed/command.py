@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from pyro_meta.analysis.plots.routed_speed import PICTURES
 from pyro_meta.analysis.plots.style import save_png
-from pyro_meta.attention.profile import of_this_machine, profiled
+from pyro_meta.attention.profile import of_this_machine, profiled, require_known_profile
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import write_whole
 from pyro_meta.speed import depth_gates
@@ -106,6 +106,8 @@ def _check(options: Namespace, defaults: Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"option --{name}: {value} given; at least 1 is allowed")
+    if what == "depth" and options.layers < 2:  # the first is never skipped
+        raise UsageError(f"option --layers: {options.layers} given; 2 or more are allowed")
     most = os.cpu_count() or 1
     if options.threads is not None and options.threads > most:
         raise UsageError(
@@ -137,6 +139,7 @@ def _check(options: Namespace, defaults: Namespace) -> None:
         raise UsageError("option --graphs: true given, with --run; false is allowed")
     if options.run is not None:
         Run.open(options.run).state()  # before an hour of measuring
+    require_known_profile()
 
 
 def _check_shares(options: Namespace) -> None:
@@ -173,8 +176,6 @@ def _routed(options: Namespace, progress_out: Console) -> dict[str, Any]:
 def _depth(options: Namespace, progress_out: Console) -> dict[str, Any]:
     scene = _scene(options)
     shares = options.shares or [s for s in depth_gates.SHARES if s <= 1 - 1 / options.layers]
-    if not shares:
-        raise UsageError(f"option --layers: {options.layers} given; 2 or more are allowed")
     lengths = options.lengths or depth_gates.LENGTHS[scene.device]
     by = of_this_machine(scene.device)
     steps = 2 * len(lengths)
