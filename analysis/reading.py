@@ -30,7 +30,7 @@ BY_TOKEN = (
     "nll_soft", "nll_hard", "nll_averaged", "top_probability", "top_is_right",
     "top_probability_averaged", "top_is_right_averaged",
 )  # fmt: skip
-SHOWN_IF_THERE = ("executed", "depth", "truth", "seed", "parameters")  # not in runs of before
+SHOWN_IF_THERE = ("executed", "depth", "truth", "seed", "parameters")  # depth and truth are not
 
 
 @dataclass(frozen=True)

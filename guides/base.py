@@ -1,4 +1,4 @@
-"""What every guide is: one posterior, walked through the network layer by layer.
+"""What every guide is: one posterior, asked layer by layer.
 
     q(alpha | x) = prod_l q(alpha_l | x, alpha_{<l})
 
@@ -85,8 +85,8 @@ class Guide(StandaloneModule):
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Walked:
         """Sample the sites route_{l}, and depth_{l} where there are gates, for tokens [B, T].
 
-        `targets` are taken and not looked at. What was met on the way is returned: handed to the
-        model that is replayed against this guide, it spares a second forward pass.
+        `targets` are taken and not looked at. What was met on the way is returned. `RouteELBO`
+        hands it to the model, which then needs no second forward pass.
         """
         model = self.model
         with model.plates(tokens), pyro.poutine.scale(scale=model.kl_weight):

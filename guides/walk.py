@@ -1,7 +1,8 @@
-"""One walk: through the network, layer by layer, with what guide and model say on the way.
+"""One walk: a forward pass that keeps what guide and model say in every layer.
 
-Whoever wants to know what a guide says of a text walks it, and chooses how: along posterior means,
-along draws, or by Pyro's own sites. Shapes: B sequences, T tokens, L layers, K mechanisms.
+Training, evaluation, read-out and contracts all learn here what a guide says of a text. They choose
+how the pass goes on: along posterior means, along draws, or by Pyro's own sites.
+Shapes: B sequences, T tokens, L layers, K mechanisms.
 """
 
 from collections.abc import Callable
@@ -86,10 +87,10 @@ class Walked:
         device = self.logits.device.type
         with torch.autocast(device, enabled=False):
             pairs = enumerate(zip(self.positions, self.posteriors, strict=True))
-            return [prior(self.model, layer, at, like) for layer, (at, like) in pairs]
+            return [prior_of(self.model, layer, at, like) for layer, (at, like) in pairs]
 
 
-def prior(model: LanguageModel, layer: int, positions: Tensor, like: Latents) -> Latents:
+def prior_of(model: LanguageModel, layer: int, positions: Tensor, like: Latents) -> Latents:
     """What `model` says of a layer's latents at `positions` [T], in the batch of `like`."""
     routes = model.route_dist(layer, positions)
     gates = model.gate_dist(layer, positions, routes)
@@ -99,7 +100,7 @@ def prior(model: LanguageModel, layer: int, positions: Tensor, like: Latents) ->
 def walk(
     model: LanguageModel, guide: Router, tokens: Tensor, how: How, cache: Cache | None = None
 ) -> Walked:
-    """Go through the network once, asking `guide` in every layer.
+    """One forward pass, asking `guide` in every layer.
 
     Parameters
     ----------

@@ -89,10 +89,9 @@ class LanguageModel(StandaloneModule):
         targets
             Observes the next tokens, [B, T].
         passed
-            What the network gave along routes and gates. A guide has been through the network to
-            draw them, and whoever replays this model against it hands on what it returned: then
-            there is no second forward pass. Where other latents are sampled here, say under a
-            condition, there is one.
+            What the network gave along the guide's routes and gates. An objective that replays this
+            model against the guide hands it on, and spares a second forward pass. Where other
+            latents are sampled here, say under a condition, it is not used.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         outside_autocast = torch.autocast(tokens.device.type, enabled=False)

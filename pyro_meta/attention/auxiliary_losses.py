@@ -1,7 +1,7 @@
 """Losses of a mechanism's own, from the layer where they arise to the objective.
 
-A mechanism reports what it wants to be small beside the model's loss; whoever walks the network
-collects it. Nothing is kept in modules: a walk that nobody collects from leaves no trace.
+A mechanism reports what it wants to be small beside the model's loss, and the model collects it
+from a forward pass. Nothing is kept in modules: where nobody collects, there is no trace.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def are_collected() -> bool:
 
 
 def report_penalty(penalty: Tensor) -> None:
-    """Hand a scalar in nats per token to whoever collects; else it is lost."""
+    """Hand a scalar in nats per token to `collected_penalties`, where that is open."""
     found = _collected.get()
     if found is not None:
         found.append(penalty)

@@ -7,7 +7,7 @@ and each asks for any of the keys. The answer to a query can only be found by an
 next to nothing else is told by the distant past. Definitions in any order would tell which keys are
 left; so would a fixed number of them among more keys, which is why every key has a coin of its own
 there; keys that are never defined would tell at every mark which key cannot follow; and wherever
-definitions or queries begin at a place of their own, whoever counts or remembers foresees them. So
+definitions or queries begin at a place of their own, counting or remembering foresees them. So
 both are opened by the same sign, which may come after any filler with the same chance. So it is
 known which tokens need long-range attention, and a router can be scored
 (`pyro_meta.evaluation.known_truth`). Undecided, and left out of the score, are the opening signs,
@@ -309,12 +309,15 @@ class RecallCorpus(Corpus):
             out[every, columns] = np.where(where, tokens, out[every, columns])
             is_planted[every, columns] |= where
 
+        # Definitions: as many of the keys as the coins say, by increasing key, so that their order
+        # tells nothing. A row with fewer is filled with `plan.keys`, sorted last and never put.
         shuffled = rng.permuted(np.tile(np.arange(plan.keys), (rows, 1)), axis=1)
         pairs = _how_many(rng, rows, plan)
         is_defined = np.arange(plan.most_pairs) < pairs
         defined = np.sort(np.where(is_defined, shuffled[:, : plan.most_pairs], plan.keys), 1)
         values = rng.integers(0, plan.values, (rows, plan.most_pairs))
 
+        # The wait for the sign has no memory: no place tells that it must come.
         free = plan.free(length)
         opens = _wait(rng, rows, free)
         if plan.pairs:
@@ -326,6 +329,8 @@ class RecallCorpus(Corpus):
             put(at, self._key + defined, is_defined)
             put(at + 1, self._value + values, is_defined)
 
+        # Queries and strangers, in random order and places after a second sign of the same kind. It
+        # comes `distance` tokens after the last definition, and after a wait of its own.
         count = plan.queries + plan.strangers
         is_stranger = rng.permuted(np.tile(np.arange(count) < plan.strangers, (rows, 1)), axis=1)
         opens = opens + (plan.pairs > 0) + pairs * plan.hops + plan.distance
@@ -339,11 +344,13 @@ class RecallCorpus(Corpus):
         query_at = at[~is_stranger].reshape(rows, plan.queries)
         if plan.marked:
             put(query_at, self._mark)
-        key_at = query_at + plan.query_length - 2
+        key_at = query_at + plan.query_length - 2  # the token before the answer, which must find it
         put(key_at, self._key + np.take_along_axis(defined, asked, 1))
         put(key_at + 1, self._value + np.take_along_axis(values, asked, 1))
         is_answer[every, key_at] = True
         is_undecided[every, key_at] = _repeats(asked, key_at, plan.distance)
+        # Strangers: keys that no answer follows. Unmarked they are keys without a definition, those
+        # after the first `pairs` of `shuffled`; where every key is defined, there is none.
         if plan.strangers:
             first = 0 if plan.marked else pairs  # a mark is missed even at a defined key
             are_left = first < plan.keys
@@ -357,6 +364,7 @@ class RecallCorpus(Corpus):
                 is_undecided |= at_stranger[:, :-1]
         is_undecided |= _resumes(~is_planted, plan.distance)[:, 1:]
 
+        # What is left is one filler, laid into the gaps from left to right.
         nth = (~is_planted).cumsum(1) - 1  # of the filler in its sequence
         filler = self.filler(rng, rows, int(nth.max()) + 1, is_validation)
         out[~is_planted] = np.take_along_axis(filler, np.maximum(nth, 0), 1)[~is_planted]

@@ -1,7 +1,7 @@
 """What hard routes cost when they are executed: MACs and the clock, against full attention.
 
 The opponent are the same weights with every token pinned to `full`, which asks no router; its clock
-has kicks of momenta in it, if a mechanism carries any, though nobody reads them. Walked is a fixed
+has kicks of momenta in it, if a mechanism carries any, though nobody reads them. Read is a fixed
 piece of validation text, in the precision that the run was trained in (`as_trained`).
 """
 

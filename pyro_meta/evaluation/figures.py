@@ -103,9 +103,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Validation figures on tokens and targets [N, T] under the stable names of summary.json.
 
-    The network is walked twice, along posterior means (soft) and along the likeliest mechanism of
-    every token (hard), which then is all that runs for it. Figures of the posterior come from the
-    walk that is deployed: the hard one once every token is hard, else the soft one. Hard costs are
+    Two forward passes: along posterior means (soft), and along the likeliest mechanism of every
+    token (hard), which then is all that runs for it. Figures of the posterior come from the pass
+    that is deployed: the hard one once every token is hard, else the soft one. Hard costs are
     those of what has to run, of a mixture every mechanism in it; `cost_nominal_soft` is shares
     times costs, which nobody executes. `losses`, if given, is filled sequence by sequence.
 

@@ -92,7 +92,7 @@ def auroc(score: NDArray[np.floating], is_positive: NDArray[np.bool_]) -> float 
 
 
 class _Seen(NamedTuple):
-    """What one walk through some windows [N, T] shows."""
+    """What a forward pass over some windows [N, T] shows."""
 
     nll: NDArray[np.floating]
     """[N, T]."""

@@ -50,9 +50,9 @@ class ELBOTerms(NamedTuple):
 class RouteELBO(TraceMeanField_ELBO):
     """`TraceMeanField_ELBO`, which also gives its parts, per token.
 
-    Handed to `pyro.infer.SVI` it is Pyro's own, but for the forward pass that it spares. `terms` is
-    the same estimator (a test compares both, with gradients) without what training does not need:
-    log densities of the routes, and a host-device synchronisation per evaluation.
+    Handed to `pyro.infer.SVI` it is Pyro's own, and spares a forward pass. `terms` is the same
+    estimator (a test compares both, with gradients) without what training does not need: log
+    densities of the routes, and a host-device synchronisation per evaluation.
     """
 
     def __init__(self, num_particles: int = 1) -> None:

@@ -17,7 +17,7 @@ class KLSchedule:
 
     It comes late, because a cost that bites before full attention has learned anything kills it.
     It rises to its peak over the first third of its span, on half a cosine, and falls over the
-    last: the peak takes whoever hardly cares off what is dear, and as it falls it gets light enough
+    last. The peak takes tokens that hardly care off what is dear. As it falls it gets light enough
     for the likelihood to choose among the cheap. Once the guide has settled
     (`optim.router_end`) the weight moves nothing.
     """

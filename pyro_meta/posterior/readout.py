@@ -1,7 +1,7 @@
 """The posterior over routes and gates on validation text, written for ArviZ piece by piece.
 
 What has a closed form is written of every token: means, concentrations, entropies, KL, choices and
-losses. Draws need one walk through the network each, since the features of a layer depend on the
+losses. Draws need a forward pass each, since the features of a layer depend on the
 routes drawn below it; they are of the first sequences alone. The variables are those of
 `pyro_meta.analysis.posterior_file`.
 
@@ -128,7 +128,7 @@ def _by_token(
 ) -> dict[str, Any]:
     """Statistics of all tokens [B, T], flattened to N = B T, by their names in the file.
 
-    Figures of the posterior come from the walk that is deployed: the hard one once every token is
+    Figures of the posterior come from the pass that is deployed: the hard one once every token is
     hard, else the soft one. What runs, `choice` and `depth_runs`, is that of the hard one.
     """
     soft, hard = (walk(model, guide, tokens, along_means(is_hard)) for is_hard in (False, True))

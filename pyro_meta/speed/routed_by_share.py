@@ -32,7 +32,7 @@ def bench_routed(
     run: Path | None,
     tell: Tell,
 ) -> dict[str, Any]:
-    """Everything that routed.json says but for the machine.
+    """Everything that routed.json says, without what it says of the machine.
 
     Parameters
     ----------

@@ -269,7 +269,7 @@ def collect(groups: list[Group], jobs: list[Job]) -> list[Result]:
         result = found[id(job.group)]
         result.summaries[job.seed] = dotted(summary)
         path = job.folder / "sequences.json"
-        if path.is_file():  # runs of earlier versions have none
+        if path.is_file():  # without it, a run is compared by its means alone
             result.sequences[job.seed] = json.loads(path.read_text(encoding="utf-8"))
         if job.group.has_posterior and (job.folder / "posterior.nc").is_file():
             result.verdicts[job.seed] = Reading.of(job.folder).verdicts()

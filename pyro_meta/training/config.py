@@ -147,7 +147,7 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
         config = Config(**vars(chosen))
     except (TypeError, ValueError) as error:
         raise UsageError(explain(error, parser, bases)) from error
-    options.pop("out", None)  # whoever repeats the run names another folder
+    options.pop("out", None)  # a run is repeated in another folder
     return config, yaml.safe_dump(options, sort_keys=False)
 
 

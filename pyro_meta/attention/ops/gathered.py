@@ -6,7 +6,7 @@ They come in order of sequence and position, so that neighbours see nearly the s
 * Softmax attention takes neighbours together, and has each group meet one slice of the keys.
 * Sums over keys (linear and mean attention) are cut into blocks of P positions. A query gets what
   lies before its block from a state, one product with a d x d matrix, and what is inside its block
-  key by key. The states are those of all tokens, whoever asks: that work is not spared.
+  key by key. The states are those of all tokens, however few ask: that work is not spared.
 
 Shapes: B sequences, H query heads, G key-value heads, T tokens, N queries, d head width,
 W window, P positions in a block, n blocks, m places in a block. All functions take q [N, H, d], k
