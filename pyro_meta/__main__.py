@@ -3,7 +3,8 @@
 import importlib
 
 from pyro_meta.errors import UsageError
-from pyro_meta.terminal.commands import VERSION, near, run_command
+from pyro_meta.terminal.commands import VERSION, run_command
+from pyro_meta.terminal.mistakes import near
 
 DOORS = {
     "train": ("pyro_meta.train", "Train a model whose every token chooses how it attends."),

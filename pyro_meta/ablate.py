@@ -19,11 +19,11 @@ from pyro_meta.terminal.commands import (
     INTERRUPTED,
     answer,
     command_parser,
-    option_strings,
     parse,
     run_command,
     with_values,
 )
+from pyro_meta.terminal.mistakes import option_strings
 from pyro_meta.training.options import Options, preset, read_file
 from pyro_meta.training.settings import DEFAULT_CLASSES, train_parser
 

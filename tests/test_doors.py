@@ -13,7 +13,7 @@ import pyro_meta
 from pyro_meta import Data, Guide, Prior
 from pyro_meta.__main__ import DOORS
 from pyro_meta.__main__ import run as run_console_script
-from pyro_meta.terminal.commands import option_strings
+from pyro_meta.terminal.mistakes import option_strings
 from pyro_meta.training.config import CLASS_OPTIONS, config_parser, read_options
 from pyro_meta.training.settings import train_parser
 

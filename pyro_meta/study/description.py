@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from pyro_meta.errors import UsageError
-from pyro_meta.terminal.commands import near
+from pyro_meta.terminal.mistakes import near
 from pyro_meta.training.options import Options, as_word
 
 KINDS = ("mechanisms", "fixed", "random", "prior", "point", "also")

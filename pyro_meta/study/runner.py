@@ -32,7 +32,7 @@ import yaml
 
 from pyro_meta.errors import UsageError
 from pyro_meta.study.plan import Group, Loads
-from pyro_meta.terminal.commands import stop_signals
+from pyro_meta.terminal.signals import stop_signals
 from pyro_meta.training.config import train_words
 
 POLL_SECONDS = 0.2

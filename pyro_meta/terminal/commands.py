@@ -1,17 +1,11 @@
-"""What a person at the terminal meets: one error line, near matches, exit codes."""
+"""What a person at the terminal meets: one error line, help at once, exit codes."""
 
-import difflib
-import importlib
-import inspect
 import io
 import itertools
 import os
-import re
-import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -19,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from pyro_meta import __version__
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.help import HelpFormatter, reword
+from pyro_meta.terminal.mistakes import explain, option_strings, unknown
 
 # The docstring below an option of a dataclass is its help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -46,26 +41,6 @@ def run_command(command: Callable[[list[str]], int | None]) -> None:
         sys.stderr.close()
         code = 0
     sys.exit(code)
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a question that a loop asks when it can stop."""
-    asked: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        asked.append(signum)
-        for kept, handler in previous.items():  # a second one stops at once
-            signal.signal(kept, handler)
-
-    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-    for kind in previous:
-        signal.signal(kind, note)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
 
 
 def is_first_process() -> bool:
@@ -135,10 +110,6 @@ def answer(
             raise UsageError(unknown(name, known))
 
 
-def unknown(option: str, known: Iterable[str]) -> str:
-    return f"unknown option {option}{near(option, known)}"
-
-
 def _is_argument(option: str, classes: Collection[str]) -> bool:
     """Whether an option is an argument of a class, such as --prior.rate."""
     return any(option.startswith(f"--{name}.") for name in classes)
@@ -185,79 +156,3 @@ def with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
         is_alone = word in switches and after.lower() not in ("true", "false")
         words.append(f"{word}=true" if is_alone else word)
     return words
-
-
-def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, type]) -> str:
-    """One line for a parsing error: the option, what is wrong with it, and near matches."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UsageError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = " ".join(str(error).split())
-    if found := re.search(r"unrecognized arguments: ([^\s=]+)", text):
-        return unknown(found[1], option_strings(parser))
-    keys = re.findall(r'Parser key "([^"]+)":', text)
-    if not keys:
-        return text
-    key, rest = ".".join(keys), text.rpartition(f'Parser key "{keys[-1]}":')[2].strip()
-    if inner := re.search(r"Option '([^']+)' is not accepted", rest):
-        return f"unknown option --{key}.{inner[1]}{near(inner[1], _init_options(rest))}"
-    if key in classes:
-        base = classes[key]
-        names = _subclass_names(base)
-        allowed = (
-            f"allowed are {', '.join(names)} and import paths such as my_file.My{base.__name__}"
-        )
-        if "to be a subclass" in rest and (wrong := re.search(r"class_path='([^']+)'", rest)):
-            return f"option --{key}: {wrong[1]} is not a {base.__name__}; {allowed}"
-        if given := re.search(r"(?:Got value:|path string:) (.*)$", rest):
-            value = given[1].strip(" '\"")
-            return f"option --{key}: no class {value!r}; {allowed}{near(value, names)}"
-    return f"option --{key}: {_plain(rest)}"
-
-
-def _plain(message: str) -> str:
-    """jsonargparse's message without Python's names of types."""
-    message = re.sub(r"(\. Got value: Namespace\(.*)$", "", message)
-    message = message.replace("Expected a <class 'list'>", "expected a list such as [a,b]")
-    message = re.sub(r"Expected a <class '([^']+)'>", r"expected \1", message)
-    message = re.sub(r"Expected a typing\.Literal\[([^\]]+)\]", r"expected one of \1", message)
-    return re.sub(r"\. Got value: ", "; given: ", message)
-
-
-def near(word: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(dict.fromkeys(names)), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def option_strings(parser: ArgumentParser) -> list[str]:
-    """The names of a parser's options, with their dashes."""
-    return [name for action in parser._actions for name in action.option_strings]
-
-
-def _init_options(message: str) -> list[str]:
-    """Names of the arguments of the class that a message is about."""
-    path = re.search(r"class_path='([^']+)'", message)
-    if not path:
-        return []
-    module, _, name = path[1].rpartition(".")
-    chosen = getattr(importlib.import_module(module), name)
-    return list(inspect.signature(chosen).parameters)
-
-
-def _subclass_names(base: type) -> list[str]:
-    """The classes of this package that can be named: those that it does not build on alone."""
-    names = {
-        found.__name__
-        for found in _subclasses(base)
-        if found.__module__.startswith("pyro_meta.") and not found.__module__.endswith(".base")
-    }
-    return sorted(names)
-
-
-def _subclasses(base: type) -> Iterable[type]:
-    children: list[type] = base.__subclasses__()
-    for child in children:
-        yield child
-        yield from _subclasses(child)

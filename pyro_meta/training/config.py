@@ -25,7 +25,8 @@ from pyro_meta.models import BudgetDirichlet, CostDirichlet, DepthPrior, Languag
 from pyro_meta.network.measured_costs import timed_on
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
-from pyro_meta.terminal.commands import explain, parse, unread_docstrings
+from pyro_meta.terminal.commands import parse, unread_docstrings
+from pyro_meta.terminal.mistakes import explain
 from pyro_meta.terminal.naming import public_path
 from pyro_meta.training.options import as_word, flatten, settle
 from pyro_meta.training.settings import DEFAULT_CLASSES, Settings, train_parser

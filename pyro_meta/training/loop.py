@@ -27,8 +27,8 @@ from pyro_meta.inference.elbo import ELBOTerms, Objective
 from pyro_meta.inference.optimiser import drop_resting, make_optimiser, set_lr
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.costs import costs_at
-from pyro_meta.terminal.commands import stop_signals
 from pyro_meta.terminal.progress import Watch
+from pyro_meta.terminal.signals import stop_signals
 from pyro_meta.training.config import Config
 from pyro_meta.training.run import Run
 
