@@ -1,9 +1,12 @@
-"""Where files are kept, how one is written whole, and what is found out once for a machine."""
+"""Where files are kept, how one is written whole and by whom, and what a machine was found to be."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,24 +15,51 @@ from typing import Any
 from pyro_meta.errors import UsageError
 
 
+PARTIAL = ".partial-"
+"""What the name of a file or folder holds while it is written; nothing else is ever cleared away."""
+BUSY = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+"""Errors by which a lock says that somebody else holds it; any other says that there are no locks."""
+
+
 def cache_folder() -> Path:
-    """Where prepared corpora are kept: $PYRO_META_CACHE, else the user's cache folder."""
+    """Where prepared corpora are kept: $PYRO_META_CACHE, else the user's cache folder.
+
+    Raises
+    ------
+    UsageError
+        Neither is known, as where there is no home.
+    """
     if named := os.environ.get("PYRO_META_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro-meta"
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "pyro-meta"
+    try:
+        return Path.home() / ".cache" / "pyro-meta"
+    except RuntimeError as error:
+        raise UsageError(
+            "there is no home folder to keep prepared text in; set PYRO_META_CACHE to a folder "
+            "that can be written"
+        ) from error
+
+
+def partial_name(path: Path) -> Path:
+    """A name beside `path` to write under: no two processes or threads have the same."""
+    return path.with_name(f".{path.name}{PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name to write to, renamed to `path` at the end: it is never there in part.
 
-    An exception leaves nothing behind, and what was at `path` as it was.
+    The name is nobody else's, and the disk holds the content before the rename, and the rename
+    before this returns. An exception leaves nothing behind, and what was at `path` as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_name(path)
     try:
         yield partial
         flush(partial)
         partial.replace(path)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -37,7 +67,51 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename it to `path`."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def locked(path: Path, busy: str, waits: bool = False) -> Iterator[None]:
+    """Hold the file at `path`, which is made if it is missing, against all others who ask so.
+
+    A file system without locks is warned of, and gone on with.
+
+    Parameters
+    ----------
+    path
+        The file.
+    busy
+        What to say where somebody else holds it.
+    waits
+        Wait until they are done instead.
+
+    Raises
+    ------
+    UsageError
+        Somebody else holds it.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        if not hold(handle, waits):
+            raise UsageError(busy)
+        yield
+    finally:
+        os.close(handle)
+
+
+def hold(handle: int, waits: bool = False) -> bool:
+    """Lock an open file until it is closed; whether it is ours, or there are no locks here."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in BUSY:
+            return False
+        warnings.warn(
+            f"this file system has no locks ({error.strerror}): take care that no two processes "
+            "write the same run",
+            stacklevel=3,
+        )
+    return True
 
 
 def flush(path: Path) -> None:
@@ -45,6 +119,9 @@ def flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folder
+            raise
     finally:
         os.close(handle)
 
@@ -86,8 +163,7 @@ def kept_once(
         return known
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(path.with_suffix(".lock"), busy="", waits=True):
             if not refresh and (known := _whole(path, is_whole)) is not None:
                 return known  # another process was first
             found = conditions | find_out()
