@@ -1,4 +1,4 @@
-"""Where files are kept, how one is written whole and by whom, and what a machine was found to be."""
+"""Where files are kept, how one is written whole and by whom, and what is found out once."""
 
 import errno
 import fcntl
@@ -14,11 +14,10 @@ from typing import Any
 
 from pyro_meta.errors import UsageError
 
-
 PARTIAL = ".partial-"
-"""What the name of a file or folder holds while it is written; nothing else is ever cleared away."""
+"""What the name of a file or folder holds while it is written; only such are cleared away."""
 BUSY = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
-"""Errors by which a lock says that somebody else holds it; any other says that there are no locks."""
+"""Errors by which a lock says that somebody else holds it; by others, that it does not work."""
 
 
 def cache_folder() -> Path:
