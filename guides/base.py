@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_meta.attention.prices import require_prices
 from pyro_meta.distributions.gates import open_gate
 from pyro_meta.distributions.hardening import GateExecution, RouteExecution
-from pyro_meta.errors import UsageError, require_defined
+from pyro_meta.errors import UsageError
 from pyro_meta.guides.depth import DepthGuide
 from pyro_meta.guides.networks import default_width, make_heads
 from pyro_meta.guides.walk import Latents, Walked, sampled, walk
@@ -27,6 +28,7 @@ from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.models.standalone import StandaloneModule
 from pyro_meta.network.costs import costs_at
 from pyro_meta.network.route import Features
+from pyro_meta.own_classes import is_own, require_defined
 
 
 class Guide(StandaloneModule):
@@ -69,6 +71,8 @@ class Guide(StandaloneModule):
         self.depth = None
         self.has_settled = False
         everywhere = torch.arange(model.network.shape.context)
+        for mechanism in filter(is_own, model.network.mechanisms):
+            require_prices(mechanism, everywhere.to(torch.get_default_dtype()))
         costs = costs_at(model.network, "macs", everywhere).mean(0)  # [K]
         self.execution = RouteExecution(costs, self.is_mixture)
         self.gate_execution = GateExecution()

@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 
 from pyro_meta.distributions.bounded import bounded, unbounded
 from pyro_meta.distributions.gates import PointGate
-from pyro_meta.errors import UsageError, require_defined
+from pyro_meta.errors import UsageError
 from pyro_meta.guides.networks import (
     FLOOR,
     LEAST_TOTAL,
@@ -28,6 +28,7 @@ from pyro_meta.guides.networks import (
 )
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.network.route import Features
+from pyro_meta.own_classes import require_defined
 from pyro_meta.terminal.naming import find_kind
 
 TOTAL = 5.0  # a + b of a Beta at the start

@@ -11,9 +11,10 @@ from pyro.distributions import Dirichlet
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_meta.errors import UsageError, require_defined
+from pyro_meta.errors import UsageError
 from pyro_meta.network.costs import Costs
 from pyro_meta.network.protocol import Network
+from pyro_meta.own_classes import require_defined
 
 
 class Prior(nn.Module):

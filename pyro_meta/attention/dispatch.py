@@ -22,6 +22,7 @@ from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, serv
 from pyro_meta.attention.ops.backend import is_forced, uses_triton
 from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.queries import Queries
+from pyro_meta.attention.prices import macs_at
 from pyro_meta.attention.profile import Work, current
 
 ONE_FOR_ALL = "one_for_all"  # the attribute of choices that are all the same
@@ -222,7 +223,7 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
     if q.is_cuda:
         B, H, T, _ = q.shape
         sample = torch.linspace(0, T - 1, 64, device=q.device).round()
-        everyone = B * H * T * float(mechanism.macs(sample).mean())
+        everyone = B * H * T * float(macs_at(mechanism, sample).mean())
         saved = 1 - len(queries.position) / (B * T)
         return (1 - mechanism.of_keys) * saved * everyone > profile.launch_macs
     work = Work.of(mechanism, queries, q, profile.gathered_block)

@@ -22,7 +22,8 @@ from pyro_meta.attention.ops.dense import (
     window_attention,
 )
 from pyro_meta.attention.ops.queries import Queries
-from pyro_meta.errors import UsageError, require_defined
+from pyro_meta.errors import UsageError
+from pyro_meta.own_classes import require_defined, require_price
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values [B, H, T, d] of the newest tokens -> what they attend to, [B, H, T, d],
@@ -82,8 +83,9 @@ class Mechanism(nn.Module):
 
     def __init__(self, head_width: int, window: int) -> None:
         super().__init__()
-        require_defined(self, Mechanism, "forward", "macs")
         kind = type(self)
+        with_separators = ("forward", "serve") if self.reads_separators else ()
+        require_defined(self, Mechanism, "forward", "macs", more=with_separators)
         if _redefines(kind, "resume") != _redefines(kind, "state_of"):
             raise UsageError(
                 f"{kind.__name__} defines one of state_of and resume; a mechanism that "
@@ -91,6 +93,7 @@ class Mechanism(nn.Module):
             )
         if not hasattr(self, "nominal_cost"):
             raise UsageError(f"{kind.__name__} does not define nominal_cost, a number")
+        require_price(self.nominal_cost, f"{kind.__name__}: nominal_cost")
         self.head_width = head_width
         self.abilities = _abilities(kind)
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window
 from pyro_meta.attention.ops.queries import Queries
+from pyro_meta.attention.prices import macs_at
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import kept_once
 from pyro_meta.terminal.machine import hardware
@@ -60,7 +61,7 @@ class Work(NamedTuple):
 
         def work(position: Tensor, block: float) -> float:
             unseen = len(position) * min(block, T) / 2
-            return H * (float(mechanism.macs(position.float()).sum()) + 2 * d * unseen)
+            return H * (float(macs_at(mechanism, position.float()).sum()) + 2 * d * unseen)
 
         everyone = B * work(torch.arange(T, device=q.device), mechanism.block)
         own = work(queries.position, block)

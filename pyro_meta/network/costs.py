@@ -6,11 +6,13 @@ the context; `measured` are times of this machine (see `pyro_meta.network.measur
 T positions, K mechanisms.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from pyro_meta.attention.prices import macs_at
 from pyro_meta.errors import UsageError
 from pyro_meta.network.measured_costs import measure_costs
 from pyro_meta.network.protocol import Network
@@ -66,9 +68,9 @@ def costs_at(network: Network, spec: CostSpec, positions: Tensor) -> Tensor:
         # full attention: 2 d (t + 1), averaged over t = 0 .. context - 1
         full_mean = shape.head_width * (shape.context + 1)
         where = positions.to(torch.get_default_dtype())
-        return torch.stack([mechanism.macs(where) for mechanism in mechanisms], -1) / full_mean
+        return torch.stack([macs_at(mechanism, where) for mechanism in mechanisms], -1) / full_mean
     if spec == "nominal":
-        constants: Sequence[float] = [mechanism.nominal_cost for mechanism in mechanisms]
+        constants: Sequence[float] = [float(mechanism.nominal_cost) for mechanism in mechanisms]
     elif spec == "measured":
         constants = measure_costs(network)
     else:
@@ -90,5 +92,5 @@ def check_cost(network: Network, spec: CostSpec) -> None:
         raise UsageError(
             f"cost: {len(spec)} costs given for {len(names)} mechanisms ({', '.join(names)})"
         )
-    elif any(cost < 0 for cost in spec):
-        raise UsageError(f"cost: {list(spec)} given; costs of at least 0 are allowed")
+    elif not all(0 <= cost < math.inf for cost in spec):
+        raise UsageError(f"cost: {list(spec)} given; finite costs of at least 0 are allowed")

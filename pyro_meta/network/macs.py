@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_meta.attention import Inputs, Mechanism, serves
 from pyro_meta.attention.dispatch import is_choice
+from pyro_meta.attention.prices import kick_macs_at, macs_at, macs_of_text
 from pyro_meta.network.shape import Shape
 
 
@@ -50,14 +51,14 @@ def attention_macs(
     is_token = (route >= 0).cpu() if is_choice(route) else everywhere
     total = 0.0
     for index, mechanism in enumerate(mechanisms):
-        macs = mechanism.macs(positions)  # [T]
+        macs = macs_at(mechanism, positions)  # [T]
         if inputs is not None:
             _, k, _, *more = inputs.read_by(mechanism)
-            macs = mechanism.macs_of(positions, k, *more)  # [B, T] or [T]
+            macs = macs_of_text(mechanism, positions, k, *more)  # [B, T] or [T]
         macs = macs.double().cpu()
         chosen = (route == index if is_choice(route) else route[..., index] > 0).cpu()
         served = chosen if serves(mechanism) or not chosen.any() else everywhere
-        kicks = mechanism.kick_macs(positions).double().cpu()
+        kicks = kick_macs_at(mechanism, positions).double().cpu()
         total += float((macs * served).sum() + (kicks * (is_token & ~served)).sum())
     return heads * total
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_meta.attention import NO_TOKEN, LayerCache, Span, is_choice
-from pyro_meta.errors import require_defined
 from pyro_meta.network.blocks.routed_attention import MLP, Attended, RoutedAttention, Surroundings
 from pyro_meta.network.shape import Shape
+from pyro_meta.own_classes import require_defined
 
 
 class Stream(NamedTuple):
