@@ -71,14 +71,14 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path, busy: str, waits: bool = False) -> Iterator[None]:
-    """Hold the file at `path`, which is made if it is missing, against all others who ask so.
+    """Hold a folder, or a file that is made if it is missing, against all others who ask so.
 
     A file system without locks is warned of, and gone on with.
 
     Parameters
     ----------
     path
-        The file.
+        The folder or file.
     busy
         What to say where somebody else holds it.
     waits
@@ -89,7 +89,8 @@ def locked(path: Path, busy: str, waits: bool = False) -> Iterator[None]:
     UsageError
         Somebody else holds it.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    way = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    handle = os.open(path, way | os.O_CLOEXEC, 0o666)
     try:
         if not hold(handle, waits):
             raise UsageError(busy)

@@ -1,5 +1,6 @@
 """`python -m pyro_meta.train`: train a routed language model and leave a run."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -7,20 +8,64 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 from rich.markup import escape
 
+from pyro_meta import checksums
 from pyro_meta.errors import UsageError
-from pyro_meta.terminal.commands import INTERRUPTED, answer, is_first_process, run_command
+from pyro_meta.terminal.commands import INTERRUPTED, USAGE_ERROR, answer, as_line, run_command
+from pyro_meta.terminal.launchers import is_first_process, place
 from pyro_meta.terminal.progress import over_training
+from pyro_meta.terminal.signals import Stopped, stoppable
+from pyro_meta.terminal.streams import keep_going
+from pyro_meta.training.request import Request, read_request
 from pyro_meta.training.settings import DEFAULT_CLASSES, train_parser
 
 if TYPE_CHECKING:  # what needs PyTorch is imported once there is something to train
+    from lightning_fabric import Fabric
+
+    from pyro_meta.data import Corpus
     from pyro_meta.guides import Guide
     from pyro_meta.models import LanguageModel
     from pyro_meta.training.config import Config
+    from pyro_meta.training.run import Origin, Run
 
 
 def main(argv: list[str]) -> int:
     """Train as the options say; 0 when done, 130 when interrupted and saved."""
     answer(train_parser(), argv, DEFAULT_CLASSES)
+    is_first = is_first_process()
+    out = Console(quiet=not is_first)
+    try:
+        request = read_request(argv)
+        if _is_done(request, out):
+            return 0
+        with keep_going(), stoppable():
+            return _train(request, out)
+    except Exception:
+        if is_first:
+            raise
+        return USAGE_ERROR  # the first process says why
+
+
+def _is_done(request: Request, out: Console) -> bool:
+    """Whether the run is finished and whole, and nothing more is asked of it; says so."""
+    if request.resumed is None or request.steps is not None:
+        return False
+    folder = Path(request.resumed)
+    if not (folder / "summary.json").is_file():
+        return False
+    if damage := checksums.damage(folder):
+        out.print(f"{escape(str(folder))} is not whole: {escape(damage)}", soft_wrap=True)
+        return False
+    name = escape(str(folder))
+    out.print(
+        f"{name} is finished; train it longer with --resume {name} --steps N, or read it with "
+        f"python -m pyro_meta.report {name}",
+        soft_wrap=True,
+    )
+    return True
+
+
+def _train(request: Request, out: Console) -> int:
+    """Train, and close the run; what may be refused is, before there is a folder."""
     import pyro
     import torch
 
@@ -28,18 +73,18 @@ def main(argv: list[str]) -> int:
     from pyro_meta.evaluation.causality import require_causal, require_causal_guide
     from pyro_meta.network.transformer import Transformer
     from pyro_meta.posterior.closing import close, count
-    from pyro_meta.training.config import read_options
-    from pyro_meta.training.loop import Interrupted, make_fabric, train
-    from pyro_meta.training.run import Run
+    from pyro_meta.training.devices import launch, make_fabric
+    from pyro_meta.training.loop import Interrupted, train
+    from pyro_meta.training.run import Run, require_new
 
-    resumed = _resumed_run(argv)
-    if resumed is None:
-        config, config_yaml = read_options(argv)
-    else:
-        config = Run.open(resumed).config()
+    def say(line: str) -> None:
+        out.print(escape(line), soft_wrap=True)
+
+    opened, config, config_yaml = _options(request, say)
     fabric = make_fabric(config)
-    out = Console(quiet=not is_first_process())
-    progress_out = Console(stderr=True, quiet=not is_first_process())
+    if opened is None and place().launcher != "pyro-meta":  # whose first process may have made it
+        require_new(config.out)
+    progress_out = Console(stderr=True, quiet=out.quiet)
     with progress_out.status("preparing the text"):
         corpus = config.data.corpus()
     corpus.require(config.context)
@@ -47,75 +92,144 @@ def main(argv: list[str]) -> int:
     model, guide = config.build(corpus.vocabulary.size, corpus.vocabulary.separators)
     require_causal(cast(Transformer, model.network))
     require_causal_guide(model, guide)
+    origin = _begun_from(request, opened, corpus, model, guide, say)
     controllers = config.controllers(model, guide)
-    if resumed is None:
+    if opened is None:
         controllers.require_reachable()
-    require_known_profile()  # all that may be refused is, before there is a folder
-    with ExitStack() as held:
-        folder = ""
-        if is_first_process():
-            if resumed is None:
-                run = Run.create(config.out, config_yaml, corpus)
-            else:
-                run = Run.open(resumed)
-            held.enter_context(run.locked())
-            folder = str(run.folder)
-        fabric.launch()
-        run = Run(Path(fabric.broadcast(folder)))
-        out.print(f"text: {escape(corpus.description)}", soft_wrap=True)
-        out.print(_describe_model(config, model, guide, count(model), count(guide)), soft_wrap=True)
-        out.print(f"run: {escape(str(run.folder))}", soft_wrap=True)
-        held.enter_context(profiled(of_this_machine(fabric.device)))
-        done = 0 if resumed is None else sum(1 for _ in run.metrics())
-        try:
+    require_known_profile()
+    run: Run | None = None
+    try:
+        with ExitStack() as held:
+            launch(fabric)
+
+            def hold() -> str:
+                run = opened or Run.create(config.out, config_yaml, corpus, origin)
+                held.enter_context(run.locked())
+                return str(run.folder)
+
+            run = Run(Path(_told_by_first(fabric, hold)), trusts=True)
+            say(f"text: {corpus.description}")
+            say(_describe_model(config, model, guide, count(model), count(guide)))
+            say(f"run: {run.folder}")
+            held.enter_context(profiled(of_this_machine(fabric.device)))
+            done = 0 if opened is None else sum(1 for _ in run.metrics())
             with over_training(config.steps, done, progress_out) as watch:
-                is_resumed = resumed is not None
                 outcome = train(
-                    config, corpus, run, fabric, model, guide, controllers, watch, is_resumed
-                )
-        except Interrupted as stop:
-            resume = f"-m pyro_meta.train --resume {run.folder}"
-            launcher = "python" if config.devices == fabric.world_size else "torchrun ..."
-            out.print(
-                f"interrupted and saved after step {stop.step}; go on with "
-                f"{escape(f'{launcher} {resume}')}",
-                soft_wrap=True,
-            )
-            return INTERRUPTED
-        if fabric.is_global_zero:
-            eager = torch.compiler.set_stance("force_eager")  # lengths vary from here on
-            with eager, pyro.validation_enabled(config.debug):
-                close(config, corpus, run, fabric, model, guide, controllers, outcome, out)
-        fabric.barrier()
+                    config, corpus, run, fabric, model, guide, controllers, watch,
+                    opened is not None, config_yaml, say,
+                )  # fmt: skip
+            if fabric.is_global_zero:
+                eager = torch.compiler.set_stance("force_eager")  # lengths vary from here on
+                with eager, pyro.validation_enabled(config.debug):
+                    close(config, corpus, run, fabric, model, guide, controllers, outcome, out)
+    except (Interrupted, Stopped) as stop:
+        if run is None:
+            raise
+        launcher = "python" if place().launcher in ("python", "pyro-meta") else "torchrun ..."
+        saved = stop.step if isinstance(stop, Interrupted) else _saved_step(run)
+        say(
+            f"interrupted and saved after step {saved}; go on with {launcher} -m pyro_meta.train "
+            f"--resume {run.folder}"
+        )
+        return INTERRUPTED
     return 0
 
 
-def _resumed_run(argv: list[str]) -> str | None:
-    """The run that `--resume` names; it takes every other option from the run itself."""
-    if not any(word == "--resume" or word.startswith("--resume=") for word in argv):
-        return None
-    words = argv[0].split("=", 1) if len(argv) == 1 else argv
-    if len(words) != 2 or words[0] != "--resume" or not words[1]:
+def _options(request: Request, say: Callable[[str], None]) -> "tuple[Run | None, Config, str]":
+    """The run to go on with, if any; the options to train by, and the YAML that repeats them."""
+    from pyro_meta.training.config import read_options, with_steps
+    from pyro_meta.training.run import Run
+
+    if request.resumed is None:
+        words = request.options
+        if request.begun_from is not None:
+            source = Run.open(request.begun_from, request.trusts)
+            source.config_yaml()  # refused unless it may be imported from
+            words = [f"--config={source.config_path}", *words]
+        return None, *read_options(words)
+    run = Run.open(request.resumed, request.trusts)
+    config, config_yaml = run.config(), run.config_yaml()
+    if request.steps is None or request.steps == config.steps:
+        return run, config, config_yaml
+    done = 0 if run.latest_checkpoint() is None else run.state()["step"]
+    if request.steps < done:
         raise UsageError(
-            "option --resume: it takes a run and no other option; the rest is in its config.yaml"
+            f"option --steps: {request.steps} given; {run.folder} has trained {done} steps, and "
+            "more are allowed"
         )
-    return words[1]
+    say(
+        f"from step {done} on, schedules are those of a run of {request.steps} steps; "
+        f"before, of {config.steps}"
+    )
+    return run, *with_steps(config, config_yaml, request.steps)
+
+
+def _begun_from(
+    request: Request,
+    resumed: "Run | None",
+    corpus: "Corpus",
+    model: "LanguageModel",
+    guide: "Guide",
+    say: Callable[[str], None],
+) -> "Origin | None":
+    """Give a model that has not begun the weights of another run; where they are from."""
+    from pyro_meta.training.run import Run
+
+    if resumed is None:
+        if request.begun_from is None:
+            return None
+        source, known = Run.open(request.begun_from, request.trusts), None
+    else:
+        known = resumed.origin()
+        if known is None or resumed.latest_checkpoint() is not None:
+            return known
+        source = Run.open(known.run, request.trusts)
+    origin, anew = source.lend(model, guide, corpus.vocabulary)
+    if known is not None and origin != known:
+        raise UsageError(
+            f"{source.folder} has other weights than those that {known} began with; begin a new "
+            "run with --from"
+        )
+    fresh = f"; begun anew: {', '.join(anew)}" if anew else ""
+    say(f"from: {source.folder} after step {origin.step}{fresh}")
+    return origin
+
+
+def _told_by_first(fabric: "Fabric", act: Callable[[], str]) -> str:
+    """What `act` gives in the first process, in all of them; or its refusal.
+
+    Raises
+    ------
+    UsageError
+        The first process was refused.
+    """
+    found, refusal = "", ""
+    if fabric.is_global_zero:
+        try:
+            found = act()
+        except Exception as error:
+            refusal = as_line(error)
+    found, refusal = fabric.broadcast((found, refusal))
+    if refusal:
+        raise UsageError(refusal)
+    return found
+
+
+def _saved_step(run: "Run") -> int:
+    return 0 if run.latest_checkpoint() is None else run.state()["step"]
 
 
 def _describe_model(
     config: "Config", model: "LanguageModel", guide: "Guide", parameters: int, of_router: int
 ) -> str:
     share = of_router / (parameters + of_router)
+    gates = "" if guide.depth is None else f"depth gates by {type(guide.depth).__name__}, "
     return (
         f"model: {parameters:,} parameters, router {of_router:,} ({share:.1%}); "
         f"{config.layers} layers choose from {', '.join(model.network.mechanism_names)}; "
         f"{type(model.prior).__name__}, {type(guide).__name__}, "
-        f"{_describe_gates(guide)}final KL weight {config.kl.weight}"
+        f"{gates}final KL weight {config.kl.weight}"
     )
-
-
-def _describe_gates(guide: "Guide") -> str:
-    return "" if guide.depth is None else f"depth gates by {type(guide.depth).__name__}, "
 
 
 if __name__ == "__main__":

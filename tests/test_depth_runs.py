@@ -42,7 +42,8 @@ from pyro_meta.posterior.exact import Handful
 from pyro_meta.posterior.importance import block_terms
 from pyro_meta.posterior.readout import write_posterior
 from pyro_meta.training.config import Config, read_options
-from pyro_meta.training.loop import _choices, _figures, make_fabric, train
+from pyro_meta.training.devices import make_fabric
+from pyro_meta.training.loop import _choices, _figures, train
 from pyro_meta.training.run import Run
 from pyro_meta.training.settings import Gates
 

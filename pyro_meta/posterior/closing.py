@@ -76,12 +76,12 @@ def close(
         "windows": identity(windows),
     }
     run.write_sequences(circumstances | vars(losses))
-    run.write_summary(summary)
     with out.status("drawing from the posterior"):
         write_posterior(
             run.posterior_path, model, guide, windows, corpus.vocabulary, config.batch,
             config.seed, config.kl.weight,
         )  # fmt: skip
+    run.write_summary(summary)  # the last of all: it says that the others are there
     closing_table(summary, ngrams, gap, out)
     prompt = windows[0][0, :SAMPLE_PROMPT].tolist()
     new = continue_tokens(model, guide, prompt, SAMPLE_TOKENS, Sampling(), config.seed)

@@ -1,9 +1,9 @@
 """What a person at the terminal meets: one error line, help at once, exit codes."""
 
-import io
 import itertools
-import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +14,8 @@ from pyro_meta import __version__
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.help import HelpFormatter, reword
 from pyro_meta.terminal.mistakes import explain, option_strings, unknown
+from pyro_meta.terminal.signals import Stopped, stoppable
+from pyro_meta.terminal.streams import Outlet, outlet
 
 # The docstring below an option of a dataclass is its help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -24,29 +26,71 @@ INTERRUPTED = 130
 
 
 def run_command(command: Callable[[list[str]], int | None]) -> None:
-    """Run an entry point and exit; a `UsageError` becomes one line and code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show must not stop us
-            stream.reconfigure(errors="replace")
-    try:
-        code = command(sys.argv[1:]) or 0
-    except UsageError as error:
-        if is_first_process():
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = USAGE_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone
-        sys.stderr.close()
-        code = 0
+    """Run an entry point and exit; whatever goes wrong becomes one line and code 2.
+
+    With `--debug` the traceback comes before the line.
+    """
+    with outlet() as out, _plain_warnings(), stoppable():
+        code = _outcome(command, out)
     sys.exit(code)
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that prints and writes, known before any launch."""
-    is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    return int(os.environ.get("RANK" if is_torchrun else "LOCAL_RANK", "0")) == 0
+def _outcome(command: Callable[[list[str]], int | None], out: Outlet) -> int:
+    try:
+        code = command(sys.argv[1:]) or 0
+        out.flush()
+    except (Stopped, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else USAGE_ERROR
+    except BrokenPipeError:
+        if out.failure is None:  # some other pipe
+            return _refuse("a process that was talked to has gone")
+        return 0
+    except Exception as error:
+        if "--debug" in sys.argv or "--debug=true" in sys.argv:
+            traceback.print_exc()
+        return _refuse("standard output: " * (out.failure is error) + as_line(error))
+    if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
+        return _refuse(f"standard output: {as_line(out.failure)}")
+    return code
+
+
+def _refuse(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def as_line(error: BaseException) -> str:
+    """What went wrong in one line that names the file or the option, where one is known."""
+    if isinstance(error, UsageError):
+        text = str(error)
+    elif type(error).__name__ == "OutOfMemoryError":  # of torch, which may not be loaded
+        text = f"the device's memory is not enough: {error}"
+    elif isinstance(error, MemoryError):
+        text = f"memory is not enough: {error or 'lower --batch, --context or --max_tokens'}"
+    elif isinstance(error, OSError):
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        text = ": ".join([*names[:1], error.strerror or str(error)])
+    else:
+        text = f"{type(error).__name__}: {error} (--debug shows where)"
+    return " ".join(text.split())
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as one line of what they say, without the line of code that gave them."""
+
+    def plain(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        return f"warning: {' '.join(str(message).split())}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 class CommandParser(ArgumentParser):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -142,7 +142,7 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
         options[name]["class_path"] = public_path(options[name]["class_path"])
     try:
         chosen = parser.instantiate(parsed)
-        for name in ("config", "preset", "resume"):  # settled, and not part of the run
+        for name in ("config", "preset", "resume", "from", "trust"):  # settled, and not part of the run
             options.pop(name, None)
             chosen.pop(name, None)
         config = Config(**vars(chosen))
@@ -150,6 +150,12 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
         raise UsageError(explain(error, parser, bases)) from error
     options.pop("out", None)  # a run is repeated in another folder
     return config, yaml.safe_dump(options, sort_keys=False)
+
+
+def with_steps(config: Config, config_yaml: str, steps: int) -> tuple[Config, str]:
+    """The same options, and their YAML, for a run of so many steps."""
+    options = yaml.safe_load(config_yaml) | {"steps": steps}
+    return replace(config, steps=steps), yaml.safe_dump(options, sort_keys=False)
 
 
 def train_words(config_yaml: str) -> list[str]:

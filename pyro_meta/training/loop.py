@@ -5,8 +5,8 @@ the killed one bit for bit, and two processes draw what one process with two mic
 """
 
 import math
-import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -49,44 +49,6 @@ class Outcome:
     seconds: float
 
 
-def make_fabric(config: Config) -> Fabric:
-    """The devices that `config` asks for; under torchrun, those that it was given.
-
-    Raises
-    ------
-    UsageError
-        There is no such device here, or the batch cannot be shared out evenly.
-    """
-    devices, nodes = config.devices, 1
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    parts = devices * nodes * config.accumulate
-    if config.batch % parts:
-        raise UsageError(
-            f"batch: {config.batch} given; it must be divisible by devices x accumulate = {parts}"
-        )
-    accelerator: str = config.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
-    strategy = "ddp" if devices * nodes > 1 else "auto"
-    try:
-        return Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            precision=precision,
-            strategy=strategy,
-        )
-    except Exception as error:  # Fabric raises several kinds, by accelerator
-        raise UsageError(
-            f"option --accelerator, --devices: {config.accelerator}, {devices} given; {error}"
-        ) from error
-
-
 def train(
     config: Config,
     corpus: Corpus,
@@ -97,13 +59,22 @@ def train(
     controllers: Controllers,
     watch: Watch,
     is_resumed: bool = False,
+    config_yaml: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Train `model` and `guide` in place, from the run's newest checkpoint if it is resumed.
+
+    Parameters
+    ----------
+    config_yaml
+        What config.yaml is to hold; None: it stays as it is.
+    say
+        Called with what a person should know of a run that is resumed.
 
     Raises
     ------
     Interrupted
-        By SIGINT or SIGTERM, after a checkpoint was written.
+        By a signal that asks to stop, after a checkpoint was written.
     UsageError
         The loss or the gradient is not finite; the last checkpoint stands.
     """
@@ -113,14 +84,18 @@ def train(
     is_resumed = is_resumed and run.latest_checkpoint() is not None
     if config.compile:
         model.network.compile_blocks()
-    first, seconds = 0, 0.0
+    if config_yaml is None:
+        config_yaml = run.config_yaml()
+    first, seconds, counted = 0, 0.0, None
     if is_resumed:
         _require_same_circumstances(run.state(), corpus, fabric)
+        run.require_same_options(run.state(), config_yaml)
         state = run.load_checkpoint(parts, optimiser)
-        first, seconds = state["step"], state["seconds"]
+        first, seconds, counted = state["step"], state["seconds"], state.get("metrics")
     controllers.require_reachable()
     if fabric.is_global_zero:
-        run.rewind(first)
+        if missing := run.reopen(first, counted, config_yaml):
+            say(missing)
     module, fabric_optimiser = fabric.setup(objective, optimiser)
     per_step = _Sharding(config, fabric)
     windows = corpus.windows(config.context, config.validation_tokens)
@@ -136,6 +111,7 @@ def train(
                 "seconds": seconds,
                 "corpus": corpus.sha256,
                 "processes": fabric.world_size,
+                "config": config_yaml,
             }
             run.save_checkpoint(parts, optimiser, state)
 
@@ -193,9 +169,9 @@ def train(
             if is_last or must_stop or (step + 1) % config.checkpoint_every == 0:
                 _require_finite_after(objective, corpus, config, fabric, step, run)
                 save(step + 1)
+                fabric.barrier()  # nobody ends, and has the others ended, before it is saved
             if must_stop and not is_last:
                 raise Interrupted(step + 1)
-    fabric.barrier()
     return Outcome(config.steps * config.batch * config.context, seconds)
 
 

@@ -2,47 +2,44 @@
 
     config.yaml           everything needed to repeat the run
     vocabulary.json       how its text becomes tokens
+    origin.json           whose weights it began with (--from), if anybody's
     metrics.jsonl         one line per step
     checkpoint/step-N/    model.safetensors, optimiser.safetensors, state.json
-    posterior.nc          draws of the routes, in ArviZ's groups
     sequences.json        the loss of every validation sequence
-    summary.json          the results, under stable names
+    posterior.nc          draws of the routes, in ArviZ's groups
+    SHA256SUMS            hashes of all of these but the checkpoint, for sha256sum -c
+    summary.json          the results, under stable names: written last, it says that a run is whole
 
-A file is written under a temporary name and renamed, a checkpoint likewise as a folder: a kill at
-any moment leaves the last whole one. Nothing in a run is ever unpickled.
+A file is written under a temporary name and renamed, a checkpoint likewise as a folder, and so is
+the run itself: a kill at any moment leaves the last whole one. Nothing in a run is ever unpickled,
+and opening one imports nothing that pyro_meta does not ship, unless it is trusted.
 """
 
-import fcntl
-import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import yaml
 
+from pyro_meta import checksums
 from pyro_meta.data.corpus import Corpus
 from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.errors import UsageError
-from pyro_meta.folders import flush, write_whole
+from pyro_meta.folders import locked, partial_name, write_whole
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.terminal.naming import public_name
+from pyro_meta.training.checkpoint import WEIGHTS, Checkpoints, Parts
 from pyro_meta.training.config import Config, read_options
+from pyro_meta.training.metrics import Metrics
+from pyro_meta.training.options import flatten
+from pyro_meta.training.trust import require_shipped
 
-Parts = Mapping[str, nn.Module]
-"""What a checkpoint holds by name: model and guide, and in training the controllers."""
-STATE_KINDS: dict[str, type | tuple[type, ...]] = {
-    "step": int, "seconds": (int, float), "corpus": str, "processes": int, "model": dict,
-    "files": dict,
-}  # fmt: skip
 SUMMARY_KEYS = (
     "val_nll_soft", "val_nll_hard", "cost_nominal_soft", "cost_nominal_hard", "cost_macs_hard",
     "routing_entropy", "routing_uncertainty", "routing_information", "kl_per_token", "load",
@@ -52,150 +49,176 @@ SUMMARY_KEYS = (
 OPTIONAL_KEYS = ("depth", "truth", "prior", "executed")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a run has its first weights from: another run, at one of its steps."""
+
+    run: str
+    step: int
+    weights: str
+    """Hash of the model.safetensors that they were read from."""
+
+
 class Run:
     """The folder of one training run.
 
     Use `Run.create` for a new one and `Run.open` for one that exists.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trusts: bool = False) -> None:
+        if folder == Path():
+            raise UsageError("a run needs a folder of its own: its path is empty")
         self.folder = folder
-        self.metrics_path = folder / "metrics.jsonl"
+        self.trusts = trusts
+        self.config_path = folder / "config.yaml"
         self.posterior_path = folder / "posterior.nc"
         self.sequences_path = folder / "sequences.json"
         self.summary_path = folder / "summary.json"
-        self._checkpoints = folder / "checkpoint"
+        self.origin_path = folder / "origin.json"
+        self.metrics_path = folder / "metrics.jsonl"
+        self._metrics = Metrics(self.metrics_path)
+        self.checkpoints = Checkpoints(folder / "checkpoint")
 
     @classmethod
-    def create(cls, folder: Path | None, config_yaml: str, corpus: Corpus) -> "Run":
-        """Make the folder of a new run, by default runs/DATE-TIME.
+    def create(
+        cls,
+        folder: Path | None,
+        config_yaml: str,
+        corpus: Corpus,
+        origin: Origin | None = None,
+    ) -> "Run":
+        """Make the folder of a new run, by default runs/DATE-TIME: all of it, or nothing.
 
         Raises
         ------
         UsageError
             The folder exists, or cannot be made.
         """
+        require_new(folder)
         folder = folder or _fresh(Path("runs"))
+        partial = partial_name(folder)
         try:
-            folder.mkdir(parents=True)
-        except FileExistsError as error:
-            raise UsageError(
-                f"option --out: {folder} exists; name a new folder, or --resume {folder}"
-            ) from error
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+            corpus.vocabulary.save(partial / "vocabulary.json")
+            write_whole(partial / "config.yaml", config_yaml)
+            if origin is not None:
+                write_whole(partial / "origin.json", checksums.sealed(vars(origin)))
+            require_new(folder)  # somebody may have made it meanwhile
+            partial.rename(folder)
         except OSError as error:
             raise UsageError(f"option --out: cannot make {folder}: {error.strerror}") from error
-        run = cls(folder)
-        corpus.vocabulary.save(folder / "vocabulary.json")
-        write_whole(folder / "config.yaml", config_yaml)
-        return run
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return cls(folder, trusts=True)  # its options are those of the command line
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Run":
-        """A run that exists; raises `UsageError` if `folder` holds none."""
-        run = cls(Path(folder))
-        if not (run.folder / "config.yaml").is_file():
+    def open(cls, folder: str | Path, trusts: bool = False) -> "Run":
+        """A run that exists.
+
+        Parameters
+        ----------
+        folder
+            Its path.
+        trusts
+            Import the classes that it names, also those that pyro_meta does not ship.
+
+        Raises
+        ------
+        UsageError
+            There is no run in `folder`.
+        """
+        if not str(folder):
+            raise UsageError("the folder of a run is needed, and its path is empty")
+        run = cls(Path(folder), trusts)
+        try:
+            is_run = run.config_path.is_file()
+        except (OSError, ValueError) as error:  # such as a name that is too long, or has a NUL
+            raise UsageError(f"{folder} is not a run: {error}") from error
+        if not is_run:
             raise UsageError(f"{folder} is not a run: it has no config.yaml")
         return run
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for writing; raises `UsageError` while another process does."""
-        with open(self.folder / "config.yaml", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UsageError(f"{self.folder} is being trained by another process") from error
+    def locked(self, waits: bool = False) -> Iterator[None]:
+        """Hold the run for writing; raises `UsageError` while another process does.
+
+        With `waits` that process is waited for.
+        """
+        busy = f"{self.folder} is being trained by another process"
+        with locked(self.folder, busy, waits):
             yield
 
+    # -- what it is ----------------------------------------------------------------------------
+
+    def config_yaml(self) -> str:
+        """The text of its options.
+
+        Raises
+        ------
+        UsageError
+            It cannot be read, or names classes that are not trusted.
+        """
+        try:
+            checksums.require_plain(self.config_path)
+            text = self.config_path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.config_path} cannot be read: {error}") from error
+        if not self.trusts:
+            require_shipped(text, self.folder)
+        return text
+
     def config(self) -> Config:
-        """The options of the run."""
-        return read_options(["--config", str(self.folder / "config.yaml")])[0]
+        """The options of the run; raises `UsageError` as `config_yaml`."""
+        self.config_yaml()
+        return read_options(["--config", str(self.config_path)])[0]
 
     def vocabulary(self) -> Vocabulary:
         return Vocabulary.load(self.folder / "vocabulary.json")
 
-    # -- metrics -----------------------------------------------------------------------------
+    def origin(self) -> Origin | None:
+        """Where its first weights are from; None if they were drawn."""
+        try:
+            return Origin(**checksums.unsealed(self.origin_path))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{self.origin_path} is damaged: {error}") from error
+
+    def is_finished(self) -> bool:
+        """Whether it has left its results; `damage` says whether they are whole."""
+        return self.summary_path.is_file()
+
+    def damage(self) -> str | None:
+        """What is wrong with a finished run, in one line; None if all is as it was written."""
+        return checksums.damage(self.folder)
+
+    # -- metrics and checkpoints ---------------------------------------------------------------
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        with open(self.metrics_path, "a", encoding="utf-8") as out:
-            out.write(json.dumps(record) + "\n")
+        """Log the record of a step."""
+        self._metrics.append(record)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Every whole record; a last line that a kill cut short is passed over.
-
-        Raises
-        ------
-        UsageError
-            A line before the last is damaged.
-        """
-        if not self.metrics_path.exists():
-            return
-        lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                if number < len(lines):
-                    raise UsageError(
-                        f"{self.metrics_path} is damaged at line {number}: {error}"
-                    ) from error
-
-    def rewind(self, step: int) -> None:
-        """Drop results, and what was logged after `step`: a resumed run makes them again."""
-        for path in (self.summary_path, self.sequences_path, self.posterior_path):
-            path.unlink(missing_ok=True)
-        kept = [record for record in self.metrics() if record["step"] <= step]
-        write_whole(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
-
-    # -- checkpoints -------------------------------------------------------------------------
+        """Every whole record; raises `UsageError` where one before the last is damaged."""
+        return self._metrics.read()
 
     def save_checkpoint(
-        self, parts: Parts, optimiser: torch.optim.Optimizer | None, state: dict[str, Any]
+        self, parts: Parts, optimiser: torch.optim.Optimizer | None, state: Mapping[str, Any]
     ) -> None:
-        """Write a checkpoint of `state["step"]`, then drop the older ones."""
-        final = self._checkpoints / f"step-{state['step']:08d}"
-        partial = self._checkpoints / f".partial-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(_weights(parts), partial / "model.safetensors")
-        if optimiser is not None:
-            moments = _optimiser_tensors(parts, optimiser)
-            save_file(moments, partial / "optimiser.safetensors")
-        files = {file.name: _sha256(file) for file in partial.iterdir()}
-        whole = state | {"model": _identity(parts), "files": files}
-        (partial / "state.json").write_text(json.dumps(whole), encoding="utf-8")
-        for file in [*partial.iterdir(), partial]:
-            flush(file)
-        partial.rename(final)
-        flush(self._checkpoints)
-        for older in self._checkpoints.iterdir():
-            if older != final:
-                shutil.rmtree(older, ignore_errors=True)
+        """Write a checkpoint of `state["step"]`, once the disk holds the metrics that it counts.
+
+        Older ones are then removed.
+        """
+        self.checkpoints.save(parts, optimiser, {**state, "metrics": self._metrics.counted()})
 
     def latest_checkpoint(self) -> Path | None:
         """Folder of the newest whole checkpoint."""
-        return max(self._checkpoints.glob("step-*"), default=None)
+        return self.checkpoints.latest()
 
-    def state(self, folder: Path | None = None) -> dict[str, Any]:
-        """What the newest checkpoint, or that in `folder`, says of itself.
-
-        Raises
-        ------
-        UsageError
-            There is no checkpoint, or its files are not what was written.
-        """
-        folder = folder or self.latest_checkpoint()
-        if folder is None:
-            raise UsageError(f"{self.folder} has no checkpoint yet; --resume begins it anew")
-        with _damage_named(folder):
-            state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            for key, kind in STATE_KINDS.items():
-                if not isinstance(state.get(key), kind):
-                    raise ValueError(f"state.json has no valid {key!r}")
-            for name, sha256 in state["files"].items():
-                if _sha256(folder / name) != sha256:
-                    raise ValueError(f"{name} is not what was written")
-        return state
+    def state(self) -> dict[str, Any]:
+        """What the newest checkpoint says of itself; raises `UsageError` if none is whole."""
+        return self.checkpoints.state()
 
     def load_checkpoint(
         self, parts: Parts, optimiser: torch.optim.Optimizer | None = None
@@ -207,28 +230,45 @@ class Run:
         UsageError
             There is none, it is damaged, or it is of another model.
         """
-        folder = self.latest_checkpoint()
-        state = self.state(folder)
-        assert folder is not None
-        with _damage_named(folder):
-            weights = load_file(folder / "model.safetensors")
-            moments = load_file(folder / "optimiser.safetensors") if optimiser else {}
-        then, now = state["model"], _identity(parts)
-        for key in now:
-            if then.get(key) != now[key]:
+        return self.checkpoints.load(parts, optimiser)
+
+    # -- going on --------------------------------------------------------------------------------
+
+    def require_same_options(self, state: Mapping[str, Any], config_yaml: str) -> None:
+        """Raise `UsageError` if config.yaml was changed under a checkpoint's `state`.
+
+        More steps are allowed: such a run trains longer.
+        """
+        then, now = (flatten(yaml.safe_load(text)) for text in (state["config"], config_yaml))
+        for name in {**then, **now}:
+            before, after = then.get(name), now.get(name)
+            if name == "steps" and after is not None and after >= state["step"]:
+                continue
+            if before != after:
                 raise UsageError(
-                    f"checkpoint {folder} is of another model: its {key} is {then.get(key)}, and "
-                    f"that of config.yaml is {now[key]}"
+                    f"option --resume: {name} is {after} in {self.config_path}, and was {before} "
+                    f"when step {state['step']} was saved; set it back, or begin a new run with "
+                    f"--from {self.folder}"
                 )
-        try:
-            for name, module in parts.items():
-                own = {k: v for k, v in weights.items() if k.startswith(f"{name}.")}
-                module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in own.items()})
-        except RuntimeError as error:
-            raise UsageError(f"checkpoint {folder} is of another model: {error}") from error
-        if optimiser is not None and state["step"] > 0:
-            _load_optimiser(parts, optimiser, moments)
-        return state
+
+    def reopen(self, step: int, counted: dict[str, Any] | None, config_yaml: str) -> str | None:
+        """Go on from `step`: drop the results, and what was logged later, which are made again.
+
+        The mark of a finished run goes first, so that a kill leaves no results that seem whole.
+
+        Returns
+        -------
+        str or None
+            What the metrics lack, in one line.
+        """
+        self._metrics.check(step, counted)
+        sums = self.folder / checksums.NAME
+        for path in (self.summary_path, sums, self.sequences_path, self.posterior_path):
+            path.unlink(missing_ok=True)
+        self.checkpoints.clear_partial()
+        if self.config_path.read_text(encoding="utf-8") != config_yaml:
+            write_whole(self.config_path, config_yaml)
+        return self._metrics.cut(step, counted)
 
     # -- results -----------------------------------------------------------------------------
 
@@ -237,11 +277,16 @@ class Run:
         write_whole(self.sequences_path, json.dumps(losses) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json; its keys are part of the interface and checked."""
+        """Write SHA256SUMS and, last of all files, summary.json; its keys are checked.
+
+        They are part of the interface.
+        """
         required = tuple(key for key in summary if key not in OPTIONAL_KEYS)
         if required != SUMMARY_KEYS:
             raise ValueError(f"summary has keys {list(summary)}, not {list(SUMMARY_KEYS)}")
-        write_whole(self.summary_path, json.dumps(summary, indent=2) + "\n")
+        text = json.dumps(summary, indent=2) + "\n"
+        checksums.seal(self.folder, {self.summary_path.name: text.encode()})
+        write_whole(self.summary_path, text)
 
     def load(self) -> tuple[LanguageModel, Guide, Vocabulary, Config]:
         """The trained model and guide in evaluation mode, with vocabulary and configuration."""
@@ -250,84 +295,38 @@ class Run:
         self.load_checkpoint({"model": model, "guide": guide})
         return model.eval(), guide.eval(), vocabulary, config
 
+    def lend(
+        self, model: LanguageModel, guide: Guide, vocabulary: Vocabulary
+    ) -> tuple[Origin, list[str]]:
+        """Begin another run's `model` and `guide` with the weights of this one.
+
+        Returns
+        -------
+        Origin, list of str
+            Where the weights are from, and the classes that begin anew.
+
+        Raises
+        ------
+        UsageError
+            There are no whole weights, they do not fit, or texts are cut into other tokens.
+        """
+        if self.vocabulary().to_json() != vocabulary.to_json():
+            raise UsageError(
+                f"option --from: the text is cut into other tokens than that of {self.folder}; its "
+                f"own are --data.tokens {self.folder / 'vocabulary.json'}"
+            )
+        state, anew = self.checkpoints.lend(model, guide)
+        weights = state["files"][WEIGHTS]["sha256"]
+        return Origin(str(self.folder.resolve()), state["step"], weights), anew
+
+
+def require_new(folder: Path | None) -> None:
+    """Raise `UsageError` if a run cannot be made at `folder`, since something is there."""
+    if folder is not None and (folder == Path() or folder.exists() or folder.is_symlink()):
+        raise UsageError(f"option --out: {folder} exists; name a new folder, or --resume {folder}")
+
 
 def _fresh(parent: Path) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     names = (parent / f"{stamp}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 100))))
     return next(name for name in names if not name.exists())
-
-
-def _weights(parts: Parts) -> dict[str, Tensor]:
-    return {
-        f"{part}.{name}": value.detach().contiguous()
-        for part, module in parts.items()
-        for name, value in module.state_dict().items()
-    }
-
-
-@contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
-    """Say of which checkpoint a file cannot be read."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
-        raise UsageError(f"checkpoint {folder} is damaged: {error}") from error
-
-
-def _named_parameters(parts: Parts) -> dict[Tensor, str]:
-    return {
-        parameter: f"{part}.{name}"
-        for part, module in parts.items()
-        for name, parameter in module.named_parameters()
-    }
-
-
-def _optimiser_tensors(parts: Parts, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as NAME/KEY -> tensor."""
-    names = _named_parameters(parts)
-    return {
-        f"{names[parameter]}/{key}": value.detach().contiguous()
-        for parameter, state in optimiser.state.items()
-        for key, value in state.items()
-    }
-
-
-def _load_optimiser(
-    parts: Parts, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    """Give every parameter its moments; raises `UsageError` unless they are its own.
-
-    A parameter that never had a gradient has none.
-    """
-    left = dict(tensors)
-    for parameter, name in _named_parameters(parts).items():
-        own = {
-            key: left.pop(f"{name}/{key}")
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"{name}/{key}" in left
-        }
-        shapes = {key: value.shape for key, value in own.items() if key != "step"}
-        if own and (len(own) != 3 or set(shapes.values()) != {parameter.shape}):
-            raise UsageError(f"optimiser.safetensors is of another model: {name} does not fit")
-        if own:
-            optimiser.state[parameter] = {
-                key: value.to(parameter.device) for key, value in own.items()
-            }
-    if left:
-        raise UsageError(f"optimiser.safetensors is of another model: it has {sorted(left)[0]}")
-
-
-def _identity(parts: Parts) -> dict[str, Any]:
-    """What has to agree for weights to mean the same."""
-    model, guide = cast(LanguageModel, parts["model"]), cast(Guide, parts["guide"])
-    return {
-        "prior": public_name(type(model.prior)),
-        "guide": public_name(type(guide)),
-        "depth": None if guide.depth is None else public_name(type(guide.depth)),
-        **model.network.describe(),
-    }
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

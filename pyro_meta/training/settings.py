@@ -215,7 +215,17 @@ def train_parser(options: type[Settings] = Settings) -> ArgumentParser:
     )
     parser.add_argument(
         "--resume", metavar="RUN",
-        help="Folder of an interrupted run to go on with; takes no other option.",
+        help="Folder of a run to go on with, as it was begun; --steps N trains it longer.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from", metavar="RUN",
+        help="Folder of a run whose weights a new one begins with; its options hold unless others "
+        "are given, such as --data.path.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trust", type=bool, default=False,
+        help="Let the run of --resume or --from import classes that pyro_meta does not ship: their "
+        "code is run.",
     )  # fmt: skip
     parser.add_class_arguments(options)
     groups = (f"--{one.name}" for one in fields(options) if is_dataclass(one.type))

@@ -1,0 +1,85 @@
+"""What `python -m pyro_meta.train` is asked for: a new run, or one to go on with or begin from.
+
+Nothing here needs PyTorch, so that a run that is finished is answered at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pyro_meta.errors import UsageError
+
+BESIDE_RESUME = ("steps", "trust", "debug")
+"""Options that may stand beside --resume."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The words of a command line, sorted."""
+
+    options: list[str] = field(default_factory=list)
+    """Words of the options of a new run."""
+    resumed: str | None = None
+    """The run to go on with."""
+    steps: int | None = None
+    """How far it is to go, if further than it was asked to."""
+    begun_from: str | None = None
+    """The run whose weights a new one begins with."""
+    trusts: bool = False
+    """Whether classes that such a run names may be imported."""
+
+
+def read_request(argv: Sequence[str]) -> Request:
+    """Sort the words of a command line.
+
+    Raises
+    ------
+    UsageError
+        A run is missing, or other options stand beside --resume.
+    """
+    named: dict[str, str] = {}
+    rest: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, has_value, value = word.removeprefix("--").partition("=")
+        is_option = word.startswith("--")
+        if is_option and name in ("resume", "from"):
+            value = value if has_value or not words else words.pop(0)
+            if not value or value.startswith("--"):
+                raise UsageError(f"option --{name}: the folder of a run is needed")
+            named[name] = value
+        elif is_option and name == "trust":
+            if not has_value and words and words[0] in ("true", "false"):
+                value, has_value = words.pop(0), "="
+            if has_value and value not in ("true", "false"):
+                raise UsageError(f"option --trust: {value} given; true or false is allowed")
+            named[name] = value or "true"
+        else:
+            rest.append(word)
+    trusts = named.get("trust") == "true"
+    if "resume" not in named:
+        return Request(rest, begun_from=named.get("from"), trusts=trusts)
+    if "from" in named:
+        raise UsageError("option --from: it begins a new run, and --resume goes on with one")
+    return Request(resumed=named["resume"], steps=_steps(rest), trusts=trusts)
+
+
+def _steps(words: list[str]) -> int | None:
+    """The value of --steps, the one option of a run that may change once it is begun."""
+    steps: int | None = None
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        name, has_value, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in BESIDE_RESUME:
+            raise UsageError(
+                f"option --resume: {word} given beside it; --steps, --trust and --debug are "
+                "allowed, and the rest is in the run's config.yaml"
+            )
+        if not has_value and words and (name == "steps" or words[0] in ("true", "false")):
+            value = words.pop(0)
+        if name == "steps":
+            if not value.isdecimal() or not int(value):
+                raise UsageError(f"option --steps: {value} given; a number from 1 is allowed")
+            steps = int(value)
+    return steps

@@ -1,0 +1,89 @@
+"""Which classes a run may name without being trusted: those that pyro_meta ships.
+
+A run is data: somebody may have sent it. Its options name classes by import path, and to import a
+module is to run it. So what is not ours is refused, unless the person who opens the run says
+`--trust`, or sets PYRO_META_TRUST.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyro_meta.errors import UsageError
+
+VARIABLE = "PYRO_META_TRUST"
+CLASS_OPTIONS = ("data", "prior", "guide", "mechanisms", "block", "depth")
+"""Options whose value names a class, or a list of them."""
+_PLAIN = re.compile(r"\w+")
+
+
+def is_trusted_here() -> bool:
+    """Whether the environment trusts every run; raises `UsageError` for another value than 0, 1."""
+    given = os.environ.get(VARIABLE, "0")
+    if given not in ("0", "1"):
+        raise UsageError(f"environment: {VARIABLE} is {given!r}; 0 or 1 is allowed")
+    return given == "1"
+
+
+def require_shipped(config_yaml: str, source: Path) -> None:
+    """Raise `UsageError` if options name a class that pyro_meta does not ship.
+
+    Nothing is imported.
+
+    Parameters
+    ----------
+    config_yaml
+        The options of a run.
+    source
+        The run, to be named.
+    """
+    if is_trusted_here():
+        return
+    try:
+        options = yaml.safe_load(config_yaml)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{source}: config.yaml is no YAML: {error}") from error
+    if not isinstance(options, Mapping):
+        raise UsageError(f"{source}: config.yaml holds no options")
+    for option, path in _named(options):
+        if not _is_shipped(path):
+            raise UsageError(
+                f"{source}: its {option} is {path!r}, which pyro_meta does not ship; --trust lets "
+                "the code of a run be run: add it if you trust who made this one"
+            )
+
+
+def _named(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every option with the import paths that it holds."""
+    for option, value in options.items():
+        top = str(option).partition(".")[0]
+        if top in CLASS_OPTIONS:
+            values = value if isinstance(value, list) else [value]
+            yield from ((top, one) for one in values if isinstance(one, str))
+        yield from ((top, path) for path in _class_paths(value))
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    """What stands under `class_path`, however deep."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key == "class_path":
+                yield str(item)
+            yield from _class_paths(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _class_paths(item)
+
+
+def _is_shipped(path: str) -> bool:
+    """Whether it is a plain name, which stands for a class of ours, or a public name of ours."""
+    if _PLAIN.fullmatch(path):
+        return True
+    import pyro_meta
+
+    package, _, name = path.rpartition(".")
+    return package == "pyro_meta" and name in pyro_meta.__all__
