@@ -14,7 +14,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from pyro_meta.speed import PART_NAMES
-from pyro_meta.terminal.commands import answer, command_parser, parse, run_command
+from pyro_meta.terminal.commands import TRUST_HELP, answer, command_parser, parse, run_command
 
 
 def main(argv: list[str]) -> None:
@@ -48,6 +48,7 @@ def _parser() -> ArgumentParser:
     add("--layers", type=int, default=4, help="Layers of the networks.")
     add("--threads", type=int | None, help="Threads of PyTorch (default: as it chooses).")
     add("--run", type=Path | None, help="Routed: a trained run whose routes are timed too.")
+    add("--trust", type=bool, default=False, help="With --run. " + TRUST_HELP)
     devices, precisions = Literal["auto", "cpu", "cuda"], Literal["auto", "float32", "bfloat16"]
     add("--device", type=devices, default="auto", help="Routed, depth: where it runs.")
     add(

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from pyro_meta.errors import UsageError
 from pyro_meta.generation.options import SamplingOptions
-from pyro_meta.terminal.commands import answer, command_parser, parse, run_command
+from pyro_meta.terminal.commands import TRUST_HELP, answer, command_parser, parse, run_command
 
 if TYPE_CHECKING:
     from pyro_meta.data.vocabulary import Vocabulary
@@ -43,6 +43,7 @@ def _parser() -> ArgumentParser:
         "text is the same.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the draws.")
+    parser.add_argument("--trust", type=bool, default=False, help=TRUST_HELP)
     return parser
 
 
@@ -56,7 +57,7 @@ def _continue(options: Namespace, text: str | None) -> None:
 
     sampling = Sampling(**{field.name: options[field.name] for field in fields(Sampling)})
     with pyro.validation_enabled(False):
-        model, guide, vocabulary, _ = Run.open(options.run).load()
+        model, guide, vocabulary, _ = Run.open(options.run, options.trust).load()
         if torch.cuda.is_available():
             model.cuda(), guide.cuda()
         name = "prompt" if options.prompt_file is None else "prompt_file"

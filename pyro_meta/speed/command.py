@@ -138,7 +138,9 @@ def _check(options: Namespace, defaults: Namespace) -> None:
     if options.graphs and options.run is not None:
         raise UsageError("option --graphs: true given, with --run; false is allowed")
     if options.run is not None:
-        Run.open(options.run).state()  # before an hour of measuring
+        run = Run.open(options.run, options.trust)  # refused before an hour of measuring
+        run.config_yaml()
+        run.state()
     require_known_profile()
 
 
@@ -169,7 +171,8 @@ def _routed(options: Namespace, progress_out: Console) -> dict[str, Any]:
     total = steps_of(lengths, options.parts, options.run is not None)
     by = of_this_machine(scene.device)
     with profiled(by), step_by_step(total, progress_out, prints_lines=True) as tell:
-        found = bench_routed(scene, lengths, shares, options.parts, options.run, tell)
+        run = None if options.run is None else Run.open(options.run, options.trust)
+        found = bench_routed(scene, lengths, shares, options.parts, run, tell)
     return {"profile": asdict(by)} | found
 
 

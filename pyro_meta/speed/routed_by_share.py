@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pyro_meta.network.macs import attention_macs
@@ -11,6 +10,7 @@ from pyro_meta.speed.scene import Attention, Scene
 from pyro_meta.speed.timed_parts import PARTS, in_seconds, routed
 from pyro_meta.speed.trained_run import trained_run
 from pyro_meta.terminal.progress import Tell
+from pyro_meta.training.run import Run
 
 LENGTHS = {
     "cpu": [512, 1024, 2048, 4096, 8192, 16384],
@@ -29,7 +29,7 @@ def bench_routed(
     lengths: Sequence[int],
     shares: Sequence[float],
     parts: Sequence[str],
-    run: Path | None,
+    run: Run | None,
     tell: Tell,
 ) -> dict[str, Any]:
     """Everything that routed.json says, without what it says of the machine.

@@ -5,7 +5,6 @@ run was trained in.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +22,13 @@ from pyro_meta.speed.timed_parts import DECODED, decode, train_once
 from pyro_meta.training.run import Run
 
 
-def trained_run(folder: Path, scene: Scene) -> dict[str, Any]:
+def trained_run(run: Run, scene: Scene) -> dict[str, Any]:
     """What the routes of a run cost, at its own context and batch.
 
     Parameters
     ----------
-    folder
-        Of the run.
+    run
+        The run, which has finished or not.
     scene
         Gives the device and the repetitions.
 
@@ -40,7 +39,6 @@ def trained_run(folder: Path, scene: Scene) -> dict[str, Any]:
         `training` and `decoding`, each with tokens per second of either way and `speed_up`, how
         many times as fast as full (None where `full` is not among the mechanisms).
     """
-    run = Run.open(folder)
     model, guide, _, config = run.load()
     windows = config.data.corpus().windows(config.context, config.validation_tokens)
     model.to(scene.device)
@@ -49,7 +47,7 @@ def trained_run(folder: Path, scene: Scene) -> dict[str, Any]:
     with as_trained(config.precision, torch.device(scene.device)):
         figures = executed_figures(model, guide, windows, config.batch, scene.repeats)
         return {
-            "run": folder.name,
+            "run": run.folder.name,
             **figures,
             "training": training(model, guide, tokens, scene),
             "decoding": decoding(model, guide, tokens[:1], scene),

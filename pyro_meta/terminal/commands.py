@@ -116,6 +116,12 @@ def command_parser(module: str, description: str, **options: Any) -> ArgumentPar
     return parser
 
 
+TRUST_HELP = (
+    "Let the run import classes that pyro_meta does not ship: their code is run (default: false)."
+)
+"""Of the option --trust, which every command that opens a run has."""
+
+
 def answer(
     parser: ArgumentParser, argv: Sequence[str], classes: Collection[str] = (), *more: str
 ) -> None:

@@ -19,7 +19,7 @@ from pyro_meta.inference.schedules import (
     Optimisation,
     ShortFirst,
 )
-from pyro_meta.terminal.commands import command_parser
+from pyro_meta.terminal.commands import TRUST_HELP, command_parser
 from pyro_meta.terminal.help import reword
 from pyro_meta.training.options import preset_names
 
@@ -224,8 +224,7 @@ def train_parser(options: type[Settings] = Settings) -> ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--trust", type=bool, default=False,
-        help="Let the run of --resume or --from import classes that pyro_meta does not ship: their "
-        "code is run.",
+        help="With --resume or --from. " + TRUST_HELP,
     )  # fmt: skip
     parser.add_class_arguments(options)
     groups = (f"--{one.name}" for one in fields(options) if is_dataclass(one.type))
