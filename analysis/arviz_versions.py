@@ -1,19 +1,12 @@
-"""The one place that knows which ArviZ is installed.
-
-ArviZ 0.23 (Python 3.11) keeps groups in an `InferenceData`, ArviZ 1.x (Python 3.12 and later) in an
-`xarray.DataTree`. Files are the same: one netCDF group each.
-"""
+"""The one place that knows which ArviZ is installed: 0.23 (Python 3.11), or 1.x (from 3.12 on)."""
 
 import importlib
 import warnings
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
-ENGINE = "h5netcdf"
 LEAST_TAIL = 5  # weights that a Pareto tail is fitted to
 IS_LEGACY = int(version("arviz").split(".")[0]) < 1
 
@@ -23,15 +16,6 @@ def _arviz() -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
         return importlib.import_module("arviz")
-
-
-def load(path: Path) -> dict[str, xr.Dataset]:
-    """The groups of a netCDF file, such as posterior.nc or what either ArviZ writes."""
-    if IS_LEGACY:
-        data = _arviz().from_netcdf(str(path), engine=ENGINE)
-        return {name: data[name] for name in data.groups()}
-    tree = xr.open_datatree(str(path), engine=ENGINE)
-    return {name: child.to_dataset() for name, child in tree.children.items()}
 
 
 def pareto_k(log_weights: np.ndarray) -> float:

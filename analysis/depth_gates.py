@@ -1,10 +1,8 @@
 """How deep tokens go: what depth gates do. L layers, N tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import xarray as xr
 
 from pyro_meta.analysis.diversity import Array
 from pyro_meta.analysis.token_classes import Piece, ranked_pieces
@@ -26,12 +24,11 @@ class Depth:
     """KL(q || p), nats."""
 
     @classmethod
-    def of(cls, stats: xr.Dataset) -> "Depth | None":
-        """From the group `sample_stats`; None where there are no gates."""
+    def of(cls, stats: Mapping[str, Array]) -> "Depth | None":
+        """From the group `sample_stats`, [L, N] each; None where there are no gates."""
         if "depth_mean" not in stats:
             return None
-        names = ("mean", "prior_mean", "runs", "kl")
-        return cls(*(stats[f"depth_{name}"].transpose("layer", "token").values for name in names))
+        return cls(*(stats[f"depth_{name}"] for name in ("mean", "prior_mean", "runs", "kl")))
 
     def by_layer(self) -> list[dict[str, float]]:
         """Shares of tokens that skip a layer: hard, by posterior and prior mean; and the KL."""

@@ -320,7 +320,7 @@ class Findings:
         run = self.reading
         return plain(
             {
-                "run": str(run.folder.name),
+                "run": run.folder.resolve().name,
                 "facts": run.facts,
                 "summary": run.summary,
                 "headline": self.headline(),

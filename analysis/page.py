@@ -15,8 +15,10 @@ from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.plots import Picture
 from pyro_meta.analysis.plots.routes import strength
 from pyro_meta.analysis.plots.style import PALETTE
+from pyro_meta.analysis.visible import SIGNS, visible
 
 PASSAGE_TOKENS = 420
+LINE_END = SIGNS["\n"]
 SECTIONS = {
     "routes": "Where tokens go",
     "uncertainty": "How sure the router is",
@@ -26,7 +28,6 @@ SECTIONS = {
     "belief": "Is it the posterior?",
     "use": "What is the uncertainty good for?",
 }
-VISIBLE = {"\n": "\u23ce\n", "\t": "\u2192", "\r": "\u240d", "\ufffd": "\u25a1"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def passage(findings: Findings) -> list[list[Token]]:
     """The first tokens of the validation text, for every layer."""
     run = findings.reading
     shown = slice(min(PASSAGE_TOKENS, len(run.text)))
-    texts = ["".join(VISIBLE.get(c, c) for c in piece) for piece in run.text[shown]]
+    texts = [visible(piece).replace(LINE_END, f"{LINE_END}\n") for piece in run.text[shown]]
     strong, choice = strength(run, shown), run.choice[:, shown]
     choice = np.where(choice < 0, run.means[:, shown].argmax(-1), choice)
     layers = []
@@ -125,5 +126,5 @@ def render(
         averaging=findings.averaging(),
         executed=executed,
         comparison=comparison,
-        visible=lambda text: "".join(VISIBLE.get(c, c).strip() or "\u2423" for c in text),
+        visible=lambda text: visible(text, spaces=True),
     )

@@ -17,7 +17,9 @@ grows along its unlimited dimensions: memory is that of one piece, however long 
 Dimensions: S draws, L layers, N tokens, K mechanisms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -27,6 +29,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_meta.analysis.patient_file import PatientFile
 from pyro_meta.folders import replacing
 
 VERSION = 2
@@ -35,57 +38,82 @@ VERSION = 2
 TEXT = h5py.string_dtype()
 GROWING = ("token", "sequence", "block")
 CHUNK_VALUES = 1 << 16
+MOST_NATS = 1e9
+"""No loss, entropy or log density is as large; whatever is computed of them stays finite."""
 
 
 class Variable(NamedTuple):
-    """Dimensions and type of a variable, and what it is."""
+    """Dimensions and type of a variable, what it is, and which values it can have."""
 
     dims: tuple[str, ...]
     dtype: Any
     meaning: str
+    least: float = -MOST_NATS
+    most: float = MOST_NATS
+    has_gaps: bool = False
+    """Whether it is NaN where it does not apply or is not known."""
 
+
+SHARE = (-1e-3, 1 + 1e-3)
+"""Bounds of weights and probabilities, to rounding in the coarsest precision."""
+INDEX = (0, 2**31 - 1)
+"""Bounds of what is counted from 0."""
 
 _BY_MECHANISM = ("layer", "token", "mechanism")
 _ROUTE_DRAWS = ("chain", "draw", "layer", "token", "mechanism")
 _PRIOR_DRAWS = ("chain", "draw", "layer", "position", "mechanism")
 
 LAYOUT: dict[str, dict[str, Variable]] = {
-    "posterior": {"route": Variable(_ROUTE_DRAWS, "f4", "draws of q(alpha | x)")},
-    "prior": {"route": Variable(_PRIOR_DRAWS, "f4", "draws of p(alpha)")},
+    "posterior": {"route": Variable(_ROUTE_DRAWS, "f4", "draws of q(alpha | x)", *SHARE)},
+    "prior": {"route": Variable(_PRIOR_DRAWS, "f4", "draws of p(alpha)", *SHARE)},
     "log_likelihood": {
         "next_token": Variable(
             ("chain", "draw", "sequence"), "f8", "log p(y | alpha), nats per sequence"
         )
     },
     "observed_data": {
-        "next_token": Variable(("token",), "i4", "y"),
-        "input_token": Variable(("token",), "i4", "x"),
+        "next_token": Variable(("token",), "i4", "y", *INDEX),
+        "input_token": Variable(("token",), "i4", "x", *INDEX),
         "text": Variable(("token",), TEXT, "what x adds to the text"),
     },
     "sample_stats": {
-        "sequence": Variable(("token",), "i4", "which validation sequence"),
-        "position": Variable(("token",), "i4", "place in its sequence, from 0"),
-        "posterior_mean": Variable(_BY_MECHANISM, "f4", "E_q[alpha]"),
-        "prior_mean": Variable(_BY_MECHANISM, "f4", "E_p[alpha]"),
+        "sequence": Variable(("token",), "i4", "which validation sequence", *INDEX),
+        "position": Variable(("token",), "i4", "place in its sequence, from 0", *INDEX),
+        "posterior_mean": Variable(_BY_MECHANISM, "f4", "E_q[alpha]", *SHARE),
+        "prior_mean": Variable(_BY_MECHANISM, "f4", "E_p[alpha]", *SHARE),
         "choice": Variable(
-            ("layer", "token"), "i1", "mechanism that runs once it is hard; -1: a mixture runs"
+            ("layer", "token"),
+            "i1",
+            "mechanism that runs once it is hard; -1: a mixture runs",
+            -1,
+            127,
         ),
-        "concentration": Variable(("layer", "token"), "f4", "a_0 of a Dirichlet, else NaN"),
-        "prior_concentration": Variable(("layer", "token"), "f4", "the same of the prior"),
+        "concentration": Variable(
+            ("layer", "token"), "f4", "a_0 of a Dirichlet, else NaN", 0, np.inf, True
+        ),
+        "prior_concentration": Variable(
+            ("layer", "token"), "f4", "the same of the prior", 0, np.inf, True
+        ),
         "entropy_total": Variable(("layer", "token"), "f4", "H(E_q[alpha]), nats"),
         "entropy_expected": Variable(("layer", "token"), "f4", "E_q[H(alpha)], nats"),
         "entropy_epistemic": Variable(("layer", "token"), "f4", "total - expected, nats"),
         "kl": Variable(("layer", "token"), "f4", "KL(q || p), nats"),
-        "nll_soft": Variable(("token",), "f4", "-log p(y) along posterior means, nats"),
-        "nll_hard": Variable(("token",), "f4", "-log p(y) along hard routes, nats"),
-        "nll_averaged": Variable(("token",), "f4", "-log of p(y | alpha) averaged over draws"),
-        "top_probability": Variable(("token",), "f4", "greatest p(y | x), deployed route"),
-        "top_is_right": Variable(("token",), "f4", "whether that y is the one that came, 0 or 1"),
-        "top_probability_averaged": Variable(("token",), "f4", "the same, averaged over draws"),
-        "top_is_right_averaged": Variable(("token",), "f4", "likewise"),
-        "block_sequence": Variable(("block",), "i4", "sequence of the block"),
-        "block_position": Variable(("block",), "i4", "position of its first token"),
-        "block_length": Variable(("block",), "i4", "tokens in it"),
+        "nll_soft": Variable(("token",), "f4", "-log p(y) along posterior means, nats", -1e-3),
+        "nll_hard": Variable(("token",), "f4", "-log p(y) along hard routes, nats", -1e-3),
+        "nll_averaged": Variable(
+            ("token",), "f4", "-log of p(y | alpha) averaged over draws", -1e-3, np.inf, True
+        ),
+        "top_probability": Variable(("token",), "f4", "greatest p(y | x), deployed route", *SHARE),
+        "top_is_right": Variable(
+            ("token",), "f4", "whether that y is the one that came, 0 or 1", *SHARE
+        ),
+        "top_probability_averaged": Variable(
+            ("token",), "f4", "the same, averaged over draws", *SHARE, True
+        ),
+        "top_is_right_averaged": Variable(("token",), "f4", "likewise", *SHARE, True),
+        "block_sequence": Variable(("block",), "i4", "sequence of the block", *INDEX),
+        "block_position": Variable(("block",), "i4", "position of its first token", *INDEX),
+        "block_length": Variable(("block",), "i4", "tokens in it", 1, INDEX[1]),
         "block_log_likelihood": Variable(
             ("block_draw", "block"), "f8", "log p(y | alpha) of the block, nats"
         ),
@@ -100,12 +128,16 @@ LAYOUT: dict[str, dict[str, Variable]] = {
 """Every variable of every group."""
 
 GATES: dict[str, dict[str, Variable]] = {
-    "posterior": {"depth": Variable(_ROUTE_DRAWS[:-1], "f4", "draws of q(g | x)")},
-    "prior": {"depth": Variable(_PRIOR_DRAWS[:-1], "f4", "draws of p(g)")},
+    "posterior": {"depth": Variable(_ROUTE_DRAWS[:-1], "f4", "draws of q(g | x)", *SHARE)},
+    "prior": {"depth": Variable(_PRIOR_DRAWS[:-1], "f4", "draws of p(g)", *SHARE)},
     "sample_stats": {
-        "depth_mean": Variable(("layer", "token"), "f4", "E_q[g], how far open the gate is"),
-        "depth_prior_mean": Variable(("layer", "token"), "f4", "E_p[g]"),
-        "depth_runs": Variable(("layer", "token"), "i1", "whether it runs the layer, once hard"),
+        "depth_mean": Variable(
+            ("layer", "token"), "f4", "E_q[g], how far open the gate is", *SHARE
+        ),
+        "depth_prior_mean": Variable(("layer", "token"), "f4", "E_p[g]", *SHARE),
+        "depth_runs": Variable(
+            ("layer", "token"), "i1", "whether it runs the layer, once hard", *SHARE
+        ),
         "depth_kl": Variable(("layer", "token"), "f4", "KL(q || p) of the gate, nats"),
     },
 }
@@ -115,7 +147,8 @@ GATES: dict[str, dict[str, Variable]] = {
 class PosteriorWriter:
     """Writes posterior.nc under a temporary name, and renames it once it is whole.
 
-    Use it as a context; an exception leaves nothing behind.
+    Use it as a context; an exception leaves nothing behind. A disk that is full, or fails, is an
+    `OSError` of the step that found it so.
 
     Parameters
     ----------
@@ -141,15 +174,20 @@ class PosteriorWriter:
     ) -> None:
         more = GATES if is_gated else {}
         self._layout = {name: own | more.get(name, {}) for name, own in LAYOUT.items()}
-        self._whole = replacing(path)
+        self._path = path
+        self._file: Any = None
         self._sizes = dict(sizes) | {"mechanism": len(mechanisms)}
         self._mechanisms, self._facts = list(mechanisms), dict(facts)
 
     def __enter__(self) -> "PosteriorWriter":
-        self._file = h5netcdf.File(self._whole.__enter__(), "w")
-        for name, variables in self._layout.items():
-            self._begin(self._file.create_group(name), variables)
-        self._file["sample_stats"].attrs.update(self._facts | {"layout": VERSION})
+        with ExitStack() as stack:
+            partial = stack.enter_context(replacing(self._path))
+            self._disk = stack.enter_context(PatientFile(partial, self._path))
+            # its own thread: a signal raises in the main one, which HDF5 would not survive
+            self._thread = stack.enter_context(ThreadPoolExecutor(1, "hdf5"))
+            stack.push(self._close)
+            self._do(self._open)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -158,8 +196,7 @@ class PosteriorWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._whole.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)
 
     def append(self, dim: str, pieces: Mapping[str, Mapping[str, ArrayLike]]) -> None:
         """Make `dim` longer in each group that is named, and fill the variables that are given.
@@ -172,7 +209,42 @@ class PosteriorWriter:
             `token`, `sequence` or `block`.
         pieces
             Group -> variable -> values, all of one length along `dim`.
+
+        Raises
+        ------
+        OSError
+            The disk does not take it.
         """
+        self._do(self._append, dim, pieces)
+
+    def update(self, group: str, dim: str, start: int, values: Mapping[str, ArrayLike]) -> None:
+        """Fill variables from `start` on along `dim`, where `append` has made room."""
+        self._do(self._update, group, dim, start, values)
+
+    def put(self, group: str, name: str, values: ArrayLike) -> None:
+        """Fill a variable that does not grow."""
+        self._do(self._put, group, name, values)
+
+    def _do(self, step: Callable[..., None], *args: Any) -> None:
+        """Take a step in the thread of HDF5, and tell what the disk said of it."""
+        self._thread.submit(step, *args).result()
+        if self._disk.failure is not None:
+            raise self._disk.failure
+
+    def _close(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close the file, whatever has happened; a disk that failed is told of once."""
+        if self._file is not None:
+            self._thread.submit(self._file.close).result()
+        if error is None and self._disk.failure is not None:
+            raise self._disk.failure
+
+    def _open(self) -> None:
+        self._file = h5netcdf.File(self._disk, "w")
+        for name, variables in self._layout.items():
+            self._begin(self._file.create_group(name), variables)
+        self._file["sample_stats"].attrs.update(self._facts | {"layout": VERSION})
+
+    def _append(self, dim: str, pieces: Mapping[str, Mapping[str, ArrayLike]]) -> None:
         for name, values in pieces.items():
             group, layout = self._file[name], self._layout[name]
             arrays = {key: np.asarray(value) for key, value in values.items()}
@@ -185,15 +257,13 @@ class PosteriorWriter:
             for key, array in arrays.items():
                 group[key][_window(layout[key].dims, dim, slice(start, start + length))] = array
 
-    def update(self, group: str, dim: str, start: int, values: Mapping[str, ArrayLike]) -> None:
-        """Fill variables from `start` on along `dim`, where `append` has made room."""
+    def _update(self, group: str, dim: str, start: int, values: Mapping[str, ArrayLike]) -> None:
         for key, value in values.items():
             array, dims = np.asarray(value), self._layout[group][key].dims
             stop = start + array.shape[dims.index(dim)]
             self._file[group][key][_window(dims, dim, slice(start, stop))] = array
 
-    def put(self, group: str, name: str, values: ArrayLike) -> None:
-        """Fill a variable that does not grow."""
+    def _put(self, group: str, name: str, values: ArrayLike) -> None:
         self._file[group][name][...] = np.asarray(values)
 
     def _begin(self, group: Any, variables: Mapping[str, Variable]) -> None:

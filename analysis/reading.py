@@ -1,15 +1,15 @@
 """A run as the analysis sees it: its posterior, metrics and summary, read from files."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
-from pyro_meta.analysis import arviz_versions
+from pyro_meta import checksums
+from pyro_meta.analysis import documents, stored_posterior
 from pyro_meta.analysis.collapse import Verdict, collapse_verdicts
 from pyro_meta.analysis.depth_gates import Depth
 from pyro_meta.analysis.diversity import (
@@ -22,8 +22,8 @@ from pyro_meta.analysis.diversity import (
     routing_information,
 )
 from pyro_meta.analysis.json_values import plain
-from pyro_meta.analysis.posterior_file import VERSION
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.consoles import printable
 
 SHOWN = ("val_nll_soft", "val_nll_hard", "cost_nominal_hard", "cost_macs_hard", "hard_fraction")
 BY_TOKEN = (
@@ -31,6 +31,25 @@ BY_TOKEN = (
     "top_probability_averaged", "top_is_right_averaged",
 )  # fmt: skip
 SHOWN_IF_THERE = ("executed", "depth", "truth", "seed", "parameters")  # depth and truth are not
+EXECUTED = (
+    "macs_per_token_attention", "macs_ratio_attention", "macs_per_token_model", "macs_ratio_model",
+    "tokens_per_second_routed", "length",
+)  # fmt: skip
+EXECUTED_OR_NONE = ("tokens_per_second_full", "speed_up_attention")
+EXECUTED_IF_THERE = ("passed_by", "speed_up_depth", "speed_up_model")
+BY_STEP = ("step", "hard_share", "kl_weight", "kl")
+DAMAGE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError,
+)  # fmt: skip
+"""What HDF5, JSON and numpy raise of files that are not what they should be."""
+
+
+def require_finished(folder: Path) -> None:
+    """Raise `UsageError` unless there is a run, and it has finished."""
+    for name in ("config.yaml", "summary.json"):
+        if not (folder / name).is_file():
+            state = "has not finished" if name == "summary.json" else "is not a run"
+            raise UsageError(f"{folder} {state}: it has no {name}")
 
 
 @dataclass(frozen=True)
@@ -126,80 +145,100 @@ class Reading:
 
     @classmethod
     def of(cls, folder: Path) -> "Reading":
-        """Read the run in `folder`; raises `UsageError` if it has not finished or is damaged."""
-        for name in ("summary.json", "posterior.nc", "metrics.jsonl"):
-            if not (folder / name).is_file():
-                state = "has not finished" if (folder / "config.yaml").is_file() else "is not a run"
-                raise UsageError(f"{folder} {state}: it has no {name}")
+        """Read the run in `folder`.
+
+        Raises
+        ------
+        UsageError
+            It is no run, has not finished, or is damaged: a file is not what was written, or, if
+            its checksums were made to fit, no such file is ever written.
+        """
+        require_finished(folder)
+        if said := checksums.damage(folder):
+            remedy = ""
+            if said.startswith("posterior.nc"):
+                remedy = f"; python -m pyro_meta.report --reread true {folder} writes it anew"
+            raise UsageError(f"{folder} is damaged: {said}{remedy}")
         try:
             return cls._read(folder)
-        except UsageError:
-            raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            raise UsageError(f"{folder} is damaged: {error}") from error
+        except stored_posterior.OtherVersion as error:
+            raise UsageError(
+                f"{folder / 'posterior.nc'} is of another version: {error}; "
+                f"python -m pyro_meta.report --reread true {folder} writes it anew"
+            ) from error
+        except DAMAGE as error:
+            raise UsageError(f"{folder} is damaged: {error or type(error).__name__}") from error
 
     @classmethod
     def _read(cls, folder: Path) -> "Reading":
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        metrics = [json.loads(line) for line in lines]
-        losses = folder / "sequences.json"
-        groups = arviz_versions.load(folder / "posterior.nc")
-        stats, observed = groups["sample_stats"], groups["observed_data"]
-        if stats.attrs.get("layout") != VERSION:
-            raise UsageError(
-                f"{folder / 'posterior.nc'} has the layout of another version; "
-                f"python -m pyro_meta.report --reread {folder} writes it anew"
-            )
-        mechanisms = [str(name) for name in stats["mechanism"].values]
-        if mechanisms != list(summary["load"]) or not metrics:
-            raise ValueError("summary.json, metrics.jsonl and posterior.nc are not of one run")
-
-        def by_layer(name: str, *dims: str) -> Any:
-            return stats[name].transpose("layer", "token", *dims).values
+        summary = _summary(folder / "summary.json")
+        metrics = list(_metrics(folder / "metrics.jsonl"))
+        try:
+            stored = stored_posterior.load(folder / "posterior.nc")
+        except stored_posterior.OtherVersion:
+            raise
+        except DAMAGE as error:
+            raise ValueError(f"posterior.nc: {error or type(error).__name__}") from error
+        stats = stored.groups["sample_stats"]
+        L, N, K = stats["posterior_mean"].shape
+        losses = _sequence_losses(folder / "sequences.json")
+        _agree(
+            {
+                "mechanisms": (stored.mechanisms, list(summary["load"])),
+                "layers": (L, len(metrics[0]["entropy_by_layer"])),
+                "validation sequences": (int(stats["sequence"].max()) + 1, len(losses["hard"])),
+            }
+        )
+        _require_below("choice", stats["choice"], K)
+        _require_below("position", stats["position"], N)
+        _require_below("sequence", stats["sequence"], N)
 
         def by_step(name: str) -> Array:
             return np.array([record[name] for record in metrics])
 
         return cls(
             folder=folder,
-            draws=_by_draw(groups["posterior"]["route"], "layer", "token", "mechanism"),
-            log_likelihood=_by_draw(groups["log_likelihood"]["next_token"], "sequence"),
-            means=by_layer("posterior_mean", "mechanism"),
-            prior_means=by_layer("prior_mean", "mechanism"),
-            choice=by_layer("choice"),
-            concentration=by_layer("concentration"),
-            prior_concentration=by_layer("prior_concentration"),
-            total=by_layer("entropy_total"),
-            expected=by_layer("entropy_expected"),
-            epistemic=by_layer("entropy_epistemic"),
-            kl=by_layer("kl"),
+            draws=_by_draw(stored.groups["posterior"]["route"]),
+            log_likelihood=_by_draw(stored.groups["log_likelihood"]["next_token"]),
+            means=stats["posterior_mean"],
+            prior_means=stats["prior_mean"],
+            choice=stats["choice"],
+            concentration=stats["concentration"],
+            prior_concentration=stats["prior_concentration"],
+            total=stats["entropy_total"],
+            expected=stats["entropy_expected"],
+            epistemic=stats["entropy_epistemic"],
+            kl=stats["kl"],
             depth=Depth.of(stats),
-            tokens={name: stats[name].values for name in BY_TOKEN},
+            tokens={name: stats[name] for name in BY_TOKEN},
             blocks=Blocks(
-                stats["block_length"].values,
-                stats["block_position"].values,
-                *(
-                    stats[f"block_{name}"].transpose("block_draw", "block").values
-                    for name in ("log_likelihood", "expected_log_likelihood", "log_ratio")
-                ),
+                stats["block_length"],
+                stats["block_position"],
+                stats["block_log_likelihood"],
+                stats["block_expected_log_likelihood"],
+                stats["block_log_ratio"],
             ),
-            sequence=stats["sequence"].values,
-            position=stats["position"].values,
-            ids=observed["input_token"].values,
-            mechanisms=mechanisms,
-            text=[str(piece) for piece in observed["text"].values],
-            kl_weight=float(stats.attrs["kl_weight"]),
-            facts=plain(stats.attrs),
+            sequence=stats["sequence"],
+            position=stats["position"],
+            ids=stored.groups["observed_data"]["input_token"],
+            mechanisms=stored.mechanisms,
+            text=stored.text,
+            kl_weight=stored.facts["kl_weight"],
+            facts=plain(stored.facts),
             steps=by_step("step"),
             entropy_by_step=by_step("entropy_by_layer"),
             hard_share=by_step("hard_share"),
             kl_weight_by_step=by_step("kl_weight"),
             kl_by_step=by_step("kl"),
-            sequence_losses=json.loads(losses.read_text("utf-8")) if losses.is_file() else {},
+            sequence_losses=losses,
             summary={key: summary[key] for key in SHOWN}
             | {key: summary[key] for key in SHOWN_IF_THERE if key in summary},
         )
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, as it can be shown."""
+        return printable(self.folder.resolve().name or str(self.folder))
 
     @cached_property
     def runs(self) -> Mask:
@@ -263,7 +302,76 @@ class Reading:
         ]
 
 
-def _by_draw(array: xr.DataArray, *dims: str) -> Array:
+def _by_draw(values: Array) -> Array:
     """Values with chains and draws joined in the first axis."""
-    ordered = array.transpose("chain", "draw", *dims).values
-    return ordered.reshape(-1, *ordered.shape[2:])
+    return values.reshape(-1, *values.shape[2:])
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """summary.json, with every figure that is shown."""
+    summary, name = documents.read(path), path.name
+    for key in SHOWN:
+        documents.number(summary, key, name)
+    if not isinstance(summary.get("load"), dict):
+        raise ValueError(f"{name} has no load by mechanism")
+    if "executed" in summary:
+        executed, where = summary["executed"], f"{name}, executed"
+        if not isinstance(executed, dict):
+            raise ValueError(f"{where} holds no object")
+        for key in EXECUTED:
+            documents.number(executed, key, where)
+        for key in EXECUTED_OR_NONE:
+            if key not in executed or executed[key] is not None:
+                documents.number(executed, key, where)
+        for key in EXECUTED_IF_THERE:
+            if key in executed:
+                documents.number(executed, key, where)
+        if executed["tokens_per_second_full"] is not None:
+            documents.number(executed, "speed_up_model", where)
+        if "passed_by" in executed:
+            documents.number(executed, "speed_up_depth", where)
+    return summary
+
+
+def _metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of metrics.jsonl, one of every step from the first to the last."""
+    lines = documents.read_text(path).splitlines()
+    if not lines:
+        raise ValueError(f"{path.name} is empty")
+    layers: int | None = None
+    for step, line in enumerate(lines, start=1):
+        where = f"{path.name}, line {step}"
+        record = documents.parse(line, where)
+        for key in BY_STEP:
+            documents.number(record, key, where)
+        by_layer = documents.numbers(record, "entropy_by_layer", where)
+        layers = len(by_layer) if layers is None else layers
+        if record["step"] != step or len(by_layer) != layers:
+            raise ValueError(f"{where}: step {step} of {layers} layers was to be there")
+        yield record
+
+
+def _sequence_losses(path: Path) -> dict[str, Any]:
+    """sequences.json: as many losses along soft routes as along hard ones."""
+    losses, name = documents.read(path), path.name
+    if not isinstance(losses.get("windows"), str):
+        raise ValueError(f"{name} does not say which sequences it is of")
+    soft, hard = (documents.numbers(losses, key, name) for key in ("soft", "hard"))
+    if len(soft) != len(hard) or losses.get("count") != len(hard):
+        raise ValueError(f"{name} has {len(soft)} and {len(hard)} losses, not as many as it says")
+    return losses
+
+
+def _agree(pairs: dict[str, tuple[Any, Any]]) -> None:
+    """Files of one run say the same."""
+    for what, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise ValueError(
+                f"summary.json, metrics.jsonl, sequences.json and posterior.nc are not of one run: "
+                f"{what} {printable(str(ours))} and {printable(str(theirs))}"
+            )
+
+
+def _require_below(name: str, values: Choices, most: int) -> None:
+    if int(values.max()) >= most:
+        raise ValueError(f"posterior.nc: {name} holds {values.max()}, which is not below {most}")

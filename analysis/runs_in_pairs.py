@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from pyro_meta.analysis.comparison import Interval, difference_on_shared_text
 from pyro_meta.analysis.reading import Reading
+from pyro_meta.terminal.consoles import printable
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,21 @@ class Pair:
     sequences: int
 
 
-def names_of(readings: Sequence[Reading]) -> list[str]:
-    """Short names that tell the runs apart: the folder's, with its parent's where needed."""
-    short = [reading.folder.resolve().name for reading in readings]
-    if len(set(short)) == len(short):
-        return short
-    return ["/".join(reading.folder.resolve().parts[-2:]) for reading in readings]
+def names_of(folders: Sequence[Path]) -> list[Path]:
+    """Short paths that tell different folders apart: each one's name, with parents where needed."""
+    parts = [folder.resolve().parts[1:] for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        short = [Path(*one[-depth:]) for one in parts]
+        if len(set(short)) == len(short):
+            break
+    return short
 
 
 def paired(readings: Sequence[Reading]) -> tuple[list[Pair], list[str]]:
     """All pairs on the same sequences, and why other pairs are missing."""
     pairs, missing = [], []
-    named = list(zip(names_of(readings), readings, strict=True))
+    names = [printable(str(name)) for name in names_of([one.folder for one in readings])]
+    named = list(zip(names, readings, strict=True))
     for (ours, a), (theirs, b) in combinations(named, 2):
         x, y = a.sequence_losses, b.sequence_losses
         if not x or not y:

@@ -1,10 +1,11 @@
 """`python -m pyro_meta.report RUN [RUN ...]`: what a router does, and whether to believe it."""
 
-from pyro_meta.terminal.commands import answer, command_parser, parse, run_command
+from pyro_meta.errors import UsageError
+from pyro_meta.terminal.commands import TRUST_HELP, answer, command_parser, parse, run_command
 
 
 def main(argv: list[str]) -> None:
-    """Print the routing summary of each run and write its report to RUN/report/."""
+    """Print the routing summary of each run and write its report, by default to RUN/report/."""
     parser = command_parser("report", "Read a run's posterior over routes.")
     parser.add_argument("runs", metavar="RUN", nargs="+", type=str, help="Folders of runs.")
     parser.add_argument(
@@ -15,11 +16,21 @@ def main(argv: list[str]) -> None:
         "--reread", type=bool, default=False,
         help="Write posterior.nc anew from the checkpoint (default: false).",
     )  # fmt: skip
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=str,
+        help="Where to write the report, of several runs each to FOLDER/NAME; the folder is made "
+        "(default: RUN/report).",
+    )  # fmt: skip
+    parser.add_argument("--trust", type=bool, default=False, help=TRUST_HELP)
     answer(parser, argv)
     asked = parse(parser, argv)
+    if "" in asked.runs:
+        raise UsageError("RUN: the folder of a run is needed, and its path is empty")
+    if asked.out == "":
+        raise UsageError("option --out: a folder is needed, and its path is empty")
     from pyro_meta.posterior.report import report  # what needs pictures
 
-    report(asked.runs, asked.belief, asked.reread)
+    report(asked.runs, asked.belief, asked.reread, asked.out, asked.trust)
 
 
 if __name__ == "__main__":

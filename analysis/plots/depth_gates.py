@@ -5,12 +5,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_meta.analysis.depth_gates import Depth
-from pyro_meta.analysis.plots.routes import BLANKS
-from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, canvas
+from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, MONO, canvas, families, legible
 from pyro_meta.analysis.reading import Reading
+from pyro_meta.analysis.visible import visible
 
 THIN = 0.45
-VISIBLE = BLANKS | {" ": "\u2423"}
 
 
 def skipped(reading: Reading) -> Figure:
@@ -22,12 +21,12 @@ def skipped(reading: Reading) -> Figure:
     figure = canvas(0.9 + max(0.5 * len(depth.mean), 0.2 * len(pieces)))
     left, right = figure.subplots(1, 2)
     _by_layer(left, depth)
-    names = ["".join(VISIBLE.get(c, c) for c in piece.text) for piece in pieces]
+    names = [legible(visible(piece.text, spaces=True)) for piece in pieces]
     rows = np.arange(len(pieces))
     right.barh(rows, [piece.mean for piece in pieces], 0.7, color=BLUE)
     right.axhline(len(listed["most"]) - 0.5, color=FAINT, lw=1)
     right.set_yticks(rows)
-    for label in right.set_yticklabels(names, family="monospace", fontsize=8):
+    for label in right.set_yticklabels(names, family=families(MONO), fontsize=8):
         label.set_parse_math(False)
     right.set(xlim=(0, 1), xlabel="share of gated layers skipped")
     _finish(right)

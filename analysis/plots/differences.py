@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, canvas
+from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, canvas, short
 from pyro_meta.analysis.runs_in_pairs import Pair, position
 
 
@@ -21,7 +21,7 @@ def differences(pairs: Sequence[Pair]) -> Figure:
         yticks=range(len(pairs)),
         xlabel="difference of the loss, hard routes, nats per token (left: the first is better)",
     )
-    axes.set_yticklabels([f"{p.ours} - {p.theirs}" for p in pairs], parse_math=False)
+    axes.set_yticklabels([f"{short(p.ours)} - {short(p.theirs)}" for p in pairs])
     axes.invert_yaxis()
     axes.tick_params(left=False)
     return figure

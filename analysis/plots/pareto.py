@@ -25,6 +25,7 @@ from pyro_meta.analysis.plots.style import (
     PURPLE,
     SKY,
     VERMILION,
+    legible,
 )
 
 LOOKS = {
@@ -182,7 +183,7 @@ def _label(axes: Axes, settings: Sequence[Setting], renderer: RendererBase) -> N
     for index in np.argsort(neighbours, kind="stable"):
         setting = settings[index]
         text = axes.annotate(
-            setting.label.replace(" loads of ", ": "), (setting.cost, setting.loss),
+            legible(setting.label.replace(" loads of ", ": ")), (setting.cost, setting.loss),
             xytext=(0, 0), textcoords="offset points", fontsize=8.5, color=INK, parse_math=False,
             va="center", zorder=5, path_effects=[withStroke(linewidth=2.5, foreground=PAPER)],
         )  # fmt: skip

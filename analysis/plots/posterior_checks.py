@@ -75,8 +75,9 @@ def gaps(findings: Findings) -> Figure:
             textcoords="offset points", va="center", fontsize=9,
         )  # fmt: skip
     axes.set(yticks=range(len(rows)), yticklabels=[name for name, *_ in rows])
-    axes.set(xlabel="nats per token", xscale="symlog" if rows else "linear")
+    axes.set(xlabel="nats per token")
     axes.set_xscale("symlog", linthresh=0.01)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.axvline(0, color=FAINT, lw=0.8)

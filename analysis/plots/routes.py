@@ -9,11 +9,22 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from pyro_meta.analysis.diversity import Array, Choices
-from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, canvas, colour, key
+from pyro_meta.analysis.plots.style import (
+    BLUE,
+    FAINT,
+    INK,
+    MONO,
+    canvas,
+    colour,
+    families,
+    key,
+    legible,
+    short,
+)
 from pyro_meta.analysis.reading import Reading
+from pyro_meta.analysis.visible import SIGNS, visible
 
 LINE_WIDTH, PASSAGE_LINES, MOST_CHARACTERS = 80, 4, 8
-BLANKS = {"\n": "\u23ce", "\t": "\u2192", "\r": "\u240d", "\ufffd": "\u25a1"}
 CLOUD = 1500
 """Draws that a simplex shows."""
 
@@ -99,7 +110,7 @@ def simplex(reading: Reading) -> Figure:
         for layer, axes in enumerate(grid[:L]):
             axes.hist(reading.draws[:, layer, :, 0].ravel(), 40, color=colour(0))
             axes.set_title(f"layer {layer}")
-            axes.set(xlabel=reading.mechanisms[0], yticks=[])
+            axes.set(xlabel=short(reading.mechanisms[0]), yticks=[])
         for axes in grid[L:]:
             axes.set_axis_off()
         return figure
@@ -117,7 +128,7 @@ def simplex(reading: Reading) -> Figure:
             top, left, right = some.T
             draw: Any = axes.scatter  # of three coordinates
             draw(top, left, right, s=4, color=BLUE, alpha=0.25, lw=0, rasterized=True)
-            _corners(axes, [reading.mechanisms[k] for k in leading], leading)
+            _corners(axes, [short(reading.mechanisms[k]) for k in leading], leading)
             axes.set_title(f"layer {layer}", pad=14)
     return figure
 
@@ -147,7 +158,7 @@ def passage(reading: Reading) -> Figure:
     layers, lines = len(reading.means), -(-shown // columns)
     figure = Figure(figsize=(11, 0.7 + layers * (0.32 + 0.25 * lines)), layout="constrained")
     blocks = np.atleast_1d(figure.subplots(layers, 1))
-    labels = ["".join(BLANKS.get(c, c) for c in piece)[:cell] for piece in reading.text[:shown]]
+    labels = [_cell(piece, cell) for piece in reading.text[:shown]]
     strong = strength(reading, slice(shown))
     for layer, axes in enumerate(blocks):
         choice = reading.choice[layer, :shown]
@@ -157,6 +168,12 @@ def passage(reading: Reading) -> Figure:
         axes.set_title(f"layer {layer}", loc="left", fontsize=9)
     key(figure, reading.mechanisms)
     return figure
+
+
+def _cell(piece: str, width: int) -> str:
+    """The first characters of a piece, each of them one character wide."""
+    signs = (visible(char) for char in piece[:width])
+    return legible("".join(sign if len(sign) == 1 else "?" for sign in signs), missing="?")
 
 
 def _colour_block(
@@ -169,8 +186,8 @@ def _colour_block(
         tint = np.array(to_rgba(colour(int(choice[index]))))
         grid[row, column] = 1 - strong[index] * (1 - tint)
         axes.text(
-            column, row, label, ha="center", va="center", family="monospace", fontsize=8,
-            color="#888888" if label in BLANKS.values() else "black", parse_math=False,
+            column, row, label, ha="center", va="center", family=families(MONO), fontsize=8,
+            color="#888888" if label in SIGNS.values() else "black",
         )  # fmt: skip
     grid[..., 3] = 1
     axes.imshow(grid, aspect="auto", interpolation="nearest")

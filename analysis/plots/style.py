@@ -6,16 +6,20 @@ is turned into its counterpart where the reader prefers dark.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from pyro_meta.folders import replacing
+from pyro_meta.terminal.consoles import printable
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 VERMILION, BLUE, GREEN, PURPLE = "#d55e00", "#0072b2", "#009e73", "#cc79a7"
@@ -34,7 +38,18 @@ RC: Any = {
     "figure.facecolor": "none", "savefig.facecolor": "none", "axes.spines.top": False,
     "axes.spines.right": False, "font.size": 10, "axes.titlesize": 10, "legend.frameon": False,
     "legend.fontsize": 9, "svg.hashsalt": "pyro-meta",
+    "text.parse_math": False,  # a dollar sign in a name is one
 }  # fmt: skip
+SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"  # they come with matplotlib
+WIDER = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC",
+    "Source Han Sans", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback",
+    "IPAexGothic", "IPAGothic", "NanumGothic", "Unifont", "Arial Unicode MS", "PingFang SC",
+    "Hiragino Sans", "Microsoft YaHei", "SimHei", "MS Gothic", "Malgun Gothic",
+)  # fmt: skip
+"""Fonts with Chinese, Japanese or Korean characters, where one is installed."""
+MOST_LETTERS = 40
+"""Of a name in a picture."""
 
 
 def colour(index: int) -> str:
@@ -46,10 +61,38 @@ def canvas(height: float, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+@cache
+def families(first: str = SANS) -> list[str]:
+    """A font, and those to look in for characters that it has not."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return list(dict.fromkeys([first, SANS, *(name for name in WIDER if name in installed)]))
+
+
+@cache
+def _is_drawable(char: str) -> bool:
+    fonts = (font_manager.get_font(font_manager.findfont(name)) for name in families())
+    return any(font.get_char_index(ord(char)) for font in fonts)
+
+
+def legible(text: str, missing: str | None = None) -> str:
+    r"""Text that can be drawn: what no font has is written as `\u4e2d`, or as `missing`."""
+    return "".join(
+        char if _is_drawable(char) else missing or char.encode("unicode_escape").decode("ascii")
+        for char in printable(text)
+    )
+
+
+def short(name: str) -> str:
+    """A name as a label in a picture: its two ends, where it is long."""
+    label, half = legible(name), MOST_LETTERS // 2
+    return label if len(label) <= MOST_LETTERS else f"{label[:half]}\u2026{label[1 - half :]}"
+
+
 def key(figure: Figure, names: Sequence[str]) -> None:
     """Which colour is which mechanism, above the picture."""
-    patches = [Patch(color=colour(k), label=name) for k, name in enumerate(names)]
-    figure.legend(handles=patches, loc="outside upper left", ncols=min(5, len(patches)))
+    patches = [Patch(color=colour(k)) for k in range(len(names))]
+    labels = [short(name) for name in names]
+    figure.legend(patches, labels, loc="outside upper left", ncols=min(5, len(patches)))
 
 
 def rule(axes: Axes, value: float, text: str) -> None:
@@ -61,10 +104,21 @@ def rule(axes: Axes, value: float, text: str) -> None:
     )  # fmt: skip
 
 
-def save_png(figure: Figure, path: Path) -> None:
+def as_png(figure: Figure) -> bytes:
     """On white paper, for documents."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=DPI, facecolor="white")
+    return out.getvalue()
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write `as_png` whole."""
+    write_png(as_png(figure), path)
+
+
+def write_png(drawn: bytes, path: Path) -> None:
     with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI, facecolor="white")
+        partial.write_bytes(drawn)
 
 
 def as_data_uri(figure: Figure) -> str:
@@ -82,6 +136,10 @@ def as_data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(styled.encode()).decode()
 
 
-def styled() -> Any:
-    """Context in which figures are drawn and saved."""
-    return mpl.rc_context(RC)
+@contextmanager
+def styled() -> Iterator[None]:
+    """Context in which figures are drawn and saved: a user's own settings are set aside."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(RC | {"font.family": families()})
+        yield

@@ -5,15 +5,18 @@ beside_truth      the guide beside the exact posterior of a handful of tokens
 checkpoint        of which weights this holds
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_meta import checksums
+from pyro_meta.analysis import documents
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.folders import write_whole
@@ -23,6 +26,9 @@ from pyro_meta.posterior.approximation import beside_truth
 from pyro_meta.posterior.exact import MOST_PATTERNS, Handful
 from pyro_meta.training.run import Run
 
+NAME = "belief.json"
+MOMENTS = ("guide_mean", "guide_deviation", "truth_mean", "truth_deviation")
+METHODS = ("enumeration", "NUTS")
 VERSION = 1
 """Of belief.json; another one is measured anew."""
 ENDS = (24, 32)
@@ -32,22 +38,21 @@ Tell = Callable[[str], None]
 """Told what is being done."""
 
 
-def believe(run: Run, tell: Tell = lambda what: None) -> dict[str, Any] | None:
+def believe(
+    run: Run, tell: Tell = lambda what: None, folder: Path | None = None
+) -> dict[str, Any] | None:
     """What belief.json of `run` says, measured if it is not there or is of other weights.
 
-    None where there is no checkpoint, or the text that it was trained on is not to be had.
+    It is kept in `folder`, by default the run's own, and looked for in both. None where there is no
+    checkpoint, or the text that it was trained on is not to be had.
     """
-    path = run.folder / "belief.json"
+    path = (folder or run.folder) / NAME
     if run.latest_checkpoint() is None:
         return None
     identity = run.state()["files"]["model.safetensors"]
-    if path.is_file():
-        try:
-            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if kept.get("version") == VERSION and kept.get("checkpoint") == identity:
-                return kept
-        except ValueError:  # not whole: measured again
-            pass
+    for place in (path, run.folder / NAME):
+        if (kept := _kept(place, identity)) is not None:
+            return kept
     tell("reading the checkpoint")
     try:
         model, guide, _, config = run.load()
@@ -60,8 +65,34 @@ def believe(run: Run, tell: Tell = lambda what: None) -> dict[str, Any] | None:
     with evaluating(model, guide):
         found = measure(guide, windows, config.kl.weight, tell)
     found |= {"version": VERSION, "checkpoint": identity}
-    write_whole(path, json.dumps(found, allow_nan=False) + "\n")
+    write_whole(path, checksums.sealed(found))
     return found
+
+
+def _kept(path: Path, identity: object) -> dict[str, Any] | None:
+    """What a belief.json holds of weights `identity`; None unless it is whole and of them."""
+    try:
+        kept = checksums.unsealed(path)
+        if kept.get("version") != VERSION or kept.get("checkpoint") != identity:
+            return None
+        for gap in kept["amortisation"]:
+            documents.number(gap, "kl_weight", NAME)
+            for one in (gap["amortisation"], gap["conditioning"]):
+                documents.number(one, "gap", NAME)
+                documents.number(one, "share_of_loss", NAME)
+                _low, _high = documents.numbers(one, "interval", NAME)
+        for beside in kept["beside_truth"]:
+            for key in ("kl_weight", "amortisation", "approximation"):
+                documents.number(beside, key, NAME)
+            moments = {key: np.array(beside["moments"][key], float) for key in MOMENTS}
+            is_right = len({one.shape for one in moments.values()}) == 1
+            if not is_right or any(one.ndim != 3 or not one.size for one in moments.values()):
+                return None
+            if beside["method"] not in METHODS or not np.isfinite([*moments.values()]).all():
+                return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return kept
 
 
 def measure(

@@ -8,6 +8,8 @@ routes drawn below it; they are of the first sequences alone. The variables are 
 Shapes: B sequences, T tokens, L layers, K mechanisms, S draws, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution
 
+from pyro_meta import checksums
 from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
+from pyro_meta.analysis.reading import require_finished
 from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.distributions.simplex import divergence, entropy, expected_entropy
 from pyro_meta.errors import UsageError
@@ -99,21 +103,43 @@ def write_posterior(
             out.append("block", {"sample_stats": named})
 
 
-def reread(folder: Path) -> None:
-    """Write posterior.nc of a finished run anew from its checkpoint and text.
+@contextmanager
+def rereading(folder: Path, trusts: bool = False) -> Iterator[None]:
+    """Write posterior.nc of a finished run anew from its checkpoint and text, and renew its hash.
+
+    The run is held until the context is left, so that what is read of it there is of one piece;
+    whoever holds it now is waited for.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    trusts
+        Import the classes that it names, also those that pyro_meta does not ship.
 
     Raises
     ------
     UsageError
-        It is no run, has no whole checkpoint, or the text is not the one that it was trained on.
+        It is no finished run, has no whole checkpoint, or the text is not the one that it was
+        trained on.
+    OSError
+        It cannot be written.
     """
-    run = Run.open(folder)
+    run = Run.open(folder, trusts)
+    with run.locked(waits=True):
+        require_finished(folder)
+        _rewrite(run)
+        checksums.renew(folder, run.posterior_path.name)
+        yield
+
+
+def _rewrite(run: Run) -> None:
     state = run.state()
     model, guide, vocabulary, config = run.load()
     corpus = config.data.corpus()
     if corpus.sha256 != state["corpus"]:
         raise UsageError(
-            f"data: {folder} was trained on a text of sha256 {state['corpus'][:12]}; now it is "
+            f"data: {run.folder} was trained on a text of sha256 {state['corpus'][:12]}; now it is "
             f"{corpus.description}"
         )
     windows = corpus.windows(config.context, config.validation_tokens)

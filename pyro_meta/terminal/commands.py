@@ -12,8 +12,10 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from pyro_meta import __version__
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.consoles import printable
 from pyro_meta.terminal.help import HelpFormatter, reword
 from pyro_meta.terminal.mistakes import explain, option_strings, unknown
+from pyro_meta.terminal.pictures import draw_by_defaults
 from pyro_meta.terminal.signals import Stopped, stoppable
 from pyro_meta.terminal.streams import Outlet, outlet
 
@@ -30,6 +32,7 @@ def run_command(command: Callable[[list[str]], int | None]) -> None:
 
     With `--debug` the traceback comes before the line.
     """
+    draw_by_defaults()
     with outlet() as out, _plain_warnings(), stoppable():
         code = _outcome(command, out)
     sys.exit(code)
@@ -75,7 +78,7 @@ def as_line(error: BaseException) -> str:
         text = ": ".join([*names[:1], error.strerror or str(error)])
     else:
         text = f"{type(error).__name__}: {error} (--debug shows where)"
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def _plain_warnings() -> Iterator[None]:
     """Warnings as one line of what they say, without the line of code that gave them."""
 
     def plain(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
-        return f"warning: {' '.join(str(message).split())}\n"
+        return f"warning: {printable(' '.join(str(message).split()))}\n"
 
     before = warnings.formatwarning
     warnings.formatwarning = plain

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,6 +12,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from pyro_meta.terminal.consoles import printable
 
 Tell = Callable[[str], None]
 """Called with what comes next, before it is done."""
@@ -26,7 +27,7 @@ def bar(console: Console) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         console=console,
         disable=not console.is_terminal,
     )
@@ -42,9 +43,9 @@ def step_by_step(steps: int, console: Console, prints_lines: bool = False) -> It
         task = progress.add_task("", total=steps, completed=-1)  # the first is told, not done
 
         def tell(what: str) -> None:
-            progress.update(task, advance=1, description=escape(what))
+            progress.update(task, advance=1, description=(shown := printable(what)))
             if prints_lines and not console.is_terminal:
-                console.print(what)
+                console.print(shown, markup=False)
 
         yield tell
         progress.update(task, completed=steps, description="done")

@@ -5,8 +5,10 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from pyro_meta.terminal.consoles import printable
 
 
 def table_of_figures(title: str, first: str, headings: Iterable[str]) -> Table:
@@ -14,7 +16,7 @@ def table_of_figures(title: str, first: str, headings: Iterable[str]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(first)
     for heading in headings:
-        table.add_column(escape(heading), justify="right")
+        table.add_column(Text(printable(heading)), justify="right")
     return table
 
 

@@ -1,0 +1,237 @@
+"""posterior.nc, read back: what its layout promises, and nothing that it cannot hold.
+
+A run may come from anybody. So the file is looked at before anything of it is read: links and
+storage that lead out of it, types and lengths that are not those of the layout, and sizes that its
+bytes cannot hold are refused without following or allocating them. Values are held against their
+bounds, so that what is computed of them stays finite.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from pyro_meta.analysis.diversity import Array
+from pyro_meta.analysis.posterior_file import (
+    CHUNK_VALUES,
+    GATES,
+    GROWING,
+    LAYOUT,
+    TEXT,
+    VERSION,
+    Variable,
+)
+from pyro_meta.checksums import require_plain
+
+MOST_PACKED = 1032
+"""Bytes that deflate can make of one, at most."""
+POINTER = 16
+"""Bytes of a string in its variable; the string itself lies elsewhere in the file."""
+STRINGS_AT_ONCE = 4096
+FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+FACTS = {
+    "kl_weight": float, "guide": str, "prior": str, "is_mixture": int, "context": int,
+    "hard_below": float,
+}  # fmt: skip
+"""Attributes of `sample_stats`, and their types."""
+UNREAD = {"prior": {"route", "depth"}, "posterior": {"depth"}, "observed_data": {"next_token"}}
+"""Variables that no diagnostic needs."""
+
+
+class OtherVersion(ValueError):
+    """The file has the layout of another version of pyro_meta."""
+
+
+class Stored(NamedTuple):
+    """What a posterior.nc holds."""
+
+    groups: dict[str, dict[str, Array]]
+    """Group -> variable -> values, in the order of dimensions that the layout gives."""
+    facts: dict[str, Any]
+    mechanisms: list[str]
+    text: list[str]
+    """What each token adds to the text."""
+
+
+def load(path: Path) -> Stored:
+    """Read a posterior.nc.
+
+    Raises
+    ------
+    OtherVersion
+        It has another layout.
+    OSError, ValueError, LookupError, TypeError, RuntimeError
+        It is no plain file, or no posterior.
+    """
+    size = require_plain(path)
+    with h5py.File(path, "r", locking=False) as file:
+        stats = _group(file, "sample_stats")
+        version = _fact(stats, "layout", int)
+        if version != VERSION:
+            raise OtherVersion(f"it has layout {version}, and this is version {VERSION}")
+        wanted = _wanted("depth_mean" in stats)
+        found = {
+            name: {key: _dataset(_group(file, name), key) for key in variables}
+            for name, variables in wanted.items()
+        }
+        names = _dataset(stats, "mechanism")
+        _check(found, wanted, names, size)
+        facts = {name: _fact(stats, name, kind) for name, kind in FACTS.items()}
+        mechanisms = list(_strings(names, size))
+        text = list(_strings(found["observed_data"].pop("text"), size))
+        groups = {
+            name: {key: _values(key, data, wanted[name][key]) for key, data in variables.items()}
+            for name, variables in found.items()
+        }
+    return Stored(groups, facts, mechanisms, text)
+
+
+def _wanted(is_gated: bool) -> dict[str, dict[str, Variable]]:
+    more = GATES if is_gated else {}
+    return {
+        name: {
+            key: variable
+            for key, variable in (variables | more.get(name, {})).items()
+            if key not in UNREAD.get(name, ())
+        }
+        for name, variables in LAYOUT.items()
+        if name != "prior"
+    }
+
+
+def _group(file: h5py.Group, name: str) -> h5py.Group:
+    found = _own(file, name)
+    if not isinstance(found, h5py.Group):
+        raise ValueError(f"{name} is no group")
+    return found
+
+
+def _own(group: h5py.Group, name: str) -> Any:
+    """What a group holds itself: links to other names and other files are not followed."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{group.name.strip('/')} has no {name} of its own")
+    return group[name]
+
+
+def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    """A variable whose values lie in this very file."""
+    found = _own(group, name)
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{name} is no variable")
+    if found.is_virtual or found.external:
+        raise ValueError(f"{name} is kept in another file")
+    plan = found.id.get_create_plist()
+    if {plan.get_filter(index)[0] for index in range(plan.get_nfilters())} - FILTERS:
+        raise ValueError(f"{name} is packed in an unknown way")
+    return found
+
+
+def _check(
+    found: Mapping[str, Mapping[str, h5py.Dataset]],
+    wanted: Mapping[str, Mapping[str, Variable]],
+    names: h5py.Dataset,
+    size: int,
+) -> None:
+    """Types, lengths and sizes, before anything is read of a file of `size` bytes."""
+    lengths: dict[str, int] = {}
+    for group, variables in found.items():
+        drawn = "drawn " if group == "posterior" else ""  # `token` is shorter there
+        for name, data in variables.items():
+            dims = wanted[group][name].dims
+            _check_type(name, data, wanted[group][name].dtype)
+            if len(data.shape or ()) != len(dims):
+                raise ValueError(f"{name} has shape {data.shape}, not one of {', '.join(dims)}")
+            for dim, length in zip(dims, data.shape, strict=True):
+                dim = drawn + dim if dim == "token" else dim
+                if lengths.setdefault(dim, length) != length:
+                    raise ValueError(f"{name} has {length} of {dim}, others {lengths[dim]}")
+    _check_type("mechanism", names, TEXT)
+    if names.shape != (lengths["mechanism"],):
+        raise ValueError(f"mechanism has shape {names.shape}, not {lengths['mechanism']}")
+    for dim, length in lengths.items():
+        if length < 1 and dim != "block":
+            raise ValueError(f"it holds no {dim}")
+    if lengths["drawn token"] > lengths["token"]:
+        raise ValueError("more tokens are drawn than there are")
+    _check_sizes(names, "mechanism", Variable(("mechanism",), TEXT, ""), size)
+    for group, variables in found.items():
+        for name, data in variables.items():
+            _check_sizes(data, name, wanted[group][name], size)
+
+
+def _check_type(name: str, data: h5py.Dataset, wanted: Any) -> None:
+    if wanted is TEXT:
+        text = h5py.check_string_dtype(data.dtype)
+        is_right = text is not None and text.length is None
+    else:
+        is_right = data.dtype.kind == np.dtype(wanted).kind
+        is_right = is_right and data.dtype.itemsize == np.dtype(wanted).itemsize
+    if not is_right:
+        raise ValueError(f"{name} is of type {data.dtype}, not {wanted}")
+
+
+def _check_sizes(data: h5py.Dataset, name: str, variable: Variable, size: int) -> None:
+    """Whether a file of `size` bytes can hold as many values as a variable claims."""
+    is_text = variable.dtype is TEXT
+    claimed = math.prod(data.shape) * (POINTER if is_text else data.dtype.itemsize)
+    held = size * (MOST_PACKED if data.chunks and data.compression else 1)
+    if claimed > held:
+        raise ValueError(f"{name} claims {claimed:,} bytes, which the file's {size:,} cannot hold")
+    if data.chunks is None:
+        if data.id.get_storage_size() < claimed:
+            raise ValueError(f"{name} has not been written")
+        return
+    pairs = list(zip(variable.dims, data.shape, data.chunks, strict=True))
+    fixed = math.prod(length for dim, length, _ in pairs if dim not in GROWING)
+    if math.prod(data.chunks) > max(CHUNK_VALUES, fixed):
+        raise ValueError(f"{name} is stored in pieces of {data.chunks}")
+    pieces = math.prod(-(-length // piece) for _, length, piece in pairs)
+    if claimed and not variable.has_gaps and data.id.get_num_chunks() != pieces:
+        raise ValueError(f"{name} has not been written in full")
+
+
+def _fact(stats: h5py.Group, name: str, kind: type) -> Any:
+    """An attribute: one number or string."""
+    if name not in stats.attrs:
+        raise ValueError(f"sample_stats has no {name}")
+    if math.prod(stats.attrs.get_id(name).shape or ()) != 1:
+        raise ValueError(f"{name} is not one value")
+    value = np.asarray(stats.attrs[name]).item()
+    if kind is str and isinstance(value, str) and value.encode(errors="ignore").decode() == value:
+        return value
+    if kind is not str and isinstance(value, (int, float)) and math.isfinite(value):
+        return kind(value)
+    raise ValueError(f"{name} is {value!r:.40}")
+
+
+def _strings(data: h5py.Dataset, size: int) -> Iterator[str]:
+    """Strings, piece by piece: together they cannot be longer than the file."""
+    reader, left = data.asstr(), size
+    for start in range(0, len(data), STRINGS_AT_ONCE):
+        for string in reader[start : start + STRINGS_AT_ONCE]:
+            left -= len(string)
+            if left < 0:
+                raise ValueError("its text is longer than the file")
+            yield str(string)
+
+
+def _values(name: str, data: h5py.Dataset, variable: Variable) -> Array:
+    """The values of a variable, all within its bounds."""
+    values = np.empty(data.shape, np.dtype(variable.dtype))
+    if values.size:
+        data.read_direct(values)
+        low, high = (
+            (np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None))
+            if variable.has_gaps
+            else (values.min(), values.max())
+        )
+        is_empty = variable.has_gaps and np.isnan(low)
+        if not (is_empty or (low >= variable.least and high <= variable.most)):
+            raise ValueError(
+                f"{name} holds values from {low:.3g} to {high:.3g}; possible are "
+                f"{variable.least:g} to {variable.most:g}"
+            )
+    return values

@@ -1,0 +1,32 @@
+"""Consoles that show what they are given: a name with brackets, colons or escapes is a name."""
+
+from rich.console import Console
+
+JOINERS = "\u200c\u200d\u00ad"
+"""Marks within words that have no shape of their own, and do no harm."""
+
+
+def console(stderr: bool = False, quiet: bool = False) -> Console:
+    """A console on standard output, or on standard error: `:smile:` stays what it is."""
+    return Console(stderr=stderr, quiet=quiet, emoji=False, highlight=False)
+
+
+def printable(text: str) -> str:
+    r"""A name or a value as one line that a terminal, a page and a picture can show.
+
+    Control characters, line ends, overrides of the direction of writing and halves of surrogate
+    pairs are written as in Python: `\x1b`, `\n`, `\u202e`, `\udcff`. What is none stays as it is.
+    """
+    return "".join(
+        char if char.isprintable() or char in JOINERS or _is_space(char) else _escaped(char)
+        for char in text
+    )
+
+
+def _is_space(char: str) -> bool:
+    """A space of some width; line and paragraph separators, and controls, are none."""
+    return char.isspace() and char > "\x85" and char not in "\u2028\u2029"
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
