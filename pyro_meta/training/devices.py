@@ -93,8 +93,8 @@ def _shared_out(devices: int, here: Place) -> tuple[int, int]:
         if here.world != devices * here.nodes:
             raise UsageError(
                 f"option --devices: {devices} given, and Slurm has {here.world} tasks on "
-                f"{here.nodes} nodes; as many tasks as devices on every node are allowed: srun -n "
-                f"{devices * here.nodes}"
+                f"{here.nodes} node{'s' * (here.nodes > 1)}; a device for each of them is allowed: "
+                f"--devices {max(1, (here.world or 1) // here.nodes)}"
             )
         local = {"SLURM_NTASKS_PER_NODE": devices, "SLURM_LOCALID": here.rank % devices,
                  "SLURM_NODEID": here.rank // devices}  # fmt: skip

@@ -170,7 +170,7 @@ def train(
                 _require_finite_after(objective, corpus, config, fabric, step, run)
                 save(step + 1)
                 fabric.barrier()  # nobody ends, and has the others ended, before it is saved
-            if must_stop and not is_last:
+            if must_stop:
                 raise Interrupted(step + 1)
     return Outcome(config.steps * config.batch * config.context, seconds)
 
