@@ -182,7 +182,7 @@ def blame(error: BaseException) -> str | None:
     at: BaseException | None = error
     while at is not None and id(at) not in seen:
         seen.add(id(at))
-        if _passes(at):
+        if passes(at):
             return None
         frames = _frames(at.__traceback__)
         found = _own_call(frames)
@@ -347,7 +347,7 @@ def _is_of_a_library(file: str) -> bool:
 def _root(error: BaseException) -> BaseException:
     """What Pyro, or a generator, raised anew with more words behind it."""
     cause = error.__cause__
-    if cause is None or _passes(cause):
+    if cause is None or passes(cause):
         return error
     is_generator = isinstance(error, RuntimeError) and isinstance(cause, StopIteration)
     try:
@@ -357,7 +357,7 @@ def _root(error: BaseException) -> BaseException:
     return _root(cause) if is_same or is_generator else error
 
 
-def _passes(error: BaseException) -> bool:
+def passes(error: BaseException) -> bool:
     """Whether an exception is for others to tell: ours, Ctrl-C, or memory that is not enough."""
     kind = type(error)
     is_memory = isinstance(error, MemoryError) or kind.__name__ == "OutOfMemoryError"

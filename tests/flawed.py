@@ -155,8 +155,50 @@ class PaysByTheText(Sound):
         return position / position.max().clamp(min=1)
 
 
-class IsPricedInWords(Sound):
-    nominal_cost = "cheap"  # type: ignore[assignment]
+class MixesSequencesInTraining(Sound):
+    """Batch normalisation: over all sequences and all tokens, while it is trained."""
+
+    def __init__(self, head_width: int, window: int) -> None:
+        super().__init__(head_width, window)
+        self.norm = nn.BatchNorm1d(head_width, affine=False)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = super().forward(q, k, v)
+        if not self.training or out.dtype != torch.float64:
+            return out
+        return self.norm(out.flatten(0, 2)).view(out.shape)
+
+
+class ChangesItsInput(Sound):
+    """Of one sequence alone and in double precision, so that little else is broken."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = super().forward(q, k, v)
+        if v.dtype == torch.float64 and not v.requires_grad and v.shape[2] == 2:
+            v.mul_(2)
+        return out
+
+
+class KeepsTheLastCall(Sound):
+    """The number of tokens that it saw before, if those were another text's."""
+
+    last = 67
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        before, self.last = self.last, v.shape[2]
+        is_shorter = before == 20 and v.shape[2] == 67 and not self.training
+        return super().forward(q, k, v) + is_shorter
+
+
+class HidesAParameter(Sound):
+    """In a plain list, where neither an optimiser nor a checkpoint finds it."""
+
+    def __init__(self, head_width: int, window: int) -> None:
+        super().__init__(head_width, window)
+        self.shifts = [nn.Parameter(torch.zeros(head_width))]
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return super().forward(q, k, v + self.shifts[0].to(v.dtype))
 
 
 class OwnBlock(ResidualBlock):
@@ -239,6 +281,7 @@ BLOCKS: dict[type[Block], set[str]] = {
         "each_token_is_worked_on_by_itself",
         "later_tokens_move_nothing_earlier",
         "cutting_the_text_moves_nothing_earlier",
+        "training_mixes_no_tokens",
         "continued_text_gets_its_logits",
         "hard_gates_equal_gates_of_0_and_1",
     },
@@ -255,6 +298,7 @@ BLOCKS: dict[type[Block], set[str]] = {
     JoinsSequences: {
         "each_token_is_worked_on_by_itself",
         "sequences_do_not_meet",
+        "training_mixes_no_tokens",
         "cutting_the_text_moves_nothing_earlier",
         "continued_text_gets_its_logits",
         "hard_gates_equal_gates_of_0_and_1",
@@ -268,14 +312,20 @@ MECHANISMS: dict[type[Mechanism], set[str]] = {
     SeesLaterValues: {
         "later_values_move_nothing_earlier",
         "cutting_the_text_moves_nothing_earlier",
+        "training_mixes_no_tokens",
     },
     SeesLaterSeparators: {
         "later_values_move_nothing_earlier",
         "cutting_the_text_moves_nothing_earlier",
+        "training_mixes_no_tokens",
     },
     KicksBack: {"kicked_momenta_see_no_later_token"},
     SeesTheLength: {"cutting_the_text_moves_nothing_earlier"},
-    MixesSequences: {"sequences_do_not_meet"},
+    MixesSequences: {"sequences_do_not_meet", "training_mixes_no_tokens"},
+    MixesSequencesInTraining: {"training_mixes_no_tokens"},
+    ChangesItsInput: {"output_has_the_shape_and_dtype_of_v", "sequences_do_not_meet"},
+    KeepsTheLastCall: {"evaluation_is_deterministic"},
+    HidesAParameter: {"what_is_learned_is_registered"},
     HasAnIdleParameter: {"gradients_are_finite_and_reach_every_parameter"},
     HasNaNGradients: {
         "gradients_are_finite_and_reach_every_parameter",
@@ -287,7 +337,6 @@ MECHANISMS: dict[type[Mechanism], set[str]] = {
     ServesTheWrongRows: {"chosen_queries_get_their_rows"},
     CountsPadding: {"continued_text_gets_its_rows"},
     PaysByTheText: {"macs_are_a_price_of_the_position"},
-    IsPricedInWords: {"nominal_cost_is_a_number"},
 }
 
 
@@ -418,7 +467,10 @@ PRIORS: dict[type[CostDirichlet], set[str]] = {
     PriorWithAnIdleParameter: {"gradients_are_finite_and_reach_every_parameter"},
     PriorThatIsNotSaved: {"checkpoint_round_trip_changes_nothing"},
     PriorOnTheCPU: {"distribution_follows_the_device"},
-    PriorInFloat32: {"distribution_follows_the_default_dtype"},
+    PriorInFloat32: {
+        "distribution_follows_the_default_dtype",
+        "distribution_has_one_weight_per_mechanism",
+    },
 }
 
 
@@ -459,6 +511,40 @@ class GuideThatMixesSequences(SoundGuide):
     def base(self, layer: int, features: Features) -> Dirichlet:
         mean = features.normed.mean(0, keepdim=True).expand_as(features.normed)
         return super().base(layer, features._replace(normed=mean))
+
+
+class GuideThatChangesFeatures(SoundGuide):
+    """After it has looked at them, where they carry no gradient."""
+
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        found = super().base(layer, features)
+        if not torch.is_grad_enabled() and features.tokens.shape == (3, 20) and layer == 1:
+            features.state.clamp_(max=0.0)
+        return found
+
+
+class GuideThatCounts(SoundGuide):
+    """A shorter text changes what it says of a longer one after it."""
+
+    shortest = 20
+
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        length = len(features.positions)
+        if length == 10 and not self.training:
+            self.shortest = length
+        surplus = 1.0 if self.shortest == 10 and length == 20 else 0.0
+        return Dirichlet(super().base(layer, features).concentration + surplus)
+
+
+class GuideThatHidesAParameter(SoundGuide):
+    """In a plain list, where neither an optimiser nor a checkpoint finds it."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model)
+        self.shifts = [nn.Parameter(torch.zeros(()))]
+
+    def base(self, layer: int, features: Features) -> Dirichlet:
+        return Dirichlet(super().base(layer, features).concentration + self.shifts[0].detach())
 
 
 class GuideWithAnIdleParameter(SoundGuide):
@@ -572,10 +658,17 @@ GUIDES: dict[type[DirichletGuide], set[str]] = {
     GuideThatSeesLaterTokens: {
         "later_tokens_move_nothing_earlier",
         "cutting_the_text_moves_nothing_earlier",
+        "training_mixes_no_tokens",
     },
     GuideThatSeesTheLength: {"cutting_the_text_moves_nothing_earlier"},
     GuideThatLooksBack: {"posterior_of_own_token_needs_no_other"},
-    GuideThatMixesSequences: {"sequences_do_not_meet"},
+    GuideThatMixesSequences: {"sequences_do_not_meet", "training_mixes_no_tokens"},
+    GuideThatChangesFeatures: {
+        "what_is_given_is_left_as_it_is",
+        "cutting_the_text_moves_nothing_earlier",
+    },
+    GuideThatCounts: {"evaluation_is_deterministic"},
+    GuideThatHidesAParameter: {"what_is_learned_is_registered"},
     GuideWithAnIdleParameter: {"gradients_are_finite_and_reach_every_parameter"},
     GuideWithNaNGradients: {
         "gradients_are_finite_and_reach_every_parameter",

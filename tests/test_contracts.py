@@ -76,11 +76,13 @@ def _subclasses(base: type) -> set[type]:
 
 CAUGHT = flawed.MECHANISMS | flawed.BLOCKS | flawed.PRIORS | flawed.GUIDES
 LEAKS = {
+    "training_mixes_no_tokens",
     "later_values_move_nothing_earlier",
     "cutting_the_text_moves_nothing_earlier",
     "gradients_reach_no_later_input",
 }
 GUIDE_LEAKS = {
+    "training_mixes_no_tokens",
     "later_tokens_move_nothing_earlier",
     "cutting_the_text_moves_nothing_earlier",
     "gradients_reach_no_later_token",

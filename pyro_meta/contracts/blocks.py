@@ -3,6 +3,8 @@
 Shapes: B sequences, T tokens, K mechanisms, D width.
 """
 
+from typing import cast
+
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -10,17 +12,24 @@ from torch import Tensor
 from pyro_meta.attention import backend
 from pyro_meta.contracts.checks import (
     EXACT,
+    ROUNDING,
     default_dtype,
     require,
     require_close,
     require_finite,
     require_gradients,
+    require_left_alone,
+    require_registered,
+    require_same_again,
+    require_tensor,
+    reseed,
     rms_ratio,
 )
-from pyro_meta.contracts.subjects import SHAPE, B, BlockSubject, K, T, text
+from pyro_meta.contracts.subjects import B, BlockSubject, K, T
 from pyro_meta.network.blocks import Stream
 from pyro_meta.network.route import Decision, Features, as_weights
 from pyro_meta.network.transformer import Transformer
+from pyro_meta.own_classes import described
 
 ENDS = (1, 7, 19)  # where T tokens are cut
 CONTINUED = (  # tokens of each of B rows, piece by piece
@@ -67,14 +76,78 @@ def exact(subject: BlockSubject) -> Transformer:
     return network
 
 
+def a_layer_keeps_its_shape(subject: BlockSubject) -> None:
+    """`look` gives what is read of each token, and `advance` a stream of the same tokens."""
+    network = subject.build().eval()
+    first = network.layers[0]
+    state, attended = _random(subject, torch.float32)
+    shape = (B, T, subject.shape.width)
+    given = state.clone(), attended.clone()
+    stream = first.begin(state)
+    _require_stream(stream, shape, "begin()")
+    require_tensor(first.look(stream), shape, state, "what look() gives")
+    left = first.advance(stream, attended)
+    _require_stream(left, shape, "advance()")
+    require_left_alone(given, (state, attended), "a layer")
+
+
+def _require_stream(stream: object, shape: tuple[int, ...], call: str) -> None:
+    __tracebackhide__ = True
+    require(isinstance(stream, Stream), f"{call} gives {described(stream)}; a Stream is needed")
+    assert isinstance(stream, Stream)
+    like = torch.zeros(())
+    require_tensor(stream.state, shape, like, f"the state that {call} gives")
+    if stream.velocity is not None:
+        velocity = stream.velocity
+        shape = (*shape[:2], *velocity.shape[2:]) if isinstance(velocity, Tensor) else shape
+        require_tensor(velocity, shape, like, f"the velocity that {call} gives")
+
+
+def _random(subject: BlockSubject, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """A state and what was attended to, [B, T, D] each."""
+    generator = torch.Generator().manual_seed(2)
+    size = (2, B, T, subject.shape.width)
+    state, attended = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+    return state, attended
+
+
+def what_is_learned_is_registered(subject: BlockSubject) -> None:
+    """A parameter in a plain list or a plain tensor is neither trained nor saved."""
+    network = subject.build()
+    for block in network.layers:
+        require_registered(block, [network])
+
+
+def training_mixes_no_tokens(subject: BlockSubject) -> None:
+    """In training mode, neither sequences nor later tokens move what a token gets."""
+    tokens = subject.size.text()[0]
+    end = T // 2
+
+    def read(tokens: Tensor) -> Tensor:
+        network = subject.build().train()
+        reseed()
+        with torch.no_grad():
+            return cast(Tensor, network(tokens, soft))
+
+    others = tokens.clone()
+    others[1:] = subject.size.others(tokens[1:])
+    later = tokens.clone()
+    later[:, end:] = subject.size.others(tokens[:, end:])
+    whole = read(tokens)
+    what = "in training mode, a sequence is read otherwise beside others"
+    require_close(read(others)[:1], whole[:1], ROUNDING, what)
+    what = f"in training mode, the future is seen: what follows token {end} moves earlier logits"
+    require_close(read(later)[:, :end], whole[:, :end], ROUNDING, what)
+
+
 def logits_are_finite_in_every_precision(subject: BlockSubject) -> None:
     network = subject.build().eval()
-    tokens = text()[0]
+    tokens = subject.size.text()[0]
     with torch.no_grad():
         whole = network(tokens, soft)
         with torch.autocast("cpu", torch.bfloat16):
             half = network(tokens, soft)
-    require(whole.shape == (B, T, SHAPE.vocabulary), f"logits are {list(whole.shape)}")
+    require(whole.shape == (B, T, subject.shape.vocabulary), f"logits are {list(whole.shape)}")
     require_finite(whole, "the logits")
     ratio = rms_ratio(half, whole)
     require(ratio < HALF, f"autocast to bf16 is off by {ratio:.2g} (RMS ratio)")
@@ -87,9 +160,8 @@ def each_token_is_worked_on_by_itself(subject: BlockSubject) -> None:
     """
     network = exact(subject)
     first, second = network.layers[:2]
-    generator = torch.Generator().manual_seed(2)
-    state, attended = torch.randn(2, B, T, SHAPE.width, generator=generator, dtype=torch.float64)
-    some = torch.rand(B, T, generator=generator) < 0.4
+    state, attended = _random(subject)
+    some = torch.rand(B, T, generator=torch.Generator().manual_seed(3)) < 0.4
 
     def walked(state: Tensor, attended: Tensor) -> list[Tensor]:
         stream = first.advance(first.begin(state), attended)
@@ -103,23 +175,25 @@ def each_token_is_worked_on_by_itself(subject: BlockSubject) -> None:
 
 
 def sequences_do_not_meet(subject: BlockSubject) -> None:
-    network, tokens = exact(subject), text()[0]
+    network, tokens = exact(subject), subject.size.text()[0]
     what = "a sequence is read otherwise alone"
     require_close(network(tokens[:1], soft), network(tokens, soft)[:1], EXACT, what)
 
 
 def later_tokens_move_nothing_earlier(subject: BlockSubject) -> None:
-    network, tokens = exact(subject), text()[0]
+    network, tokens = exact(subject), subject.size.text()[0]
     for route in ROUTES:
         whole = network(tokens, route)
         for end in ENDS:
-            changed = torch.cat([tokens[:, :end], (tokens[:, end:] + 5) % SHAPE.vocabulary], 1)
+            changed = torch.cat(
+                [tokens[:, :end], (tokens[:, end:] + 5) % subject.shape.vocabulary], 1
+            )
             what = f"the future is seen: changing what follows token {end} moves earlier logits"
             require_close(network(changed, route)[:, :end], whole[:, :end], EXACT, what)
 
 
 def cutting_the_text_moves_nothing_earlier(subject: BlockSubject) -> None:
-    network, tokens = exact(subject), text()[0]
+    network, tokens = exact(subject), subject.size.text()[0]
     for route in ROUTES:
         whole = network(tokens, route)
         for end in ENDS:
@@ -129,7 +203,7 @@ def cutting_the_text_moves_nothing_earlier(subject: BlockSubject) -> None:
 
 def gradients_reach_no_later_token(subject: BlockSubject) -> None:
     network = exact(subject)
-    tokens = torch.arange(SHAPE.vocabulary)[None]  # each once: its embedding is its own
+    tokens = torch.arange(subject.shape.vocabulary)[None]  # each once: its embedding is its own
     for end in (1, 5, 12):
         past = network(tokens, soft)[:, :end]
         (grad,) = torch.autograd.grad(past.square().sum(), network.embedding.weight)
@@ -140,7 +214,7 @@ def gradients_reach_no_later_token(subject: BlockSubject) -> None:
 def gradients_are_finite_and_reach_every_parameter(subject: BlockSubject) -> None:
     """In one layer at least: in the first, nothing has been carried yet."""
     network = subject.build()
-    tokens, targets = text()
+    tokens, targets = subject.size.text()
     logits = network(tokens, soft).flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, targets.flatten()).backward()
     for block in network.layers:
@@ -152,7 +226,7 @@ def gradients_are_finite_and_reach_every_parameter(subject: BlockSubject) -> Non
 
 
 def hard_routes_equal_one_hot_weights(subject: BlockSubject) -> None:
-    network, tokens = exact(subject), text()[0]
+    network, tokens = exact(subject), subject.size.text()[0]
     dense = network(tokens, lambda *asked: Decision(as_weights(hard(*asked).route, K).double()))
     for way in ("auto", "gather"):
         with backend(way):
@@ -162,7 +236,7 @@ def hard_routes_equal_one_hot_weights(subject: BlockSubject) -> None:
 
 def a_shut_gate_lets_a_token_skip(subject: BlockSubject) -> None:
     """What it carries is left as it is: the network is its first and last step."""
-    network, tokens = exact(subject), text()[0]
+    network, tokens = exact(subject), subject.size.text()[0]
     state = network.layers[0].begin(network.embedding(tokens)).state
     whole = network.readout(network.final_norm(state))
 
@@ -176,7 +250,7 @@ def a_shut_gate_lets_a_token_skip(subject: BlockSubject) -> None:
 
 
 def an_open_gate_changes_nothing(subject: BlockSubject) -> None:
-    network, tokens = exact(subject), text()[0]
+    network, tokens = exact(subject), subject.size.text()[0]
     whole = network(tokens, hard)
     everybody = torch.ones(B, T, dtype=torch.bool)
     for gate in (everybody, everybody.to(whole)):
@@ -186,7 +260,7 @@ def an_open_gate_changes_nothing(subject: BlockSubject) -> None:
 
 def hard_gates_equal_gates_of_0_and_1(subject: BlockSubject) -> None:
     """Tokens that skip a layer are left out of the work: in value and in gradient."""
-    network, tokens = exact(subject), text()[0]
+    network, tokens = exact(subject), subject.size.text()[0]
     parameters = dict(network.named_parameters())
 
     def found(as_numbers: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -208,7 +282,7 @@ def hard_gates_equal_gates_of_0_and_1(subject: BlockSubject) -> None:
 
 def continued_text_gets_its_logits(subject: BlockSubject) -> None:
     """Through a cache, token by token or in pieces, rows of several lengths beside each other."""
-    network, tokens = exact(subject), text()[0]
+    network, tokens = exact(subject), subject.size.text()[0]
     for route in ROUTES:
         whole = network(tokens, route)
         for pieces in CONTINUED:
@@ -230,15 +304,17 @@ def continued_text_gets_its_logits(subject: BlockSubject) -> None:
 
 
 def evaluation_is_deterministic(subject: BlockSubject) -> None:
-    network, tokens = subject.build().eval(), text()[0]
-    same = torch.equal(network(tokens, soft), network(tokens, soft))
-    require(same, "two calls in evaluation mode give two outputs")
+    network, tokens = subject.build().eval(), subject.size.text()[0]
+    others = subject.size.others(tokens)[:, : T // 2]
+    require_same_again(
+        lambda: network(tokens, soft), lambda: network(others, soft), "the logits of its layers"
+    )
 
 
 def checkpoint_round_trip_changes_nothing(subject: BlockSubject) -> None:
     """Saved after a pass in training, loaded into one that was built from another seed."""
     saved, loaded = subject.build(seed=1), subject.build(seed=2)
-    tokens = text()[0]
+    tokens = subject.size.text()[0]
     with torch.no_grad():
         for parameter in saved.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -251,6 +327,9 @@ def checkpoint_round_trip_changes_nothing(subject: BlockSubject) -> None:
 
 
 CLAUSES = (
+    a_layer_keeps_its_shape,
+    what_is_learned_is_registered,
+    training_mixes_no_tokens,
     logits_are_finite_in_every_precision,
     each_token_is_worked_on_by_itself,
     sequences_do_not_meet,

@@ -4,6 +4,7 @@ Shapes: B sequences, T tokens, K mechanisms, S draws.
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pyro
@@ -13,19 +14,21 @@ from torch.distributions import Distribution, kl_divergence
 
 from pyro_meta.contracts.checks import (
     STANDARD_ERRORS,
+    Broken,
     default_dtype,
     require,
     require_close,
     require_finite,
     require_gradients,
+    require_left_alone,
+    require_registered,
+    require_same_again,
+    require_tensor,
+    reseed,
 )
 from pyro_meta.contracts.subjects import (
-    SHAPE,
-    B,
     Router,
-    T,
     still_distributions,
-    text,
 )
 from pyro_meta.distributions.simplex import Point, divergence
 from pyro_meta.evaluation.figures import evaluating
@@ -33,6 +36,7 @@ from pyro_meta.inference.elbo import Objective
 from pyro_meta.inference.optimiser import make_optimiser
 from pyro_meta.inference.schedules import Optimisation
 from pyro_meta.network.route import Features
+from pyro_meta.own_classes import described
 from pyro_meta.training.run import Run
 
 DRAWS = 1024
@@ -45,25 +49,57 @@ KL_ROUNDING = 1e-6  # of a closed form, in float64
 def distribution_has_one_weight_per_mechanism(subject: Router) -> None:
     """At any number of sequences and tokens: event [K], batch [B, T] or, of a prior, [T] or [].
 
-    A distribution of depth gates has one number, event [].
+    A distribution of depth gates has one number, event []. Its mean has numbers, in the precision
+    and on the device of what it was asked with.
     """
-    pair = subject.build()
-    for rows, length in ((B, T), (1, 1), (2, 7)):
-        tokens = text()[0][:rows, :length]
-        allowed = [(rows, length)] if subject.is_of_text else [(length,), ()]
-        for layer, dist in enumerate(subject.distributions(*pair, tokens)):
-            batch, event = tuple(dist.batch_shape), tuple(dist.event_shape)
-            what = f"of layer {layer} for tokens [{rows}, {length}]"
-            needed = list(subject.event)
-            require(event == subject.event, f"the event {what} is {list(event)}, not {needed}")
-            either = " or ".join(str(list(shape)) for shape in allowed)
-            require(batch in allowed, f"the batch {what} is {list(batch)}, not {either}")
+    with default_dtype(subject.size.dtype):
+        pair = subject.build()
+        features = subject.size.features()
+        with evaluating(*pair):
+            for layer in subject.layers:
+                dist = subject.distribution_at(*pair, layer, features)
+                _require_law(subject, dist, layer, *features.tokens.shape)
+                what = f"the mean of {type(dist).__name__}, of layer {layer},"
+                shape = (*dist.batch_shape, *dist.event_shape)
+                require_tensor(_mean_of(dist, layer), shape, features.normed, what)
+        tokens = subject.size.text()[0]
+        most = tokens.shape[1]
+        for rows, length in (tokens.shape, (1, 1), (2, min(7, most))):
+            found = subject.distributions(*pair, tokens[:rows, :length])
+            for layer, dist in zip(subject.layers, found, strict=True):
+                _require_law(subject, dist, layer, rows, length)
+
+
+def _require_law(subject: Router, dist: object, layer: int, rows: int, length: int) -> None:
+    __tracebackhide__ = True
+    what = f"of layer {layer} for tokens [{rows}, {length}]"
+    is_law = isinstance(dist, Distribution)
+    needed = "a distribution of torch.distributions or pyro.distributions is needed"
+    require(is_law, f"{subject.call} {what} gives {described(dist)}; {needed}")
+    assert isinstance(dist, Distribution)
+    allowed = [(rows, length)] if subject.is_of_text else [(length,), ()]
+    batch, event = tuple(dist.batch_shape), tuple(dist.event_shape)
+    either = " or ".join(str(list(shape)) for shape in allowed)
+    got = f"{subject.call} {what} gives {described(dist)}"
+    require(event == subject.event, f"{got}; its event must be {list(subject.event)}")
+    require(batch in allowed, f"{got}; its batch must be {either}")
+
+
+def _mean_of(dist: Distribution, layer: int) -> Tensor:
+    __tracebackhide__ = True
+    try:
+        mean: Tensor = dist.mean
+    except NotImplementedError as error:
+        raise Broken(
+            f"{type(dist).__name__}, of layer {layer}, has no mean, which routes follow"
+        ) from error
+    return mean
 
 
 def distribution_follows_the_default_dtype(subject: Router) -> None:
     for dtype in (torch.float32, torch.float64):
         with default_dtype(dtype):
-            for dist in still_distributions(subject, subject.build(), text()[0]):
+            for dist in still_distributions(subject, subject.build(), subject.size.text()[0]):
                 for what, values in (("mean", dist.mean), ("draw", dist.sample())):
                     require(values.dtype == dtype, f"a {what} in {dtype} is {values.dtype}")
 
@@ -72,9 +108,7 @@ def distribution_follows_the_device(subject: Router) -> None:
     """On the device `meta`, which holds no numbers: to read them is to wait for a GPU."""
     model, guide = subject.build()
     model, guide = model.to("meta"), guide.to("meta")
-    tokens = torch.zeros(B, T, dtype=torch.long, device="meta")
-    state = torch.zeros(B, T, SHAPE.width, device="meta")
-    features = Features(tokens, state, state, torch.arange(T, device="meta"))
+    features = Features(*(one.to("meta") for one in subject.size.features()))
     with pyro.validation_enabled(False):
         for layer in subject.layers:
             device = subject.distribution_at(model, guide, layer, features).mean.device.type
@@ -86,7 +120,7 @@ def distribution_follows_the_device(subject: Router) -> None:
 
 def distribution_is_reparameterised(subject: Router) -> None:
     pair = subject.build()
-    for dist in subject.distributions(*pair, text()[0]):
+    for dist in subject.distributions(*pair, subject.size.text()[0]):
         require(dist.has_rsample, f"{type(dist).__name__} has no rsample; routes need its gradient")
         draw = dist.rsample()
         if dist.mean.requires_grad:
@@ -95,18 +129,20 @@ def distribution_is_reparameterised(subject: Router) -> None:
 
 def draws_lie_on_the_simplex(subject: Router) -> None:
     """Or, of a depth gate, between 0 and 1; and so the mean."""
-    for dist in still_distributions(subject, subject.build(), text()[0]):
+    for dist in still_distributions(subject, subject.build(), subject.size.text()[0]):
         _require_on_simplex(dist.sample(torch.Size([64])), "draws", not subject.event)
 
 
 def mean_lies_on_the_simplex(subject: Router) -> None:
-    for dist in still_distributions(subject, subject.build(), text()[0]):
+    for dist in still_distributions(subject, subject.build(), subject.size.text()[0]):
         _require_on_simplex(dist.mean, "the mean", not subject.event)
 
 
 def mean_is_that_of_the_draws(subject: Router) -> None:
     """Within 4 standard errors, and .01 for a mean that is an approximation."""
-    for layer, dist in enumerate(still_distributions(subject, subject.build(), text()[0])):
+    for layer, dist in enumerate(
+        still_distributions(subject, subject.build(), subject.size.text()[0])
+    ):
         draws = dist.sample(torch.Size([DRAWS]))
         error = draws.std(0) / DRAWS**0.5
         gap = (draws.mean(0) - dist.mean).abs() - STANDARD_ERRORS * error
@@ -118,10 +154,45 @@ def mean_is_that_of_the_draws(subject: Router) -> None:
 
 
 def evaluation_is_deterministic(subject: Router) -> None:
-    """The distribution itself; only its draws are random."""
+    """The distribution itself, whatever was asked in between; only its draws are random."""
     pair = subject.build()
-    once, again = (still_distributions(subject, pair, text()[0]) for _ in range(2))
+    tokens = subject.size.text()[0]
+    others = subject.size.others(tokens)[:, : max(1, tokens.shape[1] // 2)]
+
+    def means(tokens: Tensor) -> Tensor:
+        return torch.stack([one.mean for one in still_distributions(subject, pair, tokens)])
+
+    require_same_again(partial(means, tokens), partial(means, others), "the distribution")
+    once, again = (still_distributions(subject, pair, tokens) for _ in range(2))
     _require_same(once, again, "two calls in evaluation mode give two distributions")
+
+
+def what_is_given_is_left_as_it_is(subject: Router) -> None:
+    model, guide = subject.build()
+    with evaluating(model, guide):
+        for layer in subject.layers:
+            before, given = subject.size.features(), subject.size.features()
+            subject.distribution_at(model, guide, layer, given)
+            require_left_alone(before, given, f"{subject.call} of layer {layer}")
+
+
+def what_is_learned_is_registered(subject: Router) -> None:
+    """A parameter in a plain list or a plain tensor is neither trained nor saved."""
+    model, guide = subject.build()
+    require_registered(subject.module(model, guide), (model, guide))
+
+
+def a_first_step_can_be_taken(subject: Router) -> None:
+    """The objective is finite, and so are its gradients."""
+    model, guide = subject.build()
+    objective = Objective(model, guide).train()
+    loss = objective(*subject.size.text()).loss
+    require_finite(loss, "the loss")
+    learned = {k: one for k, one in objective.named_parameters() if one.requires_grad}
+    grads = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
+    for name, grad in zip(learned, grads, strict=True):
+        if grad is not None:
+            require_finite(grad, f"the gradient of {name}")
 
 
 def gradients_are_finite_and_reach_every_parameter(subject: Router) -> None:
@@ -130,7 +201,7 @@ def gradients_are_finite_and_reach_every_parameter(subject: Router) -> None:
         model, guide = subject.build()
         guide.harden_below(threshold)
         objective = Objective(model, guide)
-        objective(*text()).loss.backward()
+        objective(*subject.size.text()).loss.backward()
         when = f"from the objective at threshold {threshold:g}"
         for name, parameter in objective.named_parameters():
             if parameter.grad is not None:
@@ -139,16 +210,20 @@ def gradients_are_finite_and_reach_every_parameter(subject: Router) -> None:
 
 
 def kl_from_itself_is_zero(subject: Router) -> None:
-    with default_dtype(torch.float64):
-        for dist in still_distributions(subject, subject.build(), text()[0]):
+    with default_dtype(subject.size.dtype):
+        tokens = subject.size.text()[0]
+        for dist in still_distributions(subject, subject.build(), tokens):
             kl = divergence(dist, dist)
-            require(kl.shape == (B, T), f"KL(p || p) is {list(kl.shape)}, not {[B, T]}")
-            require_close(kl, torch.zeros(B, T), KL_ROUNDING, "KL(p || p) is not 0")
+            require(
+                kl.shape == tokens.shape,
+                f"KL(p || p) is {list(kl.shape)}, not {list(tokens.shape)}",
+            )
+            require_close(kl, torch.zeros_like(kl), KL_ROUNDING, "KL(p || p) is not 0")
 
 
 def kl_is_not_negative(subject: Router) -> None:
     """Every token's where it is closed; where it is estimated, the mean over draws and tokens."""
-    with default_dtype(torch.float64):
+    with default_dtype(subject.size.dtype):
         for layer, (q, p) in enumerate(_posteriors_and_priors(subject)):
             if _is_closed(q, p):
                 least, allowed = float(divergence(q, p).min()), -KL_ROUNDING
@@ -160,7 +235,7 @@ def kl_is_not_negative(subject: Router) -> None:
 
 def closed_kl_is_the_mean_log_ratio(subject: Router) -> None:
     """KL(q || p) = E_q[log q - log p]; a point has no density, and its KL is 0 by convention."""
-    with default_dtype(torch.float64):
+    with default_dtype(subject.size.dtype):
         for layer, (q, p) in enumerate(_posteriors_and_priors(subject)):
             if isinstance(q, Point) or isinstance(p, Point) or not _is_closed(q, p):
                 continue
@@ -179,8 +254,8 @@ def autocast_leaves_the_distribution_in_float32(subject: Router) -> None:
     model, guide = subject.build()
     objective = Objective(model, guide)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.manual_seed(1)
-        terms = objective(*text())
+        reseed(1)
+        terms = objective(*subject.size.text())
     found = {
         "means": terms.means,
         "routes": terms.routes,
@@ -196,8 +271,8 @@ def autocast_leaves_the_distribution_in_float32(subject: Router) -> None:
         if parameter.grad is not None:
             require_finite(parameter.grad, f"the gradient of {name} under autocast")
     with torch.no_grad():
-        torch.manual_seed(1)
-        gap = abs(float(objective(*text()).nll - terms.nll))
+        reseed(1)
+        gap = abs(float(objective(*subject.size.text()).nll - terms.nll))
     require(gap < 0.05, f"bf16 autocast moves the loss by {gap:.2g} nats")
 
 
@@ -205,7 +280,7 @@ def training_stays_finite(subject: Router) -> None:
     """Three steps of AdamW."""
     objective = Objective(*subject.build())
     for step in range(3):
-        _step(objective)
+        _step(subject, objective)
         for name, value in objective.state_dict().items():
             require_finite(value, f"{name} after {step + 1} steps of training")
 
@@ -213,7 +288,7 @@ def training_stays_finite(subject: Router) -> None:
 def checkpoint_round_trip_changes_nothing(subject: Router) -> None:
     """Saved by a run after a step of training, loaded into one that was built from another seed."""
     saved, loaded = subject.build(seed=1), subject.build(seed=2)
-    _step(Objective(*saved))
+    _step(subject, Objective(*saved))
     saved[1].harden_below(0.7)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
@@ -225,8 +300,8 @@ def checkpoint_round_trip_changes_nothing(subject: Router) -> None:
         for name, value in ours.state_dict().items():
             require(torch.equal(value, values[name]), f"{name} is another after a round trip")
     _require_same(
-        still_distributions(subject, saved, text()[0]),
-        still_distributions(subject, loaded, text()[0]),
+        still_distributions(subject, saved, subject.size.text()[0]),
+        still_distributions(subject, loaded, subject.size.text()[0]),
         "a loaded checkpoint gives another distribution: is a tensor neither parameter nor buffer?",
     )
 
@@ -254,10 +329,10 @@ def _require_same(ours: list[Distribution], theirs: list[Distribution], what: st
 
 def _posteriors_and_priors(subject: Router) -> list[tuple[Distribution, Distribution]]:
     model, guide = subject.build()
-    tokens = text()[0]
+    tokens = subject.size.text()[0]
     with evaluating(model, guide):
         return [
-            (q, subject.prior_at(model, layer, torch.arange(T)).expand(tokens.shape))
+            (q, subject.prior_at(model, layer, torch.arange(tokens.shape[1])).expand(tokens.shape))
             for layer, q in zip(subject.layers, subject.walk(model, guide, tokens)[0], strict=True)
         ]
 
@@ -282,9 +357,9 @@ def _mean(values: Tensor) -> tuple[float, float]:
     return float(by_draw.mean()), float(by_draw.std()) / len(by_draw) ** 0.5
 
 
-def _step(objective: Objective) -> None:
+def _step(subject: Router, objective: Objective) -> None:
     optimiser = make_optimiser(Optimisation(), objective)
-    loss = objective(*text()).loss
+    loss = objective(*subject.size.text()).loss
     require_finite(loss, "the loss")
     loss.backward()
     optimiser.step()
@@ -293,6 +368,8 @@ def _step(objective: Objective) -> None:
 
 CLAUSES = (
     distribution_has_one_weight_per_mechanism,
+    what_is_given_is_left_as_it_is,
+    what_is_learned_is_registered,
     distribution_follows_the_default_dtype,
     distribution_follows_the_device,
     distribution_is_reparameterised,

@@ -3,7 +3,6 @@
 Shapes: B sequences, H heads, T tokens, d head width; q, k and v are [B, H, T, d].
 """
 
-import math
 from typing import cast
 
 import torch
@@ -20,15 +19,24 @@ from pyro_meta.attention import (
     remembers,
     serves,
 )
+from pyro_meta.attention.prices import macs_at, require_prices
 from pyro_meta.contracts.checks import (
     EXACT,
+    Broken,
     require,
     require_close,
     require_finite,
     require_gradients,
+    require_left_alone,
+    require_registered,
+    require_same_again,
+    require_tensor,
+    reseed,
     rms_ratio,
 )
 from pyro_meta.contracts.subjects import MechanismSubject
+from pyro_meta.errors import UsageError
+from pyro_meta.own_classes import require_price
 
 LENGTHS = (1, 2, 7, 64, 67, 150)
 ENDS = (1, 7, 63, 64, 65, 130)  # where the longest is cut
@@ -40,9 +48,9 @@ CONTINUED = (  # tokens of either row, piece by piece
 SINGLE, HALF = 1e-4, 3e-2  # RMS ratios of float32 to float64, and of bf16 to float32
 
 
-def qkv(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def qkv(width: int, length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(length)
-    draw = torch.randn(3, 2, 2, length, 8, generator=generator, dtype=torch.float64)
+    draw = torch.randn(3, 2, 2, length, width, generator=generator, dtype=torch.float64)
     return list(draw.to(dtype).unbind())
 
 
@@ -50,7 +58,7 @@ def inputs_of(
     mechanism: Mechanism, length: int, dtype: torch.dtype = torch.float64
 ) -> list[Tensor]:
     """q, k and v, and behind them which tokens separate sentences if `mechanism` reads that."""
-    return [*qkv(length, dtype), *_separators(mechanism, length)]
+    return [*qkv(mechanism.head_width, length, dtype), *_separators(mechanism, length)]
 
 
 def _separators(mechanism: Mechanism, length: int) -> list[Tensor]:
@@ -70,14 +78,43 @@ def _with_another_future(inputs: list[Tensor], end: int) -> list[Tensor]:
 
 
 def output_has_the_shape_and_dtype_of_v(subject: MechanismSubject) -> None:
+    """And its device; what is given is left as it is."""
     for dtype in (torch.float32, torch.float64):
         mechanism = subject.build().to(dtype)
         for length in LENGTHS:
-            out = mechanism(*inputs_of(mechanism, length, dtype))
-            what = f"for q, k, v {[2, 2, length, 8]} of {dtype}"
-            require(out.shape == (2, 2, length, 8), f"the output is {list(out.shape)} {what}")
-            require(out.dtype == dtype, f"the output is {out.dtype} {what}")
-            require_finite(out, f"the output {what}")
+            inputs = inputs_of(mechanism, length, dtype)
+            before = [x.clone() for x in inputs]
+            out = mechanism(*inputs)
+            v = inputs[2]
+            what = f"the output of forward() for q, k, v {list(v.shape)} of {v.dtype}"
+            require_tensor(out, v.shape, v, what)
+            require_left_alone(before, inputs, "forward()")
+
+
+def what_is_learned_is_registered(subject: MechanismSubject) -> None:
+    """A parameter in a plain list or a plain tensor is neither trained nor saved."""
+    require_registered(subject.build())
+
+
+def training_mixes_no_tokens(subject: MechanismSubject) -> None:
+    """In training mode, neither sequences nor later tokens move what a token gets."""
+
+    def read(inputs: list[Tensor]) -> Tensor:
+        mechanism = subject.build().double().train()
+        reseed()
+        with torch.no_grad():
+            return cast(Tensor, mechanism(*inputs))
+
+    length, end = LENGTHS[-1], 65
+    inputs = inputs_of(subject.build(), length)
+    others = [torch.cat([x[:1], other[1:]]) for x, other in
+              zip(inputs, _with_another_future(inputs, 0), strict=True)]  # fmt: skip
+    whole = read(inputs)
+    what = "in training mode, a sequence is read otherwise beside others"
+    require_close(read(others)[:1], whole[:1], EXACT, what)
+    later = read(_with_another_future(inputs, end))
+    what = f"in training mode, the future is seen: what follows token {end} moves earlier outputs"
+    require_close(later[:, :, :end], whole[:, :, :end], EXACT, what)
 
 
 def float32_agrees_with_float64(subject: MechanismSubject) -> None:
@@ -117,7 +154,9 @@ def sequences_do_not_meet(subject: MechanismSubject) -> None:
 def gradients_are_finite_and_reach_every_parameter(subject: MechanismSubject) -> None:
     for length, size in ((1, 1.0), (67, 1.0), (67, 30.0)):
         mechanism = subject.build()
-        inputs = [(size * x).requires_grad_() for x in qkv(length, torch.float32)]
+        inputs = [
+            (size * x).requires_grad_() for x in qkv(mechanism.head_width, length, torch.float32)
+        ]
         out = mechanism(*inputs, *_separators(mechanism, length))
         if out.requires_grad:  # that of a mechanism that skips does not
             (out * torch.randn_like(out)).sum().backward()
@@ -155,7 +194,7 @@ def cutting_the_text_moves_nothing_earlier(subject: MechanismSubject) -> None:
 def gradients_reach_no_later_input(subject: MechanismSubject) -> None:
     mechanism = subject.build().double().eval()
     for end in ENDS:
-        inputs = [x.requires_grad_() for x in qkv(LENGTHS[-1])]
+        inputs = [x.requires_grad_() for x in qkv(mechanism.head_width, LENGTHS[-1])]
         past = mechanism(*inputs, *_separators(mechanism, LENGTHS[-1]))[:, :, :end]
         if not past.requires_grad:
             continue
@@ -178,7 +217,7 @@ def chosen_queries_get_their_rows(subject: MechanismSubject) -> None:
         return
     for length in LENGTHS:
         for heads in (2, 1):
-            q, k, v = qkv(length)
+            q, k, v = qkv(mechanism.head_width, length)
             inputs = [x.requires_grad_() for x in (q, k[:, :heads].clone(), v[:, :heads].clone())]
             q, k, v = inputs
             chosen = torch.rand(2, length, generator=torch.Generator().manual_seed(length)) < 0.4
@@ -243,7 +282,7 @@ def kicked_momenta_see_no_later_token(subject: MechanismSubject) -> None:
         assert momentum is not None
         return momentum
 
-    floats = [x.requires_grad_() for x in qkv(LENGTHS[-1])]
+    floats = [x.requires_grad_() for x in qkv(mechanism.head_width, LENGTHS[-1])]
     inputs = [*floats, *_separators(mechanism, LENGTHS[-1])]
     whole = carried(inputs)
     for end in ENDS:
@@ -264,28 +303,27 @@ def kicked_momenta_see_no_later_token(subject: MechanismSubject) -> None:
 def evaluation_is_deterministic(subject: MechanismSubject) -> None:
     mechanism = subject.build().eval()
     inputs = inputs_of(mechanism, 67, torch.float32)
-    require(
-        torch.equal(mechanism(*inputs), mechanism(*inputs)),
-        "two calls in evaluation mode give two outputs",
-    )
+    others = inputs_of(mechanism, 20, torch.float32)
+    require_same_again(lambda: mechanism(*inputs), lambda: mechanism(*others), "forward()")
 
 
 def macs_are_a_price_of_the_position(subject: MechanismSubject) -> None:
     mechanism = subject.build()
     position = torch.arange(40.0)
-    macs = mechanism.macs(position)
-    require(macs.shape == (40,), f"macs of positions [40] is {list(macs.shape)}")
-    require(macs.is_floating_point(), f"macs is {macs.dtype}; floats are needed")
-    require_finite(macs, "macs")
-    require(bool((macs >= 0).all()), f"macs is negative: {float(macs.min())}")
-    alone = torch.cat([mechanism.macs(position[t : t + 1]) for t in range(40)])
+    try:
+        require_prices(mechanism, position)
+    except UsageError as error:
+        raise Broken(str(error).removeprefix("mechanisms: ")) from None
+    macs = macs_at(mechanism, position)
+    alone = torch.cat([macs_at(mechanism, position[t : t + 1]) for t in range(40)])
     require_close(alone, macs, 0.0, "macs of a position depends on the positions beside it")
 
 
 def nominal_cost_is_a_number(subject: MechanismSubject) -> None:
-    cost = subject.build().nominal_cost
-    is_number = isinstance(cost, int | float) and math.isfinite(cost) and cost >= 0
-    require(is_number, f"nominal_cost is {cost!r}; a number of at least 0 is needed")
+    try:
+        require_price(subject.build().nominal_cost, "nominal_cost")
+    except UsageError as error:
+        raise Broken(str(error)) from None
 
 
 def checkpoint_round_trip_changes_nothing(subject: MechanismSubject) -> None:
@@ -309,6 +347,8 @@ def _contiguous(mechanism: Mechanism) -> dict[str, Tensor]:
 
 CLAUSES = (
     output_has_the_shape_and_dtype_of_v,
+    what_is_learned_is_registered,
+    training_mixes_no_tokens,
     float32_agrees_with_float64,
     half_precision_agrees_with_float32,
     sequences_do_not_meet,

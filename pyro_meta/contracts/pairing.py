@@ -16,6 +16,8 @@ from pyro_meta.contracts.subjects import (
     GuideSubject,
     MechanismSubject,
     PriorSubject,
+    beside,
+    gated_beside,
 )
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import BetaDepthGuide, DepthGuide, DirichletGuide, Guide
@@ -30,7 +32,7 @@ Subject = (
     | DepthPriorSubject
     | DepthGuideSubject
 )
-Pair = TypeVar("Pair", PriorSubject, GuideSubject)
+Either = TypeVar("Either", PriorSubject, GuideSubject)
 
 
 def subject_of(found: type, arguments: dict[str, Any]) -> Subject:
@@ -64,11 +66,15 @@ def subject_of(found: type, arguments: dict[str, Any]) -> Subject:
     if issubclass(found, Prior):
         guides = _partners(arguments.pop("guide", None), DirichletGuide, Guide)
         _require_fitting(found, None, **arguments)
-        return _first_that_fits(PriorSubject(partial(found, **arguments), g) for g in guides)
+        return _first_that_fits(
+            PriorSubject(beside(partial(found, **arguments), guide)) for guide in guides
+        )
     if issubclass(found, Guide):
         priors = _partners(arguments.pop("prior", None), CostDirichlet, Prior)
         _require_fitting(found, None, **arguments)
-        return _first_that_fits(GuideSubject(p, partial(found, **arguments)) for p in priors)
+        return _first_that_fits(
+            GuideSubject(beside(prior, partial(found, **arguments))) for prior in priors
+        )
     if issubclass(found, DepthPrior | DepthGuide):
         _require_fitting(found, None, **arguments)
         return _of_gates(found, partial(found, **arguments))
@@ -80,12 +86,12 @@ def subject_of(found: type, arguments: dict[str, Any]) -> Subject:
 
 def _of_gates(found: type, make: Callable[..., Any]) -> Subject:
     """A prior over depth gates or a guide of them, beside what is built in."""
-    beside = CostDirichlet, DirichletGuide
+    routes = CostDirichlet, DirichletGuide
     subject: DepthPriorSubject | DepthGuideSubject
     if issubclass(found, DepthPrior):
-        subject = DepthPriorSubject(*beside, make, BetaDepthGuide)
+        subject = DepthPriorSubject(gated_beside(*routes, make, BetaDepthGuide))
     else:
-        subject = DepthGuideSubject(*beside, DepthPrior, make)
+        subject = DepthGuideSubject(gated_beside(*routes, DepthPrior, make))
     subject.build()
     return subject
 
@@ -120,7 +126,7 @@ def _needs_nothing(found: type) -> bool:
     return True
 
 
-def _first_that_fits(candidates: Iterable[Pair]) -> Pair:
+def _first_that_fits(candidates: Iterable[Either]) -> Either:
     """The first pair that can be built; if there is none, what the first was refused for."""
     refusals: list[UsageError] = []
     for subject in candidates:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_meta.attention import Mechanism
+from pyro_meta.contracts.checks import EXACT, reseed
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.guides import DepthGuide, Guide, along_means, walk
 from pyro_meta.guides.walk import Latents
@@ -28,13 +29,51 @@ B, T, K = 3, 20, len(MECHANISMS)
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large what is tested is, and how exactly it is computed."""
+
+    shape: Shape = SHAPE
+    mechanisms: int = K
+    rows: int = B
+    length: int = T
+    ends: tuple[int, ...] = (1, 2, 7, 16, 19)
+    """Where texts are cut."""
+    dtype: torch.dtype = torch.float64
+    """Where outputs are compared."""
+    tolerance: float = EXACT
+    ways: tuple[bool, ...] = (False, True)
+    """Along soft routes, along hard ones."""
+
+    def text(self, seed: int = 7) -> tuple[Tensor, Tensor]:
+        """Random tokens and targets [rows, length]."""
+        generator = torch.Generator().manual_seed(seed)
+        size = (self.rows, self.length + 1)
+        both = torch.randint(self.shape.vocabulary, size, generator=generator)
+        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+    def others(self, tokens: Tensor) -> Tensor:
+        """Another token in place of each."""
+        return (tokens + 1) % self.shape.vocabulary
+
+    def features(self, seed: int = 7) -> Features:
+        """Random features of a layer, of [rows, length] tokens."""
+        generator = torch.Generator().manual_seed(seed)
+        size = (2, self.rows, self.length, self.shape.width)
+        state, normed = torch.randn(size, generator=generator).to(torch.get_default_dtype())
+        return Features(self.text(seed)[0], state, normed, torch.arange(self.length))
+
+
+SMALL = Size()
+
+
+@dataclass(frozen=True)
 class MechanismSubject:
-    """A mechanism of heads 8 wide and, if it has one, a window of 5."""
+    """A mechanism; by itself of heads 8 wide and, if it has one, a window of 5."""
 
     make: Callable[[], Mechanism]
 
     def build(self, seed: int = 0) -> Mechanism:
-        torch.manual_seed(seed)
+        reseed(seed)
         return self.make()
 
 
@@ -43,31 +82,77 @@ class BlockSubject:
     """A block, in a network of two layers, one of whose mechanisms carries a momentum."""
 
     make: Callable[[Shape, Sequence[str], int], Block]
+    shape: Shape = SHAPE
+
+    @property
+    def size(self) -> Size:
+        """What it is tested on."""
+        return Size(self.shape)
 
     def build(self, seed: int = 0) -> Transformer:
-        torch.manual_seed(seed)
-        return Transformer(SHAPE, ("full", "window", "linear_momentum"), self.make)
+        reseed(seed)
+        return Transformer(self.shape, ("full", "window", "linear_momentum"), self.make)
+
+
+Pair = tuple[LanguageModel, Guide]
+
+
+def beside(
+    make_prior: Callable[[Transformer], Prior], make_guide: Callable[[LanguageModel], Guide]
+) -> Callable[[], Pair]:
+    """Makes a model of two layers and its guide."""
+
+    def make() -> Pair:
+        network = Transformer(SHAPE, MECHANISMS)
+        model = LanguageModel(network, make_prior(network))
+        return model, make_guide(model)
+
+    return make
+
+
+def gated_beside(
+    make_prior: Callable[[Transformer], Prior],
+    make_guide: Callable[[LanguageModel], Guide],
+    make_depth_prior: Callable[[Transformer], DepthPrior],
+    make_depth_guide: Callable[[LanguageModel], DepthGuide],
+) -> Callable[[], Pair]:
+    """The same with depth gates."""
+
+    def make() -> Pair:
+        network = Transformer(SHAPE, MECHANISMS)
+        model = LanguageModel(network, make_prior(network), make_depth_prior(network))
+        guide = make_guide(model)
+        guide.depth = make_depth_guide(model)
+        return model, guide
+
+    return make
 
 
 @dataclass(frozen=True)
 class Router(ABC):
-    """A prior and a guide that accepts it, in a model of two layers; one of both is the subject."""
+    """A prior and a guide that accepts it, in a model; one of both is the subject."""
 
-    make_prior: Callable[[Transformer], Prior]
-    make_guide: Callable[[LanguageModel], Guide]
+    make: Callable[[], Pair]
+    size: Size = SMALL
 
-    event: ClassVar[tuple[int, ...]] = (K,)
-    """Event shape of its distributions."""
-    layers: ClassVar[range] = range(SHAPE.layers)
-    """Layers that have such a distribution."""
+    call: ClassVar[str] = "forward()"
+    """What of the subject is asked."""
     is_of_text: ClassVar[bool] = False
     """Whether its distributions have a batch of tokens [B, T], and not of positions [T]."""
 
-    def build(self, seed: int = 0) -> tuple[LanguageModel, Guide]:
-        torch.manual_seed(seed)
-        network = Transformer(SHAPE, MECHANISMS)
-        model = LanguageModel(network, self.make_prior(network))
-        return model, self.make_guide(model)
+    @property
+    def event(self) -> tuple[int, ...]:
+        """Event shape of its distributions."""
+        return (self.size.mechanisms,)
+
+    @property
+    def layers(self) -> range:
+        """Layers that have such a distribution."""
+        return range(self.size.shape.layers)
+
+    def build(self, seed: int = 0) -> Pair:
+        reseed(seed)
+        return self.make()
 
     def prior_at(self, model: LanguageModel, layer: int, positions: Tensor) -> Distribution:
         """The prior, or what the subject is a posterior of, at `positions` [T]."""
@@ -122,6 +207,7 @@ class PriorSubject(Router):
 class GuideSubject(Router):
     """A guide of routes, beside a prior."""
 
+    call = "posterior()"
     is_of_text = True
 
     def module(self, model: LanguageModel, guide: Guide) -> nn.Module:
@@ -135,26 +221,19 @@ class GuideSubject(Router):
     def distribution_at(
         self, model: LanguageModel, guide: Guide, layer: int, features: Features
     ) -> Distribution:
-        return guide.latents(layer, features).route
+        return guide.posterior(layer, features)
 
 
-@dataclass(frozen=True)
 class _Gated(Router):
     """A prior over depth gates and a guide of them, beside a prior and a guide of routes."""
 
-    make_depth_prior: Callable[[Transformer], DepthPrior]
-    make_depth_guide: Callable[[LanguageModel], DepthGuide]
-    event: ClassVar[tuple[int, ...]] = ()
-    layers: ClassVar[range] = range(1, SHAPE.layers)
+    @property
+    def event(self) -> tuple[int, ...]:
+        return ()
 
-    def build(self, seed: int = 0) -> tuple[LanguageModel, Guide]:
-        torch.manual_seed(seed)
-        network = Transformer(SHAPE, MECHANISMS)
-        prior = self.make_prior(network)
-        model = LanguageModel(network, prior, self.make_depth_prior(network))
-        guide = self.make_guide(model)
-        guide.depth = self.make_depth_guide(model)
-        return model, guide
+    @property
+    def layers(self) -> range:
+        return range(1, self.size.shape.layers)
 
     def prior_at(self, model: LanguageModel, layer: int, positions: Tensor) -> Distribution:
         return model.gate_dist(layer, positions, model.route_dist(layer, positions))
@@ -185,16 +264,7 @@ class DepthGuideSubject(_Gated, GuideSubject):
         return guide.depth.posterior(layer, features)
 
 
-def text(seed: int = 7) -> tuple[Tensor, Tensor]:
-    """Random tokens and targets [B, T]."""
-    generator = torch.Generator().manual_seed(seed)
-    both = torch.randint(SHAPE.vocabulary, (B, T + 1), generator=generator)
-    return both[:, :-1].contiguous(), both[:, 1:].contiguous()
-
-
-def still_distributions(
-    subject: Router, pair: tuple[LanguageModel, Guide], tokens: Tensor
-) -> list[Distribution]:
+def still_distributions(subject: Router, pair: Pair, tokens: Tensor) -> list[Distribution]:
     """The subject's distributions in evaluation mode, without gradients, expanded to [B, T]."""
     with evaluating(*pair):
         distributions = subject.distributions(*pair, tokens)
