@@ -1,6 +1,7 @@
 """`python -m pyro_meta.generate RUN --prompt "..."`: continue a text with a trained model."""
 
 import sys
+import warnings
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
@@ -77,24 +78,29 @@ def _text(prompt: str | None, file: Path | None) -> str | None:
         return prompt
     if prompt is not None:
         raise UsageError("option --prompt_file: give it or --prompt, not both")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"option --prompt_file: {file} is not UTF-8 text ({error})") from error
-    except OSError as error:
-        raise UsageError(f"option --prompt_file: {file}: {error.strerror}") from error
+    from pyro_meta.data.files import read_text
+
+    return read_text(file, "option --prompt_file")
 
 
 def _prompt(text: str | None, name: str, vocabulary: "Vocabulary") -> list[int]:
     """Tokens to continue; without a text, a line end if the vocabulary has one, else any token."""
+    from pyro_meta.data.loss import loss
+
     try:
         tokens = vocabulary.encode("\n" if text is None else text).tolist()
+        lost = "" if text is None else loss(vocabulary, text).said()
     except UsageError as error:
         if text is None:
             return [0]
         raise UsageError(f"{name}: {error}") from error
+    if not tokens and text is None:
+        return [0]
     if not tokens:
-        raise UsageError(f"{name}: it is empty; at least one token is needed")
+        why = "nothing of it is in the vocabulary" if text else "it is empty"
+        raise UsageError(f"{name}: {why}; at least one token is needed")
+    if lost:
+        warnings.warn(f"{name}: {lost}", stacklevel=2)
     return tokens
 
 

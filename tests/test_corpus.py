@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHAKESPEARE
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pyro_meta.data import corpus as corpus_module
+from pyro_meta.data import files
 from pyro_meta.data.corpus import Text
 from pyro_meta.data.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 from pyro_meta.errors import UsageError
@@ -35,7 +35,10 @@ def test_bytes_and_characters_come_back(sample: Path) -> None:
 def test_a_tokenizer_file_is_read(sample: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.train_from_iterator([SAMPLE], trainers.BpeTrainer(vocab_size=60))
+    tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=letters)
+    tokenizer.train_from_iterator([SAMPLE], trainer)
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
     corpus = Text(str(sample), str(path)).corpus()
@@ -78,9 +81,9 @@ def test_folders_and_globs_are_read_in_order(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     folder = Text(str(tmp_path)).corpus()
-    assert folder.vocabulary.decode(folder.tokens.tolist()) == "first second"
+    assert folder.vocabulary.decode(folder.tokens.tolist()) == "first \nsecond"
     some = Text(str(tmp_path / "**" / "*.txt")).corpus()
-    assert sorted(some.tokens.tolist()) == sorted(folder.tokens.tolist())
+    assert some.vocabulary.decode(some.tokens.tolist()) == "first \nsecond"
 
 
 def test_a_changed_file_is_read_anew(sample: Path) -> None:
@@ -94,18 +97,9 @@ def test_a_changed_file_is_read_anew(sample: Path) -> None:
 def test_pieces_of_a_large_file_join_without_loss(
     sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_module, "READ_CHARACTERS", 7)
+    monkeypatch.setattr(files, "READ_CHARACTERS", 7)
     corpus = Text(str(sample)).corpus()
     assert corpus.vocabulary.decode(corpus.tokens.tolist()) == SAMPLE
-
-
-def test_a_damaged_cache_is_made_anew(sample: Path) -> None:
-    first = Text(str(sample)).corpus()
-    folder = Path(first.tokens.filename).parent  # type: ignore[attr-defined]
-    for name, content in (("tokens.bin", b"half"), ("corpus.json", b"{"), ("tokens.bin", b"")):
-        (folder / name).write_bytes(content)
-        again = Text(str(sample)).corpus()
-        assert again.vocabulary.decode(again.tokens.tolist()) == SAMPLE
 
 
 def test_a_cache_that_cannot_be_written_is_named(

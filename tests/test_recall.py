@@ -316,7 +316,7 @@ def test_without_pairs_there_is_nothing_but_filler() -> None:
         ({"pairs": 8, "keys": 8, "marked": False}, "data.keys: 8 given; more than pairs = 8"),
         ({"letters": 40}, "data.letters: 40 given; 2 to 26"),
         ({"letters": 20, "order": 5}, "data.order: 5 given"),
-        ({"filler": "/no/such/file"}, "data.filler: cannot read /no/such/file"),
+        ({"filler": "/no/such/file"}, "data.filler: /no/such/file: No such file"),
     ],
 )
 def test_bad_options_are_named(options: dict, message: str) -> None:

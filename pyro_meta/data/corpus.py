@@ -4,38 +4,23 @@ Order is a pure function of the seed and the step, so that a resumed or distribu
 same sequences. Shapes: B sequences, T tokens of context.
 """
 
-import ast
-import glob
 import hashlib
-import io
-import json
-import os
-import shutil
-import sys
-import sysconfig
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_meta.data.documentation import describe_python, read_python
+from pyro_meta.data.files import Found, find_files, read_files, stamp
+from pyro_meta.data.prepared import UnfitTokens, prepared
 from pyro_meta.data.vocabulary import ByteVocabulary, CharVocabulary, FileVocabulary, Vocabulary
 from pyro_meta.errors import UsageError
-from pyro_meta.folders import cache_folder
-
-READ_CHARACTERS = 1 << 20
-CACHE_VERSION = 1  # to be raised when prepared text changes
-STDLIB_LEFT_OUT = {
-    "site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip",
-    "turtledemo", "pydoc_data", "__pycache__",
-}  # fmt: skip
-
 
 Windows = tuple[Tensor, Tensor]
 """Tokens and targets, [N, T] each."""
@@ -163,7 +148,9 @@ def identity(windows: Windows) -> str:
 
 
 def as_windows(rows: NDArray[np.integer]) -> Windows:
-    """Tokens and their targets from rows [N, T + 1]."""
+    """Tokens and their targets from rows [N, T + 1]; raises `UsageError` for fractions."""
+    if not np.issubdtype(rows.dtype, np.integer):
+        raise UsageError(f"data: tokens are {rows.dtype}; whole numbers are needed")
     both = torch.from_numpy(rows.astype(np.int64))
     return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
@@ -197,179 +184,49 @@ class Text(Data):
             raise UsageError(f"data.validation: {validation} given; above 0 and below 1 is allowed")
         if path == "":
             raise UsageError("data.path: it is empty; a file, a folder or a glob is needed")
+        if tokens == "":
+            raise UsageError("data.tokens: it is empty; byte, char or a tokenizer.json is needed")
         self.path, self.tokens, self.validation = path, tokens, validation
 
     def corpus(self) -> TokenCorpus:
-        files = _find_files(self.path) if self.path is not None else None
-        described = _describe_files(files) if files else _describe_python()
-        identity = json.dumps([CACHE_VERSION, described, self.tokens, _stamp(self.tokens)])
-        folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:24]
-        try:
-            prepared = _read_prepared(folder)
-            if prepared is None:
-                self._prepare(files, folder)
-                prepared = _read_prepared(folder)
-        except OSError as error:
-            raise UsageError(
-                f"cannot keep prepared text in {folder.parent}: {error.strerror}; "
-                "set PYRO_META_CACHE to a folder that can be written"
-            ) from error
-        if prepared is None:
-            raise UsageError(f"prepared text in {folder} is damaged; remove that folder")
-        tokens, vocabulary, facts = prepared
-        is_own = self.path is not None
-        source = self.path if is_own else "documentation of the Python standard library"
-        description = (
-            f"{source} ({facts['bytes']:,} bytes, sha256 {facts['sha256'][:12]}, "
-            f"{len(tokens):,} {vocabulary.kind} tokens)"
-        )
-        boundary = int(len(tokens) * (1 - self.validation))
-        return TokenCorpus(tokens, boundary, vocabulary, facts["sha256"], description)
-
-    def _prepare(self, files: list[Path] | None, folder: Path) -> None:
-        """Write tokens.bin, vocabulary.json and corpus.json under a temporary name; rename."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        found = None if self.path is None else find_files(self.path)
+        described = describe_python() if found is None else _described(found)
+        tokenizer = Path(self.tokens).expanduser()
 
         def pieces() -> Iterator[str]:
-            return _read_files(files) if files else read_python()
-
-        vocabulary = self._vocabulary(pieces())
-        dtype = np.dtype(np.uint8 if vocabulary.size <= 1 << 8 else np.uint16)
-        if vocabulary.size > 1 << 16:
-            dtype = np.dtype(np.uint32)
-        digest, size, count = hashlib.sha256(), 0, 0
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temporary:
-            partial = Path(temporary) / "corpus"
-            partial.mkdir()
-            with open(partial / "tokens.bin", "wb") as out:
-                for piece in pieces():
-                    raw = piece.encode()
-                    digest.update(raw)
-                    size += len(raw)
-                    encoded = vocabulary.encode(piece).astype(dtype)
-                    count += len(encoded)
-                    out.write(encoded.tobytes())
-            if not count:
+            is_empty = True
+            for piece in read_python() if found is None else read_files(found.files):
+                is_empty = False
+                yield piece
+            if is_empty:
                 raise UsageError(f"data.path: {self.path} holds no text")
-            vocabulary.save(partial / "vocabulary.json")
-            facts = {
-                "bytes": size,
-                "sha256": digest.hexdigest(),
-                "dtype": dtype.name,
-                "tokens": count,
-            }
-            (partial / "corpus.json").write_text(json.dumps(facts))
-            if folder.exists() and _read_prepared(folder) is None:
-                shutil.rmtree(folder)  # damaged: made anew
-            if not folder.exists():  # else another process was first, with the same result
-                partial.rename(folder)
+            if found is not None and _described(found) != described:
+                raise UsageError(f"data.path: {self.path} was changed while it was read")
 
-    def _vocabulary(self, pieces: Iterator[str]) -> Vocabulary:
-        if self.tokens == "byte":
-            return ByteVocabulary()
-        if self.tokens == "char":
-            seen: set[str] = set()
-            for piece in pieces:
-                seen.update(piece)
-            return CharVocabulary(sorted(seen))
-        return FileVocabulary.from_path(Path(self.tokens))
+        def vocabulary() -> Vocabulary:
+            if self.tokens == "byte":
+                return ByteVocabulary()
+            if self.tokens == "char":
+                return CharVocabulary(sorted({one for piece in pieces() for one in set(piece)}))
+            return FileVocabulary.from_path(tokenizer)
 
-
-Prepared = tuple[NDArray[np.integer], Vocabulary, dict[str, Any]]
-
-
-def _read_prepared(folder: Path) -> Prepared | None:
-    """Tokens, vocabulary and facts of a prepared corpus; None if it is not there, or not whole."""
-    try:
-        facts = json.loads((folder / "corpus.json").read_text())
-        vocabulary = Vocabulary.load(folder / "vocabulary.json")
-        tokens = np.memmap(folder / "tokens.bin", dtype=facts["dtype"], mode="r")
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
-        return None
-    is_whole = {"bytes", "sha256"} <= facts.keys() and len(tokens) == facts.get("tokens")
-    return (tokens, vocabulary, facts) if is_whole else None
-
-
-def _find_files(path: str) -> list[Path]:
-    try:
-        given = Path(path).expanduser()
-        is_file, is_folder = given.is_file(), given.is_dir()
-    except (OSError, RuntimeError) as error:
-        raise UsageError(f"data.path: {path}: {error}") from error
-    if is_file:
-        return [given]
-    if is_folder:
-        inside = sorted(given.rglob("*"))
-        files = [file for file in inside if file.is_file() and not _is_hidden(file, given)]
-    else:
-        files = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]
-        files = [file for file in files if file.is_file()]
-    if not files:
-        raise UsageError(f"data.path: {path}: no such file, and no file in a folder or glob")
-    return files
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _stamp(path: str | Path) -> list[int]:
-    """Size and time of a file, so that a changed file is read anew; nothing for no file."""
-    if not Path(path).is_file():
-        return []
-    stat = os.stat(path)
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def _describe_files(files: list[Path]) -> list[object]:
-    return [[str(file.resolve()), *_stamp(file)] for file in files]
-
-
-def _describe_python() -> list[object]:
-    return ["python", sys.version, str(_stdlib())]
-
-
-def _read_files(files: list[Path]) -> Iterator[str]:
-    """Text of the files in pieces of about a megabyte that end at line ends."""
-    for file in files:
         try:
-            with open(file, encoding="utf-8", newline="") as handle:
-                while piece := handle.read(READ_CHARACTERS):
-                    yield piece + handle.readline(READ_CHARACTERS)
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"data.path: {file} is not UTF-8 text (byte {error.object[error.start]:#04x}: "
-                f"{error.reason}); name text files, for example with a glob '**/*.txt'"
-            ) from error
-        except OSError as error:
-            raise UsageError(f"data.path: {file}: {error.strerror}") from error
+            text = prepared([described, self.tokens, stamp(tokenizer)], pieces, vocabulary)
+        except UnfitTokens as error:
+            raise UsageError(f"data.tokens: {self.tokens}: {error}") from error
+        facts = [
+            f"{text.bytes:,} bytes",
+            f"sha256 {text.sha256[:12]}",
+            f"{len(text.tokens):,} {text.vocabulary.kind} tokens",
+            *([found.left_out()] if found is not None and found.left_out() else []),
+            *([text.loss] if text.loss else []),
+        ]
+        source = self.path or "documentation of the Python standard library"
+        boundary = int(len(text.tokens) * (1 - self.validation))
+        description = f"{source} ({', '.join(facts)})"
+        return TokenCorpus(text.tokens, boundary, text.vocabulary, text.sha256, description)
 
 
-def _stdlib() -> Path:
-    return Path(sysconfig.get_path("stdlib"))
-
-
-def read_python() -> Iterator[str]:
-    """The documentation topics, then every docstring of the standard library, file by file."""
-    try:
-        from pydoc_data.topics import topics
-
-        yield "\n\n".join(topics[name] for name in sorted(topics)) + "\n\n"
-    except ImportError:  # some distributions leave the topics out; the docstrings remain
-        pass
-    root = _stdlib()
-    for file in sorted(root.rglob("*.py")):
-        parts = file.relative_to(root).parts
-        if any(part in STDLIB_LEFT_OUT or part.startswith("config-") for part in parts):
-            continue
-        found = io.StringIO()
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):  # template files that are no Python
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                if docstring := ast.get_docstring(node):
-                    found.write(docstring.encode("utf-8", "replace").decode() + "\n\n")
-        if text := found.getvalue():
-            yield text
+def _described(found: Found) -> list[object]:
+    """What tells that files have changed, or are others."""
+    return [[str(file.resolve()), *stamp(file)] for file in found.files]

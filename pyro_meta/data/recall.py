@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_meta.data.corpus import Corpus, Data, Text, Truth, Windows, as_windows, step_rng
+from pyro_meta.data.files import read_text
 from pyro_meta.data.vocabulary import SymbolVocabulary
 from pyro_meta.errors import UsageError
 
@@ -46,6 +47,7 @@ class Filler(Protocol):
 
 
 MOST_SPREADS = 3.5  # standard deviations by which definitions may be more than on average
+MOST_SYMBOLS = 1 << 20  # of keys, values and definitions
 VALIDATION_SEED = 1 << 63  # seeds of training are below
 REVISION = 3  # of the generator: the same options give other sequences than before
 
@@ -177,6 +179,14 @@ class Recall(Data):
         order: int = 2,
         chain_seed: int = 0,
     ) -> None:
+        whole = {"pairs": pairs, "queries": queries, "keys": keys, "values": values}
+        whole |= {"distance": distance, "hops": hops, "strangers": strangers, "letters": letters}
+        whole |= {"order": order, "chain_seed": chain_seed}
+        for name, given in whole.items():
+            if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
+                raise UsageError(f"data.{name}: {given!r} given; a whole number is allowed")
+        if hops not in (1, 2):
+            raise UsageError(f"data.hops: {hops} given; 1 or 2 is allowed")
         queries = pairs // 2 if queries is None else queries
         distance = distance if pairs or distance < 0 else 0
         if keys is None:
@@ -197,11 +207,19 @@ class Recall(Data):
             raise UsageError(f"data.keys: {keys} given; {allowed} is allowed")
         if not 2 <= letters <= len(string.ascii_lowercase):
             raise UsageError(f"data.letters: {letters} given; 2 to 26 is allowed")
-        if letters**order > 1 << 16:
+        if order > 16 or letters**order > 1 << 16:
             raise UsageError(
                 f"data.order: {order} given; letters ** order = {letters**order:,} must not be "
                 "above 65,536"
             )
+        symbols = keys * values if hops == 1 else keys + values
+        if symbols > MOST_SYMBOLS:
+            raise UsageError(
+                f"data.keys: {keys} keys with {values} values are {symbols:,} symbols; at most "
+                f"{MOST_SYMBOLS:,} are allowed"
+            )
+        if filler == "":
+            raise UsageError("data.filler: it is empty; a file of text, or python, is needed")
         spread = math.sqrt(pairs * (1 - pairs / keys)) if keys else 0.0
         most_pairs = min(keys, pairs + math.ceil(MOST_SPREADS * spread))
         self.plan = Plan(
@@ -454,10 +472,7 @@ def _read(path: str) -> str:
     if path == "python":
         corpus = Text().corpus()
         return corpus.vocabulary.decode(corpus.tokens.tolist())
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"data.filler: cannot read {path}: {error}") from error
+    text = read_text(Path(path), "data.filler")
     if not text:
         raise UsageError(f"data.filler: {path} is empty")
     return text

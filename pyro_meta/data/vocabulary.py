@@ -1,7 +1,6 @@
 """Vocabularies: text to token ids and back, saved as plain JSON."""
 
 import codecs
-import itertools
 import json
 import re
 from abc import ABC, abstractmethod
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_meta.data.tokenizer import TokenizerFile
 from pyro_meta.errors import UsageError
+from pyro_meta.folders import write_whole
 
 SENTENCE_ENDS = (".", "!", "?", "\n", "\u3002", "\uff01", "\uff1f")  # the last three are CJK
 
@@ -25,7 +26,7 @@ class Vocabulary(ABC):
     kind
         `byte`, `char`, `symbol` or `tokenizer`.
     size
-        Number of tokens, V.
+        Number of token ids, V; all are below it.
     """
 
     kind: str
@@ -37,7 +38,13 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids; bytes that are no whole character become U+FFFD."""
+        """Text of token ids; bytes that are no whole character become U+FFFD.
+
+        Raises
+        ------
+        UsageError
+            An id is none of the vocabulary.
+        """
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +55,7 @@ class Vocabulary(ABC):
         return [self.decode([token]) for token in ids]
 
     def streamed(self, ids: Iterable[int]) -> Iterator[str]:
-        """The same text as it comes, held back only where a character is not whole yet."""
+        """The same text as it comes, held back only where what follows may still change it."""
         for token in ids:
             yield self.decode([token])
 
@@ -60,24 +67,62 @@ class Vocabulary(ABC):
             if self.decode([token]).rstrip(" \t").endswith(SENTENCE_ENDS)
         ]
 
+    def without_unknowns(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens [N] that stand for some text, and not for any that is not known."""
+        return ids
+
+    def require_known(self, ids: Iterable[int]) -> list[int]:
+        """The ids as a list; raises `UsageError` if one is none of the vocabulary."""
+        known = list(ids)
+        for token in known:
+            if not isinstance(token, int | np.integer) or not 0 <= token < self.size:
+                raise UsageError(f"token {token!r} given; 0 to {self.size - 1} are allowed")
+        return known
+
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_json(), ensure_ascii=False), encoding="utf-8")
+        write_whole(path, json.dumps(self.to_json(), ensure_ascii=False))
 
     @staticmethod
     def load(path: Path) -> "Vocabulary":
         """The vocabulary saved at `path`."""
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            kind = facts["kind"]
-            if kind == "byte":
-                return ByteVocabulary()
-            if kind == "char":
-                return CharVocabulary(facts["characters"])
-            if kind == "symbol":
-                return SymbolVocabulary(facts["symbols"])
-            return FileVocabulary(facts["tokenizer"])
-        except Exception as error:  # the tokenizers library raises bare Exception
+            return Vocabulary.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UsageError(f"{path}: no readable vocabulary ({error})") from error
+
+    @staticmethod
+    def from_json(facts: dict[str, Any]) -> "Vocabulary":
+        """The vocabulary that `to_json` describes.
+
+        Raises
+        ------
+        ValueError, LookupError, TypeError
+            It describes none.
+        """
+        kind = facts["kind"]
+        if kind == "byte":
+            return ByteVocabulary()
+        if kind == "char":
+            return CharVocabulary(facts["characters"])
+        if kind == "symbol":
+            return SymbolVocabulary(facts["symbols"])
+        if kind == "tokenizer":
+            return FileVocabulary(facts["tokenizer"])
+        raise ValueError(f"{kind!r} is no kind; byte, char, symbol and tokenizer are known")
+
+
+def require_encodable(text: str) -> None:
+    """Raise `UsageError` where `text` has halves of surrogate pairs, which are no characters.
+
+    Python puts them where bytes are not UTF-8, as in a word of the command line.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"character {text[error.start]!r} is half of a pair, or stands for a byte that is "
+            "not UTF-8; UTF-8 text is needed"
+        ) from error
 
 
 class ByteVocabulary(Vocabulary):
@@ -86,19 +131,22 @@ class ByteVocabulary(Vocabulary):
     kind, size = "byte", 256
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int64)
+        require_encodable(text)
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return bytes(ids).decode("utf-8", "replace")
+        return bytes(self.require_known(ids)).decode("utf-8", "replace")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        return [decoder.decode(bytes([token])) for token in ids]
+        *pieces, rest = self.streamed(ids)
+        if pieces:
+            pieces[-1] += rest
+        return pieces
 
     def streamed(self, ids: Iterable[int]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in ids:
-            yield decoder.decode(bytes([token]))
+            yield decoder.decode(bytes(self.require_known([token])))
         yield decoder.decode(b"", final=True)
 
     def to_json(self) -> dict[str, Any]:
@@ -114,8 +162,13 @@ class CharVocabulary(Vocabulary):
         self.characters = list(characters)
         self.size = len(self.characters)
         self._ids = {character: index for index, character in enumerate(self.characters)}
+        if not all(isinstance(one, str) and len(one) == 1 for one in self.characters):
+            raise ValueError("characters are text of one character each")
+        if len(self._ids) != self.size:
+            raise ValueError("two characters are the same")
 
     def encode(self, text: str) -> NDArray[np.int64]:
+        require_encodable(text)
         try:
             return np.array([self._ids[character] for character in text], np.int64)
         except KeyError as error:
@@ -124,7 +177,7 @@ class CharVocabulary(Vocabulary):
             ) from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.characters[index] for index in ids)
+        return "".join(self.characters[index] for index in self.require_known(ids))
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "char", "characters": self.characters}
@@ -139,10 +192,15 @@ class SymbolVocabulary(Vocabulary):
         self.symbols = list(symbols)
         self.size = len(self.symbols)
         self._ids = {symbol: index for index, symbol in enumerate(self.symbols)}
+        if not all(isinstance(symbol, str) and symbol for symbol in self.symbols):
+            raise ValueError("symbols are text of at least one character")
+        if len(self._ids) != self.size:
+            raise ValueError("two symbols are the same")
         longest_first = sorted(self.symbols, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)), re.DOTALL)
 
     def encode(self, text: str) -> NDArray[np.int64]:
+        require_encodable(text)
         ids, at = [], 0
         while at < len(text):
             found = self._pattern.match(text, at)
@@ -155,7 +213,7 @@ class SymbolVocabulary(Vocabulary):
         return np.array(ids, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.symbols[index] for index in ids)
+        return "".join(self.symbols[index] for index in self.require_known(ids))
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "symbol", "symbols": self.symbols}
@@ -167,51 +225,38 @@ class FileVocabulary(Vocabulary):
     kind = "tokenizer"
 
     def __init__(self, serialised: str) -> None:
-        from tokenizers import Tokenizer
-
-        self._serialised = serialised
-        self._tokenizer = Tokenizer.from_str(serialised)
-        self.size = self._tokenizer.get_vocab_size()
+        self._file = TokenizerFile(serialised)
+        self.size = self._file.size
 
     @classmethod
     def from_path(cls, path: Path) -> "FileVocabulary":
         """Read a tokenizer.json; raises `UsageError` if there is none at `path`."""
-        if not path.is_file():
-            raise UsageError(
-                f"data.tokens: {str(path)!r} given; byte, char or a tokenizer.json is allowed"
-            )
         try:
-            return cls(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises bare Exception for malformed files
+            if not path.is_file():
+                raise UsageError(
+                    f"data.tokens: {str(path)!r} given; byte, char or a tokenizer.json is allowed"
+                )
+            return cls(path.read_text(encoding="utf-8-sig"))
+        except UsageError:
+            raise
+        except (OSError, ValueError) as error:
             raise UsageError(f"data.tokens: {path} is no tokenizer.json ({error})") from error
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        require_encodable(text)
+        return np.array(self._file.encode(text), np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return self._file.decode(self.require_known(ids))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        ids = list(ids)
-        ends = [len(self.decode(ids[:stop])) for stop in range(len(ids) + 1)]
-        whole = self.decode(ids)
-        return [whole[begin:end] for begin, end in itertools.pairwise(ends)]
+        return self._file.pieces(self.require_known(ids))
 
     def streamed(self, ids: Iterable[int]) -> Iterator[str]:
-        # What a token adds depends on those before it: the last ones that were shown are decoded
-        # with those that are not yet.
-        shown: list[int] = []
-        waiting: list[int] = []
-        for token in ids:
-            waiting.append(token)
-            text = self._added(shown, waiting)
-            if not text.endswith("\ufffd"):
-                yield text
-                shown, waiting = waiting, []
-        yield self._added(shown, waiting)
+        return self._file.streamed(token for one in ids for token in self.require_known([one]))
 
-    def _added(self, shown: list[int], waiting: list[int]) -> str:
-        return self.decode([*shown, *waiting]).removeprefix(self.decode(shown))
+    def without_unknowns(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        return ids if self._file.unknown is None else ids[ids != self._file.unknown]
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "tokenizer", "tokenizer": self._serialised}
+        return {"kind": "tokenizer", "tokenizer": self._file.serialised}

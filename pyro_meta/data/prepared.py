@@ -1,0 +1,203 @@
+"""Text made into tokens once, and kept: a folder of the cache, whose every file has its hash.
+
+    tokens.bin       the tokens, to be memory-mapped
+    vocabulary.json  how they become text
+    corpus.json      what the folder was made from, sizes and hashes of both, and its own
+
+A folder is made under a name of its own and renamed: it is there whole, or not at all. One that is
+damaged is renamed away before a new one comes, so that whoever has it mapped keeps it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_meta import checksums
+from pyro_meta.data.loss import Loss, is_sampled
+from pyro_meta.data.vocabulary import FileVocabulary, Vocabulary
+from pyro_meta.errors import UsageError
+from pyro_meta.folders import PARTIAL, cache_folder, flush, locked, partial_name, write_whole
+
+VERSION = 2  # to be raised when prepared text changes
+FILES = ("tokens.bin", "vocabulary.json")
+FACTS = "corpus.json"
+
+
+class UnfitTokens(ValueError):
+    """The vocabulary cannot write the text, or nothing of it."""
+
+
+class Prepared(NamedTuple):
+    """Text as tokens."""
+
+    tokens: NDArray[np.integer]
+    """Memory-mapped, [N]."""
+    vocabulary: Vocabulary
+    bytes: int
+    """Length of the text in UTF-8."""
+    sha256: str
+    """Hash of the text."""
+    loss: str
+    """What the tokens lose of it, in a few words; nothing if nothing."""
+
+
+def prepared(
+    origin: list[object],
+    pieces: Callable[[], Iterator[str]],
+    vocabulary: Callable[[], Vocabulary],
+) -> Prepared:
+    """Text as tokens: found in the cache folder, or made and kept there.
+
+    Processes that ask at once wait for the first of them.
+
+    Parameters
+    ----------
+    origin
+        All that the tokens depend on, as JSON.
+    pieces
+        The text; it may be read more than once.
+    vocabulary
+        What its tokens are.
+
+    Raises
+    ------
+    UsageError
+        The cache folder cannot be used.
+    UnfitTokens
+        The vocabulary cannot write the text, or nothing of it.
+    """
+    identity = hashlib.sha256(json.dumps([VERSION, *origin]).encode()).hexdigest()
+    folder = cache_folder() / identity[:24]
+    try:
+        found = _read(folder, identity)
+        if found is None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with locked(folder.with_name(f".{folder.name}.lock"), busy="", waits=True):
+                found = _read(folder, identity)  # another process may have been first
+                if found is None:
+                    _clear(folder)
+                    _make(folder, identity, pieces, vocabulary())
+                    found = _read(folder, identity)
+    except OSError as error:
+        raise UsageError(
+            f"cannot keep prepared text in {folder.parent}: {error.strerror or error}; "
+            "set PYRO_META_CACHE to a folder that can be written"
+        ) from error
+    if found is None:
+        raise UsageError(f"prepared text in {folder} is damaged as soon as it is written")
+    return found
+
+
+def _read(folder: Path, identity: str) -> Prepared | None:
+    """What is kept in a folder; None unless every byte of it is as it was written."""
+    try:
+        facts = checksums.unsealed(folder / FACTS)
+        if facts["identity"] != identity:
+            return None
+        for name in FILES:
+            if checksums.sha256(folder / name) != facts["files"][name]:
+                return None
+        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        tokens = np.memmap(folder / "tokens.bin", dtype=facts["dtype"], mode="r")
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+        return None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        return None  # no plain file
+    return Prepared(tokens, vocabulary, facts["bytes"], facts["text_sha256"], facts["loss"])
+
+
+def _make(
+    folder: Path, identity: str, pieces: Callable[[], Iterator[str]], vocabulary: Vocabulary
+) -> None:
+    partial = partial_name(folder)
+    try:
+        partial.mkdir()
+        facts = _write_tokens(partial / "tokens.bin", pieces(), vocabulary)
+        vocabulary.save(partial / "vocabulary.json")
+        facts |= {
+            "identity": identity,
+            "files": {name: checksums.sha256(partial / name) for name in FILES},
+        }
+        write_whole(partial / FACTS, checksums.sealed(facts))
+        if os.path.lexists(folder):
+            warnings.warn(f"prepared text in {folder} was damaged; it is made anew", stacklevel=2)
+            _put_away(folder)
+        partial.rename(folder)
+        flush(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_tokens(path: Path, pieces: Iterator[str], vocabulary: Vocabulary) -> dict[str, Any]:
+    """Write the tokens of a text; what is to be known of it."""
+    dtype = np.min_scalar_type(vocabulary.size - 1)
+    digest, size, count, known = hashlib.sha256(), 0, 0, False
+    loss = Loss(vocabulary)
+    with open(path, "xb") as out:
+        for number, piece in enumerate(pieces):
+            raw = piece.encode()
+            digest.update(raw)
+            size += len(raw)
+            try:
+                ids = vocabulary.encode(piece)
+                if isinstance(vocabulary, FileVocabulary) and is_sampled(number):
+                    loss.add(piece)
+            except UsageError as error:
+                raise UnfitTokens(str(error)) from error
+            count += len(ids)
+            known = known or len(vocabulary.without_unknowns(ids)) > 0
+            out.write(ids.astype(dtype).tobytes())
+    flush(path)
+    if not known or loss.is_total():
+        raise UnfitTokens("it knows nothing of the text")
+    if loss.said():
+        warnings.warn(f"text: {loss.said()}", stacklevel=2)
+    return {
+        "bytes": size,
+        "text_sha256": digest.hexdigest(),
+        "dtype": dtype.name,
+        "tokens": count,
+        "loss": loss.said(),
+    }
+
+
+def _put_away(folder: Path) -> None:
+    """Remove a folder, or whatever has its name; who has a file of it open keeps that."""
+    away = partial_name(folder)
+    folder.rename(away)
+    _remove(away)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what processes that are no more have left of this folder."""
+    for left in folder.parent.glob(f".{folder.name}{PARTIAL}*"):
+        maker = left.name.rpartition(PARTIAL)[2].partition("-")[0]
+        if not (maker.isdecimal() and _is_alive(int(maker))):
+            _remove(left)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
