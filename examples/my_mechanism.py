@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_meta import Mechanism, Shape, Transformer, pinned
 from pyro_meta.attention import Queries
-from pyro_meta.evaluation.causality import require_causal
+from pyro_meta.contracts.admission import require_sound_network
 
 
 class Ends(Mechanism):
@@ -42,7 +42,7 @@ class Ends(Mechanism):
 def main() -> None:
     shape = Shape(vocabulary=256, context=64, width=32, layers=2, heads=2, window=8)
     network = Transformer(shape, ["full", "my_mechanism.Ends"])
-    require_causal(network)  # training refuses a mechanism that sees the future
+    require_sound_network(network)  # training refuses a mechanism that sees the future
     logits = network(torch.randint(256, (1, 64)), pinned(network, "ends"))
     print(f"mechanisms {network.mechanism_names}, logits {list(logits.shape)}")
 

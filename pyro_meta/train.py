@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -70,8 +70,7 @@ def _train(request: Request, out: Console) -> int:
     import torch
 
     from pyro_meta.attention.profile import of_this_machine, profiled, require_known_profile
-    from pyro_meta.evaluation.causality import require_causal, require_causal_guide
-    from pyro_meta.network.transformer import Transformer
+    from pyro_meta.contracts.admission import require_sound
     from pyro_meta.posterior.closing import close, count
     from pyro_meta.training.devices import launch, make_fabric
     from pyro_meta.training.loop import Interrupted, train
@@ -90,8 +89,7 @@ def _train(request: Request, out: Console) -> int:
     corpus.require(config.context)
     torch.manual_seed(config.seed)
     model, guide = config.build(corpus.vocabulary.size, corpus.vocabulary.separators)
-    require_causal(cast(Transformer, model.network))
-    require_causal_guide(model, guide)
+    require_sound(model, guide)
     origin = _begun_from(request, opened, corpus, model, guide, say)
     controllers = config.controllers(model, guide)
     if opened is None:

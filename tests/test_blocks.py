@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_meta import Decision, Features, Shape, Transformer, UsageError, pinned
 from pyro_meta.attention.rotary import rotation
-from pyro_meta.evaluation.causality import require_causal
+from pyro_meta.contracts.admission import require_sound_network
 from pyro_meta.generate import main as generate
 from pyro_meta.network.blocks import (
     BLOCKS,
@@ -289,13 +289,13 @@ def test_a_block_is_found_by_name_or_path() -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_training_takes_blocks_of_ours(block: str) -> None:
-    require_causal(shaken(block))
+    require_sound_network(shaken(block))
 
 
 @pytest.mark.parametrize("block", ["LooksAtTheFuture", "LooksAtThePast"])
 def test_training_refuses_a_block_where_tokens_meet_outside_attention(block: str) -> None:
     with pytest.raises(UsageError, match=f"block: {block}: tokens meet outside attention"):
-        require_causal(Transformer(SHAPE, block=f"flawed.{block}"))
+        require_sound_network(Transformer(SHAPE, block=f"flawed.{block}"))
 
 
 def test_the_block_is_an_option_that_a_configuration_keeps(tmp_path: Path) -> None:

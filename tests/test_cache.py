@@ -39,7 +39,7 @@ from pyro_meta.attention import (
     recurs,
     serves,
 )
-from pyro_meta.evaluation.causality import require_causal, require_causal_guide
+from pyro_meta.contracts.admission import require_sound, require_sound_network
 from pyro_meta.generation.reader import Reader, first_read
 from pyro_meta.generation.sampling import Sampling, continue_batch, continue_tokens
 from pyro_meta.guides import of_own_token
@@ -549,18 +549,18 @@ class LooksBack(LooksBackAndSaysNothing):
 
 @pytest.mark.usefixtures("double")
 def test_training_refuses_what_decodes_otherwise_than_it_reads() -> None:
-    require_causal(network_of())
-    with pytest.raises(UsageError, match=r"decodesthefirst.* decode\(\)"):
-        require_causal(network_of(("full", f"{__name__}.DecodesTheFirst")))
+    require_sound_network(network_of())
+    with pytest.raises(UsageError, match=r"DecodesTheFirst: .* decode\(\) gives other rows"):
+        require_sound_network(network_of(("full", f"{__name__}.DecodesTheFirst")))
     for guide in (DirichletGuide, RandomGuide, LooksBackAndSaysNothing):
-        require_causal_guide(*trained_like(guide, 1.0))
+        require_sound(*trained_like(guide, 1.0))
     model, guide = trained_like(DirichletGuide, 1.0)
     wrong = LooksBack(model)
     for parameter in wrong.parameters():
         torch.nn.init.normal_(parameter)
     assert guide.is_of_own_token and not LooksBackAndSaysNothing(model).is_of_own_token
-    with pytest.raises(UsageError, match="LooksBack is declared of_own_token"):
-        require_causal_guide(model, wrong)
+    with pytest.raises(UsageError, match="LooksBack: it is declared of_own_token"):
+        require_sound(model, wrong)
 
 
 @pytest.mark.usefixtures("double")

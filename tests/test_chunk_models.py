@@ -21,9 +21,10 @@ from pyro_meta import (
     UsageError,
 )
 from pyro_meta.attention import ChunkLearned, ChunkSentence, backend, collected_penalties
+from pyro_meta.contracts.admission import require_sound_network
 from pyro_meta.data.corpus import Text
 from pyro_meta.data.vocabulary import ByteVocabulary, CharVocabulary, SymbolVocabulary
-from pyro_meta.evaluation.causality import prefix_gap, require_causal
+from pyro_meta.evaluation.causality import prefix_gap
 from pyro_meta.evaluation.executed import _count_macs
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.guides import mean_route
@@ -239,9 +240,9 @@ class Foresight(ChunkSentence):
 
 
 def test_training_refuses_a_mechanism_that_looks_at_later_separators() -> None:
-    require_causal(network_of(("full", *ALL)))
-    with pytest.raises(UsageError, match="mechanisms: foresight"):
-        require_causal(network_of((f"{__name__}.Foresight",)))
+    require_sound_network(network_of(("full", *ALL)))
+    with pytest.raises(UsageError, match="mechanisms: Foresight: the future is seen"):
+        require_sound_network(network_of((f"{__name__}.Foresight",)))
 
 
 def test_the_penalty_is_logged_without_a_warning(tokens: Tensor) -> None:

@@ -145,7 +145,7 @@ def test_a_refusal_is_one_line(words: list[str], tmp_path: Path) -> None:
 
 
 def test_gates_that_see_the_future_are_refused(words: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="with Leaky sees the future"):
+    with pytest.raises(UsageError, match="depth: Leaky: the future is seen"):
         train_command.main([*words[:-2], "--depth=test_depth.Leaky", f"--out={tmp_path / 'run'}"])
 
 

@@ -34,7 +34,8 @@ from pyro_meta.attention.ops import gathered
 from pyro_meta.attention.ops.backend import uses_flex
 from pyro_meta.attention.ops.dense import sums_before
 from pyro_meta.attention.ops.gathered import softmax_attention_of
-from pyro_meta.evaluation.causality import prefix_gap, require_causal
+from pyro_meta.contracts.admission import require_sound_network
+from pyro_meta.evaluation.causality import prefix_gap
 from pyro_meta.network.route import as_weights
 
 WAYS = ("auto", "gather", "flex")
@@ -351,9 +352,9 @@ class ServesOthers(Own):
 
 def test_a_mechanism_that_serves_other_rows_is_refused() -> None:
     shape = Shape(vocabulary=5, width=8, heads=1, layers=1)
-    require_causal(Transformer(shape))
-    with pytest.raises(UsageError, match=r"servesothers: serve\(\) is off"):
-        require_causal(Transformer(shape, ["full", f"{__name__}.ServesOthers"]))
+    require_sound_network(Transformer(shape))
+    with pytest.raises(UsageError, match=r"ServesOthers: serve\(\) gives other rows"):
+        require_sound_network(Transformer(shape, ["full", f"{__name__}.ServesOthers"]))
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 100, 1100])

@@ -12,7 +12,7 @@ from pyro_meta import Decision, Features, Mechanism, Shape, Transformer, UsageEr
 from pyro_meta.attention import Full, LinearMomentum, build_mechanisms, carries, mean_attention
 from pyro_meta.attention.chunks.mechanisms import Chunk, ChunkSentence
 from pyro_meta.attention.ops.momentum import damping, mean_attention_after, mean_state
-from pyro_meta.evaluation.causality import require_causal
+from pyro_meta.contracts.admission import require_sound_network
 from pyro_meta.network.blocks import BLOCKS
 from pyro_meta.network.costs import costs_at
 from pyro_meta.network.macs import attention_macs, counted
@@ -291,9 +291,9 @@ class Backwards(Own):
 
 
 def test_training_refuses_a_kick_from_the_future() -> None:
-    require_causal(Transformer(SHAPE, ALL))
-    with pytest.raises(UsageError, match="the kick of own sees the future"):
-        require_causal(Transformer(SHAPE, [f"{__name__}.Backwards"]))
+    require_sound_network(Transformer(SHAPE, ALL))
+    with pytest.raises(UsageError, match=r"Backwards: kick\(\) sees the future"):
+        require_sound_network(Transformer(SHAPE, [f"{__name__}.Backwards"]))
 
 
 class _Kicked(Mechanism):

@@ -129,11 +129,11 @@ class Misshapen(DirichletGuide):
         (["--prior", "broken.Prior"], "cannot import 'broken.Prior': SyntaxError"),
         (["--mechanisms", "[full,broken.Mechanism]"], "cannot import 'broken.Mechanism'"),
         (["--mechanisms", "[full,leaky.Costless]"], "does not define nominal_cost"),
-        (["--guide", "leaky.LeakyGuide"], "guide: LeakyGuide sees the future"),
-        (["--guide", "test_options.Random"], "Random is random in evaluation mode"),
+        (["--guide", "leaky.LeakyGuide"], "guide: LeakyGuide: the future is seen"),
+        (["--guide", "test_options.Random"], "Random: two calls in evaluation mode give two outputs"),
         (["--guide", "test_options.Meanless"], "has no mean"),
-        (["--guide", "test_options.Drawn"], "posterior() of Drawn gives a Tensor"),
-        (["--guide", "test_options.Misshapen"], "is needed"),
+        (["--guide", "test_options.Drawn"], "guide: Drawn: posterior() of layer 0"),
+        (["--guide", "test_options.Misshapen"], "its batch must be [2, 16]"),
         (["--config.x", "1"], "unknown option --config.x"),
         (["--seed", "99999999999999999999999"], "below 2**63"),
         (["--data.path", ""], "data.path: it is empty"),
@@ -192,7 +192,7 @@ def test_bad_input_is_refused_by_name(
 def test_a_mechanism_that_sees_the_future_is_refused(
     tmp_path: Path, text_file: Path, name: str
 ) -> None:
-    with pytest.raises(UsageError, match=f"{name.lower()} sees the future"):
+    with pytest.raises(UsageError, match=f"{name}: the future is seen"):
         train(*MOMENT, f"--mechanisms=[full,leaky.{name}]", f"--data.path={text_file}")
 
 

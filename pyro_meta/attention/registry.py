@@ -14,6 +14,7 @@ from pyro_meta.attention.chunks.mechanisms import (
 from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, carries
 from pyro_meta.attention.momentum import LinearMomentum
 from pyro_meta.errors import UsageError
+from pyro_meta.own_classes import made
 from pyro_meta.terminal.naming import find_kind
 
 BUILT_IN: dict[str, type[Mechanism]] = {
@@ -45,7 +46,11 @@ def build_mechanisms(
     """One instance of each named mechanism, in order; names must be distinct and not empty."""
     if not names:
         raise UsageError("mechanisms: none given; at least one is needed")
-    built = [find_mechanism(name).of_sizes(head_width, window, chunk) for name in names]
+    sizes = head_width, window, chunk
+    built = [
+        made(Mechanism, "abilities", "mechanisms", find_mechanism(name).of_sizes, *sizes)
+        for name in names
+    ]
     labels = [mechanism.name for mechanism in built]
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pyro_meta.contracts import one_clause
 from pyro_meta.contracts.names import read_call
-from pyro_meta.contracts.suite import Clause, clauses
+from pyro_meta.contracts.suite import Clause, clauses, require_answer
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.commands import VERSION, run_command
 
@@ -41,7 +41,9 @@ def main(argv: list[str]) -> int:
     except ImportError as error:
         raise UsageError("contracts are tests and need pytest: pip install pytest") from error
     name, arguments = read_call(argv[0])
-    given = _Given(clauses(name, **arguments))
+    asked = clauses(name, **arguments)
+    require_answer(asked)
+    given = _Given(asked)
     # neither the settings of this package's tests nor those of the folder that we are in
     alone = ["-c", os.devnull, "--rootdir", os.curdir, "-p", "no:cacheprovider"]
     look = ["--no-header", "--verbose", "--tb=short"]

@@ -31,6 +31,7 @@ from pyro_meta.network.route import Decision, Features, as_weights
 from pyro_meta.network.transformer import Transformer
 from pyro_meta.own_classes import described
 
+MEETING = "tokens meet outside attention: one is worked on otherwise among others"
 ENDS = (1, 7, 19)  # where T tokens are cut
 CONTINUED = (  # tokens of each of B rows, piece by piece
     [(1, 1, 1)] * T,
@@ -171,7 +172,7 @@ def each_token_is_worked_on_by_itself(subject: BlockSubject) -> None:
 
     parts = zip(walked(state[some], attended[some]), walked(state, attended), strict=True)
     for found, among_all in parts:
-        require_close(found, among_all[some], EXACT, "a token is worked on otherwise among others")
+        require_close(found, among_all[some], EXACT, MEETING)
 
 
 def sequences_do_not_meet(subject: BlockSubject) -> None:

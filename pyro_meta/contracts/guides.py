@@ -176,7 +176,10 @@ def posterior_of_own_token_needs_no_other(subject: Router) -> None:
                 cache = model.network.new_cache(len(tokens), keeps_features=False)
                 pieces = _pieces(tokens)
                 found = torch.cat([model.network(piece, route, cache) for piece in pieces], 1)
-                what = "other tokens are looked at: a text read in pieces gets other predictions"
+                what = (
+                    "it is declared of_own_token, and other tokens are looked at: a text read in "
+                    "pieces gets other predictions"
+                )
                 require_close(found, model.network(tokens, route), subject.size.tolerance, what)
 
 

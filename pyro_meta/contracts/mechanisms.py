@@ -36,7 +36,7 @@ from pyro_meta.contracts.checks import (
 )
 from pyro_meta.contracts.subjects import MechanismSubject
 from pyro_meta.errors import UsageError
-from pyro_meta.own_classes import require_price
+from pyro_meta.own_classes import described, require_price
 
 LENGTHS = (1, 2, 7, 64, 67, 150)
 ENDS = (1, 7, 63, 64, 65, 130)  # where the longest is cut
@@ -228,8 +228,8 @@ def chosen_queries_get_their_rows(subject: MechanismSubject) -> None:
             expected = queries.of(mechanism(q, *among_all, *more))
             found = mechanism.serve(queries.of(q), k, v, queries, *more)
             what = f"for {len(expected)} of 2 x {length} queries and {heads} of 2 key-value heads"
-            require(found.shape == expected.shape, f"serve gives {list(found.shape)} {what}")
-            require_close(found, expected, EXACT, f"serve gives other rows than forward {what}")
+            require(found.shape == expected.shape, f"serve() gives {list(found.shape)} {what}")
+            require_close(found, expected, EXACT, f"serve() gives other rows than forward() {what}")
             if expected.requires_grad:
                 weight = torch.randn_like(expected)
                 ours, theirs = (
@@ -237,7 +237,9 @@ def chosen_queries_get_their_rows(subject: MechanismSubject) -> None:
                     for x in (found, expected)
                 )
                 for name, one, other in zip("qkv", ours, theirs, strict=True):
-                    require_close(one, other, EXACT, f"serve has another gradient of {name} {what}")
+                    require_close(
+                        one, other, EXACT, f"serve() has another gradient of {name} {what}"
+                    )
 
 
 def continued_text_gets_its_rows(subject: MechanismSubject) -> None:
@@ -258,8 +260,18 @@ def continued_text_gets_its_rows(subject: MechanismSubject) -> None:
                 found = read_in_pieces(mechanism, q, k, v, pieces, *more)
             for row, counts in enumerate(zip(*pieces, strict=True)):
                 end = sum(counts)
-                what = f"a text read in pieces of {list(counts)} gets other rows than at once"
+                what = (
+                    f"where a text is continued, {_continued_by(mechanism)} gives other rows than "
+                    f"forward(), in pieces of {list(counts)}"
+                )
                 require_close(found[row, :, :end], expected[row, :, :end], EXACT, what)
+
+
+def _continued_by(mechanism: Mechanism) -> str:
+    """The calls that continue a text."""
+    if recurs(mechanism):
+        return "resume() after state_of()"
+    return "new_memory()" if remembers(mechanism) else "decode()"
 
 
 def kicked_momenta_see_no_later_token(subject: MechanismSubject) -> None:
@@ -278,7 +290,10 @@ def kicked_momenta_see_no_later_token(subject: MechanismSubject) -> None:
         for layer in range(3):
             q, _, v = (x.roll(layer, 3) for x in inputs[:3])
             momentum = mechanism.kick(q, v, momentum, layer, attend)
-        require(momentum is not None and momentum.shape == inputs[2].shape, "kick: another shape")
+        require(
+            getattr(momentum, "shape", None) == inputs[2].shape,
+            f"kick() gives {described(momentum)}; {list(inputs[2].shape)} is needed",
+        )
         assert momentum is not None
         return momentum
 
@@ -287,10 +302,10 @@ def kicked_momenta_see_no_later_token(subject: MechanismSubject) -> None:
     whole = carried(inputs)
     for end in ENDS:
         changed = _with_another_future(inputs, end)
-        what = f"the future is seen: changing what follows token {end} moves earlier momenta"
+        what = f"kick() sees the future: changing what follows token {end} moves earlier momenta"
         require_close(carried(changed)[:, :, :end], whole[:, :, :end], EXACT, what)
         cut = carried([x[:, :, :end] for x in inputs])
-        what = f"the length is seen: cutting the text after token {end} moves earlier momenta"
+        what = f"kick() sees the length: cutting the text after token {end} moves earlier momenta"
         require_close(cut, whole[:, :, :end], EXACT, what)
         past = whole[:, :, :end].square().sum()
         grads = torch.autograd.grad(past, floats, retain_graph=True, materialize_grads=True)

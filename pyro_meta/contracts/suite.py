@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_meta.contracts import blocks, guides, mechanisms, priors
-from pyro_meta.contracts.checks import quiet_room
+from pyro_meta.contracts.checks import Broken, quiet_room
 from pyro_meta.contracts.names import find
 from pyro_meta.contracts.pairing import Subject, subject_of
 from pyro_meta.contracts.subjects import (
@@ -17,6 +17,7 @@ from pyro_meta.contracts.subjects import (
     PriorSubject,
 )
 from pyro_meta.errors import UsageError
+from pyro_meta.own_classes import blame, said
 
 PROMISES: dict[type, tuple[Callable[[Any], None], ...]] = {
     MechanismSubject: mechanisms.CLAUSES,
@@ -28,6 +29,10 @@ PROMISES: dict[type, tuple[Callable[[Any], None], ...]] = {
 }
 
 
+class Raised(Broken):
+    """A clause could not be judged, since the class raised something."""
+
+
 @dataclass(frozen=True)
 class Clause:
     """One promise, to be kept by one subject."""
@@ -36,10 +41,16 @@ class Clause:
     subject: Subject
 
     def check(self) -> None:
-        """Raise `Broken`, or whatever the class itself raises, unless the promise is kept."""
+        """Raise `Broken` unless the promise is kept; what the class itself raises is told in it."""
         __tracebackhide__ = True
-        with quiet_room():
-            self.promise(self.subject)
+        try:
+            with quiet_room():
+                self.promise(self.subject)
+        except BaseException as error:
+            line = blame(error)
+            if line is None:
+                raise
+            raise Raised(line) from None
 
     def __str__(self) -> str:
         return self.promise.__name__
@@ -79,7 +90,7 @@ def broken(target: type | str, /, **arguments: Any) -> dict[str, str]:
     for clause in clauses(target, **arguments):
         try:
             clause.check()
-        except Exception as error:  # whatever a person's class raises
+        except Exception as error:  # whatever comes of what a person's class gave
             failures[str(clause)] = f"{type(error).__name__}: {error}"
     return failures
 
@@ -93,6 +104,18 @@ def clauses(target: type | str, /, **arguments: Any) -> list[Clause]:
         except UsageError as error:
             raise UsageError(f"{found.__name__}: {error}") from error
         except Exception as error:  # whatever a person's class raises
-            reason = f"{type(error).__name__}: {error}"
+            reason = blame(error) or said(error)
             raise UsageError(f"{found.__name__} cannot be built: {reason}") from error
     return [Clause(promise, subject) for promise in PROMISES[type(subject)]]
+
+
+def require_answer(asked: list[Clause]) -> None:
+    """Raise `UsageError` if a class raises something when it is asked first.
+
+    No clause can say more then, and each would say the same.
+    """
+    try:
+        asked[0].check()
+    except Broken as error:
+        if isinstance(error, Raised):
+            raise UsageError(str(error)) from error

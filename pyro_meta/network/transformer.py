@@ -40,6 +40,7 @@ from pyro_meta.network.blocks import Block, Surroundings, find_block
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.shape import Shape
+from pyro_meta.own_classes import made
 from pyro_meta.terminal.naming import public_name
 
 
@@ -78,7 +79,10 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(shape.vocabulary, shape.width)
         self.dropout = nn.Dropout(shape.dropout)
         make = find_block(block) if isinstance(block, str) else block
-        self.blocks = nn.ModuleList(make(shape, mechanisms, layer) for layer in range(shape.layers))
+        self.blocks = nn.ModuleList(
+            made(Block, "mlp", "block", make, shape, mechanisms, layer)
+            for layer in range(shape.layers)
+        )
         self._ask_separators(separators)
         self.final_norm = nn.LayerNorm(shape.width)
         # Not tied with the embedding: what a token is asked for would be learned against the noise

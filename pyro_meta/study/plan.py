@@ -11,6 +11,7 @@ A group is one setting under several seeds. Every routed group gets its baseline
 What would train the same thing twice is one group.
 """
 
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
+from pyro_meta.contracts.admission import require_sound
 from pyro_meta.errors import UsageError
 from pyro_meta.study.description import WITH_LOADS, Study
 from pyro_meta.training.config import CLASS_OPTIONS, Config, default_classes, read_options
@@ -46,6 +48,9 @@ NOT_SHARED: dict[Kind, tuple[str, ...]] = {
 
 A prior that learns from the KL of a guide says nothing where there is none: the default stands in.
 """
+
+MOST_LETTERS = 120
+"""Of a label in the name of a folder: 255 are allowed, and more is added to it now and then."""
 
 Loads = list[list[float]]
 """Share of each mechanism in each layer."""
@@ -92,8 +97,12 @@ class Group:
     baselines: "list[tuple[Kind, Group]]" = field(default_factory=list)
 
     def name(self, seed: int) -> str:
-        """Name of the run's folder."""
-        return f"{re.sub(r'[^A-Za-z0-9._=+-]+', '-', self.label).strip('-')}-s{seed}"
+        """Name of the run's folder: of plain letters, and short enough for any disk."""
+        plain = re.sub(r"[^A-Za-z0-9._=+-]+", "-", self.label).strip("-") or "run"
+        if len(plain) > MOST_LETTERS:
+            digest = hashlib.sha256(self.label.encode(errors="backslashreplace")).hexdigest()
+            plain = f"{plain[:MOST_LETTERS]}-{digest[:8]}"
+        return f"{plain}-s{seed}"
 
     def run_yaml(self, seed: int, loads: Loads | None = None) -> str:
         """Configuration of one run; `loads` are those of the run that it takes after."""
@@ -163,6 +172,7 @@ class _Groups:
         try:
             config, config_yaml = settle_layers([*parsed, {"seed": 0}])
             model, guide = config.build(2, lambda: [0])
+            require_sound(model, guide)
             config.controllers(model, guide).require_reachable()
         except UsageError as error:
             raise UsageError(f"{label}: {error}") from error
