@@ -88,8 +88,9 @@ def train(
         config_yaml = run.config_yaml()
     first, seconds, counted = 0, 0.0, None
     if is_resumed:
-        _require_same_circumstances(run.state(), corpus, fabric)
-        run.require_same_options(run.state(), config_yaml)
+        state = run.state()
+        run.require_same(state, config_yaml)
+        _require_same_circumstances(state, corpus, fabric)
         state = run.load_checkpoint(parts, optimiser)
         first, seconds, counted = state["step"], state["seconds"], state.get("metrics")
     controllers.require_reachable()
@@ -111,7 +112,7 @@ def train(
                 "seconds": seconds,
                 "corpus": corpus.sha256,
                 "processes": fabric.world_size,
-                "config": config_yaml,
+                **run.circumstances(),
             }
             run.save_checkpoint(parts, optimiser, state)
 

@@ -71,6 +71,7 @@ class Run:
         self.folder = folder
         self.trusts = trusts
         self.config_path = folder / "config.yaml"
+        self._vocabulary_path = folder / "vocabulary.json"
         self.posterior_path = folder / "posterior.nc"
         self.sequences_path = folder / "sequences.json"
         self.summary_path = folder / "summary.json"
@@ -174,7 +175,8 @@ class Run:
         return read_options(["--config", str(self.config_path)])[0]
 
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary.load(self.folder / "vocabulary.json")
+        """How its text becomes tokens; raises `UsageError` where the file cannot be read."""
+        return Vocabulary.load(self._vocabulary_path)
 
     def origin(self) -> Origin | None:
         """Where its first weights are from; None if they were drawn."""
@@ -232,13 +234,28 @@ class Run:
         """
         return self.checkpoints.load(parts, optimiser)
 
+    def circumstances(self) -> dict[str, str]:
+        """What a checkpoint remembers of the files beside it, to see that they have not changed."""
+        config_yaml = self.config_path.read_text(encoding="utf-8")
+        return {"config": config_yaml, "vocabulary": self._hash_of_vocabulary()}
+
+    def _hash_of_vocabulary(self) -> str:
+        try:
+            return checksums.sha256(self._vocabulary_path)
+        except OSError as error:
+            raise UsageError(f"{self._vocabulary_path} cannot be read: {error}") from error
+
     # -- going on --------------------------------------------------------------------------------
 
-    def require_same_options(self, state: Mapping[str, Any], config_yaml: str) -> None:
-        """Raise `UsageError` if config.yaml was changed under a checkpoint's `state`.
+    def require_same(self, state: Mapping[str, Any], config_yaml: str) -> None:
+        """Raise `UsageError` if options or vocabulary were changed under a checkpoint's `state`.
 
         More steps are allowed: such a run trains longer.
         """
+        if not isinstance(state.get("config"), str):
+            raise UsageError(f"{self.latest_checkpoint()} is damaged: state.json has no 'config'")
+        if state.get("vocabulary") != self._hash_of_vocabulary():
+            raise UsageError(f"{self._vocabulary_path} is not what was written")
         then, now = (flatten(yaml.safe_load(text)) for text in (state["config"], config_yaml))
         for name in {**then, **now}:
             before, after = then.get(name), now.get(name)
@@ -246,9 +263,9 @@ class Run:
                 continue
             if before != after:
                 raise UsageError(
-                    f"option --resume: {name} is {after} in {self.config_path}, and was {before} "
-                    f"when step {state['step']} was saved; set it back, or begin a new run with "
-                    f"--from {self.folder}"
+                    f"{self.config_path}: {name} is {after}, and was {before} when step "
+                    f"{state['step']} was saved; set it back, or begin a new run with --from "
+                    f"{self.folder}"
                 )
 
     def reopen(self, step: int, counted: dict[str, Any] | None, config_yaml: str) -> str | None:
@@ -290,7 +307,9 @@ class Run:
 
     def load(self) -> tuple[LanguageModel, Guide, Vocabulary, Config]:
         """The trained model and guide in evaluation mode, with vocabulary and configuration."""
-        config, vocabulary = self.config(), self.vocabulary()
+        config, state = self.config(), self.state()
+        self.require_same(state, self.config_yaml())
+        vocabulary = self.vocabulary()
         model, guide = config.build(vocabulary.size, vocabulary.separators)
         self.load_checkpoint({"model": model, "guide": guide})
         return model.eval(), guide.eval(), vocabulary, config
