@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_meta.checksums import require_plain
 from pyro_meta.data.tokenizer import TokenizerFile
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import write_whole
@@ -84,8 +85,9 @@ class Vocabulary(ABC):
 
     @staticmethod
     def load(path: Path) -> "Vocabulary":
-        """The vocabulary saved at `path`."""
+        """The vocabulary saved at `path`; raises `UsageError` if there is none."""
         try:
+            require_plain(path)
             return Vocabulary.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UsageError(f"{path}: no readable vocabulary ({error})") from error
