@@ -209,7 +209,7 @@ class Recall(Data):
             raise UsageError(f"data.letters: {letters} given; 2 to 26 is allowed")
         if order > 16 or letters**order > 1 << 16:
             raise UsageError(
-                f"data.order: {order} given; letters ** order = {letters**order:,} must not be "
+                f"data.order: {order} given; letters ** order, with {letters} letters, must not be "
                 "above 65,536"
             )
         symbols = keys * values if hops == 1 else keys + values
