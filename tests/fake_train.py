@@ -2,18 +2,23 @@
 
     python -m fake_train FOLDER CONFIG_YAML
 
-The loss is a function of the options. FAKE_FAIL names a part of the folders that fail. FAKE_HOLD
-names a pipe: after its first step a run writes its process id there, and waits for SIGTERM, at
-which it saves and ends, or for SIGUSR1, at which it goes on.
+The loss is a function of the options, and metrics that are damaged are refused. FAKE_FAIL names a
+part of the folders that fail. FAKE_HOLD names a pipe: after its first step a run writes its process
+id there, and waits for SIGTERM, at which it saves and ends, or for SIGUSR1, at which it goes on.
+FAKE_HANG names a part of the folders that hang there: they ignore SIGTERM, as does a process that
+each has launched, whose id stands beside its own.
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import yaml
+
+from pyro_meta import checksums
 
 FULL, SEQUENCES = 1.0, 8
 COST = {"full": FULL, "window": 0.4, "linear": 0.2}
@@ -28,6 +33,16 @@ def wait(pipe: str) -> int:
     return signal.sigwait(awaited)
 
 
+def hang(pipe: str) -> None:
+    """Say in `pipe` who hangs, and do so."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    launched = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    with open(pipe, "w") as out:
+        out.write(f"{os.getpid()} {launched.pid}\n")
+    while True:
+        signal.pause()
+
+
 def main(folder: Path, config_yaml: str) -> int:
     options = yaml.safe_load(config_yaml)
     if os.environ.get("FAKE_FAIL", "nothing") in folder.name:
@@ -36,13 +51,19 @@ def main(folder: Path, config_yaml: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config_yaml)
     log = folder / "metrics.jsonl"
-    done = len(log.read_text().splitlines()) if log.exists() else 0
+    try:
+        done = len([json.loads(line) for line in log.open()]) if log.exists() else 0
+    except ValueError:
+        print(f"error: {log} is damaged", file=sys.stderr)
+        return 2
     with open(folder / "starts", "a") as starts:
         starts.write(f"{done}\n")
     hold = os.environ.get("FAKE_HOLD")
     for step in range(done + 1, options["steps"] + 1):
         with open(log, "a") as out:
             out.write(json.dumps({"step": step, "loss": 5 / step}) + "\n")
+        if hold and step == 1 and os.environ.get("FAKE_HANG", "nothing") in folder.name:
+            hang(hold)
         if hold and step == 1 and wait(hold) == signal.SIGTERM:
             print("saved")
             return 130
@@ -63,7 +84,11 @@ def main(folder: Path, config_yaml: str) -> int:
         "executed": {"macs_per_token_model": 2e5 * (1.5 - cost)},  # the other way round
         "seed": options["seed"], "truth": {"answer_accuracy_hard": 0.5}, "device": "none",
     }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "vocabulary.json").write_text("{}")
+    (folder / "posterior.nc").write_bytes(b"no real one")
+    text = json.dumps(summary)
+    checksums.seal(folder, {"summary.json": text.encode()})
+    (folder / "summary.json").write_text(text)
     return 0
 
 

@@ -9,8 +9,8 @@ from pyro_meta.distributions.simplex import Point
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.route import Features
-from pyro_meta.study import plan
-from pyro_meta.study.runner import Job
+from pyro_meta.study import plan, results
+from pyro_meta.study.job import Job
 from pyro_meta.terminal.commands import run_command
 
 LOAD_GUIDES = {"fixed": "load_guides.Fixed", "random": "load_guides.Random"}
@@ -38,4 +38,5 @@ def fake_command(job: Job) -> list[str]:
 if __name__ == "__main__":
     plan.LOAD_GUIDES = LOAD_GUIDES
     Job.command = fake_command  # type: ignore[method-assign]
+    results.verdicts_of = lambda folder: []  # fake runs have no real posterior
     sys.exit(run_command(ablate.main))

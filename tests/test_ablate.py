@@ -21,12 +21,13 @@ from processes import nothing_stays, started
 from rich.console import Console
 
 from pyro_meta import UsageError, ablate
-from pyro_meta.study import plan, runner
+from pyro_meta.study import plan, results, runner
 from pyro_meta.study.description import Study
+from pyro_meta.study.job import Job, State
 from pyro_meta.study.live import counts, steps_of, table
 from pyro_meta.study.plan import expand
 from pyro_meta.study.results import Results, Table
-from pyro_meta.study.runner import Job, State, _Worker, worker_environment
+from pyro_meta.study.worker import Worker, worker_environment
 from pyro_meta.training.config import Config, read_options, train_words
 
 SMALL = {"context": 16, "window": 4, "width": 16, "layers": 2, "heads": 2, "steps": 4}
@@ -51,6 +52,7 @@ def own_guides(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def faked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that take a moment."""
     monkeypatch.setattr(Job, "command", load_guides.fake_command)
+    monkeypatch.setattr(results, "verdicts_of", lambda folder: [])  # there is no real posterior
     monkeypatch.setattr(ablate, "_prepare", lambda groups: None)
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -220,7 +222,7 @@ def test_the_shortest_command_makes_the_same_configuration(words: list[str]) -> 
         ({"variants": {"odd": {"heads": 3}}}, "odd: "),
         ({"variants": {"odd": {"seed": 3}}}, "seeds stand under seeds"),
         ({"variants": ["odd"]}, "a mapping is needed"),
-        ({"seeds": "many"}, "'many' given; a number of seeds or a list"),
+        ({"seeds": "many"}, "many'? given; a number of seeds or a list"),
         ({"seeds": 1, "grid": {"seed": [1]}}, "both given"),
         ({"baselines": {"fixd": False}}, "'fixd' given"),
         ({"baselines": {"fixed": ["none such"]}}, "'none such' given; allowed are routed"),
@@ -231,7 +233,7 @@ def test_the_shortest_command_makes_the_same_configuration(words: list[str]) -> 
         ),
         ({"baselines": {"seeds": {"mechanism": 1}}}, "'mechanism' given; mechanisms, "),
         ({"baselines": {"seeds": {"prior": [3]}}}, r"of the study's \[0, 1, 2\]"),
-        ({"variants": {1: {}}}, "names are text"),
+        ({"variants": {1: {}}}, "in quotes, if need be"),
     ],
 )
 def test_a_wrong_study_is_refused_before_the_first_run(
@@ -249,7 +251,7 @@ def test_a_wrong_study_is_refused_before_the_first_run(
     [
         (["--workers=0"], "--workers: 0 given"),
         (["--stesp", "3"], "unknown option --stesp; did you mean --steps"),
-        (["--grid.kl.weight", "[1"], "--grid.kl.weight: '\\[1' is no list"),
+        (["--grid.kl.weight", "[1"], r"--grid.kl.weight: .?\[1"),
         (["--steps"], "--steps: a value is missing"),
         (["--baselines=[pointt]"], "'pointt' given"),
         (["nowhere.yaml"], "cannot read nowhere.yaml"),
@@ -403,10 +405,10 @@ def test_a_killed_study_loses_nothing(
     """Its worker goes on; the next study waits for that one and does not start a second."""
     out = tmp_path / "study"
     words = [*WORDS, "--seeds=2", "--baselines=false", f"--out={out}"]
-    is_done = _Worker.is_done
+    is_done = Worker.is_done
     seen: list[bool] = []
 
-    def looked_at(self: _Worker) -> bool:
+    def looked_at(self: Worker) -> bool:
         """The worker goes on once the next study has seen it at work."""
         seen.append(is_done(self))
         if len(seen) == 1:
@@ -421,7 +423,7 @@ def test_a_killed_study_loses_nothing(
         study.kill()
         study.wait()
         monkeypatch.delenv("FAKE_HOLD")
-        monkeypatch.setattr(_Worker, "is_done", looked_at)
+        monkeypatch.setattr(Worker, "is_done", looked_at)
         assert ablate.main(words) == 0
     assert seen[0] is False
     assert starts(out) == {"routed-s0": ["0"], "routed-s1": ["0"]}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -9,7 +10,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from pyro_meta.study.runner import Job, State
+from pyro_meta.study.job import Job, State
 from pyro_meta.terminal.progress import bar
 
 ORDER = (State.RUNNING, State.FAILED, State.WAITING, State.FINISHED)
@@ -19,25 +20,32 @@ STYLES = {
 FRAME_LINES = 6  # of the table, and the bar below it
 
 
-@contextmanager
-def watching(
-    jobs: list[Job], console: Console
-) -> Iterator[tuple[Callable[[], None], Callable[[Job], None]]]:
-    """What to call now and then, and what to call after each run.
+@dataclass(frozen=True)
+class Watch:
+    """What a study calls, so that people see it run."""
 
-    Where `console` is no terminal, a line is printed for each run.
-    """
+    show: Callable[[], None]
+    """Now and then."""
+    tell: Callable[[Job], None]
+    """After each run."""
+    say: Callable[[str], None]
+    """With a line that is to stay."""
+
+
+@contextmanager
+def watching(jobs: list[Job], console: Console) -> Iterator[Watch]:
+    """Show the runs of a study; where `console` is no terminal, a line is printed for each."""
+
+    def say(line: str) -> None:
+        console.print(escape(line), soft_wrap=True, highlight=False)
 
     def tell(job: Job) -> None:
         if not console.is_terminal:
             done = sum(other.state in (State.FINISHED, State.FAILED) for other in jobs)
-            console.print(
-                f"{done}/{len(jobs)} {job.state}: {escape(job.name)}  {escape(_outcome(job))}",
-                soft_wrap=True, highlight=False,
-            )  # fmt: skip
+            say(f"{done}/{len(jobs)} {job.state}: {job.name}  {_outcome(job)}")
 
     if not console.is_terminal:
-        yield lambda: None, tell
+        yield Watch(lambda: None, tell, say)
         return
     whole = bar(console)
     task = whole.add_task("", total=None, completed=steps_of(jobs)[0])
@@ -48,13 +56,14 @@ def watching(
             whole.update(task, completed=done, total=total, description=counts(jobs))
             live.update(Group(table(jobs, console.height), whole), refresh=True)
 
-        yield show, tell
+        yield Watch(show, tell, say)
 
 
 def steps_of(jobs: list[Job]) -> tuple[int, int]:
     """Steps that were taken, and steps in all; a run that failed takes no more."""
     done = sum(job.step for job in jobs)
-    missing = (job.steps - job.step for job in jobs if job.state in (State.WAITING, State.RUNNING))
+    open_jobs = [job for job in jobs if job.state in (State.WAITING, State.RUNNING)]
+    missing = (max(0, job.steps - job.step) for job in open_jobs)
     return done, done + sum(missing)
 
 

@@ -10,13 +10,15 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pyro_meta.analysis import documents
 from pyro_meta.analysis.collapse import BLIND_SPREAD, DOMINANT_LOAD, PRIOR_KL, Verdict
 from pyro_meta.analysis.comparison import (
     Difference,
@@ -27,13 +29,15 @@ from pyro_meta.analysis.comparison import (
     pareto_front,
     spread,
 )
-from pyro_meta.analysis.json_values import plain
+from pyro_meta.analysis.json_values import encodable, plain
 from pyro_meta.analysis.plots.pareto import Setting, pareto
 from pyro_meta.analysis.plots.style import save_png
 from pyro_meta.analysis.reading import Reading
+from pyro_meta.errors import UsageError
 from pyro_meta.folders import write_whole
+from pyro_meta.study.job import Job, State
 from pyro_meta.study.plan import Group, Kind
-from pyro_meta.study.runner import Job, State
+from pyro_meta.study.wholeness import once_per_content
 from pyro_meta.terminal.machine import hardware, versions
 
 COSTS = {
@@ -117,17 +121,42 @@ class Results:
         Their runs, finished or not.
     cost
         A key of `COSTS`: where loss is compared at equal cost.
+
+    Attributes
+    ----------
+    problems
+        What of finished runs cannot be read, or is odd, and stays out: a line each.
     """
 
     def __init__(self, groups: list[Group], jobs: list[Job], cost: str) -> None:
         self.jobs = jobs
         self.cost, self.cost_name = COSTS[cost]
-        self.results = collect(groups, jobs)
+        self.results, self.problems = collect(groups, jobs, self.cost)
         self.comparisons = compare(self.results, self.cost)
         self.front = on_front(self.results, self.cost)
 
     def write(self, out: Path, command: str, study_yaml: str) -> None:
-        """Write study.json, study.csv, study.md and a picture for each validation text."""
+        """Write study.json, study.csv, study.md and a picture for each validation text.
+
+        Raises
+        ------
+        UsageError
+            One cannot be written; those of before stand.
+        """
+        name = "study.json"
+        try:
+            for name, write in self._files(out, command, study_yaml):
+                write(out / name)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {out / name}: {error.strerror or error}; nothing that was trained "
+                "is lost, repeat to go on"
+            ) from error
+
+    def _files(
+        self, out: Path, command: str, study_yaml: str
+    ) -> Iterator[tuple[str, Callable[[Path], None]]]:
+        """Name of each file, and what writes it."""
         facts = {
             "command": command,
             "hardware": hardware(),
@@ -138,9 +167,13 @@ class Results:
             "groups": [_describe_group(result, self.front) for result in self.results],
             "differences": [asdict(comparison) for comparison in self.comparisons],
         }
-        write_whole(out / "study.json", json.dumps(plain(facts), indent=2) + "\n")
-        write_whole(out / "study.csv", _csv(self.jobs))
-        write_whole(out / "study.md", self._page(command))
+        texts = {
+            "study.json": json.dumps(plain(facts), indent=2) + "\n",
+            "study.csv": _csv(self.jobs),
+            "study.md": self._page(command),
+        }
+        for name, text in texts.items():
+            yield name, partial(write_whole, text=encodable(text))
         for name, results in self.pictures().items():
             settings = [
                 Setting(
@@ -151,7 +184,7 @@ class Results:
                 )
                 for result in results
             ]
-            save_png(pareto(settings, self.cost_name), out / name)
+            yield name, partial(save_png, pareto(settings, self.cost_name))
 
     def pictures(self) -> dict[str, list[Result]]:
         """File name -> results on one validation text, the text with the most results first."""
@@ -226,6 +259,8 @@ class Results:
         parts = ["# Study", f"    {command}", f"{done} of {len(self.jobs)} runs have finished."]
         if failed:
             parts.append("\n".join(f"* failed: {job.name}: {job.note}" for job in failed))
+        if self.problems:
+            parts.append("\n".join(f"* {problem}" for problem in self.problems))
         if self.results:
             pictures = [f"![loss against cost]({name})" for name in self.pictures()]
             parts += [_markdown(self.table()), READING, *pictures]
@@ -259,21 +294,56 @@ over tokens in the layer where it is widest (below {BLIND_SPREAD:g}); *one mecha
 leading mechanism in the layer where it leads least (above {DOMINANT_LOAD:g})."""
 
 
-def collect(groups: list[Group], jobs: list[Job]) -> list[Result]:
-    """The groups of which a run has finished."""
+def collect(groups: list[Group], jobs: list[Job], cost: str) -> tuple[list[Result], list[str]]:
+    """The groups of which a run has finished, and in a line each what of them stays out."""
     found = {id(group): Result(group, {}, {}, {}) for group in groups}
+    problems: list[str] = []
     for job in sorted(jobs, key=lambda job: job.seed):
         if (summary := job.summary()) is None:
             continue
         assert job.folder is not None
-        result = found[id(job.group)]
-        result.summaries[job.seed] = dotted(summary)
-        path = job.folder / "sequences.json"
-        if path.is_file():  # without it, a run is compared by its means alone
-            result.sequences[job.seed] = json.loads(path.read_text(encoding="utf-8"))
-        if job.group.has_posterior and (job.folder / "posterior.nc").is_file():
-            result.verdicts[job.seed] = Reading.of(job.folder).verdicts()
-    return [result for result in found.values() if result.summaries]
+        result, figures = found[id(job.group)], dotted(summary)
+        try:
+            _require_figures(figures, cost)
+        except ValueError as error:
+            problems.append(f"{job.name} stays out of the comparison: {error}")
+            continue
+        result.summaries[job.seed] = figures
+        try:
+            result.sequences[job.seed] = sequences_of(job.folder)
+        except (OSError, ValueError) as error:
+            problems.append(f"{job.name} is compared by its means alone: {error}")
+        if job.group.has_posterior:
+            try:
+                result.verdicts[job.seed] = verdicts_of(job.folder)
+            except UsageError as error:
+                problems.append(f"{job.name} is not judged for collapse: {error}")
+    return [result for result in found.values() if result.summaries], problems
+
+
+def _require_figures(figures: dict[str, Any], cost: str) -> None:
+    """Raise `ValueError` unless there is a cost, and all that is shown are numbers or nothing."""
+    documents.number(figures, cost, "summary.json")
+    for name in FIGURES:
+        if figures.get(name) is not None:
+            documents.number(figures, name, "summary.json")
+
+
+@once_per_content
+def sequences_of(folder: Path) -> dict[str, Any]:
+    """Losses by validation sequence, and of which; raises `OSError` or `ValueError`."""
+    path = folder / "sequences.json"
+    losses = documents.read(path)
+    hard, soft = (documents.numbers(losses, key, path.name) for key in ("hard", "soft"))
+    if not isinstance(losses.get("windows"), str) or not hard or len(hard) != len(soft):
+        raise ValueError(f"{path.name} does not say of which sequences its losses are")
+    return losses
+
+
+@once_per_content
+def verdicts_of(folder: Path) -> list[Verdict]:
+    """Whether the posterior has collapsed; raises `UsageError` where it cannot be read."""
+    return Reading.of(folder).verdicts()
 
 
 def compare(results: list[Result], cost: str) -> list[Comparison]:

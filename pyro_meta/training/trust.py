@@ -7,7 +7,7 @@ module is to run it. So what is not ours is refused, unless the person who opens
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,29 +49,61 @@ def require_shipped(config_yaml: str, source: Path) -> None:
         raise UsageError(f"{source}: config.yaml is no YAML: {error}") from error
     if not isinstance(options, Mapping):
         raise UsageError(f"{source}: config.yaml holds no options")
-    for option, path in _named(options):
-        if not _is_shipped(path):
-            raise UsageError(
-                f"{source}: its {option} is {path!r}, which pyro_meta does not ship; --trust lets "
-                "the code of a run be run: add it if you trust who made this one"
-            )
+    require_shipped_options([options], source, "run")
+
+
+def require_shipped_options(layers: Iterable[Mapping[str, Any]], source: Path, what: str) -> None:
+    """The same of layers of options, whose names may be dotted, and whose values may be lists.
+
+    Parameters
+    ----------
+    layers
+        Options as a file gives them.
+    source
+        Where they are from, to be named.
+    what
+        What that is: `run`, `study`.
+    """
+    if is_trusted_here():
+        return
+    for option, path in foreign_classes(layers):
+        raise UsageError(
+            f"{source}: its {option} is {path!r}, which pyro_meta does not ship; --trust lets "
+            f"the code of a {what} be run: add it if you trust who made this one"
+        )
+
+
+def foreign_classes(layers: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Options with the import paths in them that pyro_meta does not ship."""
+    for options in layers:
+        for option, path in _named(options):
+            if not _is_shipped(path):
+                yield option, path
 
 
 def _named(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Every option with the import paths that it holds."""
     for option, value in options.items():
-        top = str(option).partition(".")[0]
-        if top in CLASS_OPTIONS:
-            values = value if isinstance(value, list) else [value]
-            yield from ((top, one) for one in values if isinstance(one, str))
+        top, *rest = (part.rstrip("+ ") for part in str(option).split("."))
+        if (top in CLASS_OPTIONS and not rest) or "class_path" in rest:
+            yield from ((top, path) for path in _texts(value))
         yield from ((top, path) for path in _class_paths(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """A text, or those of a list, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def _class_paths(value: Any) -> Iterator[str]:
     """What stands under `class_path`, however deep."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if key == "class_path":
+            if str(key).rpartition(".")[2] == "class_path":
                 yield str(item)
             yield from _class_paths(item)
     elif isinstance(value, list):
