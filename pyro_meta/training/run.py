@@ -47,6 +47,7 @@ SUMMARY_KEYS = (
     "router_parameters", "device", "seed", "versions",
 )  # fmt: skip
 OPTIONAL_KEYS = ("depth", "truth", "prior", "executed")
+MISSING = "missing"
 
 
 @dataclass(frozen=True)
@@ -258,8 +259,8 @@ class Run:
             raise UsageError(f"{self._vocabulary_path} is not what was written")
         then, now = (flatten(yaml.safe_load(text)) for text in (state["config"], config_yaml))
         for name in {**then, **now}:
-            before, after = then.get(name), now.get(name)
-            if name == "steps" and after is not None and after >= state["step"]:
+            before, after = then.get(name, MISSING), now.get(name, MISSING)
+            if name == "steps" and isinstance(after, int) and after >= state["step"]:
                 continue
             if before != after:
                 raise UsageError(
