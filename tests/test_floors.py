@@ -15,6 +15,7 @@ FLOORS = [
     {"errors"},
     {"own_classes"},
     {"folders"},
+    {"checksums"},
     {"distributions", "data", "terminal"},
     {"attention"},
     {"network"},
