@@ -28,7 +28,7 @@ from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.models.standalone import StandaloneModule
 from pyro_meta.network.costs import costs_at
 from pyro_meta.network.route import Features
-from pyro_meta.own_classes import is_own, require_defined
+from pyro_meta.own_classes import is_own, require_defined, require_kind
 
 
 class Guide(StandaloneModule):
@@ -111,11 +111,14 @@ class Guide(StandaloneModule):
         if self.has_settled:
             features = features.detached()
         route = self.posterior(layer, features)
+        require_kind(route, Distribution, self, "posterior")
         if layer not in self.model.gated:
             return Latents(route, open_gate(features.tokens))
         if self.depth is None:
             raise UsageError("guide: the model has depth gates, and `guide.depth` is not set")
-        return Latents(route, self.depth.posterior(layer, features))
+        gate = self.depth.posterior(layer, features)
+        require_kind(gate, Distribution, self.depth, "posterior")
+        return Latents(route, gate)
 
     def harden_below(self, threshold: float) -> None:
         """Set the uncertainty below which a token's route and gates are hard."""

@@ -33,6 +33,7 @@ from pyro_meta.models.priors import Prior
 from pyro_meta.models.standalone import StandaloneModule
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features, Route
+from pyro_meta.own_classes import require_kind
 
 
 class Passed(NamedTuple):
@@ -117,6 +118,7 @@ class LanguageModel(StandaloneModule):
     def route_dist(self, layer: int, positions: Tensor) -> TorchDistribution:
         """p(alpha_l) at `positions` [T]: batch [T] or [], event [K]."""
         found: TorchDistribution = self.prior(layer, positions)
+        require_kind(found, Distribution, self.prior, "forward")
         return found
 
     def gate_dist(self, layer: int, positions: Tensor, routes: Distribution) -> TorchDistribution:

@@ -39,8 +39,10 @@ def is_own(instance: object) -> bool:
 
 
 def own_lineage(kind: type) -> list[type]:
-    """The classes of a lineage that are neither ours nor what ours are derived from."""
+    """The classes of a lineage that are neither ours nor what ours are derived from, if any is."""
     ours = [one for one in kind.__mro__ if is_ours(one)]
+    if not ours:
+        return []
     return [
         one
         for one in kind.__mro__
@@ -103,6 +105,14 @@ def require_price(value: object, what: str) -> float:
     if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf:
         return float(value)
     raise UsageError(f"{what} is {described(value)}; a number of at least 0 is needed")
+
+
+def require_kind(found: object, kind: type, giver: object, call: str) -> None:
+    """Raise `UsageError` unless what a call of `giver` gave is a `kind`."""
+    if not isinstance(found, kind):
+        raise UsageError(
+            f"{type(giver).__name__}.{call}() gives {described(found)}; a {kind.__name__} is needed"
+        )
 
 
 def made(
@@ -307,12 +317,13 @@ def _arguments(call: _Frame) -> str:
 def _instance(call: _Frame) -> Any:
     """What a method was called on; None for a function."""
     code = call.code
-    if not code.co_argcount or "." not in code.co_qualname:
+    if not code.co_argcount:
         return None
     first = call.frame.f_locals.get(code.co_varnames[0])
     kind = first if isinstance(first, type) else type(first)
     owners = {one.__qualname__ for one in kind.__mro__}
-    return first if code.co_qualname.rpartition(".")[0] in owners else None
+    is_method = code.co_varnames[0] == "self" or code.co_qualname.rpartition(".")[0] in owners
+    return first if is_method else None
 
 
 def _is_of_own(one: _Frame) -> bool:
@@ -320,9 +331,9 @@ def _is_of_own(one: _Frame) -> bool:
     instance = _instance(one)
     if instance is not None:
         kind = instance if isinstance(instance, type) else type(instance)
-        if any(map(is_ours, kind.__mro__)):
-            module = one.frame.f_globals.get("__name__")
-            return any(owner.__module__ == module for owner in own_lineage(kind))
+        module = one.frame.f_globals.get("__name__")
+        if any(owner.__module__ == module for owner in own_lineage(kind)):
+            return True
     return not _is_of_a_library(one.code.co_filename)
 
 

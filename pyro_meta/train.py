@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from pyro_meta import checksums
 from pyro_meta.errors import UsageError
+from pyro_meta.own_classes import own_classes_named
 from pyro_meta.terminal.commands import INTERRUPTED, USAGE_ERROR, answer, as_line, run_command
 from pyro_meta.terminal.launchers import is_first_process, place
 from pyro_meta.terminal.progress import over_training
@@ -84,7 +85,7 @@ def _train(request: Request, out: Console) -> int:
     if opened is None and place().launcher != "pyro-meta":  # whose first process may have made it
         require_new(config.out)
     progress_out = Console(stderr=True, quiet=out.quiet)
-    with progress_out.status("preparing the text"):
+    with progress_out.status("preparing the text"), own_classes_named():
         corpus = config.data.corpus()
     corpus.require(config.context)
     torch.manual_seed(config.seed)

@@ -62,12 +62,12 @@ def distribution_has_one_weight_per_mechanism(subject: Router) -> None:
                 what = f"the mean of {type(dist).__name__}, of layer {layer},"
                 shape = (*dist.batch_shape, *dist.event_shape)
                 require_tensor(_mean_of(dist, layer), shape, features.normed, what)
-        tokens = subject.size.text()[0]
-        most = tokens.shape[1]
-        for rows, length in (tokens.shape, (1, 1), (2, min(7, most))):
-            found = subject.distributions(*pair, tokens[:rows, :length])
-            for layer, dist in zip(subject.layers, found, strict=True):
-                _require_law(subject, dist, layer, rows, length)
+            tokens = subject.size.text()[0]
+            most = tokens.shape[1]
+            for rows, length in (tokens.shape, (1, 1), (2, min(7, most))):
+                found = subject.distributions(*pair, tokens[:rows, :length])
+                for layer, dist in zip(subject.layers, found, strict=True):
+                    _require_law(subject, dist, layer, rows, length)
 
 
 def _require_law(subject: Router, dist: object, layer: int, rows: int, length: int) -> None:
