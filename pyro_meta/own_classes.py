@@ -189,12 +189,13 @@ def blame(error: BaseException) -> str | None:
     None if it was raised by nobody's own class, or says by itself what is wrong (`UsageError`).
     """
     seen: set[int] = set()
+    frames: list[_Frame] = []
     at: BaseException | None = error
     while at is not None and id(at) not in seen:
         seen.add(id(at))
         if passes(at):
             return None
-        frames = _frames(at.__traceback__)
+        frames += _frames(at.__traceback__)  # that of a cause begins where it was caught
         found = _own_call(frames)
         if found is not None:
             return _told(_root(at), *found)
