@@ -35,8 +35,10 @@ EXECUTED = (
     "macs_per_token_attention", "macs_ratio_attention", "macs_per_token_model", "macs_ratio_model",
     "tokens_per_second_routed", "length",
 )  # fmt: skip
-EXECUTED_OR_NONE = ("tokens_per_second_full", "speed_up_attention")
-EXECUTED_IF_THERE = ("passed_by", "speed_up_depth", "speed_up_model")
+FULL = ("tokens_per_second_full", "speed_up_model", "speed_up_attention")
+"""Figures beside full attention: None where it is not among the mechanisms, or was not timed."""
+GATED = ("passed_by", "speed_up_depth")
+"""Those of depth gates, where there are any."""
 BY_STEP = ("step", "hard_share", "kl_weight", "kl")
 DAMAGE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError,
@@ -315,22 +317,21 @@ def _summary(path: Path) -> dict[str, Any]:
     if not isinstance(summary.get("load"), dict):
         raise ValueError(f"{name} has no load by mechanism")
     if "executed" in summary:
-        executed, where = summary["executed"], f"{name}, executed"
-        if not isinstance(executed, dict):
-            raise ValueError(f"{where} holds no object")
-        for key in EXECUTED:
-            documents.number(executed, key, where)
-        for key in EXECUTED_OR_NONE:
-            if key not in executed or executed[key] is not None:
-                documents.number(executed, key, where)
-        for key in EXECUTED_IF_THERE:
-            if key in executed:
-                documents.number(executed, key, where)
-        if executed["tokens_per_second_full"] is not None:
-            documents.number(executed, "speed_up_model", where)
-        if "passed_by" in executed:
-            documents.number(executed, "speed_up_depth", where)
+        _check_executed(summary["executed"], f"{name}, executed")
     return summary
+
+
+def _check_executed(executed: Any, where: str) -> None:
+    if not isinstance(executed, dict):
+        raise ValueError(f"{where} holds no object")
+    needed = [*EXECUTED, *(GATED if "passed_by" in executed else ())]
+    needed += [key for key in FULL if executed.get(key) is not None]
+    if executed.get("tokens_per_second_full") is not None:
+        needed.append("speed_up_model")
+    for key in needed:
+        documents.number(executed, key, where)
+    if "speed_up_attention" not in executed or "tokens_per_second_full" not in executed:
+        raise ValueError(f"{where} says nothing of full attention")
 
 
 def _metrics(path: Path) -> Iterator[dict[str, Any]]:

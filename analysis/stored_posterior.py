@@ -4,10 +4,18 @@ A run may come from anybody. So the file is looked at before anything of it is r
 storage that lead out of it, types and lengths that are not those of the layout, and sizes that its
 bytes cannot hold are refused without following or allocating them. Values are held against their
 bounds, so that what is computed of them stays finite.
+
+That is not all: of some damaged files HDF5 itself never returns, or takes the process with it. So
+another process reads each file first.
 """
 
 import math
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +74,47 @@ def load(path: Path) -> Stored:
     OSError, ValueError, LookupError, TypeError, RuntimeError
         It is no plain file, or no posterior.
     """
+    require_plain(path)
+    _try_elsewhere(path)
+    return _read(path)
+
+
+TRIAL = """
+import sys
+path, seconds, *sys.path = sys.argv[1:]
+from pyro_meta.analysis.stored_posterior import _try
+_try(path, int(seconds))
+"""
+SECONDS, BYTES_PER_SECOND = 10, 1 << 20
+"""Of the processor, which reading takes at most: many times what it needs."""
+
+
+def _try_elsewhere(path: Path) -> None:
+    """Raise `ValueError` if a process that reads the file is ended by it, or never done."""
+    seconds = SECONDS + path.stat().st_size // BYTES_PER_SECOND
+    with suppress(FileNotFoundError, PermissionError):  # Python is part of another program
+        done = subprocess.run(
+            [sys.executable, "-c", TRIAL, str(path), str(seconds), *sys.path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            check=False,
+        )
+        if done.returncode < 0:
+            ended = signal.Signals(-done.returncode).name
+            raise ValueError(f"HDF5 cannot read it: a process that tried was ended by {ended}")
+
+
+def _try(path: str, seconds: int) -> None:
+    """Read a file; whatever is raised is raised again where it is read for good."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(Exception):
+        _read(Path(path))
+
+
+def _read(path: Path) -> Stored:
     size = require_plain(path)
     with h5py.File(path, "r", locking=False) as file:
         stats = _group(file, "sample_stats")

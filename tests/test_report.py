@@ -10,7 +10,7 @@ import pytest
 from browser import CHROMIUM, browser
 from commands import MOMENT, error_line, run, run_here, train
 
-from pyro_meta import report
+from pyro_meta import checksums, report
 from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.plots import PICTURES
 from pyro_meta.analysis.reading import Reading
@@ -45,6 +45,7 @@ def page(trained: Path) -> Path:
     losses = json.loads((other / "sequences.json").read_text())
     losses["hard"] = [loss + 0.5 for loss in losses["hard"]]
     (other / "sequences.json").write_text(json.dumps(losses))
+    checksums.renew(other, "sequences.json")
     report.main([str(trained), str(other)])
     return trained / "report" / "report.html"
 
@@ -128,6 +129,7 @@ def test_a_broken_file_is_one_line_and_code_two(trained: Path, tmp_path: Path, h
             file["sample_stats"].attrs["layout"] = 1
     else:
         (folder / "summary.json").write_text("[1, 2]")
+    checksums.renew(folder, "posterior.nc", "summary.json")
     said = error_line(run_here("report", folder, "--belief=false"))
     assert ("--reread" in said) if harm == "of another version" else ("is damaged" in said)
 

@@ -1,5 +1,7 @@
 """The report of runs: what a router does, and whether to believe it; torch only where asked."""
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,6 +88,8 @@ def _places(folders: Sequence[Path], into: str | None) -> list[Place]:
     """Where the report of each run is written, and what is asked of its network is kept."""
     for folder in folders:
         require_finished(folder)
+    if into is not None and (reason := _refusal(Path(into), Path(into).parent)):
+        raise UsageError(f"option --out: {into} cannot be written to: {reason}")
     if into is None:
         reports = [folder / "report" for folder in folders]
     elif len(folders) == 1:
@@ -105,7 +109,7 @@ def _require_ready(place: Place, believes: bool, rereads: bool, trusts: bool) ->
     is_ours = place.report == place.run / "report"
     if is_ours and place.report.is_symlink():
         raise UsageError(f"{place.report} leads elsewhere; name another folder with --out FOLDER")
-    if reason := _refusal(place.report):
+    if reason := _refusal(place.report, *place.report.parents):
         hint = "; name another folder with --out FOLDER" if is_ours else ""
         option = "" if is_ours else "option --out: "
         raise UsageError(f"{option}{place.report} cannot be written to: {reason}{hint}")
@@ -115,11 +119,17 @@ def _require_ready(place: Place, believes: bool, rereads: bool, trusts: bool) ->
         Run.open(place.run, trusts).config_yaml()
 
 
-def _refusal(folder: Path) -> str | None:
-    """Why files cannot be made in a folder, there or to be made in its parent; None if they can."""
+def _refusal(*folders: Path) -> str | None:
+    """Why files cannot be made in the first of some folders that is there; None if they can."""
     try:
-        with tempfile.TemporaryFile(dir=folder if folder.exists() else folder.parent):
-            return None
+        for folder in folders:
+            try:
+                folder.stat()
+            except FileNotFoundError:
+                continue
+            with tempfile.TemporaryFile(dir=folder):
+                return None
+        return os.strerror(errno.ENOENT)
     except (OSError, ValueError) as error:  # such as a name with a NUL
         return getattr(error, "strerror", None) or str(error)
 
