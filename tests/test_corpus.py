@@ -1,12 +1,13 @@
 """Text becomes tokens, deterministically, and bad text is refused by name."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import random
 import resource
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from pyro_meta.data.corpus import Text, TokenCorpus
 from pyro_meta.data.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.ngrams import ngram_nll
-from pyro_meta.folders import PARTIAL, cache_folder
+from pyro_meta.folders import PARTIAL, cache_folder, locked
 
 SAMPLE = "Grüße, 世界!\n" * 60
 
@@ -449,19 +450,35 @@ def test_whoever_asks_at_once_waits_for_the_first(
 def test_what_a_killed_process_left_is_cleared(sample: Path) -> None:
     folder = kept(Text(str(sample)).corpus())
     shutil.rmtree(folder)
-    dead = subprocess.Popen(["true"])
-    dead.wait()
     left, of_another, of_living = (
-        folder.with_name(f".{name}{PARTIAL}{process}-0a0b0c0d")
-        for name, process in ((folder.name, dead.pid), ("other", dead.pid), (folder.name, 1))
+        folder.with_name(f".{name}{PARTIAL}{number}-0a0b0c0d")
+        for number, name in enumerate((folder.name, "other", folder.name))
     )
     for path in (left, of_another, of_living):
         path.mkdir()
         (path / "tokens.bin").write_bytes(b"half")
-    assert text_of(sample) == SAMPLE
+    with locked(of_living, busy=""):
+        assert text_of(sample) == SAMPLE
     assert not left.exists() and of_another.exists() and of_living.exists()
     shutil.rmtree(of_another)
     shutil.rmtree(of_living)
+
+
+def test_without_locks_nothing_is_cleared_that_may_be_in_use(
+    sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(handle: int, way: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = kept(Text(str(sample)).corpus())
+    shutil.rmtree(folder)
+    left = folder.with_name(f".{folder.name}{PARTIAL}1-0a0b0c0d")
+    left.mkdir()
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.warns(UserWarning, match="this file system has no locks"):
+        assert text_of(sample) == SAMPLE
+    assert left.exists()
+    left.rmdir()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])

@@ -29,7 +29,7 @@ FLOORS = [
 ]
 """From the ground up. `analysis` stands beside, reached through files, and imports no torch."""
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-GROUND = {"errors", "own_classes", "folders", "terminal"}
+GROUND = {"errors", "own_classes", "folders", "checksums", "terminal"}
 PUBLIC = {"__init__"}
 """The package itself: names alone, and no import of its own until one is asked for."""
 

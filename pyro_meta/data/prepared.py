@@ -8,12 +8,14 @@ A folder is made under a name of its own and renamed: it is there whole, or not 
 damaged is renamed away before a new one comes, so that whoever has it mapped keeps it.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,13 +124,12 @@ def _make(
     partial = partial_name(folder)
     try:
         partial.mkdir()
-        facts = _write_tokens(partial / "tokens.bin", pieces(), vocabulary)
-        vocabulary.save(partial / "vocabulary.json")
-        facts |= {
-            "identity": identity,
-            "files": {name: checksums.sha256(partial / name) for name in FILES},
-        }
-        write_whole(partial / FACTS, checksums.sealed(facts))
+        with _held(partial):
+            facts = _write_tokens(partial / "tokens.bin", pieces(), vocabulary)
+            vocabulary.save(partial / "vocabulary.json")
+            hashes = {name: checksums.sha256(partial / name) for name in FILES}
+            facts |= {"identity": identity, "files": hashes}
+            write_whole(partial / FACTS, checksums.sealed(facts))
         if os.path.lexists(folder):
             warnings.warn(f"prepared text in {folder} was damaged; it is made anew", stacklevel=2)
             _put_away(folder)
@@ -188,16 +189,24 @@ def _remove(path: Path) -> None:
 def _clear(folder: Path) -> None:
     """Remove what processes that are no more have left of this folder."""
     for left in folder.parent.glob(f".{folder.name}{PARTIAL}*"):
-        maker = left.name.rpartition(PARTIAL)[2].partition("-")[0]
-        if not (maker.isdecimal() and _is_alive(int(maker))):
-            _remove(left)
+        if left.is_symlink() or not left.is_dir():
+            left.unlink(missing_ok=True)
+            continue
+        with _held(left) as is_free:
+            if is_free:
+                _remove(left)
 
 
-def _is_alive(process: int) -> bool:
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a folder while it is made; whether it is ours. Nobody's is, where there are no locks."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = True
+        except OSError:
+            is_ours = False
+        yield is_ours
+    finally:
+        os.close(handle)
