@@ -59,6 +59,10 @@ def replacing(path: Path) -> Iterator[Path]:
         flush(partial)
         partial.replace(path)
         flush(path.parent)
+    except OSError as error:  # of a write that knows no name, as where the disk is full
+        if error.filename is None or error.filename == str(partial):
+            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

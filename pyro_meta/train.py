@@ -72,6 +72,7 @@ def _train(request: Request, out: Console) -> int:
 
     from pyro_meta.attention.profile import of_this_machine, profiled, require_known_profile
     from pyro_meta.contracts.admission import require_sound
+    from pyro_meta.data.soundness import sound_corpus
     from pyro_meta.posterior.closing import close, count
     from pyro_meta.training.devices import launch, make_fabric
     from pyro_meta.training.loop import Interrupted, train
@@ -86,8 +87,9 @@ def _train(request: Request, out: Console) -> int:
         require_new(config.out)
     progress_out = Console(stderr=True, quiet=out.quiet)
     with progress_out.status("preparing the text"), own_classes_named():
-        corpus = config.data.corpus()
-    corpus.require(config.context)
+        corpus = sound_corpus(
+            config.data, config.context, config.batch, config.validation_tokens, config.seed
+        )
     torch.manual_seed(config.seed)
     model, guide = config.build(corpus.vocabulary.size, corpus.vocabulary.separators)
     require_sound(model, guide)
