@@ -94,8 +94,15 @@ class Checkpoints:
             if _step(older) < state["step"]:
                 shutil.rmtree(older, ignore_errors=True)
 
-    def clear_partial(self) -> None:
-        """Remove what killed processes left half-written; only who holds the run may ask it."""
+    def tidy(self) -> None:
+        """Remove what killed processes left: older checkpoints, and half-written ones.
+
+        Only who holds the run, and has read its newest checkpoint, may ask it.
+        """
+        newest = self.latest()
+        for older in self._whole():
+            if older != newest:
+                shutil.rmtree(older, ignore_errors=True)
         for path in self.folder.glob(f".step-*{PARTIAL}*"):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -283,7 +283,7 @@ class Run:
         sums = self.folder / checksums.NAME
         for path in (self.summary_path, sums, self.sequences_path, self.posterior_path):
             path.unlink(missing_ok=True)
-        self.checkpoints.clear_partial()
+        self.checkpoints.tidy()
         if self.config_path.read_text(encoding="utf-8") != config_yaml:
             write_whole(self.config_path, config_yaml)
         return self._metrics.cut(step, counted)
