@@ -76,8 +76,9 @@ def require_defined(
 
 def _require_taking(kind: type, name: str, promised: Callable[..., Any], behind: int) -> None:
     """Raise `UsageError` unless a method takes what that of the base class is called with."""
-    found = inspect.getattr_static(kind, name)
-    if found is promised or not inspect.isfunction(found):  # a decorated one is found out later
+    owner = next(one for one in kind.__mro__ if name in vars(one))
+    found = vars(owner)[name]
+    if is_ours(owner) or not inspect.isfunction(found):  # a wrapped one is found out later
         return
     parameters = inspect.signature(promised).parameters.values()
     given = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
@@ -102,7 +103,7 @@ def require_price(value: object, what: str) -> float:
     """
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf:
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
         return float(value)
     raise UsageError(f"{what} is {described(value)}; a number of at least 0 is needed")
 

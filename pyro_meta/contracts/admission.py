@@ -110,7 +110,7 @@ def require_sound(model: LanguageModel, guide: Guide) -> None:
         ("depth", model.depth, DepthPriorSubject, OF_PRIORS),
         ("depth", guide.depth, DepthGuideSubject, OF_GUIDES),
     ]
-    own = [type(one) for one in (*network.mechanisms, network.layers[0]) if is_own(one)]
+    own: list[type] = [type(one) for one in (*network.mechanisms, network.layers[0]) if is_own(one)]
     with _untouched(model, guide):
         for option, instance, kind, clauses in laws:
             if is_own(instance):
