@@ -14,7 +14,7 @@ from pyro_meta.data.corpus import Data, Text
 from pyro_meta.data.recall import Recall  # noqa: F401 -- named on the command line
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, Guide
-from pyro_meta.guides.depth import find_depth_guide
+from pyro_meta.guides.depth import DepthGuide, find_depth_guide
 from pyro_meta.inference.controllers import (
     Controller,
     Controllers,
@@ -25,6 +25,7 @@ from pyro_meta.models import BudgetDirichlet, CostDirichlet, DepthPrior, Languag
 from pyro_meta.network.measured_costs import timed_on
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
+from pyro_meta.own_classes import made, own_classes_named
 from pyro_meta.terminal.commands import parse, unread_docstrings
 from pyro_meta.terminal.mistakes import explain
 from pyro_meta.terminal.naming import public_path
@@ -50,6 +51,7 @@ class Config(Settings):
             self.depth, () if found is None else (*of_kl, "start", "price", "skip")
         )
 
+    @own_classes_named()
     def build(
         self, vocabulary: int, separators: Callable[[], Sequence[int]] = lambda: ()
     ) -> tuple[LanguageModel, Guide]:
@@ -65,7 +67,8 @@ class Config(Settings):
         Raises
         ------
         UsageError
-            Options that do not fit each other, or a class of the wrong kind.
+            Options that do not fit each other, a class of the wrong kind, or whatever is raised
+            inside somebody's own class.
         """
         shape = Shape(
             vocabulary,
@@ -82,16 +85,18 @@ class Config(Settings):
         is_asked = any(find_mechanism(name).reads_separators for name in self.mechanisms)
         network = Transformer(shape, self.mechanisms, self.block, separators() if is_asked else ())
         with timed_on(self.accelerator):
-            prior = self.prior(network)
+            prior = made(Prior, "_network", "prior", self.prior, network)
         make_depth, gate = find_depth_guide(self.depth), self.gate
         depth_prior = None
         if make_depth is not None:
             penalty = 0.0 if make_depth.pays_kl else gate.penalty
             depth_prior = DepthPrior(network, gate.run, gate.strength, penalty=penalty)
         model = LanguageModel(network, prior, depth_prior)
-        guide = self.guide(model)
+        guide = made(Guide, "execution", "guide", self.guide, model)
         if make_depth is not None:
-            guide.depth = make_depth(model, start=gate.start)
+            guide.depth = made(
+                DepthGuide, "_parameters", "depth", make_depth, model, start=gate.start
+            )
             guide.gate_execution.price.fill_(gate.price)
         self.controllers(model, guide)  # refuses targets that nobody here can be moved to
         return model, guide
@@ -141,8 +146,15 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     for name in CLASS_OPTIONS:
         options[name]["class_path"] = public_path(options[name]["class_path"])
     try:
-        chosen = parser.instantiate(parsed)
-        for name in ("config", "preset", "resume", "from", "trust"):  # settled, and not part of the run
+        with own_classes_named():
+            chosen = parser.instantiate(parsed)
+        for name in (
+            "config",
+            "preset",
+            "resume",
+            "from",
+            "trust",
+        ):  # settled, and not part of the run
             options.pop(name, None)
             chosen.pop(name, None)
         config = Config(**vars(chosen))
