@@ -1,14 +1,14 @@
 """What a person asks a study for: options, a grid over them, variants, seeds and baselines."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.mistakes import near
-from pyro_meta.training.options import Options, as_word
+from pyro_meta.terminal.option_files import Plain, as_word, dumps
+from pyro_meta.training.options import Options
 
 KINDS = ("mechanisms", "fixed", "random", "prior", "point", "also")
 """Kinds of baselines."""
@@ -16,7 +16,10 @@ KINDS = ("mechanisms", "fixed", "random", "prior", "point", "also")
 WITH_LOADS = ("fixed", "random")
 """Baselines that take the loads of a routed group, all of them or those of some variants."""
 
-OF_A_RUN = ("out", "resume", "config", "preset")
+MOST_RUNS = 10_000
+"""Runs of a study, besides its baselines."""
+
+OF_A_RUN = ("out", "resume", "config", "preset", "from", "trust")
 """Options of `train` that say how to run, and not what."""
 
 
@@ -86,25 +89,48 @@ class Study:
             _require_axis(option, values, source)
             grid[option] = list({as_word(value): value for value in values}.values())
         seeds = read_seeds(seeds, f"{source}: seeds")
+        _require_few(grid, named, seeds, source)
         baselines = _read_baselines(given.get("baselines", True), seeds, source)
         return cls(layers, grid, named, seeds, baselines)
 
     def as_yaml(self) -> str:
         """A file from which `read` makes this study again."""
         chosen = {key: value for key, value in vars(self.baselines).items() if value is not None}
-        return yaml.safe_dump(vars(self) | {"baselines": chosen}, sort_keys=False)
+        return dumps(vars(self) | {"baselines": chosen})
+
+
+def _require_few(
+    grid: Mapping[str, list[Any]], variants: Collection[str], seeds: list[int], source: str
+) -> None:
+    """Refuse more runs than anybody trains, before they are written out."""
+    runs = math.prod(map(len, grid.values())) * max(1, len(variants)) * len(seeds)
+    if runs > MOST_RUNS:
+        raise UsageError(
+            f"{source}: {runs:,} runs of grid, variants and seeds are asked for; at most "
+            f"{MOST_RUNS:,} are allowed"
+        )
 
 
 def read_seeds(given: Any, source: str) -> list[int]:
     """Seeds from a list, or from how many there are."""
+    if _is_count(given) and given > MOST_RUNS:
+        raise UsageError(f"{source}: {given} given; at most {MOST_RUNS:,} are allowed")
     seeds = list(range(given)) if _is_count(given) else given
     if not isinstance(seeds, list) or not all(_is_count(seed) for seed in seeds) or not seeds:
-        raise UsageError(f"{source}: {given!r} given; a number of seeds or a list is allowed")
+        raise UsageError(f"{source}: {_shown(given)} given; a number of seeds or a list is allowed")
+    if (largest := max(seeds)) >= 1 << 63:
+        raise UsageError(f"{source}: {_shown(largest)} given; below 2**63 is allowed")
     return list(dict.fromkeys(seeds))
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _shown(value: Any) -> str:
+    """A value for an error, shortened."""
+    text = value if isinstance(value, str) else as_word(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _read_baselines(given: Any, seeds: list[int], source: str) -> Baselines:
@@ -120,12 +146,14 @@ def _read_baselines(given: Any, seeds: list[int], source: str) -> Baselines:
     _require_keys(chosen, (*kinds, "seeds", "also"), where)
     for kind in kinds:
         value = chosen.get(kind, True)
+        if isinstance(value, Plain):  # such as yes
+            value = chosen[kind] = value.value
         may_be_list = kind in WITH_LOADS and all(
             isinstance(name, str) for name in (value if isinstance(value, list) else [])
         )
         if not isinstance(value, bool) and not (may_be_list and isinstance(value, list)):
             allowed = "true, false or a list of variants" if may_be_list else "true or false"
-            raise UsageError(f"{where}: {kind}: {value!r} given; {allowed} is allowed")
+            raise UsageError(f"{where}: {kind}: {_shown(value)} given; {allowed} is allowed")
     if chosen.get("seeds") is not None:
         chosen["seeds"] = _read_own_seeds(chosen["seeds"], seeds, f"{where}: seeds")
     else:
@@ -145,7 +173,9 @@ def _read_own_seeds(given: Any, seeds: list[int], where: str) -> dict[str, list[
     read = {kind: read_seeds(own, where) for kind, own in by_kind.items()}
     for own in read.values():
         if not set(own) <= set(seeds):
-            raise UsageError(f"{where}: {given} given; of the study's {seeds} are allowed")
+            raise UsageError(
+                f"{where}: {_shown(given)} given; of the study's {_shown(seeds)} are allowed"
+            )
     return read
 
 
@@ -159,7 +189,7 @@ def _require_keys(given: Mapping[str, Any], allowed: Sequence[str], source: str)
 
 def _require_mapping(given: Any, source: str) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
-        raise UsageError(f"{source}: {given!r} given; a mapping is needed")
+        raise UsageError(f"{source}: {_shown(given)} given; a mapping is needed")
     for key in given:
         if not isinstance(key, str):
             raise UsageError(f"{source}: {key!r} given; names are text (in quotes, if need be)")
@@ -181,5 +211,6 @@ def _require_axis(option: str, values: Any, source: str) -> None:
         raise UsageError(f"{source}: grid.{option} given; options of a run are allowed, without it")
     if not isinstance(values, list) or not values:
         raise UsageError(
-            f"{source}: grid.{option}: {values!r} given; a list of values such as [a,b] is needed"
+            f"{source}: grid.{option}: {_shown(values)} given; a list of values such as [a,b] is "
+            "needed"
         )

@@ -6,6 +6,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -15,6 +16,7 @@ from pyro_meta.errors import UsageError
 from pyro_meta.terminal.consoles import printable
 from pyro_meta.terminal.help import HelpFormatter, reword
 from pyro_meta.terminal.mistakes import explain, option_strings, unknown
+from pyro_meta.terminal.option_files import bare, harmless, is_null, lenient, require_finite
 from pyro_meta.terminal.pictures import draw_by_defaults
 from pyro_meta.terminal.signals import Stopped, stoppable
 from pyro_meta.terminal.streams import Outlet, outlet
@@ -171,16 +173,55 @@ def _is_argument(option: str, classes: Collection[str]) -> bool:
 def parse(
     parser: ArgumentParser, argv: Sequence[str], classes: dict[str, type] | None = None
 ) -> Namespace:
-    """Parse `argv`; whatever is wrong with it becomes a `UsageError` that names the option.
+    """Parse the words of a person; whatever is wrong becomes a `UsageError` that names the option.
 
-    `classes` gives the base class of each option whose value is a class.
+    A null means the default, except where text is asked for. `classes` gives the base class of each
+    option whose value is a class.
     """
+    words = without_nulls([_harmless(word) for word in with_values(argv, parser)], parser)
+    parsed: Namespace = bare(parse_exactly(parser, words, classes))
+    return parsed
+
+
+def parse_exactly(
+    parser: ArgumentParser, words: Sequence[str], classes: dict[str, type] | None = None
+) -> Namespace:
+    """As `parse`, of words that YAML can read or that are exact (`option_files.exact`); so is text
+    of the result, for `option_files.bare`."""
+    _require_paths(parser, words)
     try:
-        return parser.parse_args(with_values(argv, parser))
+        try:
+            parsed = parser.parse_args(list(words))
+        except Exception:
+            again = [lenient(word) for word in words]
+            if again == list(words):
+                raise
+            parsed = parser.parse_args(again)
     except UsageError:
         raise
     except Exception as error:  # jsonargparse raises many kinds for bad input
         raise UsageError(explain(error, parser, classes or {})) from error
+    require_finite(parsed)
+    return parsed
+
+
+def _require_paths(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Refuse the empty path, which would be the current folder."""
+    of_paths = {
+        name
+        for action in parser._actions
+        if getattr(action, "_typehint", None) in (Path, Path | None)
+        for name in action.option_strings
+    }
+    for word, after in itertools.pairwise([*words, "--"]):
+        name, sign, value = word.partition("=")
+        if name in of_paths and not (value if sign else after):
+            raise UsageError(f"option {name}: it is empty; a path is needed")
+
+
+def _harmless(word: str) -> str:
+    option, sign, value = word.partition("=")
+    return option + sign + harmless(value) if word.startswith("--") else harmless(word)
 
 
 @contextmanager
@@ -206,6 +247,26 @@ def with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
     }
     words = []
     for word, after in zip(argv, [*argv, ""][1:], strict=True):
-        is_alone = word in switches and after.lower() not in ("true", "false")
+        is_alone = word in switches and after.lower() not in ("true", "false", "null")
         words.append(f"{word}=true" if is_alone else word)
     return words
+
+
+def without_nulls(words: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """Leave out options whose value is null, but for those that take text."""
+    by_default = {
+        name
+        for action in parser._actions
+        if getattr(action, "_typehint", None) not in (None, str)
+        for name in action.option_strings
+    }
+    kept: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name, sign, value = word.partition("=")
+        if name in by_default and is_null(value if sign else left[0] if left else ""):
+            left = left if sign else left[1:]
+        else:
+            kept.append(word)
+    return kept

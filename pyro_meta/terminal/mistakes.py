@@ -4,11 +4,15 @@ import difflib
 import importlib
 import inspect
 import re
+import shlex
 from collections.abc import Iterable
 
 from jsonargparse import ArgumentParser
 
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.option_files import shown
+
+LONGEST = 300  # characters of what is not ours
 
 
 def unknown(option: str, known: Iterable[str]) -> str:
@@ -23,14 +27,18 @@ def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, typ
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
-    if found := re.search(r"unrecognized arguments: ([^\s=]+)", text):
-        return unknown(found[1], option_strings(parser))
+    if found := re.search(r"unrecognized arguments: (.*)", text):
+        return _unrecognised(found[1], parser)
+    if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
+        return unknown(f"--{found[1]}.{found[2]}", option_strings(parser))
     keys = re.findall(r'Parser key "([^"]+)":', text)
     if not keys:
-        return text
+        return _in_words(text)
     key, rest = ".".join(keys), text.rpartition(f'Parser key "{keys[-1]}":')[2].strip()
     if inner := re.search(r"Option '([^']+)' is not accepted", rest):
         return f"unknown option --{key}.{inner[1]}{near(inner[1], _init_options(rest))}"
+    if inner := re.search(r"NestedArg\(key='([^']+)'", rest):
+        return unknown(f"--{key}.{inner[1]}", option_strings(parser))
     if key in classes:
         base = classes[key]
         names = _subclass_names(base)
@@ -45,13 +53,86 @@ def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, typ
     return f"option --{key}: {_plain(rest)}"
 
 
+ALONE = {
+    "pyro_meta.train": "; a text is named by --data.path {}",
+    "pyro_meta.generate": "; a text to continue is given by --prompt {}",
+    "pyro_meta.ablate": "; one STUDY.yaml is allowed",
+}
+"""What to type instead of a word that no option takes, by command."""
+
+
+def _unrecognised(words: str, parser: ArgumentParser) -> str:
+    """Of words that a parser does not know, what is wrong with the first option, else word."""
+    option = re.search(r"(?:^| )(--[^ =]+)", words)
+    if option is not None:
+        return unknown(option[1], option_strings(parser))
+    given = _shortened(shown(words))
+    hint = ALONE.get(parser.prog.rpartition(" ")[2], "").format(shlex.quote(given))
+    return f"{given!r} belongs to no option{hint}"
+
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "Path": "a path",
+    "NoneType": "null",
+    "None": "null",
+    "null": "null",
+    "dict": "a mapping such as {a: 1}",
+    "list": "a list such as [a,b]",
+    "list[str]": "a list such as [a,b]",
+    "list[int]": "a list of whole numbers such as [1,2]",
+    "list[float]": "a list of numbers such as [0.5,1]",
+    "list[list[float]]": "a list of lists of numbers such as [[0.5,1],[1,0]]",
+}
+"""Types in plain words."""
+
+
 def _plain(message: str) -> str:
-    """jsonargparse's message without Python's names of types."""
+    """jsonargparse's message as: what is given, and what is allowed."""
+    message = re.sub(r"\. Got value: Namespace\(.*$", "", shown(message))
+    value = re.search(r"(?:Got value|Given value): ?(.*?)(?: - Expected a .*)?$", message)
+    if of_any := re.search(r"Subtypes: \[(.*?)\] Errors:", message):
+        kinds = [_kind(name) for name in _separate(of_any[1])]
+        allowed = " or ".join(dict.fromkeys(kind for kind in kinds if kind != "null"))
+    elif one := re.search(r"Expected a (<class '[^']+'>|typing\.Literal\[[^\]]+\]|\S+?)(?:\.|$)",
+                          message):  # fmt: skip
+        allowed = _kind(one[1])
+    else:
+        return _in_words(message)
+    given = "nothing" if value is None or not value[1] else _shortened(value[1])
+    return f"{given} given; {allowed} is allowed"
+
+
+def _kind(name: str) -> str:
+    """A type, by the name that Python gives it, in plain words."""
+    name = re.sub(r"<class '([^']+)'>", r"\1", name.strip())
+    name = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])", "", name).replace("List[", "list[")
+    name = name.replace("Sequence[", "list[")
+    if found := re.match(r"Literal\[(.+)\]$", name):
+        return f"one of {found[1]}"
+    return KINDS.get(name) or KINDS.get(name.partition("[")[0], f"a {name}")
+
+
+def _separate(names: str) -> list[str]:
+    """Names of types at their commas, but not at those within brackets."""
+    return [
+        found.strip() for found in re.findall(r"(?:[^,\[\]]|\[(?:[^\[\]]|\[[^\]]*\])*\])+", names)
+    ]
+
+
+def _in_words(message: str) -> str:
+    """A message of a library, with types in plain words."""
+    message = shown(message)
     message = re.sub(r"(\. Got value: Namespace\(.*)$", "", message)
-    message = message.replace("Expected a <class 'list'>", "expected a list such as [a,b]")
-    message = re.sub(r"Expected a <class '([^']+)'>", r"expected \1", message)
-    message = re.sub(r"Expected a typing\.Literal\[([^\]]+)\]", r"expected one of \1", message)
-    return re.sub(r"\. Got value: ", "; given: ", message)
+    message = re.sub(r"typing\.Literal\[[^\]]+\]", lambda found: _kind(found[0]), message)
+    return _shortened(re.sub(r"<class '[^']+'>", lambda found: _kind(found[0]), message))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def near(word: str, names: Iterable[str]) -> str:

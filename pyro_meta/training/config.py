@@ -1,5 +1,7 @@
 """A training run from its options: they are read, and the model and its guide are built."""
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -26,11 +28,14 @@ from pyro_meta.network.measured_costs import timed_on
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
 from pyro_meta.own_classes import made, own_classes_named
-from pyro_meta.terminal.commands import parse, unread_docstrings
+from pyro_meta.terminal.commands import parse_exactly, unread_docstrings
 from pyro_meta.terminal.mistakes import explain
 from pyro_meta.terminal.naming import public_path
-from pyro_meta.training.options import as_word, flatten, settle
-from pyro_meta.training.settings import DEFAULT_CLASSES, Settings, train_parser
+from pyro_meta.terminal.option_files import as_word, bare, dumps
+from pyro_meta.training.options import OF_THE_COMMAND, flatten, naming, settle
+from pyro_meta.training.settings import DEFAULT_CLASSES, Settings, known_options, train_parser
+
+PRINTING = "--print_config"
 
 
 @dataclass
@@ -82,6 +87,7 @@ class Config(Settings):
             self.mlp_width,
             self.chunk,
         )
+        _require_memory(shape)
         is_asked = any(find_mechanism(name).reads_separators for name in self.mechanisms)
         network = Transformer(shape, self.mechanisms, self.block, separators() if is_asked else ())
         with timed_on(self.accelerator):
@@ -132,42 +138,50 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     ------
     UsageError
         Whatever is wrong with the command line or a file named in it.
+    SystemExit
+        The options were asked for (--print_config), or a help.
     """
+    known = known_options()
+    words = [word for word in argv if word != PRINTING]
+    settled = settle(words, default_classes(), known)
+    if settled.asks("budget"):
+        settled = settle(words, default_classes(has_budget=True), known)
+    with naming(settled.source_of):
+        config, config_yaml = _read(settled.parser_words(known))
+    if PRINTING in argv:
+        print(config_yaml, end="")
+        sys.exit(0)
+    return config, config_yaml
+
+
+def _read(words: Sequence[str]) -> tuple[Config, str]:
+    """Parse settled words, and make what they name."""
     bases = {name: base for name, (base, _) in CLASS_OPTIONS.items()}
-    words = settle(argv, default_classes())
-    if _has_budget(words):
-        words = settle(argv, default_classes(has_budget=True))
     has_help = any(word.partition("=")[0].endswith(".help") for word in words)
     with nullcontext() if has_help else unread_docstrings():
         parser = config_parser()
-        parsed = parse(parser, words, bases)
+        parsed = parse_exactly(parser, words, bases)
         text = parser.dump(parsed, skip_unset=False, skip_validation=True)
-    options: dict[str, Any] = yaml.safe_load(text)
+    options: dict[str, Any] = bare(yaml.safe_load(text))
     for name in CLASS_OPTIONS:
         options[name]["class_path"] = public_path(options[name]["class_path"])
     try:
         with own_classes_named():
-            chosen = parser.instantiate(parsed)
-        for name in (
-            "config",
-            "preset",
-            "resume",
-            "from",
-            "trust",
-        ):  # settled, and not part of the run
+            chosen = parser.instantiate(bare(parsed))
+        for name in (*OF_THE_COMMAND, "preset"):  # settled, and not part of the run
             options.pop(name, None)
             chosen.pop(name, None)
         config = Config(**vars(chosen))
     except (TypeError, ValueError) as error:
         raise UsageError(explain(error, parser, bases)) from error
     options.pop("out", None)  # a run is repeated in another folder
-    return config, yaml.safe_dump(options, sort_keys=False)
+    return config, dumps(options)
 
 
 def with_steps(config: Config, config_yaml: str, steps: int) -> tuple[Config, str]:
     """The same options, and their YAML, for a run of so many steps."""
     options = yaml.safe_load(config_yaml) | {"steps": steps}
-    return replace(config, steps=steps), yaml.safe_dump(options, sort_keys=False)
+    return replace(config, steps=steps), dumps(options)
 
 
 def train_words(config_yaml: str) -> list[str]:
@@ -199,12 +213,16 @@ def default_classes(has_budget: bool = False) -> dict[str, str]:
     return DEFAULT_CLASSES | ({"prior": "pyro_meta.BudgetDirichlet"} if has_budget else {})
 
 
-def _has_budget(words: Sequence[str]) -> bool:
-    """Whether settled words, files among them, ask for a budget."""
-    files = (word.partition("=")[2] for word in words if word.startswith("--config="))
-    return any(word.partition("=")[0] == "--budget" for word in words) or any(
-        "budget" in yaml.safe_load(file) for file in files
-    )
+def _require_memory(shape: Shape) -> None:
+    """Refuse a network whose weights alone this machine cannot hold, before hours are spent."""
+    of_layer = 4 * shape.width**2 + 2 * shape.width * shape.hidden
+    size = 4 * (shape.layers * of_layer + shape.vocabulary * shape.width)
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > most:
+        raise UsageError(
+            f"width, layers: {shape.width} and {shape.layers} given; such weights take about "
+            f"{size / 2**30:,.0f} GiB, and this machine has {most / 2**30:,.1f}"
+        )
 
 
 @cache

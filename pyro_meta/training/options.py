@@ -5,24 +5,152 @@ last class that is named takes only what was meant for it.
 """
 
 import importlib
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
-
+import pyro_meta
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.mistakes import near
+from pyro_meta.terminal.option_files import (
+    as_word,
+    exact,
+    harmless,
+    is_null,
+    loads,
+    read_mapping,
+    text_of,
+)
 
 Options = dict[str, Any]
 """Options of a run by name, nested or dotted, as a file gives them."""
 
 PRESETS = Path(__file__).parent / "presets"
+OF_THE_COMMAND = ("config", "resume", "from", "trust")
+"""Options that no file may set."""
+TEXT = (str, str | None, Path, Path | None)
+"""Types of options that take every value as it is spelled."""
 
 
-def settle(argv: Sequence[str], defaults: Mapping[str, str]) -> list[str]:
-    """Words in which files are read and each class option names its class, then its arguments.
+@dataclass(frozen=True)
+class Known:
+    """What options there are besides arguments of classes."""
+
+    kinds: Mapping[str, Any]
+    """Dotted names and their types."""
+
+    def takes_text(self, option: str) -> bool:
+        return self.kinds.get(option) in TEXT
+
+    @property
+    def groups(self) -> set[str]:
+        return {name.partition(".")[0] for name in self.kinds if "." in name}
+
+    def of_group(self, group: str) -> list[str]:
+        """Last names of the options of a group."""
+        return [name.partition(".")[2] for name in self.kinds if name.startswith(f"{group}.")]
+
+
+class Settled:
+    """Options settled so far, a later one over an earlier.
+
+    Parameters
+    ----------
+    defaults
+        Class options, and the import path of the class that each means by default.
+    """
+
+    def __init__(self, defaults: Mapping[str, str]) -> None:
+        self._defaults = dict(defaults)
+        self._choices = {name: _Choice(name, default) for name, default in defaults.items()}
+        self._plain: dict[str, str] = {}
+        self._others: list[str] = []
+        self._sources: dict[str, Path] = {}
+
+    def take(self, options: Mapping[str, Any], source: Path | None = None) -> None:
+        """Options of a file or a layer; a null means the default."""
+        for option, value in options.items():
+            name, _, argument = option.partition(".")
+            with naming(lambda _: source):
+                if name not in self._choices:
+                    self._take_plain(option, value, source)
+                elif value is None and not argument:
+                    self._choices[name] = _Choice(name, self._defaults[name])
+                else:
+                    if argument:
+                        self._choices[name].require_argument(argument)
+                    given = {argument: value} if argument else value
+                    taken = self._choices[name].read(given)
+                    self._note([name, *(f"{name}.{one}" for one in taken)], source)
+
+    def type(self, option: str, value: str) -> None:
+        """An option from the keyboard."""
+        name, _, argument = option.partition(".")
+        self._sources.pop(option, None)
+        if name not in self._choices:
+            self._drop(option)
+            if not is_null(value):
+                self._plain[option] = at_home(value)
+        elif argument:
+            self._choices[name].type_argument(argument, at_home(value))
+        elif is_null(value):
+            self._choices[name] = _Choice(name, self._defaults[name])
+        else:
+            self._choices[name].type_class(value)
+
+    def type_other(self, *words: str) -> None:
+        """Words that a parser has to judge."""
+        self._others += words
+
+    def asks(self, option: str) -> bool:
+        """Whether a plain option is given."""
+        return option in self._plain
+
+    def words(self) -> list[str]:
+        """A word for each option, as `settle` reads it."""
+        chosen = (word for choice in self._choices.values() for word in choice.words())
+        return [f"--{name}={value}" for name, value in (*chosen, *self._plain.items())]
+
+    def parser_words(self, known: Known) -> list[str]:
+        """A word for each option as a parser reads it, and the others."""
+        of_text = {name for name in self._plain if known.takes_text(name)}
+        of_text |= {name for choice in self._choices.values() for name in choice.of_text()}
+        words = (word.removeprefix("--").partition("=") for word in self.words())
+        return [
+            f"--{name}={_for_parser(value, name in of_text)}" for name, _, value in words
+        ] + self._others
+
+    def source_of(self, option: str) -> Path | None:
+        """The file that an option is from."""
+        return self._sources.get(option)
+
+    def _take_plain(self, option: str, value: Any, source: Path | None) -> None:
+        self._drop(option, with_its_own=value is None)
+        for name, item in flatten({option: value}).items():
+            self._drop(name)
+            if item is not None:
+                self._plain[name] = as_word(item)
+            self._note([name], source)
+
+    def _drop(self, option: str, with_its_own: bool = False) -> None:
+        """Forget an option, and of a group all that are its own: they are their defaults again."""
+        for name in [*self._plain]:
+            if name == option or (with_its_own and name.startswith(f"{option}.")):
+                del self._plain[name]
+
+    def _note(self, options: Iterable[str], source: Path | None) -> None:
+        for option in options:
+            self._sources.pop(option, None)
+            if source is not None:
+                self._sources[option] = source
+
+
+def settle(argv: Sequence[str], defaults: Mapping[str, str], known: Known) -> Settled:
+    """What the words of a command line ask for: files are read, class options name their class.
 
     Parameters
     ----------
@@ -30,41 +158,146 @@ def settle(argv: Sequence[str], defaults: Mapping[str, str]) -> list[str]:
         The words of a command line.
     defaults
         Class options, and the import path of the class that each means by default.
+    known
+        The other options.
 
     Raises
     ------
     UsageError
-        An unknown preset, an unreadable file, or arguments given before another class is named.
+        An unknown preset, a file that cannot be read or that names what is no option, or arguments
+        given before another class is named.
     """
-    choices = {name: _Choice(name, default) for name, default in defaults.items()}
-    rest: list[str] = []
+    settled = Settled(defaults)
     words = list(argv)
     while words:
         word = words.pop(0)
         option, has_value, value = word.removeprefix("--").partition("=")
         name, _, argument = option.partition(".")
-        is_file = option in ("config", "preset")
-        if not word.startswith("--") or not (is_file or name in defaults):
-            rest.append(word)
+        is_file, is_group = option in ("config", "preset"), option in known.groups
+        is_known = is_file or is_group or name in defaults or option in known.kinds
+        if not word.startswith("--") or not is_known:
+            settled.type_other(harmless(word) if not word.startswith("--") else word)
             continue
         if argument == "help":
             is_named = has_value or (words and not words[0].startswith("-"))
-            rest.append(word if is_named else f"{word}={defaults[name]}")
+            settled.type_other(word if is_named else f"{word}={defaults[name]}")
             continue
+        if not has_value and known.kinds.get(option) is bool:
+            is_alone = not words or words[0].lower() not in ("true", "false", "null")
+            has_value, value = "=", "true" if is_alone else words.pop(0)
         if not has_value:
-            if not words:
+            if not words or words[0].startswith("--"):
                 raise UsageError(f"option --{option}: a value is missing")
             value = words.pop(0)
+        if (is_file or is_group) and not value:
+            raise UsageError(f"option --{option}: it is empty; a value is needed")
         if is_file:
-            options = read_file(Path(value) if option == "config" else preset(value))
-            for chosen in choices.keys() & options.keys():
-                choices[chosen].read(options.pop(chosen))
-            rest.append(f"--config={yaml.safe_dump(options)}")
-        elif argument:
-            choices[name].type_argument(argument, value)
+            source = preset(value) if option == "preset" else Path(value)
+            for one, options in layers_of(source, f"option --{option}", defaults, known):
+                settled.take(options, one)
+        elif is_group:
+            settled.take({option: _group(option, value, f"option --{option}", known)})
         else:
-            choices[name].type_class(value)
-    return [word for choice in choices.values() for word in choice.words()] + rest
+            settled.type(option, value)
+    return settled
+
+
+def layers_of(
+    path: Path, option: str, defaults: Collection[str], known: Known
+) -> Iterator[tuple[Path, Options]]:
+    """The options of a file, after those of the preset that it names.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read, or names what is no option; near matches are given.
+    """
+    options = read_file(path, option)
+    named = options.pop("preset", None)
+    if named is not None:
+        with naming(lambda _: path):
+            source = preset(str(named))
+        yield from layers_of(source, option, defaults, known)
+    require_known(options, str(path), defaults, known)
+    with naming(lambda _: path):
+        for group in known.groups & options.keys():
+            options[group] = _group(group, options[group], group, known)
+    yield path, options
+
+
+def require_known(
+    options: Mapping[str, Any], source: str, defaults: Collection[str], known: Known
+) -> None:
+    """Raise `UsageError` for a name that is no option; near matches are given."""
+    tops = [*defaults, "preset", *(name.partition(".")[0] for name in known.kinds)]
+    for option, value in options.items():
+        name = option.partition(".")[0]
+        if option in known.kinds and isinstance(value, Mapping):
+            raise UsageError(f"{source}: {option}: a mapping given; a value or a list is allowed")
+        if name in defaults or option in known.kinds:
+            continue
+        if option not in known.groups:
+            if name in known.groups:
+                raise UsageError(
+                    f"{source}: {_no_option_of(name, option.partition('.')[2], known)}"
+                )
+            raise UsageError(f"{source}: no option is named {option!r}{near(option, tops)}")
+        for inner, item in value.items() if isinstance(value, Mapping) else ():
+            if isinstance(item, Mapping):
+                raise UsageError(
+                    f"{source}: {option}.{inner}: a mapping given; a value or a list is allowed"
+                )
+            if inner not in known.of_group(option):
+                raise UsageError(f"{source}: {_no_option_of(option, inner, known)}")
+            if f"{option}.{inner}" in options:
+                raise UsageError(f"{source}: {option}.{inner} is given twice; once is allowed")
+
+
+def _no_option_of(group: str, given: str, known: Known) -> str:
+    allowed = known.of_group(group)
+    listed = ", ".join(allowed)
+    return f"{group}: no option is named {given!r}; {listed} are allowed{near(given, allowed)}"
+
+
+def _group(group: str, value: Any, option: str, known: Known) -> dict[str, Any] | None:
+    """Options of a group: a mapping as such, a file that holds one, or null."""
+    if value is None or (isinstance(value, str) and is_null(value)):
+        return None
+    given, source = value, option
+    if isinstance(value, str):
+        is_inline = value.lstrip().startswith("{")
+        given = loads(value, option) if is_inline else read_mapping(Path(value), option)
+        source = option if is_inline else value
+    if not isinstance(given, dict):
+        raise UsageError(f"{option}: {as_word(value)} given; a YAML file of options is allowed")
+    require_known({group: given}, source, (), known)
+    return given
+
+
+@contextmanager
+def naming(source_of: Any) -> Iterator[None]:
+    """Put before an error the file that its option is from; `source_of` tells it."""
+    try:
+        yield
+    except UsageError as error:
+        found = re.match(r"(?:unknown )?(?:option )?(?:--)?([\w.]+)", str(error))
+        source = source_of(found[1] if found else "")
+        if source is None or str(error).startswith(str(source)):
+            raise
+        raise UsageError(f"{source}: {error}") from error
+
+
+def at_home(value: str) -> str:
+    # no shell expands the tilde of --data.path=~/text, and alone it would mean null in YAML
+    is_home = value == "~" or value.startswith("~/")
+    return os.path.expanduser(value) if is_home else value
+
+
+def _for_parser(word: str, is_text: bool) -> str:
+    text = text_of(word)
+    if text is None:
+        return exact(word) if is_text else harmless(word)
+    return exact(text)
 
 
 def layered(layers: Iterable[Mapping[str, Any]], defaults: Mapping[str, str]) -> list[str]:
@@ -73,25 +306,10 @@ def layered(layers: Iterable[Mapping[str, Any]], defaults: Mapping[str, str]) ->
     Names may be dotted, and a null means the default. Another class drops the arguments of the
     one before.
     """
-    choices = {name: _Choice(name, default) for name, default in defaults.items()}
-    rest: dict[str, Any] = {}
+    settled = Settled(defaults)
     for layer in layers:
-        for option, value in layer.items():
-            name, _, argument = option.partition(".")
-            if name not in choices:
-                rest |= flatten({option: value})
-            elif value is None and not argument:
-                choices[name] = _Choice(name, defaults[name])
-            else:
-                choices[name].read({argument: value} if argument else value)
-    return [word for choice in choices.values() for word in choice.words()] + [
-        f"--{name}={as_word(value)}" for name, value in rest.items() if value is not None
-    ]
-
-
-def as_word(value: Any) -> str:
-    """A value of a file as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+        settled.take(layer)
+    return settled.words()
 
 
 def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -105,7 +323,8 @@ def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             path = str(value["class_path"])
             is_own = path.startswith("pyro_meta.")
             flat[prefix + name] = path.rpartition(".")[2] if is_own else path
-            flat |= flatten(value.get("init_args") or {}, f"{prefix}{name}.")
+            arguments = value.get("init_args") or {}
+            flat |= {f"{prefix}{name}.{key}": item for key, item in arguments.items()}
         elif isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
@@ -122,9 +341,11 @@ class _Choice:
         self.typed: list[str] = []  # names of arguments from the keyboard
 
     def type_argument(self, argument: str, value: str) -> None:
-        # No shell expands the tilde of --data.path=~/text, and alone it would mean null in YAML.
-        is_home = value == "~" or value.startswith("~/")
-        self.arguments[argument] = os.path.expanduser(value) if is_home else value
+        self.require_argument(argument)
+        self.arguments.pop(argument, None)
+        if is_null(value):
+            return
+        self.arguments[argument] = value
         self.typed.append(argument)
 
     def type_class(self, chosen: str) -> None:
@@ -135,8 +356,14 @@ class _Choice:
             )
         self._name_class(chosen)
 
-    def read(self, value: Any) -> None:
-        """Take a class option of a file: a name, arguments, or class_path and init_args."""
+    def read(self, value: Any) -> list[str]:
+        """Take a class option of a file: a name, arguments, or class_path and init_args.
+
+        Returns
+        -------
+        list of str
+            The arguments that it gives.
+        """
         given: Any = value
         if isinstance(value, str):
             self._name_class(value)
@@ -151,21 +378,48 @@ class _Choice:
             given = value.get("init_args") or {}
         if not isinstance(given, dict):
             raise UsageError(
-                f"option --{self.option}: a file has {given!r}; a class or a mapping is allowed"
+                f"option --{self.option}: a file has {as_word(given)}; a class or a mapping is "
+                "allowed"
             )
         for key, item in given.items():
-            self.arguments[key] = as_word(item)
+            self.require_argument(key)
+            self.arguments.pop(key, None)
+            if item is not None:
+                self.arguments[key] = as_word(item)
+        return list(given)
 
-    def words(self) -> list[str]:
-        return [
-            f"--{self.option}={self.chosen}",
-            *(f"--{self.option}.{key}={value}" for key, value in self.arguments.items()),
-        ]
+    def words(self) -> list[tuple[str, str]]:
+        """Names of options and their words."""
+        arguments = ((f"{self.option}.{key}", value) for key, value in self.arguments.items())
+        return [(self.option, self.chosen), *arguments]
+
+    def of_text(self) -> list[str]:
+        """Names of the options that its class takes text for."""
+        try:
+            found = _imported(self.chosen) or getattr(pyro_meta, self.chosen)
+            kinds = get_type_hints(found.__init__)
+        except Exception:  # of a class that is not there, or of a person's own
+            return []
+        return [f"{self.option}.{name}" for name, kind in kinds.items() if kind in TEXT]
+
+    def require_argument(self, argument: str) -> None:
+        if not all(part.isidentifier() for part in argument.split(".")):
+            raise UsageError(f"option --{self.option}: it has no argument {argument!r}")
+        if argument.partition(".")[0] in ("class_path", "init_args", "dict_kwargs"):
+            raise UsageError(
+                f"unknown option --{self.option}.{argument}; --{self.option} CLASS names a class, "
+                f"and --{self.option}.NAME its arguments"
+            )
 
     def _name_class(self, chosen: str) -> None:
         if not chosen:
             raise UsageError(f"option --{self.option}: it is empty; the name of a class is needed")
-        if reason := _why_not_imported(chosen):
+        reason = _why_not_imported(chosen)
+        if (reason or not chosen.isidentifier() or chosen not in pyro_meta.__all__) and (
+            advice := _instead(self.option, chosen)
+        ):
+            raise UsageError(advice)
+        if reason:
             raise UsageError(f"option --{self.option}: cannot import {chosen!r}: {reason}")
         if not self._is_same(chosen):
             self.arguments, self.typed = {}, []
@@ -181,37 +435,53 @@ class _Choice:
         return len(names) == 1 and all(module.startswith("pyro_meta.") for module in modules)
 
 
+def _instead(option: str, given: str) -> str | None:
+    """What to write where a path is given for a class."""
+    is_path = "/" in given or given.startswith(("~", ".")) or _exists(given) or _has_suffix(given)
+    if not is_path:
+        return None
+    if option == "data":
+        return f"option --data: {given} given; a class is allowed. A text: --data.path {given}"
+    return f"option --{option}: {given} given; a class is allowed. A file of options: --config FILE"
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _has_suffix(path: str) -> bool:
+    return Path(path).suffix.lower() in {".txt", ".md", ".csv", ".json", ".jsonl", ".yaml", ".yml"}
+
+
 def _import(path: str) -> object | None:
     """What the import path module.Class names; None for a plain name or a failed import."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name) if module else None
-    except Exception:  # reported by `_why_not_imported`
-        return None
+    return None if _why_not_imported(path) else _imported(path)
 
 
 def _why_not_imported(path: str) -> str | None:
     """What is wrong with the import path module.Class; None if nothing, or for a plain name."""
-    module, _, name = path.rpartition(".")
     try:
-        if module:
-            getattr(importlib.import_module(module), name)
+        _imported(path)
     except Exception as error:  # whatever a person's module raises
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def _imported(path: str) -> object | None:
+    """What an import path names; the one place here where a person's own code is run."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name) if module else None
+
+
+def read_file(path: Path, option: str = "option --config") -> dict[str, Any]:
     """The options of a YAML file; raises `UsageError` if it holds none."""
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"option --config: cannot read {path}: {error}") from error
-    if not isinstance(options, dict):
-        raise UsageError(f"option --config: {path} holds no mapping of options")
-    options = {name: value for name, value in options.items() if value is not None}  # defaults
-    if misplaced := options.keys() & {"preset", "resume", "config"}:
-        raise UsageError(f"option --config: {path} has {misplaced.pop()!r}, which no file may set")
+    options = read_mapping(path, option)
+    for misplaced in OF_THE_COMMAND:
+        if misplaced in options:
+            raise UsageError(f"{option}: {path} has {misplaced!r}, which no file may set")
     return options
 
 

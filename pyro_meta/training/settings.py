@@ -7,7 +7,7 @@ the classes that a run is built of.
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from jsonargparse import ArgumentParser
 
@@ -21,7 +21,7 @@ from pyro_meta.inference.schedules import (
 )
 from pyro_meta.terminal.commands import TRUST_HELP, command_parser
 from pyro_meta.terminal.help import reword
-from pyro_meta.training.options import preset_names
+from pyro_meta.training.options import Known, preset_names
 
 DEFAULT_CLASSES = {
     "data": "pyro_meta.Text",
@@ -29,6 +29,29 @@ DEFAULT_CLASSES = {
     "guide": "pyro_meta.DirichletGuide",
 }
 """Options whose value is a class, and the class that each means unless one is named."""
+
+
+ALLOWED: dict[str, tuple[int, int]] = {
+    "steps": (1, 100_000_000),
+    "batch": (1, 1_000_000),
+    "accumulate": (1, 1_000_000),
+    "devices": (1, 4096),
+    "checkpoint_every": (1, 1_000_000_000),
+    "validate_every": (0, 1_000_000_000),
+    "validation_tokens": (1, 1_000_000_000_000),
+    "seed": (0, (1 << 63) - 1),
+    "window": (1, 1 << 24),
+    "chunk": (1, 1 << 24),
+    "context": (1, 1 << 24),
+    "width": (1, 1 << 16),
+    "heads": (1, 1 << 12),
+    "kv_heads": (1, 1 << 12),
+    "mlp_width": (1, 1 << 20),
+    "layers": (1, 1000),
+}
+"""Least and most of whole numbers: beyond, a machine would be at work for nothing."""
+MOST_TOKENS = 1 << 26
+"""In a step, over all devices."""
 
 
 @dataclass(frozen=True)
@@ -170,15 +193,17 @@ class Settings:
     own."""
 
     def __post_init__(self) -> None:
-        if self.seed >= 1 << 63:
-            raise UsageError(f"seed: {self.seed} given; below 2**63 is allowed")
-        at_least = {"steps": 1, "batch": 1, "accumulate": 1, "devices": 1, "checkpoint_every": 1}
-        at_least |= {"validate_every": 0, "validation_tokens": 1, "seed": 0}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise UsageError(
-                    f"{name}: {getattr(self, name)} given; at least {least} is allowed"
-                )
+        for name, (least, most) in ALLOWED.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name}: {value} given; at least {least} is allowed")
+            if value is not None and value > most:
+                raise UsageError(f"{name}: {_of_size(value)} given; at most {most:,} is allowed")
+        if (tokens := self.batch * self.context) > MOST_TOKENS:
+            raise UsageError(
+                f"batch, context: {self.batch} x {self.context} = {tokens:,} tokens in a step "
+                f"given; at most {MOST_TOKENS:,} are allowed"
+            )
         if self.context % self.short.factor:
             raise UsageError(
                 f"context: {self.context} given; it must be divisible by short.factor = "
@@ -189,6 +214,23 @@ class Settings:
                 f"kl.begin: {self.kl.begin} given; below optim.router_end = "
                 f"{self.optim.router_end} is allowed (once the guide stops the KL moves nothing)"
             )
+
+
+def _of_size(value: int) -> str:
+    """A number too long to be read by its digits."""
+    return f"{value:,}" if value < 10**15 else f"a number of {len(str(value))} digits"
+
+
+def known_options(of: type = Settings) -> Known:
+    """The options of a run, but for those whose value is a class."""
+    kinds: dict[str, Any] = {}
+    for one in fields(of):
+        if is_dataclass(one.type):
+            kinds |= {f"{one.name}.{name}": kind for name, kind in known_options(
+                cast(type, one.type)).kinds.items()}  # fmt: skip
+        elif one.name not in DEFAULT_CLASSES:
+            kinds[one.name] = one.type
+    return Known(kinds)
 
 
 def train_parser(options: type[Settings] = Settings) -> ArgumentParser:
