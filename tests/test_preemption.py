@@ -421,6 +421,19 @@ def test_a_run_from_another_survives_a_kill_before_its_first_checkpoint(
     assert losses(folder) == losses(whole)
 
 
+def test_another_text_is_cut_as_that_of_the_run(tmp_path: Path, text_file: Path) -> None:
+    """A vocabulary of characters is that of one text: another text takes it over by name."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = [*MOMENT, "--data.tokens=char", f"--data.path={text_file}", f"--out={first}"]
+    assert train(*words) == 0
+    other = tmp_path / "other.txt"
+    other.write_text("the dog is lazy; the fox is quick. " * 100)
+    again = ["--from", first, f"--data.path={other}", f"--out={second}"]
+    assert "cut into other tokens" in error_line(run_here("train", *again))
+    assert train(*again, f"--data.tokens={first / 'vocabulary.json'}") == 0
+    assert (second / "vocabulary.json").read_bytes() == (first / "vocabulary.json").read_bytes()
+
+
 def test_another_guide_begins_anew_and_another_network_is_refused(
     finished: Path, tmp_path: Path
 ) -> None:

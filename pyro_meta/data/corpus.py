@@ -19,7 +19,13 @@ from torch import Tensor
 from pyro_meta.data.documentation import describe_python, read_python
 from pyro_meta.data.files import Found, find_files, read_files, stamp
 from pyro_meta.data.prepared import UnfitTokens, prepared
-from pyro_meta.data.vocabulary import ByteVocabulary, CharVocabulary, FileVocabulary, Vocabulary
+from pyro_meta.data.vocabulary import (
+    ByteVocabulary,
+    CharVocabulary,
+    FileVocabulary,
+    Vocabulary,
+    is_vocabulary,
+)
 from pyro_meta.errors import UsageError
 
 Windows = tuple[Tensor, Tensor]
@@ -172,7 +178,7 @@ class Text(Data):
         A file, a folder (all files in it that are not hidden) or a glob of UTF-8 text; by default
         the documentation topics and docstrings of the running Python's standard library.
     tokens
-        `byte`, `char`, or the path of a `tokenizer.json`.
+        `byte`, `char`, or the path of a `tokenizer.json` or of a run's `vocabulary.json`.
     validation
         Share of the text, at its end, kept for validation.
     """
@@ -208,6 +214,8 @@ class Text(Data):
                 return ByteVocabulary()
             if self.tokens == "char":
                 return CharVocabulary(sorted({one for piece in pieces() for one in set(piece)}))
+            if is_vocabulary(tokenizer):
+                return Vocabulary.load(tokenizer)
             return FileVocabulary.from_path(tokenizer)
 
         try:

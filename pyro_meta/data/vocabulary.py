@@ -113,6 +113,16 @@ class Vocabulary(ABC):
         raise ValueError(f"{kind!r} is no kind; byte, char, symbol and tokenizer are known")
 
 
+def is_vocabulary(path: Path) -> bool:
+    """Whether the file at `path` is what `save` wrote, and no tokenizer of another library."""
+    try:
+        require_plain(path)
+        with open(path, "rb") as file:
+            return file.read(64).lstrip().startswith(b'{"kind":')
+    except OSError:
+        return False
+
+
 def require_encodable(text: str) -> None:
     """Raise `UsageError` where `text` has halves of surrogate pairs, which are no characters.
 

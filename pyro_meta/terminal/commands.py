@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from pyro_meta import __version__
 from pyro_meta.errors import UsageError
+from pyro_meta.own_classes import blame
 from pyro_meta.terminal.consoles import printable
 from pyro_meta.terminal.help import HelpFormatter, reword
 from pyro_meta.terminal.mistakes import explain, option_strings, unknown
@@ -48,6 +49,8 @@ def _outcome(command: Callable[[list[str]], int | None], out: Outlet) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:
+        if (blamed := blame(stop)) is not None:
+            return _refuse(blamed)
         code = stop.code if isinstance(stop.code, int) else USAGE_ERROR
     except BrokenPipeError:
         if out.failure is None:  # some other pipe
@@ -71,6 +74,8 @@ def as_line(error: BaseException) -> str:
     """What went wrong in one line that names the file or the option, where one is known."""
     if isinstance(error, UsageError):
         text = str(error)
+    elif (blamed := blame(error)) is not None:
+        text = blamed
     elif type(error).__name__ == "OutOfMemoryError":  # of torch, which may not be loaded
         text = f"the device's memory is not enough: {error}"
     elif isinstance(error, MemoryError):
