@@ -1,5 +1,7 @@
 """`python -m pyro_meta.ablate`: many runs, their baselines, and what they show."""
 
+import math
+import os
 import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -23,19 +25,24 @@ from pyro_meta.terminal.commands import (
     run_command,
     with_values,
 )
+from pyro_meta.terminal.consoles import console, printable
 from pyro_meta.terminal.mistakes import option_strings
-from pyro_meta.training.options import Options, preset, read_file
-from pyro_meta.training.settings import DEFAULT_CLASSES, train_parser
+from pyro_meta.terminal.option_files import loads, read_mapping, typed
+from pyro_meta.terminal.streams import keep_going
+from pyro_meta.training.options import Options, at_home, layers_of, preset
+from pyro_meta.training.settings import DEFAULT_CLASSES, known_options, train_parser
+from pyro_meta.training.trust import foreign_classes, require_shipped_options
 
 if TYPE_CHECKING:
+    from pyro_meta.study.job import Job
     from pyro_meta.study.plan import Group
     from pyro_meta.study.results import Results, Table
-    from pyro_meta.study.runner import Job
 
 DESCRIPTION = """Train every combination of a grid of options under several seeds, with the
 baselines that each routed setting has to beat, and compare them. Every other option is one of
 python -m pyro_meta.train and holds for all runs. What has finished is never trained again: repeat
-the command, or name only --out, to go on."""
+the command, or name only --out, to go on. --debug alone shows where an error came from, and
+--debug true is the option of the runs."""
 BRIEF = ("val_nll_hard", "val_nll_soft", "cost_macs_hard", "truth.answer_accuracy_hard")
 NAME_WIDTH = 10  # at least; all figures find room beside it in 80 columns
 
@@ -46,10 +53,16 @@ def main(argv: list[str]) -> int:
     names = [f"--{prefix}{name.removeprefix('--')}"
              for prefix in ("", "grid.") for name in option_strings(options_of_runs)]  # fmt: skip
     answer(parser, argv, [*DEFAULT_CLASSES, *(f"grid.{name}" for name in DEFAULT_CLASSES)], *names)
-    own, grid, base = _sort_words(with_values(argv, options_of_runs), option_strings(parser))
+    words = with_values(_without_own_debug(argv), options_of_runs)
+    own, grid, base = _sort_words(words, option_strings(parser))
+    if "--out=" in own:
+        raise UsageError("option --out: it is empty; a folder is needed")
     options = parse(parser, own)
     if options.workers < 1:
         raise UsageError(f"option --workers: {options.workers} given; at least 1 is allowed")
+    limit = options.time_limit
+    if limit is not None and not (limit > 0 and math.isfinite(limit)):
+        raise UsageError(f"option --time_limit: {limit} given; minutes above 0 are allowed")
     out = _folder(options.out, options.study)
     study = _read_study(options, out, grid, base)
     command = shlex.join(["python", "-m", "pyro_meta.ablate", *argv])
@@ -66,6 +79,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("study", nargs="?", type=str, help="YAML: base, grid, variants, seeds, ...")
     parser.add_argument("--out", type=Path, help="Folder of the study (default: studies/NAME).")
     parser.add_argument("--workers", type=int, default=1, help="Runs to train at a time.")
+    parser.add_argument(
+        "--time_limit",
+        type=float,
+        metavar="MINUTES",
+        help="What each run may take: it then saves, and the next one begins (default: no limit).",
+    )
     parser.add_argument("--seeds", type=int | list[int], help="How many seeds, or which ones.")
     parser.add_argument(
         "--baselines",
@@ -78,68 +97,105 @@ def _parser() -> ArgumentParser:
         default="macs",
         help="Cost to compare at: of attention, at MACs or nominal, or MACs of the whole model.",
     )
+    parser.add_argument(
+        "--trust",
+        type=bool,
+        default=False,
+        help="Let the study.yaml of --out import classes that pyro_meta does not ship: their code "
+        "is run (default: false).",
+    )
     parser.add_argument("--report_only", type=bool, default=False, help="Train nothing.")
     parser.add_argument("--dry_run", type=bool, default=False, help="List the runs and stop.")
     return parser
 
 
 def _run(study: Study, options: Namespace, out: Path, command: str) -> int:
-    """Train what is missing, compare, and show what came of it."""
-    from pyro_meta.study.live import watching  # what needs PyTorch comes once words are understood
-    from pyro_meta.study.plan import expand
-    from pyro_meta.study.results import Results
-    from pyro_meta.study.runner import Interrupted, Shelf, State, execute, place_known, study_lock
+    """Look whether all that is asked for can be done, then do it."""
+    from pyro_meta.study.plan import expand  # what needs PyTorch comes once words are understood
+    from pyro_meta.study.runner import study_lock
 
-    console, shown = Console(), Console(stderr=True)
-    with shown.status("reading the options of every run"):
+    shown, errors = console(), console(stderr=True)
+    with errors.status("reading the options of every run"):
         groups = expand(study)
-    jobs = _jobs(groups)
     if options.dry_run:
-        _list(groups, console)
+        _list(groups, shown)
         return 0
+    _require_place(out)
     if not options.report_only:
-        with shown.status("preparing the text"):
+        with errors.status("preparing the text"):
             _prepare(groups)
-    try:
-        (out / "runs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"option --out: cannot make {out}: {error.strerror}") from error
-    with study_lock(out):
-        write_whole(out / "study.yaml", study.as_yaml())
+    _make(out)
+    with study_lock(out), keep_going():  # whether anybody still looks or not
+        return _train(groups, study, options, out, command, shown, errors)
 
-        def report(job: "Job | None" = None) -> Results:
-            results = Results(groups, jobs, options.cost)
-            results.write(out, command, study.as_yaml())
-            return results
 
+def _train(
+    groups: "list[Group]",
+    study: Study,
+    options: Namespace,
+    out: Path,
+    command: str,
+    shown: Console,
+    errors: Console,
+) -> int:
+    """Train what is missing, compare, and show what came of it."""
+    from pyro_meta.study.job import State
+    from pyro_meta.study.live import watching
+    from pyro_meta.study.results import Results
+    from pyro_meta.study.runner import Interrupted, execute
+    from pyro_meta.study.shelf import Shelf, place_known
+
+    jobs = _jobs(groups)
+    write_whole(out / "study.yaml", study.as_yaml())
+
+    def report() -> Results:
+        results = Results(groups, jobs, options.cost)
+        results.write(out, command, study.as_yaml())
+        return results
+
+    is_interrupted = False
+    with watching(jobs, errors) as watch:
+
+        def finished(job: "Job") -> None:
+            watch.tell(job)
+            report()
+
+        shelf = Shelf(out / "runs")
+        for line in shelf.unread:
+            watch.say(line)
+        place_known(jobs, shelf)
         if options.report_only:
-            place_known(jobs, Shelf(out / "runs"))
+            for job in jobs:
+                if job.damage is not None:
+                    watch.say(f"{job.name} is not whole, and does not count: {job.damage}")
         else:
             try:
-                with watching(jobs, shown) as (show, tell):
-
-                    def finished(job: "Job") -> None:
-                        tell(job)
-                        report()
-
-                    execute(jobs, out, options.workers, show, finished)
-            except Interrupted:
-                report()
-                console.print(
-                    "interrupted and saved; go on with "
-                    f"{escape(f'python -m pyro_meta.ablate --out {out}')}",
-                    soft_wrap=True,
+                execute(
+                    jobs, shelf, out / "logs", options.workers, watch, finished, options.time_limit
                 )
-                return INTERRUPTED
-        results = report()
-    _show(results, out, console)
+            except Interrupted:
+                is_interrupted = True
+    results = report()
+    if is_interrupted:
+        _show_way_on(jobs, study, out, shown)
+        return INTERRUPTED
+    _show(results, out, shown)
     failed = [job for job in jobs if job.state == State.FAILED]
     for job in failed:
-        console.print(f"[red]failed[/red]: {escape(f'{job.name}: {job.note}')}", soft_wrap=True)
+        shown.print(f"[red]failed[/red]: {escape(f'{job.name}: {job.note}')}", soft_wrap=True)
     return 1 if failed else 0
 
 
 # -- what is asked for -----------------------------------------------------------------------
+
+
+def _without_own_debug(argv: Sequence[str]) -> list[str]:
+    """The words but --debug alone, which is of this command and no option of the runs."""
+    after = [*argv, ""][1:]
+    return [
+        word for word, next_word in zip(argv, after, strict=True)
+        if word != "--debug" or next_word.lower() in ("true", "false")
+    ]  # fmt: skip
 
 
 def _sort_words(
@@ -156,7 +212,7 @@ def _sort_words(
         if not word.startswith("--"):
             own.append(word)
             continue
-        is_alone = name in ("report_only", "dry_run", "help") or name.endswith(".help")
+        is_alone = name in ("report_only", "dry_run", "trust", "help") or name.endswith(".help")
         if not has_value and words and not words[0].startswith("--"):
             if not is_alone or words[0] in ("true", "false"):
                 value, has_value = words.pop(0), "="
@@ -168,19 +224,22 @@ def _sort_words(
         elif name.startswith("grid."):
             grid[name.removeprefix("grid.")] = _yaml(value, name)
         elif name == "config":
-            base.append(read_file(Path(value)))
+            base += _layers(Path(value), name)
         elif name == "preset":
-            base.append(read_file(preset(value)))
+            base += _layers(preset(value), name)
         else:
-            base.append({name: value})
+            base.append({name: typed(at_home(value))})
     return own, grid, base
 
 
+def _layers(path: Path, option: str) -> list[Options]:
+    """The options of a file, after those of the preset that it names."""
+    layers = layers_of(path, f"option --{option}", DEFAULT_CLASSES, known_options())
+    return [options for _, options in layers]
+
+
 def _yaml(text: str, name: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"option --{name}: {text!r} is no list such as [a,b]") from error
+    return loads(text, f"option --{name}: {text[:60]}")
 
 
 def _folder(out: Path | None, study: str | None) -> Path:
@@ -194,8 +253,14 @@ def _read_study(options: Any, out: Path, grid: dict[str, Any], base: list[Option
     source = Path(options.study) if options.study else out / "study.yaml"
     is_described = bool(grid or base or options.seeds is not None or options.baselines is not None)
     given: dict[str, Any] = {}
-    if options.study or (source.is_file() and not is_described):
-        given = dict(read_file(source))
+    is_gone_on_with = not options.study and not is_described
+    if is_gone_on_with and not source.is_file():
+        raise UsageError(
+            f"option --out: {out} has no study.yaml to go on with; a new study needs a STUDY.yaml, "
+            "or options such as --grid.prior or --seeds"
+        )
+    if options.study or is_gone_on_with:
+        given = read_mapping(source, "study")
     layers = given.get("base") or {}
     given["base"] = [*(layers if isinstance(layers, list) else [layers]), *base]
     if grid:
@@ -205,12 +270,42 @@ def _read_study(options: Any, out: Path, grid: dict[str, Any], base: list[Option
     for name in ("seeds", "baselines"):
         if (value := getattr(options, name)) is not None:
             given[name] = value
-    return Study.read(given, str(source) if options.study else "study")
+    study = Study.read(given, str(source) if options.study else "study")
+    if is_gone_on_with and not options.trust:  # it may be somebody else's
+        require_shipped_options(_options_of(study), source, "study")
+    return study
+
+
+def _options_of(study: Study) -> list[Options]:
+    """All options that a study names."""
+    return [*study.base, study.grid, *study.variants.values(), *study.baselines.also.values()]
+
+
+def _require_place(out: Path) -> None:
+    """Raise `UsageError`, before long work, where a study's folder cannot be made or written."""
+    try:
+        nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+        is_folder = nearest.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise UsageError(f"option --out: {out}: {error.strerror}") from error
+    if not is_folder:
+        raise UsageError(f"option --out: {nearest} is no folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"option --out: {nearest} cannot be written")
+
+
+def _make(out: Path) -> None:
+    """Make the folders of a study; raises `UsageError`."""
+    for folder in (out / "runs", out / "logs"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"option --out: cannot make {folder}: {error.strerror}") from error
 
 
 def _jobs(groups: "list[Group]") -> "list[Job]":
     """The runs seed by seed, so that a look in between compares like with like."""
-    from pyro_meta.study.runner import Job
+    from pyro_meta.study.job import Job
 
     seeds = dict.fromkeys(seed for group in groups for seed in group.seeds)
     return [Job(group, seed) for seed in seeds for group in groups if seed in group.seeds]
@@ -229,25 +324,39 @@ def _prepare(groups: "list[Group]") -> None:
 # -- what is shown ---------------------------------------------------------------------------
 
 
-def _list(groups: "list[Group]", console: Console) -> None:
+def _list(groups: "list[Group]", shown: Console) -> None:
     for group in groups:
         seeds = ", ".join(map(str, group.seeds))
-        line = f"{escape(group.label)}  [dim]seeds {seeds}[/dim]"
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"{sum(len(group.seeds) for group in groups)} runs")
+        line = f"{escape(printable(group.label))}  [dim]seeds {seeds}[/dim]"
+        shown.print(line, highlight=False, soft_wrap=True)
+    shown.print(f"{sum(len(group.seeds) for group in groups)} runs")
 
 
-def _show(results: "Results", out: Path, console: Console) -> None:
+def _show_way_on(jobs: "list[Job]", study: Study, out: Path, shown: Console) -> None:
+    """How to go on with a study that was interrupted."""
+    words = ["python", "-m", "pyro_meta.ablate", "--out", str(out)]
+    if any(foreign_classes(_options_of(study))):
+        words.append("--trust")
+    cut_short = [job.name for job in jobs if job.is_cut_short]
+    saved = "interrupted" if cut_short else "interrupted and saved"
+    shown.print(f"{saved}; go on with {escape(shlex.join(words))}", soft_wrap=True)
+    for name in cut_short:
+        shown.print(f"{escape(name)} goes on from its last checkpoint", soft_wrap=True)
+
+
+def _show(results: "Results", out: Path, shown: Console) -> None:
     if results.results:
-        console.print(terminal_table(results.table(BRIEF, digits=3)), crop=False)
-        console.print(
+        shown.print(terminal_table(results.table(BRIEF, digits=3)), crop=False)
+        shown.print(
             "* no setting on the same text beats it in loss and cost; differences of hard losses "
             "are paired, below 0 is better, ! leaves out 0 (95%), (1) is of one seed",
             style="dim",
         )
+    for problem in results.problems:
+        shown.print(escape(problem), soft_wrap=True)
     for name in ("study.md", "study.csv", "study.json", *results.pictures()):
         if (out / name).exists():
-            console.print(f"wrote {escape(str(out / name))}", soft_wrap=True)
+            shown.print(f"wrote {escape(str(out / name))}", soft_wrap=True)
 
 
 def terminal_table(table: "Table") -> RichTable:
@@ -259,7 +368,7 @@ def terminal_table(table: "Table") -> RichTable:
         longest = max(len(word) for cell in (heading, *cells) for word in cell.split())
         shown.add_column(heading, justify="right", min_width=longest)
     for row in table.rows:
-        shown.add_row(*map(escape, row))
+        shown.add_row(*(escape(printable(cell)) for cell in row))
     return shown
 
 

@@ -5,8 +5,8 @@
 The loss is a function of the options, and metrics that are damaged are refused. FAKE_FAIL names a
 part of the folders that fail. FAKE_HOLD names a pipe: after its first step a run writes its process
 id there, and waits for SIGTERM, at which it saves and ends, or for SIGUSR1, at which it goes on.
-FAKE_HANG names a part of the folders that hang there: they ignore SIGTERM, as does a process that
-each has launched, whose id stands beside its own.
+FAKE_HANG names a part of the folders that hang there: at SIGTERM they write 0 to the pipe and stay,
+as does a process that each has launched.
 """
 
 import json
@@ -34,11 +34,16 @@ def wait(pipe: str) -> int:
 
 
 def hang(pipe: str) -> None:
-    """Say in `pipe` who hangs, and do so."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    launched = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-    with open(pipe, "w") as out:
-        out.write(f"{os.getpid()} {launched.pid}\n")
+    """Say in `pipe` who hangs, and do so; say 0 there when asked to stop."""
+
+    def say(number: int) -> None:
+        with open(pipe, "w") as out:
+            out.write(f"{number}\n")
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is launched inherits it
+    subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    signal.signal(signal.SIGTERM, lambda *_: say(0))
+    say(os.getpid())
     while True:
         signal.pause()
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_meta import ablate
 from pyro_meta.distributions.simplex import Point
-from pyro_meta.guides import Guide
+from pyro_meta.guides import Guide, PointGuide
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.route import Features
 from pyro_meta.study import plan, results
@@ -28,6 +28,10 @@ class Fixed(Guide):
 
 class Random(Fixed):
     pass
+
+
+class Plain(PointGuide):
+    """As ours, by another name."""
 
 
 def fake_command(job: Job) -> list[str]:

@@ -2,84 +2,42 @@
 
 import csv
 import fcntl
-import functools
 import io
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import load_guides
 import pytest
 import yaml
 from commands import MOMENT, error_line, run_here
-from processes import nothing_stays, started
+from processes import started
 from rich.console import Console
+from studies import (  # noqa: F401 -- fixtures
+    SMALL,
+    WORDS,
+    faked_fixture,
+    held_fixture,
+    own_guides,
+    starts,
+)
 
 from pyro_meta import UsageError, ablate
-from pyro_meta.study import plan, results, runner
 from pyro_meta.study.description import Study
 from pyro_meta.study.job import Job, State
 from pyro_meta.study.live import counts, steps_of, table
 from pyro_meta.study.plan import expand
 from pyro_meta.study.results import Results, Table
 from pyro_meta.study.worker import Worker, worker_environment
-from pyro_meta.training.config import Config, read_options, train_words
-
-SMALL = {"context": 16, "window": 4, "width": 16, "layers": 2, "heads": 2, "steps": 4}
-WORDS = [f"--{name}={value}" for name, value in SMALL.items()]
-
-
-@functools.cache
-def read_once(words: tuple[str, ...]) -> tuple[Config, str]:
-    """Options of a run, which most studies here have in common."""
-    return read_options(words)
-
-
-@pytest.fixture(autouse=True)
-def own_guides(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(plan, "LOAD_GUIDES", load_guides.LOAD_GUIDES)
-    monkeypatch.setattr(plan, "read_options", lambda words: read_once(tuple(words)))
-    with nothing_stays():
-        yield
-
-
-@pytest.fixture
-def faked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that take a moment."""
-    monkeypatch.setattr(Job, "command", load_guides.fake_command)
-    monkeypatch.setattr(results, "verdicts_of", lambda folder: [])  # there is no real posterior
-    monkeypatch.setattr(ablate, "_prepare", lambda groups: None)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-
-
-@pytest.fixture
-def held(
-    faked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[], int]]:
-    """Runs that wait after their first step; a call waits for one and gives its process id."""
-    pipe = tmp_path / "held"
-    os.mkfifo(pipe)
-    monkeypatch.setenv("FAKE_HOLD", str(pipe))
-    with open(pipe, "r+b", buffering=0) as file:
-        yield lambda: int(file.readline())
+from pyro_meta.training.config import read_options, train_words
 
 
 def labels(**study: Any) -> list[str]:
     return [group.label for group in expand(Study.read({"base": SMALL} | study, "test"))]
-
-
-def starts(out: Path) -> dict[str, list[str]]:
-    """At which step each run was started, and how often."""
-    return {
-        path.parent.name: path.read_text().split() for path in sorted(out.glob("runs/*/starts"))
-    }
 
 
 # -- the plan --------------------------------------------------------------------------------

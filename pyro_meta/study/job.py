@@ -134,6 +134,6 @@ def last_record(path: Path) -> dict[str, Any] | None:
         if not isinstance(record, dict):
             continue
         step, loss = record.get("step"), record.get("loss")
-        if type(step) is int and step >= 0 and type(loss) in (int, float):
-            return {"step": step, "loss": float(loss)}
+        if type(step) is int and step >= 0 and isinstance(loss, float):
+            return {"step": step, "loss": loss}
     return None

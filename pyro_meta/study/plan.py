@@ -23,8 +23,9 @@ import yaml
 from pyro_meta.contracts.admission import require_sound
 from pyro_meta.errors import UsageError
 from pyro_meta.study.description import WITH_LOADS, Study
+from pyro_meta.terminal.option_files import as_word
 from pyro_meta.training.config import CLASS_OPTIONS, Config, default_classes, read_options
-from pyro_meta.training.options import Options, as_word, flatten, layered
+from pyro_meta.training.options import Options, flatten, layered
 
 Kind = Literal["variant", "mechanism", "fixed", "random", "prior", "point", "also"]
 

@@ -91,9 +91,9 @@ def _require_ordinary(value: Any, name: str, depth: int = 0) -> None:
 
 
 def why_not_resumed(folder: Path) -> str | None:
-    """What of a run's options, checkpoint or metrics is damaged, in one line; None if all is well.
+    """What of a run's options, vocabulary, checkpoint or metrics is damaged, in one line.
 
-    Only what `--resume` refuses before its first step, and whatever the machine.
+    None if nothing is. Only what `--resume` refuses before its first step, and on any machine.
     """
     run = Run(folder, trusts=True)  # its options are read, and nothing is imported
     try:
@@ -103,7 +103,7 @@ def why_not_resumed(folder: Path) -> str | None:
         if run.latest_checkpoint() is None:
             return None  # it begins anew
         state = run.state()
-        run.require_same_options(state, config_yaml)
+        run.require_same(state, config_yaml)
         Metrics(run.metrics_path).check(state["step"], state.get("metrics"))
     except (OSError, ValueError, LookupError, TypeError) as error:
         return as_line(error)
