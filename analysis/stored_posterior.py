@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
-from pyro_meta.analysis.diversity import Array
 from pyro_meta.analysis.posterior_file import (
     CHUNK_VALUES,
     GATES,
@@ -42,7 +42,7 @@ STRINGS_AT_ONCE = 4096
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 FACTS = {
     "kl_weight": float, "guide": str, "prior": str, "is_mixture": int, "context": int,
-    "hard_below": float,
+    "hard_below": float, "layout": int,
 }  # fmt: skip
 """Attributes of `sample_stats`, and their types."""
 UNREAD = {"prior": {"route", "depth"}, "posterior": {"depth"}, "observed_data": {"next_token"}}
@@ -56,7 +56,7 @@ class OtherVersion(ValueError):
 class Stored(NamedTuple):
     """What a posterior.nc holds."""
 
-    groups: dict[str, dict[str, Array]]
+    groups: dict[str, dict[str, NDArray[Any]]]
     """Group -> variable -> values, in the order of dimensions that the layout gives."""
     facts: dict[str, Any]
     mechanisms: list[str]
@@ -267,7 +267,7 @@ def _strings(data: h5py.Dataset, size: int) -> Iterator[str]:
             yield str(string)
 
 
-def _values(name: str, data: h5py.Dataset, variable: Variable) -> Array:
+def _values(name: str, data: h5py.Dataset, variable: Variable) -> NDArray[Any]:
     """The values of a variable, all within its bounds."""
     values = np.empty(data.shape, np.dtype(variable.dtype))
     if values.size:
