@@ -696,6 +696,7 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"base": {"mechanisms": ["full", "evil.G"]}},
         {"base": {"mechanisms": "[full,evil.G]"}},
         {"base": {"mechanisms+": ["evil.G"]}},
+        {"base": {"guide.init_args": "{class_path: evil.G}"}},
         {"base": {"block": "evil.G"}},
         {"base": {"depth": "evil.G"}},
         {"grid": {"data": ["evil.G"]}},

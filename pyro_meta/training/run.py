@@ -257,7 +257,10 @@ class Run:
             raise UsageError(f"{self.latest_checkpoint()} is damaged: state.json has no 'config'")
         if state.get("vocabulary") != self._hash_of_vocabulary():
             raise UsageError(f"{self._vocabulary_path} is not what was written")
-        then, now = (flatten(yaml.safe_load(text)) for text in (state["config"], config_yaml))
+        try:
+            then, now = (flatten(yaml.safe_load(text)) for text in (state["config"], config_yaml))
+        except yaml.YAMLError as error:
+            raise UsageError(f"{self.config_path} is no YAML: {error}") from error
         for name in {**then, **now}:
             before, after = then.get(name, MISSING), now.get(name, MISSING)
             if name == "steps" and isinstance(after, int) and after >= state["step"]:

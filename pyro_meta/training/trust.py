@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.option_files import loads
 
 VARIABLE = "PYRO_META_TRUST"
 CLASS_OPTIONS = ("data", "prior", "guide", "mechanisms", "block", "depth")
@@ -43,10 +42,7 @@ def require_shipped(config_yaml: str, source: Path) -> None:
     """
     if is_trusted_here():
         return
-    try:
-        options = yaml.safe_load(config_yaml)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{source}: config.yaml is no YAML: {error}") from error
+    options = loads(config_yaml, f"{source}: config.yaml")
     if not isinstance(options, Mapping):
         raise UsageError(f"{source}: config.yaml holds no options")
     require_shipped_options([options], source, "run")
@@ -109,6 +105,8 @@ def _class_paths(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _class_paths(item)
+    elif isinstance(value, str) and "class_path" in value:  # a mapping, written as a text
+        yield value
 
 
 def _is_shipped(path: str) -> bool:
