@@ -1,1 +1,1 @@
-"""Reading a router's posterior: numpy and xarray on a run's posterior.nc, without torch."""
+"""Reading a router's posterior: numpy on what a run left behind, without torch."""

@@ -7,15 +7,26 @@ from typing import Any
 
 import numpy as np
 
+from pyro_meta.errors import UsageError
+
 LEAST_TAIL = 5  # weights that a Pareto tail is fitted to
 IS_LEGACY = int(version("arviz").split(".")[0]) < 1
 
 
 def _arviz() -> Any:
-    """The arviz module, without the notice of its rewrite that importing 0.23 gives."""
+    """The arviz module, without the notice of its rewrite that importing 0.23 gives.
+
+    Raises
+    ------
+    UsageError
+        It does not start: it reads an arvizrc, also one of the current folder.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
-        return importlib.import_module("arviz")
+        try:
+            return importlib.import_module("arviz")
+        except (OSError, ValueError, LookupError) as error:
+            raise UsageError(f"ArviZ does not start, as of a broken arvizrc: {error}") from error
 
 
 def pareto_k(log_weights: np.ndarray) -> float:

@@ -87,4 +87,5 @@ def shape_alone(concentration: Array, prior_concentration: Array) -> Array:
     routes are bounded there and change nothing. A guide that is surer than its prior in every
     component has heavy weights whatever the text says; with enough draws k-hat comes to this.
     """
-    return np.maximum(1 - (prior_concentration / concentration).min(-1), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a component may have run down to 0
+        return np.maximum(1 - (prior_concentration / concentration).min(-1), 0.0)

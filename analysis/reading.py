@@ -191,6 +191,8 @@ class Reading:
                 "validation sequences": (int(stats["sequence"].max()) + 1, len(losses["hard"])),
             }
         )
+        if not 1 / documents.MOST <= stored.facts["kl_weight"] <= documents.MOST:
+            raise ValueError(f"posterior.nc: kl_weight is {stored.facts['kl_weight']}")
         _require_below("choice", stats["choice"], K)
         _require_below("position", stats["position"], N)
         _require_below("sequence", stats["sequence"], N)

@@ -180,6 +180,23 @@ print(int(peak[1]) // 1024)
     assert int(done.stdout) < 250, "MiB"
 
 
+def test_a_broken_arvizrc_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "arvizrc").write_text("plot.max_subplots: many")
+    code = """
+import numpy as np
+from pyro_meta.analysis.arviz_versions import IS_LEGACY, pareto_k
+from pyro_meta.errors import UsageError
+try:
+    pareto_k(np.arange(100.0))
+except UsageError as error:
+    assert "arvizrc" in str(error)
+else:
+    assert not IS_LEGACY, "1.x reads it when it draws"
+"""
+    done = finish([sys.executable, "-c", code], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_analysis_and_report_import_no_torch() -> None:
     code = "import sys, pyro_meta.posterior.report; sys.exit('torch' in sys.modules)"
     done = finish([sys.executable, "-c", code])

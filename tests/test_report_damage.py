@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,11 @@ from processes import finish
 from pyro_meta import checksums, report
 from pyro_meta.analysis import stored_posterior
 from pyro_meta.analysis.patient_file import PAGE, PatientFile
-from pyro_meta.analysis.plots import routes
+from pyro_meta.analysis.plots import PICTURES, routes
 from pyro_meta.analysis.plots.style import as_png, legible, styled
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
-from pyro_meta.posterior import belief
-from pyro_meta.posterior.readout import rereading
+from pyro_meta.posterior import belief, readout
 from pyro_meta.terminal.consoles import console, printable
 
 
@@ -54,6 +54,12 @@ def folder(trained: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "run"
     shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("checkpoint", "report"))
     return copy
+
+
+@pytest.fixture
+def two_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pictures take seconds; two are enough to see where they go."""
+    monkeypatch.setattr("pyro_meta.posterior.report.PICTURES", PICTURES[:2])
 
 
 @pytest.fixture
@@ -154,12 +160,16 @@ def test_what_the_disk_refused_is_read_back(
         assert file.failure is not None and file.failure.filename == str(tmp_path / "whole")
 
 
-def test_rereading_at_once_leaves_one_whole_file(trained: Path, tmp_path: Path) -> None:
+def test_rereading_at_once_leaves_one_whole_file(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = partial(readout.write_posterior, draws=4, drawn_tokens=32)
+    monkeypatch.setattr(readout, "write_posterior", few)
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
 
     def read_anew(number: int) -> Any:
-        with rereading(folder):
+        with readout.rereading(folder):
             return Reading.of(folder).means
 
     with ThreadPoolExecutor(3) as three:
@@ -266,6 +276,7 @@ def test_a_run_that_cannot_be_written_is_refused_first(
     assert not (tmp_path / "elsewhere").exists() and not (read_only / "report").exists()
 
 
+@pytest.mark.usefixtures("two_pictures")
 def test_a_report_goes_where_out_says(
     read_only: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +316,7 @@ def test_a_folder_of_reports_that_leads_elsewhere_is_not_written(
 
 
 AS_SOMEBODY = """
-import os, arviz, mpltern  # Python itself may lie where only root reads
+import os, arviz, mpltern, encodings.unicode_escape  # Python may lie where only root reads
 import pyro_meta.posterior.report
 from pyro_meta.report import main
 from pyro_meta.terminal.commands import run_command
@@ -343,6 +354,7 @@ def test_somebody_else_reads_a_run_that_is_not_theirs(folder: Path) -> None:
 ODD = "[red]x[bold] :smile: \x1b[2J $\\frac{ \u202e\u4e2d\u6587\n\udcff <script>alert(1)"
 
 
+@pytest.mark.usefixtures("two_pictures")
 def test_an_odd_name_is_shown_as_it_is(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
