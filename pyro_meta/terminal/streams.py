@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import Any, TextIO
 
 
 class Outlet(io.TextIOBase):
@@ -17,7 +17,7 @@ class Outlet(io.TextIOBase):
         Where text goes.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.failure: OSError | None = None
         self.must_last = False

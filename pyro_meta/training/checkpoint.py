@@ -184,10 +184,10 @@ class Checkpoints:
         model.load_state_dict(own, strict=False)
         anew = []
         others = {k: v for k, v in of_model.items() if k not in own}
-        for module, found in ((model, others), (guide, of_guide)):
-            expected = {k: v for k, v in module.state_dict().items() if k not in own}
-            if {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in expected.items()}:
-                module.load_state_dict(found, strict=False)
+        for module, there in ((model, others), (guide, of_guide)):
+            here = {k: v.shape for k, v in module.state_dict().items() if k not in own}
+            if {k: v.shape for k, v in there.items()} == here:
+                module.load_state_dict(there, strict=False)
             else:
                 anew.append(type(guide if module is guide else model.prior).__name__)
         return state, anew

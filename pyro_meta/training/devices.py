@@ -4,11 +4,9 @@ import os
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import (
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.launchers import PARENT, Place, place
