@@ -11,3 +11,11 @@ class Named(DirichletGuide):
     def __init__(self, model: LanguageModel, name: Any = "") -> None:
         super().__init__(model)
         self.name = name
+
+
+class Sized(DirichletGuide):
+    """A guide with a size that may be none, and is not unless it is said."""
+
+    def __init__(self, model: LanguageModel, size: int | None = 5, name: str | None = "a") -> None:
+        super().__init__(model)
+        self.size, self.label = size, name

@@ -133,7 +133,7 @@ def test_a_text_survives_as_a_word(text: str) -> None:
 @given(path=texts.filter(lambda text: "\0" not in text and text != ""), steps=st.integers(1, 10**8),
        weight=st.floats(1e-30, 1e30), name=texts)  # fmt: skip
 @example(path="null", steps=1, weight=1e-5, name="null")
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_run_is_repeated_by_its_file_and_by_its_words(
     path: str, steps: int, weight: float, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -195,6 +195,17 @@ def test_null_means_the_default_in_a_file_and_a_study(tmp_path: Path, text: str)
         read_options(layered([{"steps": 9}, {"steps": None}, options], default_classes()))[1]
         == default
     )
+
+
+def test_an_argument_that_may_be_none_is_none(tmp_path: Path) -> None:
+    for name in ("size", "name"):
+        saved = read_options(["--guide=own_options.Sized", f"--guide.{name}=null"])[1]
+        assert yaml.safe_load(saved)["guide"]["init_args"][name] is None
+        assert of_file(tmp_path, saved) == yaml.safe_load(saved)
+        assert read_options(train_words(saved))[1] == saved
+    saved = read_options(["--guide=own_options.Sized", '--guide.name="null"'])[1]
+    assert yaml.safe_load(saved)["guide"]["init_args"]["name"] == "null"
+    assert of_file(tmp_path, saved) == yaml.safe_load(saved)
 
 
 def test_a_file_may_name_a_preset_and_wins_over_it(tmp_path: Path) -> None:
@@ -479,7 +490,8 @@ def test_ablate_takes_words_as_train_does() -> None:
 
 # -- random files ----------------------------------------------------------------------------
 
-NAMES = [*known_options().kinds, *known_options().groups, *DEFAULT_CLASSES, "class_path", "init_args",
+NAMES = [*known_options().kinds, *known_options().groups, *DEFAULT_CLASSES, "class_path",
+         "init_args",
          "rate", "path", "preset", "resume", "lr", "weight", "Text", "CostDirichlet"]  # fmt: skip
 keys = st.one_of(st.sampled_from(NAMES), texts)
 trees = st.dictionaries(
@@ -492,8 +504,8 @@ trees = st.dictionaries(
     max_size=4,
 )
 WHOLE = read_options([])[1]
-CHANGES = ["", ":", "- ", "[", "]", "{", "}", "&a ", "*a", "!", "'", '"', "\t", "\n", "null", ".inf",
-           "-1", "1e9", "\0", "#", "<<: ", "é", "0", "x", "---\n", "? "]  # fmt: skip
+CHANGES = ["", ":", "- ", "[", "]", "{", "}", "&a ", "*a", "!", "'", '"', "\t", "\n", "null",
+           ".inf", "-1", "1e9", "\0", "#", "<<: ", "é", "0", "x", "---\n", "? "]  # fmt: skip
 
 
 @st.composite

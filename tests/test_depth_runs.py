@@ -110,6 +110,7 @@ class Startless(PointDepthGuide):
         (["--depth=beta", "--gate.price=x"], "gate.price"),
         (["--depth=beta", "--gate.price=1e40"], "gate.price: 1e+40"),
         (["--depth=test_depth_runs.Startless"], "must be made of a model and `start`"),
+        (["--depth=beta", "--gate.start=.nan"], "gate.start: nan given"),
         (["--gate.skip=.2"], "gate.skip: 0.2 given, and it does nothing with depth: none"),
     ],
 )
@@ -126,7 +127,6 @@ def test_options_that_cannot_be_are_refused(words: list[str], message: str) -> N
         (["--depth=beta", "--gate.skip=.5"], "gate.skip: 0.5 given; above 0 and below 0.5"),
         (["--depth=point", "--gate.skip=0"], "gate.skip: 0.0 given; above 0 and below 0.5"),
         (["--depth=beta", "--gate.strength=0"], "gate.strength: 0.0 given"),
-        (["--depth=beta", "--gate.start=.nan"], "gate.start: nan given"),
         (["--depth=point", "--gate.penalty=-1"], "gate.penalty: -1.0 given"),
     ],
 )

@@ -27,6 +27,8 @@ def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, typ
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
+    if found := re.search(r'Parser key "([^"]+)":.*unrecognized arguments: --([^ =]+)', text):
+        return unknown(f"--{found[1]}.{found[2]}", option_strings(parser))
     if found := re.search(r"unrecognized arguments: (.*)", text):
         return _unrecognised(found[1], parser)
     if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):

@@ -5,13 +5,14 @@ last class that is named takes only what was meant for it.
 """
 
 import importlib
+import inspect
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pyro_meta
 from pyro_meta.errors import UsageError
@@ -32,6 +33,8 @@ Options = dict[str, Any]
 PRESETS = Path(__file__).parent / "presets"
 OF_THE_COMMAND = ("config", "resume", "from", "trust")
 """Options that no file may set."""
+NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\.\w+)*")
+"""The name of an option in a message."""
 TEXT = (str, str | None, Path, Path | None)
 """Types of options that take every value as it is spelled."""
 
@@ -69,7 +72,7 @@ class Settled:
         self._choices = {name: _Choice(name, default) for name, default in defaults.items()}
         self._plain: dict[str, str] = {}
         self._others: list[str] = []
-        self._sources: dict[str, Path] = {}
+        self._sources: dict[str, Path | None] = {}
 
     def take(self, options: Mapping[str, Any], source: Path | None = None) -> None:
         """Options of a file or a layer; a null means the default."""
@@ -90,7 +93,7 @@ class Settled:
     def type(self, option: str, value: str) -> None:
         """An option from the keyboard."""
         name, _, argument = option.partition(".")
-        self._sources.pop(option, None)
+        self._sources[option] = None
         if name not in self._choices:
             self._drop(option)
             if not is_null(value):
@@ -125,7 +128,9 @@ class Settled:
         ] + self._others
 
     def source_of(self, option: str) -> Path | None:
-        """The file that an option is from."""
+        """The file that an option is from, or, of what is no option, what it belongs to."""
+        while option and option not in self._sources:
+            option = option.rpartition(".")[0]
         return self._sources.get(option)
 
     def _take_plain(self, option: str, value: Any, source: Path | None) -> None:
@@ -143,10 +148,7 @@ class Settled:
                 del self._plain[name]
 
     def _note(self, options: Iterable[str], source: Path | None) -> None:
-        for option in options:
-            self._sources.pop(option, None)
-            if source is not None:
-                self._sources[option] = source
+        self._sources |= dict.fromkeys(options, source)
 
 
 def settle(argv: Sequence[str], defaults: Mapping[str, str], known: Known) -> Settled:
@@ -275,13 +277,14 @@ def _group(group: str, value: Any, option: str, known: Known) -> dict[str, Any] 
 
 
 @contextmanager
-def naming(source_of: Any) -> Iterator[None]:
+def naming(source_of: Callable[[str], Path | None]) -> Iterator[None]:
     """Put before an error the file that its option is from; `source_of` tells it."""
     try:
         yield
     except UsageError as error:
-        found = re.match(r"(?:unknown )?(?:option )?(?:--)?([\w.]+)", str(error))
-        source = source_of(found[1] if found else "")
+        head = str(error).partition(":")[0]
+        named = (source_of(name) for text in (head, str(error)) for name in NAME.findall(text))
+        source = next((found for found in named if found is not None), None)
         if source is None or str(error).startswith(str(source)):
             raise
         raise UsageError(f"{source}: {error}") from error
@@ -295,6 +298,8 @@ def at_home(value: str) -> str:
 
 def _for_parser(word: str, is_text: bool) -> str:
     text = text_of(word)
+    if text is None and is_null(word):
+        return word
     if text is None:
         return exact(word) if is_text else harmless(word)
     return exact(text)
@@ -342,9 +347,6 @@ class _Choice:
 
     def type_argument(self, argument: str, value: str) -> None:
         self.require_argument(argument)
-        self.arguments.pop(argument, None)
-        if is_null(value):
-            return
         self.arguments[argument] = value
         self.typed.append(argument)
 
@@ -383,24 +385,32 @@ class _Choice:
             )
         for key, item in given.items():
             self.require_argument(key)
-            self.arguments.pop(key, None)
-            if item is not None:
-                self.arguments[key] = as_word(item)
+            self.arguments[key] = as_word(item)
         return list(given)
 
     def words(self) -> list[tuple[str, str]]:
-        """Names of options and their words."""
-        arguments = ((f"{self.option}.{key}", value) for key, value in self.arguments.items())
+        """Names of options and their words; a null is left out where it means the default."""
+        kinds = self._kinds()
+        arguments = [
+            (f"{self.option}.{key}", value)
+            for key, value in self.arguments.items()
+            if not is_null(value) or _may_be_none(kinds.get(key))
+        ]
         return [(self.option, self.chosen), *arguments]
 
     def of_text(self) -> list[str]:
         """Names of the options that its class takes text for."""
+        return [f"{self.option}.{name}" for name, kind in self._kinds().items() if kind in TEXT]
+
+    def _kinds(self) -> dict[str, Any]:
+        """Types of the arguments of its class, as far as it says them."""
         try:
             found = _imported(self.chosen) or getattr(pyro_meta, self.chosen)
-            kinds = get_type_hints(found.__init__)
+            made_by = inspect.getattr_static(found, "__init__")
+            unsaid = dict.fromkeys(inspect.signature(made_by).parameters, Any)
+            return unsaid | get_type_hints(made_by)
         except Exception:  # of a class that is not there, or of a person's own
-            return []
-        return [f"{self.option}.{name}" for name, kind in kinds.items() if kind in TEXT]
+            return {}
 
     def require_argument(self, argument: str) -> None:
         if not all(part.isidentifier() for part in argument.split(".")):
@@ -433,6 +443,11 @@ class _Choice:
         names = {getattr(one, "__name__", one) for one in (found, current)}
         modules = (getattr(one, "__module__", "pyro_meta.") for one in (found, current))
         return len(names) == 1 and all(module.startswith("pyro_meta.") for module in modules)
+
+
+def _may_be_none(kind: Any) -> bool:
+    """Whether an argument of this type may be None, which then is no word for its default."""
+    return kind is Any or type(None) in get_args(kind)
 
 
 def _instead(option: str, given: str) -> str | None:
