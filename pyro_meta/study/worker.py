@@ -84,8 +84,12 @@ class Worker:
     @property
     def is_refused(self) -> bool:
         """Whether it was to go on with a run, and did not."""
-        code = None if self._process is None else self._process.returncode
-        return self.was_begun and code == USAGE_ERROR
+        return self.was_begun and self._code == USAGE_ERROR
+
+    @property
+    def _code(self) -> int | None:
+        """How our process has ended."""
+        return None if self._process is None else self._process.returncode
 
     def is_done(self) -> bool:
         """Whether it has ended, with all that it launched; or is no longer waited for."""
@@ -120,7 +124,7 @@ class Worker:
         job = self.job
         job.refresh()
         assert job.folder is not None
-        code = None if self._process is None else self._process.returncode
+        code = self._code
         found = damage(job.folder)
         if found is None and not code:
             job.finish()
@@ -139,11 +143,12 @@ class Worker:
         """The same of a process that was asked to save since the study ends."""
         self.settle()
         if self.job.state != State.FINISHED:
-            has_saved = self._process is not None and self._process.returncode == INTERRUPTED
-            self.job.state, self.job.is_cut_short = State.WAITING, not has_saved
+            is_cut_short = self.job.is_begun and self._code != INTERRUPTED
+            self.job.state, self.job.is_cut_short = State.WAITING, is_cut_short
             self.job.note = (
-                "interrupted and saved" if has_saved
-                else "interrupted; goes on from its last checkpoint"
+                "interrupted; goes on from its last checkpoint" if is_cut_short
+                else "interrupted and saved" if self.job.is_begun
+                else "interrupted before it began"
             )  # fmt: skip
 
     # -- the process ---------------------------------------------------------------------------
@@ -178,6 +183,8 @@ class Worker:
     def _how_late(self, code: int | None) -> str:
         if code is None:
             return f"a process that a killed study left is still at it, see {self.log}"
+        if not self.job.is_begun:
+            return "it had not begun to train"
         if code == INTERRUPTED:
             return "saved, repeat to go on"
         return "ended without saving, repeat to go on from its last checkpoint"
