@@ -150,7 +150,7 @@ def trial(
         kind.name, processes, while_closing, "all" if to_all else "first", at, 0, was_alive
     )
     found.code = process.wait()
-    codes = []
+    codes: list[int] = []
     while not (folder / "summary.json").is_file() and len(codes) < MOST_RESUMES:
         words = [f"--resume={folder}"] if (folder / "config.yaml").is_file() else new
         codes.append(begin(words, log).wait())

@@ -7,7 +7,7 @@ import sys
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pyro_meta.data.corpus import read_python
+from pyro_meta.data.documentation import read_python
 
 
 def main() -> None:
