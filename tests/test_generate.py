@@ -11,7 +11,7 @@ import torch
 from commands import MOMENT, error_line, run, run_here, train
 from PIL import Image
 
-from pyro_meta import DirichletGuide, report
+from pyro_meta import DirichletGuide, checksums, report
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
 from pyro_meta.generation.sampling import Sampling, continue_tokens
@@ -165,6 +165,7 @@ def test_a_run_of_before_hard_routes_were_timed_is_read(
     summary = json.loads((folder / "summary.json").read_text())
     del summary["executed"]
     (folder / "summary.json").write_text(json.dumps(summary))
+    checksums.renew(folder, "summary.json")
     report.main([str(folder), "--belief=false"])
     printed = capsys.readouterr().out
     assert "diversity" in printed and "executed" not in printed

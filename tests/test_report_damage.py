@@ -10,11 +10,13 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ import numpy as np
 import pytest
 from commands import MOMENT, TEXT, command, error_line, run_here, train
 from harm import COUNTS, Disk, damages, harmed, write
-from processes import finish
+from processes import finish, started
 
 from pyro_meta import checksums, report
 from pyro_meta.analysis import stored_posterior
@@ -184,9 +186,13 @@ def test_three_reports_at_once(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     words = command("report", folder, "--reread=true", "--belief=false")
-    with ThreadPoolExecutor(3) as three:
-        done = list(three.map(lambda number: finish(words), range(3)))
-    assert [(one.returncode, one.stderr) for one in done] == [(0, "")] * 3
+    with ExitStack() as stack:
+        options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        three = [stack.enter_context(started(words, **options)) for _ in range(3)]
+        said = [one.communicate()[1] for one in three]
+    assert [(one.returncode, error) for one, error in zip(three, said, strict=True)] == [
+        (0, "")
+    ] * 3
     assert checksums.damage(folder) is None
     assert not [file for file in folder.rglob("*") if "partial" in file.name]
     json.loads((folder / "report" / "report.json").read_text())
