@@ -73,6 +73,7 @@ def _parser() -> ArgumentParser:
     parser = command_parser(
         "ablate",
         DESCRIPTION,
+        has_own_debug=True,
         usage="python -m pyro_meta.ablate [STUDY.yaml] [--out STUDY] [--grid.OPTION '[a,b]'] "
         "[options] [options of train]",
     )

@@ -12,6 +12,7 @@ from pyro_meta import checksums
 from pyro_meta.errors import UsageError
 from pyro_meta.own_classes import own_classes_named
 from pyro_meta.terminal.commands import INTERRUPTED, USAGE_ERROR, answer, as_line, run_command
+from pyro_meta.terminal.consoles import console
 from pyro_meta.terminal.launchers import is_first_process, place
 from pyro_meta.terminal.progress import over_training
 from pyro_meta.terminal.signals import Stopped, stoppable
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     """Train as the options say; 0 when done, 130 when interrupted and saved."""
     answer(train_parser(), argv, DEFAULT_CLASSES)
     is_first = is_first_process()
-    out = Console(quiet=not is_first)
+    out = console(quiet=not is_first)
     try:
         request = read_request(argv)
         if _is_done(request, out):
@@ -85,7 +86,7 @@ def _train(request: Request, out: Console) -> int:
     fabric = make_fabric(config)
     if opened is None and place().launcher != "pyro-meta":  # whose first process may have made it
         require_new(config.out)
-    progress_out = Console(stderr=True, quiet=out.quiet)
+    progress_out = console(stderr=True, quiet=out.quiet)
     with progress_out.status("preparing the text"), own_classes_named():
         corpus = sound_corpus(
             config.data, config.context, config.batch, config.validation_tokens, config.seed
@@ -113,8 +114,7 @@ def _train(request: Request, out: Console) -> int:
             say(_describe_model(config, model, guide, count(model), count(guide)))
             say(f"run: {run.folder}")
             held.enter_context(profiled(of_this_machine(fabric.device)))
-            done = 0 if opened is None else sum(1 for _ in run.metrics())
-            with over_training(config.steps, done, progress_out) as watch:
+            with over_training(config.steps, _saved_step(run), progress_out) as watch:
                 outcome = train(
                     config, corpus, run, fabric, model, guide, controllers, watch,
                     opened is not None, config_yaml, say,

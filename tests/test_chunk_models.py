@@ -200,7 +200,7 @@ def test_a_checkpoint_keeps_chunks_and_separators(run: Run) -> None:
     vocabulary = run.vocabulary()
     torch.manual_seed(4)
     model, guide = config.build(vocabulary.size, vocabulary.separators)
-    run.save_checkpoint({"model": model, "guide": guide}, None, STATE)
+    run.save_checkpoint({"model": model, "guide": guide}, None, STATE | run.circumstances())
     loaded, its_guide, _, _ = run.load()
     assert [one.name for one in loaded.network.mechanisms][2] == "chunk_sentence"
     assert loaded.network.is_separator.nonzero()[:, 0].tolist() == vocabulary.separators()

@@ -231,7 +231,8 @@ def test_commands_take_the_profile_of_this_machine(
     pyro_meta.generate.main([str(tmp_path / "run"), "--max_tokens=1"])
     assert 2.0 in seen
     seen.clear()
-    report._findings(tmp_path / "run", False, True, lambda what: None)
+    (place,) = report._places([tmp_path / "run"], None)
+    report._findings(place, False, True, False, lambda what: None)
     assert seen == [2.0] and len(measured) == 1
     assert profile.current() is DEFAULT
 

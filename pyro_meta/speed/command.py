@@ -25,6 +25,7 @@ from pyro_meta.speed.mechanisms_by_length import bench_mechanisms
 from pyro_meta.speed.routed_by_share import LENGTHS, SHARES, bench_routed, steps_of
 from pyro_meta.speed.scene import Scene
 from pyro_meta.speed.timed_parts import PARTS
+from pyro_meta.terminal.consoles import console
 from pyro_meta.terminal.machine import hardware, versions
 from pyro_meta.terminal.progress import step_by_step
 from pyro_meta.terminal.tables import (
@@ -73,7 +74,7 @@ def bench(options: Namespace, defaults: Namespace, argv: list[str]) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"option --out: cannot make {options.out}: {error.strerror}") from error
-    out, progress_out = Console(), Console(stderr=True)
+    out, progress_out = console(), console(stderr=True)
     facts = {"command": shlex.join(["python", "-m", "pyro_meta.bench", *argv])}
     if options.what in ("all", "mechanisms"):
         with progress_out.status("mechanisms"):

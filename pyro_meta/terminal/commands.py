@@ -110,8 +110,13 @@ class CommandParser(ArgumentParser):
         super().__init__(*args, formatter_class=formatter_class, **options)
 
 
-def command_parser(module: str, description: str, **options: Any) -> ArgumentParser:
-    """The parser of `python -m pyro_meta.MODULE`; options are never abbreviated."""
+def command_parser(
+    module: str, description: str, has_own_debug: bool = False, **options: Any
+) -> ArgumentParser:
+    """The parser of `python -m pyro_meta.MODULE`; options are never abbreviated.
+
+    `has_own_debug`: `--debug` means more there than to show a traceback.
+    """
     parser = CommandParser(
         prog=f"python -m pyro_meta.{module}",
         description=description,
@@ -122,6 +127,10 @@ def command_parser(module: str, description: str, **options: Any) -> ArgumentPar
     parser.add_argument(
         "--version", action="version", version=VERSION, help="Show the version and exit."
     )
+    if not has_own_debug:
+        parser.add_argument(
+            "--debug", type=bool, default=False, help="Show the traceback of an error."
+        )
     reword(parser, {"--help": "Show this help and exit."})
     return parser
 

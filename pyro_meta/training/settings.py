@@ -243,6 +243,7 @@ def train_parser(options: type[Settings] = Settings) -> ArgumentParser:
         "train",
         "Train a transformer whose every token chooses how it attends. Without options: a small "
         "network on Python's own documentation, minutes on a CPU.",
+        has_own_debug=True,
         usage="python -m pyro_meta.train [--data.path TEXT] [--steps N] [--out RUN] [options]",
     )
     parser.add_argument(
