@@ -13,8 +13,8 @@ LEAST_TAIL = 5  # weights that a Pareto tail is fitted to
 IS_LEGACY = int(version("arviz").split(".")[0]) < 1
 
 
-def _arviz() -> Any:
-    """The arviz module, without the notice of its rewrite that importing 0.23 gives.
+def _arviz(module: str = "arviz") -> Any:
+    """A module of ArviZ, without the notice of its rewrite that importing 0.23 gives.
 
     Raises
     ------
@@ -24,7 +24,7 @@ def _arviz() -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
         try:
-            return importlib.import_module("arviz")
+            return importlib.import_module(module)
         except (OSError, ValueError, LookupError) as error:
             raise UsageError(f"ArviZ does not start, as of a broken arvizrc: {error}") from error
 
@@ -41,5 +41,5 @@ def pareto_k(log_weights: np.ndarray) -> float:
         warnings.simplefilter("ignore", category=UserWarning)  # a high k-hat is what we look for
         if IS_LEGACY:
             return float(_arviz().psislw(log_weights)[1])
-        smooth = importlib.import_module("arviz_stats.base").array_stats.psislw
+        smooth = _arviz("arviz_stats.base").array_stats.psislw
         return float(smooth(-log_weights)[1])  # 1.x takes log likelihoods: weights inverted

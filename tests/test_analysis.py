@@ -184,14 +184,14 @@ def test_a_broken_arvizrc_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "arvizrc").write_text("plot.max_subplots: many")
     code = """
 import numpy as np
-from pyro_meta.analysis.arviz_versions import IS_LEGACY, pareto_k
+from pyro_meta.analysis.arviz_versions import pareto_k
 from pyro_meta.errors import UsageError
 try:
     pareto_k(np.arange(100.0))
 except UsageError as error:
     assert "arvizrc" in str(error)
 else:
-    assert not IS_LEGACY, "1.x reads it when it draws"
+    raise AssertionError("it was not read")
 """
     done = finish([sys.executable, "-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
