@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from commands import MOMENT, run_here
 
+from pyro_meta import RouteELBO
+
 SHORT = ["--steps=3", "--validation_tokens=64"]
 EXTREMES: dict[str, list[str]] = {
     "window 1": ["--window=1"],
@@ -75,3 +77,40 @@ def test_a_compiled_run_goes_to_its_end(tmp_path: Path, text_file: Path) -> None
     words = [*MOMENT, *SHORT, f"--data.path={text_file}", "--compile", f"--out={folder}"]
     assert run_here("train", *words).returncode == 0
     assert math.isfinite(json.loads((folder / "summary.json").read_text())["val_nll_hard"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+        ),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_file: Path, error: Exception
+) -> None:
+    def fails(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(RouteELBO, "terms", fails)
+    words = [*MOMENT, f"--data.path={text_file}", f"--out={tmp_path / 'run'}"]
+    done = run_here("train", *words)
+    assert done.returncode == 2 and done.stderr.startswith("error: memory is not enough")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_file: Path
+) -> None:
+    def fails(*arguments: object, **more: object) -> None:
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(RouteELBO, "terms", fails)
+    words = [*MOMENT, f"--data.path={text_file}", f"--out={tmp_path / 'run'}"]
+    done = run_here("train", *words, "--debug")
+    assert done.returncode == 2 and "Traceback" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "KeyError: 'a mistake of ours'" in last

@@ -1,6 +1,7 @@
 """What a person at the terminal meets: one error line, help at once, exit codes."""
 
 import itertools
+import re
 import sys
 import traceback
 import warnings
@@ -28,6 +29,8 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 VERSION = f"pyro-meta {__version__}"
 USAGE_ERROR = 2
 INTERRUPTED = 130
+NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|bad_alloc|Unable to allocate")
+"""What torch, C++ and NumPy say where memory ends: torch raises a plain RuntimeError."""
 
 
 def run_command(command: Callable[[list[str]], int | None]) -> None:
@@ -74,12 +77,12 @@ def as_line(error: BaseException) -> str:
     """What went wrong in one line that names the file or the option, where one is known."""
     if isinstance(error, UsageError):
         text = str(error)
-    elif (blamed := blame(error)) is not None:
-        text = blamed
     elif type(error).__name__ == "OutOfMemoryError":  # of torch, which may not be loaded
         text = f"the device's memory is not enough: {error}"
-    elif isinstance(error, MemoryError):
-        text = f"memory is not enough: {error or 'lower --batch, --context or --max_tokens'}"
+    elif isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        text = "memory is not enough: lower --batch, --context, --width or --max_tokens"
+    elif (blamed := blame(error)) is not None:
+        text = blamed
     elif isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         text = ": ".join([*names[:1], error.strerror or str(error)])
