@@ -164,7 +164,7 @@ def test_the_pictures_show_something_and_are_drawn_again(measured: Path, tmp_pat
         (["--lengths=[64,64]"], "two or more different lengths"),
         (["--lengths=[0,64]"], "two or more different lengths"),
         (["--shares=[0.1,1.2]"], "option --shares: [0.1, 1.2] given"),
-        (["--shares=[0.1,.nan]"], "option --shares: [0.1, nan] given"),
+        (["--shares=[0.1,.nan]"], "option --shares: nan given"),
         (["--shares=[]"], "option --shares: [] given"),
         (
             ["--what=depth", "--shares=[0.9]"],

@@ -222,8 +222,11 @@ def test_damaged_metrics_are_refused_before_anything_is_removed(finished: Path) 
     assert fingerprint(finished) == before
 
 
-@pytest.mark.parametrize("name", ["posterior.nc", "sequences.json", "summary.json", "SHA256SUMS"])
-@pytest.mark.parametrize("harm", ["gone", "cut", "changed"])
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [("posterior.nc", "gone"), ("posterior.nc", "changed"), ("sequences.json", "cut"),
+     ("summary.json", "gone"), ("summary.json", "changed"), ("SHA256SUMS", "cut")],
+)  # fmt: skip
 def test_results_that_are_not_whole_are_made_again(
     finished: Path, whole: Path, name: str, harm: str
 ) -> None:
@@ -275,7 +278,7 @@ def error_line_after_training(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize("call", range(12))
+@pytest.mark.parametrize("call", [0, 1, 2, 3, 5, 8, 13])
 def test_a_full_disk_while_training_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_file: Path, whole: Path, call: int
 ) -> None:

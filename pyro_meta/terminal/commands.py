@@ -1,5 +1,6 @@
 """What a person at the terminal meets: one error line, help at once, exit codes."""
 
+import errno
 import itertools
 import re
 import sys
@@ -29,6 +30,8 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 VERSION = f"pyro-meta {__version__}"
 USAGE_ERROR = 2
 INTERRUPTED = 130
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+"""Errors that no class is to blame for, whosever write they meet."""
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|bad_alloc|Unable to allocate")
 """What torch, C++ and NumPy say where memory ends: torch raises a plain RuntimeError."""
 
@@ -81,14 +84,20 @@ def as_line(error: BaseException) -> str:
         text = f"the device's memory is not enough: {error}"
     elif isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         text = "memory is not enough: lower --batch, --context, --width or --max_tokens"
+    elif isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        text = _of_file(error)
     elif (blamed := blame(error)) is not None:
         text = blamed
     elif isinstance(error, OSError):
-        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        text = ": ".join([*names[:1], error.strerror or str(error)])
+        text = _of_file(error)
     else:
         text = f"{type(error).__name__}: {error} (--debug shows where)"
     return printable(" ".join(text.split()))
+
+
+def _of_file(error: OSError) -> str:
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([*names[:1], error.strerror or str(error)])
 
 
 @contextmanager
