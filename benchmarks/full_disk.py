@@ -8,6 +8,7 @@ the same command, or `--resume`, has to finish and leave what a run on an empty 
 """
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -20,11 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pyro_meta import checksums
+from pyro_meta.terminal.commands import run_command
 from pyro_meta.terminal.machine import versions
 
 TINY = [
     "--context=16", "--window=4", "--width=16", "--layers=2", "--heads=2", "--batch=4",
-    "--steps=12", "--validate_every=5", "--validation_tokens=2048", "--checkpoint_every=4",
+    "--steps=12", "--validate_every=5", "--validation_tokens=256", "--checkpoint_every=4",
     "--accelerator=cpu",
 ]  # fmt: skip
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. "
@@ -62,7 +64,34 @@ def run(words: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
         "PYRO_META_CACHE": str(cache), "PYRO_META_PROFILE": "default", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     command = [sys.executable, "-m", *words]
+    if words[0] != "pyro_meta.ablate":  # whose workers are processes of their own
+        return forked(words, environment)
     return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def forked(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The same in a fork of this process, which has everything imported."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        pid = os.fork()
+        if not pid:
+            os.environ.update(environment)
+            os.dup2(out.fileno(), 1)
+            os.dup2(errors.fileno(), 2)
+            sys.argv = words
+            code = 1
+            try:
+                run_command(importlib.import_module(words[0]).main)
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        out.seek(0)
+        errors.seek(0)
+        said = (one.read().decode(errors="replace") for one in (out, errors))
+        return subprocess.CompletedProcess(words, code, *said)
 
 
 def used(folder: Path) -> int:
@@ -96,6 +125,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     found: list[Trial] = []
+    for name in ("training.loop", "training.devices", "posterior.closing", "posterior.report",
+                 "posterior.readout", "posterior.belief"):  # fmt: skip
+        importlib.import_module(f"pyro_meta.{name}")  # before any fork
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
         (base / "text.txt").write_text(TEXT * 2000)
