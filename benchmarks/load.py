@@ -108,6 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--without_study", action="store_true", help="It takes ten minutes.")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     found: dict[str, Any] = {}
@@ -129,13 +130,15 @@ def main() -> int:
         found["generate"] = measured(
             ["pyro_meta.generate", str(run), f"--max_tokens={options.tokens}"], place
         )
-        found |= study(place, small)
-        runs = sorted(path.parent for path in (place / "study/runs").glob("*/summary.json"))
-        runs += [run, place / "run-again"]
-        shutil.copytree(run, runs[-1])
+        runs = [run]
+        for number in range(19):
+            runs.append(place / f"run-{number}")
+            shutil.copytree(run, runs[-1])
         found["report"] = measured(["pyro_meta.report", *map(str, runs)], place)
         found["report"]["runs"] = len(runs)
-        found["report"]["command"] = "python -m pyro_meta.report STUDY/runs/*"
+        found["report"]["command"] = "python -m pyro_meta.report run run-*"
+        if not options.without_study:
+            found |= study(place, small)
     result = {
         "command": " ".join(["python", "benchmarks/load.py", *sys.argv[1:]]),
         "hardware": hardware(),
@@ -169,7 +172,7 @@ def study(place: Path, text: Path) -> dict[str, Any]:
             time.sleep(0.1)
         os.kill(process.pid, signal.SIGINT)
 
-    words = ["pyro_meta.ablate", str(path), f"--out={out}", "--workers=8", "--time_limit=0.75"]
+    words = ["pyro_meta.ablate", str(path), f"--out={out}", "--workers=8", "--time_limit=2"]
     first = measured(words, place, interrupt)
     first["left_running"] = processes_of(out)
     before = {p.parent.name: p.stat().st_mtime_ns for p in out.glob("runs/*/summary.json")}
