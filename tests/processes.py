@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 
+def others_may_read(folder: str | Path) -> bool:
+    """Whether another user could run what is in a folder: CI's environment may be its maker's."""
+    places = [Path(folder).resolve(), *Path(folder).resolve().parents]
+    return all(place.stat().st_mode & 0o005 == 0o005 for place in places)
+
+
 @contextmanager
 def nothing_stays() -> Iterator[None]:
     """End what is started within, by us or by what we started, and in whatever session.

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 from commands import MOMENT, TEXT, command, error_line, run_here, train
 from harm import COUNTS, Disk, damages, harmed, write
-from processes import finish, started
+from processes import finish, others_may_read, started
 
 from pyro_meta import checksums, report
 from pyro_meta.analysis import stored_posterior
@@ -332,6 +332,7 @@ run_command(main)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+@pytest.mark.skipif(not others_may_read(sys.prefix), reason="an environment of our own")
 def test_somebody_else_reads_a_run_that_is_not_theirs(folder: Path) -> None:
     """With no home and a user id that nobody has, as in a container."""
     with tempfile.TemporaryDirectory() as place:

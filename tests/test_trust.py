@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import MOMENT, TEXT, command, error_line, run_here, train
-from processes import finish
+from processes import finish, others_may_read
 
 from pyro_meta import checksums
 from pyro_meta.errors import UsageError
@@ -295,6 +295,7 @@ def test_a_stream_that_is_full_or_closed_stops_no_training(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+@pytest.mark.skipif(not others_may_read(sys.prefix), reason="an environment of our own")
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
 def test_nobody_without_a_home_is_told_what_to_set(tmp_path: Path) -> None:
     words = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", sys.executable, "-c",
