@@ -196,6 +196,31 @@ def test_only_our_own_names_are_removed(tmp_path: Path, text_file: Path) -> None
     assert left == {*kept[:3], "notes", "step-00000016"}
 
 
+def test_a_checkpoint_by_another_number_is_refused(finished: Path) -> None:
+    """Its weights are those of another step than its name says."""
+    latest = Run.open(finished).latest_checkpoint()
+    assert latest is not None
+    shutil.copytree(latest, latest.with_name("step-00000020"))
+    assert "is of step 12" in error_line(run_here("generate", finished, "--max_tokens=1"))
+
+
+def test_what_somebody_keeps_in_a_folder_of_our_name_stays(finished: Path) -> None:
+    kept = finished / "checkpoint" / "step-00000001" / "notes.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    assert train("--resume", finished, "--steps=13") == 0
+    assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["posterior.nc", "sequences.json", "SHA256SUMS"])
+def test_a_folder_in_place_of_a_result_costs_no_other_result(finished: Path, name: str) -> None:
+    (finished / name).unlink()
+    (finished / name).mkdir()
+    before = fingerprint(finished)
+    assert f"{name} is a folder" in error_line(run_here("train", "--resume", finished))
+    assert fingerprint(finished) == before
+
+
 @pytest.mark.parametrize("words", [["--out="], ["--resume="], ["--from="], ["--out=."]])
 def test_no_folder_is_the_empty_path(text_file: Path, words: list[str]) -> None:
     line = error_line(run_here("train", *MOMENT, f"--data.path={text_file}", *words))

@@ -91,7 +91,7 @@ class Checkpoints:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         for older in self._whole():
-            if _step(older) < state["step"]:
+            if _step(older) < state["step"] and _is_ours(older):
                 shutil.rmtree(older, ignore_errors=True)
 
     def tidy(self) -> None:
@@ -101,7 +101,7 @@ class Checkpoints:
         """
         newest = self.latest()
         for older in self._whole():
-            if older != newest:
+            if older != newest and _is_ours(older):
                 shutil.rmtree(older, ignore_errors=True)
         for path in self.folder.glob(f".step-*{PARTIAL}*"):
             shutil.rmtree(path, ignore_errors=True)
@@ -122,6 +122,8 @@ class Checkpoints:
             for key, kind in KINDS.items():
                 if not isinstance(state.get(key), kind):
                     raise ValueError(f"{STATE} has no valid {key!r}")
+            if state["step"] != _step(folder):
+                raise ValueError(f"{STATE} is of step {state['step']}: it was put here by hand")
             files = state["files"]
             if WEIGHTS not in files or not set(files) <= {WEIGHTS, MOMENTS}:
                 raise ValueError(f"{STATE} lists {sorted(files)}; {WEIGHTS}, {MOMENTS} are allowed")
@@ -221,6 +223,13 @@ def identity(parts: Parts) -> dict[str, Any]:
         "depth": None if guide.depth is None else public_name(type(guide.depth)),
         **model.network.describe(),
     }
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether we wrote a folder of such a name, and nobody keeps something else in it."""
+    return {path.name for path in folder.iterdir()} <= {WEIGHTS, MOMENTS, STATE} and (
+        folder / STATE
+    ).is_file()
 
 
 def _step(folder: Path) -> int:

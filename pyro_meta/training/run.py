@@ -16,6 +16,7 @@ and opening one imports nothing that pyro_meta does not ship, unless it is trust
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -284,7 +285,13 @@ class Run:
         """
         self._metrics.check(step, counted)
         sums = self.folder / checksums.NAME
-        for path in (self.summary_path, sums, self.sequences_path, self.posterior_path):
+        results = (self.summary_path, sums, self.sequences_path, self.posterior_path)
+        for path in results:  # all that may be refused is, before anything is removed
+            if path.is_dir() and not path.is_symlink():
+                raise UsageError(f"{path} is a folder, where a file of the run belongs")
+        if not os.access(self.folder, os.W_OK):
+            raise UsageError(f"option --resume: {self.folder} cannot be written to")
+        for path in results:
             path.unlink(missing_ok=True)
         self.checkpoints.tidy()
         if self.config_path.read_text(encoding="utf-8") != config_yaml:
