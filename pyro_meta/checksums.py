@@ -40,7 +40,7 @@ def require_plain(path: Path) -> int:
     """The size of a plain file in bytes; raises `OSError` for anything else, a link too."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(f"{path.name} is no plain file")
+        raise OSError(f"{path} is no plain file")
     return status.st_size
 
 

@@ -1,8 +1,8 @@
 """How a mistake in a person's own class is named in one line.
 
 A class is somebody's own if it is no part of this package and we call it: a prior, guide, mechanism
-and so on, or what these bring along. What it raises is told by the frames of the traceback, after
-the fact, so that nothing is paid for it where nothing is wrong.
+and so on, or what these bring along. The frames of the traceback say who raised an error. They are
+read only once it is raised, so that a run without errors pays nothing.
 """
 
 import inspect

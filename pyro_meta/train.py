@@ -17,6 +17,7 @@ from pyro_meta.terminal.launchers import is_first_process, place
 from pyro_meta.terminal.progress import over_training
 from pyro_meta.terminal.signals import Stopped, stoppable
 from pyro_meta.terminal.streams import keep_going
+from pyro_meta.training.checkpoint_files import latest, read_state
 from pyro_meta.training.request import Request, read_request
 from pyro_meta.training.settings import DEFAULT_CLASSES, train_parser
 
@@ -54,13 +55,16 @@ def _is_done(request: Request, out: Console) -> bool:
     folder = Path(request.resumed)
     if not (folder / "summary.json").is_file():
         return False
+    if (checkpoint := latest(folder / "checkpoint")) is not None:
+        read_state(checkpoint)  # refused where it is damaged: nobody could make results from it
     if damage := checksums.damage(folder):
         out.print(f"{escape(str(folder))} is not whole: {escape(damage)}", soft_wrap=True)
         return False
     name = escape(str(folder))
+    longer = f"train it longer with --resume {name} --steps N, or "
     out.print(
-        f"{name} is finished; train it longer with --resume {name} --steps N, or read it with "
-        f"python -m pyro_meta.report {name}",
+        f"{name} is finished; {longer if checkpoint else 'it has no checkpoint any more; '}read it "
+        f"with python -m pyro_meta.report {name}",
         soft_wrap=True,
     )
     return True
@@ -150,19 +154,23 @@ def _options(request: Request, say: Callable[[str], None]) -> "tuple[Run | None,
         return None, *read_options(words)
     run = Run.open(request.resumed, request.trusts)
     config, config_yaml = run.config(), run.config_yaml()
-    if request.steps is None or request.steps == config.steps:
-        return run, config, config_yaml
-    done = 0 if run.latest_checkpoint() is None else run.state()["step"]
-    if request.steps < done:
-        raise UsageError(
-            f"option --steps: {request.steps} given; {run.folder} has trained {done} steps, and "
-            "more are allowed"
+    done, planned = 0, config.steps
+    if run.latest_checkpoint() is not None:
+        state = run.state()
+        done, planned = state["step"], run.planned_steps(state)
+    if request.steps is not None:
+        if request.steps < done:
+            raise UsageError(
+                f"option --steps: {request.steps} given; {run.folder} has trained {done} steps, "
+                "and more are allowed"
+            )
+        config, config_yaml = with_steps(config, config_yaml, request.steps)
+    if config.steps > planned:
+        say(
+            f"steps: {config.steps}, and were {planned}: from step {done} on, schedules are those "
+            f"of a run of {config.steps} steps"
         )
-    say(
-        f"from step {done} on, schedules are those of a run of {request.steps} steps; "
-        f"before, of {config.steps}"
-    )
-    return run, *with_steps(config, config_yaml, request.steps)
+    return run, config, config_yaml
 
 
 def _begun_from(

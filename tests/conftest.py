@@ -5,13 +5,14 @@ import one_thread  # noqa: F401
 # isort: split
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyro
 import pytest
 import torch
-from commands import TEXT
+from commands import MOMENT, TEXT, train
 from hypothesis import HealthCheck, settings
 
 from pyro_meta import (
@@ -101,6 +102,25 @@ def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
     return path
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run, with its text beside it; to be left as it is."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "text.txt").write_text(TEXT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYRO_META_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        words = [*MOMENT, f"--data.path={folder / 'text.txt'}", f"--out={folder / 'run'}"]
+        assert train(*words) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it to do harm to."""
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.fixture

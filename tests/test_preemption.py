@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import MOMENT, TEXT, command, error_line, run_here, train
+from commands import MOMENT, command, error_line, run_here, train
 from processes import finish, started
 
 from pyro_meta import checksums, folders
@@ -30,22 +30,6 @@ from pyro_meta.training import checkpoint as checkpoint_module
 from pyro_meta.training.checkpoint import Checkpoints
 from pyro_meta.training.metrics import Metrics
 from pyro_meta.training.run import Run
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, with its text beside it."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "text.txt").write_text(TEXT)
-    assert train(*MOMENT, f"--data.path={folder / 'text.txt'}", f"--out={folder / 'run'}") == 0
-    return folder / "run"
-
-
-@pytest.fixture
-def finished(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it to do harm to."""
-    shutil.copytree(whole, tmp_path / "run")
-    return tmp_path / "run"
 
 
 @pytest.fixture
@@ -202,6 +186,33 @@ def test_a_checkpoint_by_another_number_is_refused(finished: Path) -> None:
     assert latest is not None
     shutil.copytree(latest, latest.with_name("step-00000020"))
     assert "is of step 12" in error_line(run_here("generate", finished, "--max_tokens=1"))
+
+
+def test_a_folder_of_our_name_without_a_state_is_no_checkpoint(finished: Path) -> None:
+    (finished / "checkpoint" / "step-00000099").mkdir()
+    assert run_here("generate", finished, "--max_tokens=1").returncode == 0
+
+
+def test_a_finished_run_with_a_damaged_checkpoint_is_refused(finished: Path) -> None:
+    (path,) = finished.glob("checkpoint/*/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "model.safetensors is not what" in error_line(run_here("train", "--resume", finished))
+    shutil.rmtree(finished / "checkpoint")
+    done = run_here("train", "--resume", finished)
+    assert done.returncode == 0 and "is finished; it has no checkpoint" in done.stdout
+
+
+def test_a_new_run_needs_the_vocabulary_that_was_written(finished: Path, tmp_path: Path) -> None:
+    path = finished / "vocabulary.json"
+    path.write_text(path.read_text().replace("byte", "char"))
+    line = error_line(run_here("train", "--from", finished, "--out", tmp_path / "new"))
+    assert "vocabulary.json is not what was written" in line
+
+
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300])
+def test_a_name_that_cannot_be_is_an_option(text_file: Path, name: str) -> None:
+    line = error_line(run_here("train", *MOMENT, f"--data.path={text_file}", f"--out={name}"))
+    assert "option --out" in line
 
 
 def test_what_somebody_keeps_in_a_folder_of_our_name_stays(finished: Path) -> None:
@@ -369,7 +380,7 @@ def test_a_finished_run_trains_longer(finished: Path) -> None:
     before = losses(finished)
     done = run_here("train", "--resume", finished, "--steps", "20")
     assert done.returncode == 0
-    assert "from step 12 on, schedules are those of a run of 20 steps" in done.stdout
+    assert "steps: 20, and were 12: from step 12 on" in done.stdout
     assert losses(finished)[:12] == before and [s for s, _ in losses(finished)][-1] == 20
     assert yaml.safe_load((finished / "config.yaml").read_text())["steps"] == 20
     assert checksums.damage(finished) is None
@@ -385,7 +396,7 @@ def test_more_steps_written_into_the_configuration_are_the_same(
     shutil.copytree(finished, other)
     path = other / "config.yaml"
     path.write_text(path.read_text().replace("steps: 12", "steps: 20"))
-    assert train("--resume", other) == 0
+    assert "steps: 20, and were 12" in run_here("train", "--resume", other).stdout
     assert train("--resume", finished, "--steps=20") == 0
     assert losses(other) == losses(finished)
 
@@ -495,7 +506,13 @@ def test_a_changed_configuration_is_refused_with_its_key(
 
 
 def test_the_words_beside_resume_are_few(finished: Path) -> None:
-    for words in (["--batch=8"], ["--from", finished], ["--out=x"], ["--steps=many"]):
+    for words in (
+        ["--batch=8"],
+        ["--from", finished],
+        ["--out=x"],
+        ["--steps=many"],
+        ["--resume=x"],
+    ):
         line = error_line(run_here("train", "--resume", finished, *words))
         assert str(words[0]).partition("=")[0] in line
 

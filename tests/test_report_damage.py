@@ -294,9 +294,22 @@ def test_a_report_goes_where_out_says(
     assert sorted(read_only.rglob("*")) == before
     report.main([str(read_only), str(trained), str(trained) + "/", f"--out={tmp_path}/two",
                  "--belief=false"])  # fmt: skip
-    assert sorted(path.parent.parent.name for path in (tmp_path / "two").rglob("*.html")) == [
-        "damaged0", read_only.parent.name
-    ]  # fmt: skip
+    found = {path.parent.parent.name for path in (tmp_path / "two").rglob("*.html")}
+    assert found == {trained.parent.name, read_only.parent.name}
+
+
+def test_out_replaces_nobody_elses_files(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "report.html").write_text("mine")
+    for out in (tmp_path / "docs", folder):
+        line = error_line(run_here("report", folder, "--belief=false", f"--out={out}"))
+        assert "option --out" in line and "holds files that are no report" in line
+    assert (tmp_path / "docs" / "report.html").read_text() == "mine"
+
+
+def test_a_link_to_itself_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "self").symlink_to("self")
+    assert "is not a run" in error_line(run_here("report", tmp_path / "self"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import MOMENT, TEXT, command, error_line, run_here, train
+from commands import MOMENT, command, error_line, run_here, train
+from harm import harmed
 from processes import finish, others_may_read
 
 from pyro_meta import checksums
@@ -32,21 +33,6 @@ class Mechanism(Window): name = "mine"
 class Block(ResidualBlock): pass
 class Depth(BetaDepthGuide): pass
 """
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, with its text beside it."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "text.txt").write_text(TEXT)
-    assert train(*MOMENT, f"--data.path={folder / 'text.txt'}", f"--out={folder / 'run'}") == 0
-    return folder / "run"
-
-
-@pytest.fixture
-def finished(whole: Path, tmp_path: Path) -> Path:
-    shutil.copytree(whole, tmp_path / "run")
-    return tmp_path / "run"
 
 
 @pytest.fixture
@@ -201,6 +187,7 @@ def test_a_vocabulary_of_the_same_size_is_another(finished: Path) -> None:
         assert "vocabulary.json is not what was written" in error_line(run_here(*words))
 
 
+HEAD = 64  # bytes near which half of the damage is
 OF_AN_OPEN_RUN = ("config.yaml", "vocabulary.json", "metrics.jsonl", "state.json",
                   "model.safetensors", "optimiser.safetensors")  # fmt: skip
 
@@ -215,25 +202,6 @@ def look(folder: Path) -> tuple[dict[str, Any], str | None]:
     return state, said
 
 
-def harm(content: bytes, dice: random.Random) -> bytes:
-    """Some bytes flipped, cut off, added, or filled with zeros."""
-    data = bytearray(content)
-    kind = dice.choice(["flip", "flip", "cut", "zeros", "added", "moved"])
-    at = dice.randrange(len(data))
-    if kind == "flip":
-        for _ in range(dice.choice([1, 1, 5, 50])):
-            data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
-    elif kind == "cut":
-        del data[at:]
-    elif kind == "zeros":
-        data[at : at + 64] = bytes(len(data[at : at + 64]))
-    elif kind == "added":
-        data[at:at] = os.urandom(dice.choice([1, 100]))
-    else:
-        data = data[at:] + data[:at]
-    return bytes(data)
-
-
 @pytest.mark.parametrize("name", OF_AN_OPEN_RUN)
 def test_random_damage_to_a_run_is_refused_or_harmless(
     whole: Path, finished: Path, name: str
@@ -245,8 +213,8 @@ def test_random_damage_to_a_run_is_refused_or_harmless(
     expected = look(whole)[0]
     options = yaml.safe_load((whole / "config.yaml").read_text())
     for _ in range(60):
-        harmed = harm(content, dice)
-        path.write_bytes(harmed)
+        found_now = harmed(content, dice, HEAD)
+        path.write_bytes(found_now)
         try:
             found, said = look(finished)
         except UsageError as error:
@@ -254,11 +222,11 @@ def test_random_damage_to_a_run_is_refused_or_harmless(
             continue
         assert found == expected
         if name == "config.yaml":  # a comment, or another spelling of the same
-            assert yaml.safe_load(harmed) == options
+            assert yaml.safe_load(found_now) == options
         elif name == "metrics.jsonl":  # what a killed run has logged later is cut off
-            assert harmed.startswith(content) or (said is not None and "lacks step" in said)
+            assert found_now.startswith(content) or (said is not None and "lacks step" in said)
         else:
-            assert harmed == content
+            assert found_now == content
     path.write_bytes(content)
     assert look(finished) == (expected, None)
     assert len(refusals) > 20
@@ -270,9 +238,9 @@ def test_random_damage_to_results_is_seen(finished: Path, name: str) -> None:
     dice = random.Random(name)
     content = (finished / name).read_bytes()
     for _ in range(60):
-        harmed = harm(content, dice)
-        (finished / name).write_bytes(harmed)
-        assert (checksums.damage(finished) is None) == (harmed == content)
+        found_now = harmed(content, dice, HEAD)
+        (finished / name).write_bytes(found_now)
+        assert (checksums.damage(finished) is None) == (found_now == content)
 
 
 # -- where it runs -----------------------------------------------------------------------------

@@ -5,7 +5,7 @@
     corpus.json      what the folder was made from, sizes and hashes of both, and its own
 
 A folder is made under a name of its own and renamed: it is there whole, or not at all. One that is
-damaged is renamed away before a new one comes, so that whoever has it mapped keeps it.
+damaged is renamed away before a new one comes, so that a process that has it mapped keeps it.
 """
 
 import fcntl

@@ -108,7 +108,7 @@ def rereading(folder: Path, trusts: bool = False) -> Iterator[None]:
     """Write posterior.nc of a finished run anew from its checkpoint and text, and renew its hash.
 
     The run is held until the context is left, so that what is read of it there is of one piece;
-    whoever holds it now is waited for.
+    the process that holds it is waited for.
 
     Parameters
     ----------

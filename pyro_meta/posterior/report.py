@@ -28,6 +28,8 @@ from pyro_meta.terminal.progress import Tell, step_by_step
 from pyro_meta.terminal.tables import executed_rows, table_of_figures, table_of_pairs
 
 STEPS_OF_BELIEF = 5
+FIRST_FILES = {"report.json", "belief.json"}
+"""What a report writes before all else; a folder without them is not ours."""
 MOST_PAIRS = 60
 """Differences that one picture shows; the table of the page has all."""
 
@@ -69,7 +71,7 @@ def report(
         A folder is no finished run, is damaged, or cannot be written to.
     """
     out, err = console(), console(stderr=True)
-    places = _places(list({Path(run).resolve(): Path(run) for run in runs}.values()), into)
+    places = _places(list({_resolved(run): Path(run) for run in runs}.values()), into)
     for place in places:
         _require_ready(place, believes, rereads, trusts)
     steps = len(places) * (1 + rereads + STEPS_OF_BELIEF * believes + len(PICTURES) + 1)
@@ -82,6 +84,13 @@ def report(
     for findings, place in zip(found, places, strict=True):
         _print_summary(findings, out)
         out.print(Text(f"wrote {printable(str(place.report / 'report.html'))}"), soft_wrap=True)
+
+
+def _resolved(run: str) -> Path:
+    try:
+        return Path(run).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a NUL
+        raise UsageError(f"{run} is not a run: {error}") from error
 
 
 def _places(folders: Sequence[Path], into: str | None) -> list[Place]:
@@ -109,6 +118,11 @@ def _require_ready(place: Place, believes: bool, rereads: bool, trusts: bool) ->
     is_ours = place.report == place.run / "report"
     if is_ours and place.report.is_symlink():
         raise UsageError(f"{place.report} leads elsewhere; name another folder with --out FOLDER")
+    if not is_ours and _holds_other_files(place.report):
+        raise UsageError(
+            f"option --out: {place.report} holds files that are no report; a new folder, an empty "
+            "one, or one with an earlier report is allowed"
+        )
     if reason := _refusal(place.report, *place.report.parents):
         hint = "; name another folder with --out FOLDER" if is_ours else ""
         option = "" if is_ours else "option --out: "
@@ -117,6 +131,14 @@ def _require_ready(place: Place, believes: bool, rereads: bool, trusts: bool) ->
         from pyro_meta.training.run import Run  # torch
 
         Run.open(place.run, trusts).config_yaml()
+
+
+def _holds_other_files(folder: Path) -> bool:
+    """Whether a folder is in use, and not for a report: its files might be replaced."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return bool(names) and names.isdisjoint(FIRST_FILES)
 
 
 def _refusal(*folders: Path) -> str | None:
@@ -193,6 +215,10 @@ def _write(findings: Findings, comparison: Comparison | None, folder: Path, tell
     """Write report.html, report.json and the pictures, each of them whole."""
     folder.mkdir(parents=True, exist_ok=True)
     name = findings.reading.name
+    numbers = findings.to_json()
+    if comparison is not None:
+        numbers["comparison"] = comparison.to_json()
+    write_whole(folder / "report.json", as_json(numbers))  # first: it says whose folder this is
     drawn = []
     for picture in PICTURES:
         tell(f"{name}: {picture.title}")
@@ -208,12 +234,8 @@ def _write(findings: Findings, comparison: Comparison | None, folder: Path, tell
     executed = findings.reading.summary.get("executed")
     rows = list(executed_rows(executed)) if executed else []
     html = page.render(findings, drawn, rows, comparison and comparison._asdict())
-    numbers = findings.to_json()
-    if comparison is not None:
-        numbers["comparison"] = comparison.to_json()
-        for title, png in comparison.pictures.items():
-            write_png(png, folder / f"{title}.png")
-    write_whole(folder / "report.json", as_json(numbers))
+    for title, png in () if comparison is None else comparison.pictures.items():
+        write_png(png, folder / f"{title}.png")
     write_whole(folder / "report.html", encodable(html))
 
 

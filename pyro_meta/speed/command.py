@@ -139,9 +139,7 @@ def _check(options: Namespace, defaults: Namespace) -> None:
     if options.graphs and options.run is not None:
         raise UsageError("option --graphs: true given, with --run; false is allowed")
     if options.run is not None:
-        run = Run.open(options.run, options.trust)  # refused before an hour of measuring
-        run.config_yaml()
-        run.state()
+        Run.open(options.run, options.trust).whole_state()  # before an hour of measuring
     require_known_profile()
 
 

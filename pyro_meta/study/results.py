@@ -141,7 +141,7 @@ class Results:
         Raises
         ------
         UsageError
-            One cannot be written; those of before stand.
+            One cannot be written; the earlier ones stand.
         """
         name = "study.json"
         try:

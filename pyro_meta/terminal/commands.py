@@ -279,7 +279,7 @@ def with_values(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
 
 
 def without_nulls(words: Sequence[str], parser: ArgumentParser) -> list[str]:
-    """Leave out options whose value is null, but for those that take text."""
+    """Leave out options whose value is null, except those that take text."""
     by_default = {
         name
         for action in parser._actions

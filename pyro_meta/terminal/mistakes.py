@@ -138,8 +138,17 @@ def _shortened(text: str) -> str:
 
 
 def near(word: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(dict.fromkeys(names)), n=2, cutoff=0.6)
+    known = list(dict.fromkeys(names))
+    parts = _last(word).split("_")
+    initials = "".join(part[:1] for part in parts)  # of `learning_rate`: lr
+    short = [name for name in known if len(parts) > 1 and _last(name) == initials]
+    close = short or difflib.get_close_matches(word, known, n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _last(option: str) -> str:
+    """The last name of a dotted option, without dashes."""
+    return option.rpartition(".")[2].lstrip("-")
 
 
 def option_strings(parser: ArgumentParser) -> list[str]:

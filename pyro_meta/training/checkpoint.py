@@ -1,18 +1,11 @@
-"""Checkpoints: weights, moments and the state of a run, whole and as they were written.
-
-    checkpoint/step-00000200/
-        model.safetensors, optimiser.safetensors
-        state.json            what it is of, and size and hash of every file beside it
+"""Checkpoints written and loaded: weights, moments and the state of a run.
 
 A checkpoint is written under a temporary name, and is there once that is renamed. Of the folder
-`checkpoint` nothing is ever removed but what has such names. Nothing is ever unpickled.
+`checkpoint` nothing is ever removed but what we wrote under such names. Nothing is ever unpickled.
 """
 
-import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,17 +20,20 @@ from pyro_meta.folders import PARTIAL, flush, partial_name, write_whole
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
 from pyro_meta.terminal.naming import public_name
+from pyro_meta.training.checkpoint_files import (
+    MOMENTS,
+    STATE,
+    WEIGHTS,
+    damage_named,
+    found,
+    is_ours,
+    latest,
+    read_state,
+    step_of,
+)
 
 Parts = Mapping[str, nn.Module]
 """What a checkpoint holds by name: model and guide, and in training the controllers."""
-
-WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimiser.safetensors", "state.json"
-KINDS: dict[str, type | tuple[type, ...]] = {
-    "step": int, "seconds": (int, float), "corpus": str, "processes": int, "model": dict,
-    "files": dict,
-}  # fmt: skip
-"""Keys of state.json that every checkpoint has, and the types of their values."""
-_OURS = re.compile(r"step-[0-9]{8,}")
 
 
 class Checkpoints:
@@ -54,7 +50,7 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """Folder of the newest checkpoint."""
-        return max(self._whole(), key=_step, default=None)
+        return latest(self.folder)
 
     def save(
         self, parts: Parts, optimiser: torch.optim.Optimizer | None, state: Mapping[str, Any]
@@ -90,8 +86,8 @@ class Checkpoints:
             flush(self.folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        for older in self._whole():
-            if _step(older) < state["step"] and _is_ours(older):
+        for older in found(self.folder):
+            if step_of(older) < state["step"] and is_ours(older):
                 shutil.rmtree(older, ignore_errors=True)
 
     def tidy(self) -> None:
@@ -100,8 +96,8 @@ class Checkpoints:
         Only who holds the run, and has read its newest checkpoint, may ask it.
         """
         newest = self.latest()
-        for older in self._whole():
-            if older != newest and _is_ours(older):
+        for older in found(self.folder):
+            if older != newest and is_ours(older):
                 shutil.rmtree(older, ignore_errors=True)
         for path in self.folder.glob(f".step-*{PARTIAL}*"):
             shutil.rmtree(path, ignore_errors=True)
@@ -117,21 +113,7 @@ class Checkpoints:
         folder = folder or self.latest()
         if folder is None:
             raise UsageError(f"{self.folder.parent} has no checkpoint yet; --resume begins it anew")
-        with _damage_named(folder):
-            state = checksums.unsealed(folder / STATE)
-            for key, kind in KINDS.items():
-                if not isinstance(state.get(key), kind):
-                    raise ValueError(f"{STATE} has no valid {key!r}")
-            if state["step"] != _step(folder):
-                raise ValueError(f"{STATE} is of step {state['step']}: it was put here by hand")
-            files = state["files"]
-            if WEIGHTS not in files or not set(files) <= {WEIGHTS, MOMENTS}:
-                raise ValueError(f"{STATE} lists {sorted(files)}; {WEIGHTS}, {MOMENTS} are allowed")
-            for name, written in files.items():
-                is_whole = checksums.require_plain(folder / name) == written["bytes"]
-                if not is_whole or checksums.sha256(folder / name) != written["sha256"]:
-                    raise ValueError(f"{name} is not what was written")
-        return state
+        return read_state(folder)
 
     def load(self, parts: Parts, optimiser: torch.optim.Optimizer | None = None) -> dict[str, Any]:
         """Load the newest checkpoint into `parts`, all or some of those saved; its state.
@@ -142,7 +124,7 @@ class Checkpoints:
             There is none, it is damaged, or it is of another model.
         """
         folder, state, weights = self._read()
-        with _damage_named(folder):
+        with damage_named(folder, SafetensorError):
             needs_moments = optimiser is not None and state["step"] > 0
             moments = load_file(folder / MOMENTS) if needs_moments else {}
         then, now = state["model"], identity(parts)
@@ -198,20 +180,8 @@ class Checkpoints:
         folder = self.latest()
         state = self.state(folder)
         assert folder is not None
-        with _damage_named(folder):
+        with damage_named(folder, SafetensorError):
             return folder, state, load_file(folder / WEIGHTS)
-
-    def _whole(self) -> list[Path]:
-        """The checkpoints by our own names, in no order."""
-        try:
-            found = list(os.scandir(self.folder))
-        except FileNotFoundError:
-            return []
-        return [
-            Path(one.path)
-            for one in found
-            if _OURS.fullmatch(one.name) and one.is_dir(follow_symlinks=False)
-        ]
 
 
 def identity(parts: Parts) -> dict[str, Any]:
@@ -223,17 +193,6 @@ def identity(parts: Parts) -> dict[str, Any]:
         "depth": None if guide.depth is None else public_name(type(guide.depth)),
         **model.network.describe(),
     }
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether we wrote a folder of such a name, and nobody keeps something else in it."""
-    return {path.name for path in folder.iterdir()} <= {WEIGHTS, MOMENTS, STATE} and (
-        folder / STATE
-    ).is_file()
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
 
 
 def _shape(tensor: Tensor | None) -> str:
@@ -258,15 +217,6 @@ def _weights(parts: Parts) -> dict[str, Tensor]:
 def _of_part(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     prefix = f"{part}."
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-
-
-@contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
-    """Say of which checkpoint a file cannot be read."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
-        raise UsageError(f"checkpoint {folder} is damaged: {error}") from error
 
 
 def _named_parameters(parts: Parts) -> dict[Tensor, str]:

@@ -47,6 +47,10 @@ def read_request(argv: Sequence[str]) -> Request:
             value = value if has_value or not words else words.pop(0)
             if not value or value.startswith("--"):
                 raise UsageError(f"option --{name}: the folder of a run is needed")
+            if named.get(name, value) != value:
+                raise UsageError(
+                    f"option --{name}: {named[name]} and {value} given; one is allowed"
+                )
             named[name] = value
         elif is_option and name == "trust":
             if not has_value and words and words[0] in ("true", "false"):

@@ -35,7 +35,8 @@ from pyro_meta.errors import UsageError
 from pyro_meta.folders import locked, partial_name, write_whole
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
-from pyro_meta.training.checkpoint import WEIGHTS, Checkpoints, Parts
+from pyro_meta.training.checkpoint import Checkpoints, Parts
+from pyro_meta.training.checkpoint_files import WEIGHTS
 from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.metrics import Metrics
 from pyro_meta.training.options import flatten
@@ -249,6 +250,22 @@ class Run:
 
     # -- going on --------------------------------------------------------------------------------
 
+    def whole_state(self) -> dict[str, Any]:
+        """The state of the newest checkpoint, once all that belongs to it is as it was.
+
+        Raises
+        ------
+        UsageError
+            There is no whole checkpoint, or options or vocabulary are not its own.
+        """
+        state = self.state()
+        self.require_same(state, self.config_yaml())
+        return state
+
+    def planned_steps(self, state: Mapping[str, Any]) -> int:
+        """The steps that the run was to take when a checkpoint's `state` was saved."""
+        return int(yaml.safe_load(state["config"])["steps"])
+
     def require_same(self, state: Mapping[str, Any], config_yaml: str) -> None:
         """Raise `UsageError` if options or vocabulary were changed under a checkpoint's `state`.
 
@@ -318,8 +335,8 @@ class Run:
 
     def load(self) -> tuple[LanguageModel, Guide, Vocabulary, Config]:
         """The trained model and guide in evaluation mode, with vocabulary and configuration."""
-        config, state = self.config(), self.state()
-        self.require_same(state, self.config_yaml())
+        config = self.config()
+        self.whole_state()
         vocabulary = self.vocabulary()
         model, guide = config.build(vocabulary.size, vocabulary.separators)
         self.load_checkpoint({"model": model, "guide": guide})
@@ -340,6 +357,7 @@ class Run:
         UsageError
             There are no whole weights, they do not fit, or texts are cut into other tokens.
         """
+        self.whole_state()
         if self.vocabulary().to_json() != vocabulary.to_json():
             raise UsageError(
                 f"option --from: the text is cut into other tokens than that of {self.folder}; its "
@@ -351,8 +369,18 @@ class Run:
 
 
 def require_new(folder: Path | None) -> None:
-    """Raise `UsageError` if a run cannot be made at `folder`, since something is there."""
-    if folder is not None and (folder == Path() or folder.exists() or folder.is_symlink()):
+    """Raise `UsageError` if a run cannot be made at `folder`, as where something is there."""
+    if folder is None:
+        return
+    try:
+        folder.lstat()
+        is_there = True
+    except (FileNotFoundError, NotADirectoryError):
+        is_there = False
+    except (OSError, ValueError) as error:  # such as a name that is too long, or has a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"option --out: cannot make {folder}: {reason}") from error
+    if is_there:
         raise UsageError(f"option --out: {folder} exists; name a new folder, or --resume {folder}")
 
 

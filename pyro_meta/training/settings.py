@@ -222,7 +222,7 @@ def _of_size(value: int) -> str:
 
 
 def known_options(of: type = Settings) -> Known:
-    """The options of a run, but for those whose value is a class."""
+    """The options of a run, except those whose value is a class."""
     kinds: dict[str, Any] = {}
     for one in fields(of):
         if is_dataclass(one.type):
