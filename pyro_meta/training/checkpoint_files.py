@@ -84,8 +84,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 @contextmanager
 def damage_named(checkpoint: Path, *kinds: type[Exception]) -> Iterator[None]:
     """Say of which checkpoint a file cannot be read; `kinds` are errors besides Python's own."""
+    told: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, LookupError)
+    told += (AttributeError, *kinds)
     try:
         yield
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, *kinds) as error:
+    except told as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"checkpoint {checkpoint} is damaged: {reason}") from error
