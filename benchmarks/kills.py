@@ -187,6 +187,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     dice, found = random.Random(options.seed), []
     for name in ("training.loop", "training.devices", "posterior.closing"):  # before any fork
         importlib.import_module(f"pyro_meta.{name}")
@@ -219,6 +220,7 @@ def main() -> int:
         "by_processes": Counter(str(one.processes) for one in found),
         "while_closing": sum(one.while_closing for one in found),
         "hit_a_live_process": sum(one.was_alive for one in found),
+        "stopped_by_signal": Counter(one.signal for one in found if one.code),
         "lost": sum("lost" in one.problem for one in found),
         "records_doubled_or_missing": sum("records" in one.problem for one in found),
         "losses_or_weights_differ": sum("differ" in one.problem for one in found),

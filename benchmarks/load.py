@@ -32,6 +32,7 @@ TINY = {
 }  # fmt: skip
 SENTENCE = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs.\n"
 POLL_S = 0.05
+PARTS = ["inputs", "study"]
 
 
 def measured(
@@ -108,47 +109,50 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--tokens", type=int, default=20_000)
-    parser.add_argument("--without_study", action="store_true", help="It takes ten minutes.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        small, large = place / "small.txt", place / "large.txt"
-        small.write_text(SENTENCE * 400)
-        tiny = [f"--{name}={value}" for name, value in TINY.items()]
-        write_text(large, int(options.gigabytes * 1e9))
-        words = ["pyro_meta.train", *tiny, f"--data.path={large}"]
-        found["text_first"] = measured([*words, f"--out={place / 'large-1'}"], place)
-        found["text_prepared"] = measured([*words, f"--out={place / 'large-2'}"], place)
-        large.unlink()
-        for path in (place / "cache").rglob("tokens.bin"):
-            path.unlink()
-        run = place / "run"
-        words = ["pyro_meta.train", *tiny, "--context=256", "--window=32", f"--data.path={small}"]
-        assert measured([*words, f"--out={run}"], place)["code"] == 0
-        found["generate"] = measured(
-            ["pyro_meta.generate", str(run), f"--max_tokens={options.tokens}"], place
-        )
-        runs = [run]
-        for number in range(19):
-            runs.append(place / f"run-{number}")
-            shutil.copytree(run, runs[-1])
-        found["report"] = measured(["pyro_meta.report", *map(str, runs)], place)
-        found["report"]["runs"] = len(runs)
-        found["report"]["command"] = "python -m pyro_meta.report run run-*"
-        if not options.without_study:
-            found |= study(place, small)
-    result = {
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    result: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/load.py", *sys.argv[1:]]),
         "hardware": hardware(),
         "versions": versions(),
-        **found,
     }
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        (place / "small.txt").write_text(SENTENCE * 400)
+        if "inputs" in options.parts:
+            result |= inputs(place, options.gigabytes, options.tokens)
+        if "study" in options.parts:
+            result |= study(place, place / "small.txt")
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     return 0
+
+
+def inputs(place: Path, gigabytes: float, tokens: int) -> dict[str, Any]:
+    """A long text, a long continuation, and a report on many runs."""
+    found: dict[str, Any] = {}
+    large, tiny = place / "large.txt", [f"--{name}={value}" for name, value in TINY.items()]
+    write_text(large, int(gigabytes * 1e9))
+    words = ["pyro_meta.train", *tiny, f"--data.path={large}"]
+    found["text_first"] = measured([*words, f"--out={place / 'large-1'}"], place)
+    found["text_prepared"] = measured([*words, f"--out={place / 'large-2'}"], place)
+    large.unlink()
+    run = place / "run"
+    small = f"--data.path={place / 'small.txt'}"
+    words = ["pyro_meta.train", *tiny, "--context=256", "--window=32", small]
+    assert measured([*words, f"--out={run}"], place)["code"] == 0
+    words = ["pyro_meta.generate", str(run), f"--max_tokens={tokens}"]
+    found["generate"] = measured(words, place)
+    runs = [run]
+    for number in range(19):
+        runs.append(place / f"run-{number}")
+        shutil.copytree(run, runs[-1])
+    found["report"] = measured(["pyro_meta.report", *map(str, runs)], place)
+    found["report"] |= {"runs": len(runs), "command": "python -m pyro_meta.report run run-*"}
+    return found
 
 
 def study(place: Path, text: Path) -> dict[str, Any]:
