@@ -18,8 +18,8 @@ Dimensions: S draws, L layers, N tokens, K mechanisms.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_meta.analysis.own_thread import OwnThread
 from pyro_meta.analysis.patient_file import PatientFile
 from pyro_meta.folders import replacing
 
@@ -184,7 +185,7 @@ class PosteriorWriter:
             partial = stack.enter_context(replacing(self._path))
             self._disk = stack.enter_context(PatientFile(partial, self._path))
             # its own thread: a signal raises in the main one, which HDF5 would not survive
-            self._thread = stack.enter_context(ThreadPoolExecutor(1, "hdf5"))
+            self._thread = stack.enter_context(OwnThread())
             stack.push(self._close)
             self._do(self._open)
             self._stack = stack.pop_all()
@@ -227,14 +228,14 @@ class PosteriorWriter:
 
     def _do(self, step: Callable[..., None], *args: Any) -> None:
         """Take a step in the thread of HDF5, and tell what the disk said of it."""
-        self._thread.submit(step, *args).result()
+        self._thread.do(partial(step, *args))
         if self._disk.failure is not None:
             raise self._disk.failure
 
     def _close(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Close the file, whatever has happened; a disk that failed is told of once."""
         if self._file is not None:
-            self._thread.submit(self._file.close).result()
+            self._thread.do(self._file.close)
         if error is None and self._disk.failure is not None:
             raise self._disk.failure
 

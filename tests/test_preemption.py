@@ -679,3 +679,42 @@ def test_two_writers_of_a_file_have_names_of_their_own(tmp_path: Path) -> None:
         one.write_text("one")
         other.write_text("other")
     assert path.read_text() == "one" and len(list(tmp_path.iterdir())) == 1
+
+
+INTERRUPTED = """
+import faulthandler, random, signal, sys
+from pyro_meta.analysis.own_thread import OwnThread
+
+class Stopped(BaseException):
+    pass
+
+def stop(*_):
+    raise Stopped
+
+signal.signal(signal.SIGALRM, stop)
+faulthandler.dump_traceback_later(50, exit=True)
+dice, interrupted = random.Random(0), 0
+for _ in range(3000):
+    done = []
+    with OwnThread() as thread:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 * dice.randrange(1, 300))
+            for _ in range(50):
+                thread.do(lambda: None)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Stopped:
+            interrupted += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        thread.do(lambda: done.append(True))
+    assert done
+print(interrupted)
+"""
+
+
+def test_an_interruption_locks_no_thread_up() -> None:
+    """At thousands of moments, as by Ctrl-C while posterior.nc is written."""
+    ran = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) > 1000
