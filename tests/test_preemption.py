@@ -718,3 +718,32 @@ def test_an_interruption_locks_no_thread_up() -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) > 1000
+
+
+@pytest.mark.parametrize("removed", range(4))
+def test_a_kill_while_an_older_checkpoint_is_removed_leaves_nothing_of_it(
+    removed: int, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of its files are gone, the next one to hold the run removes the others."""
+    folder = finished / "checkpoint"
+    (last,) = folder.iterdir()
+    older = folder / "step-00000004"
+    shutil.copytree(last, older)
+    text = (older / "state.json").read_text()
+    (older / "state.json").write_text(text.replace('"step": 12', '"step": 4'))
+    original = shutil.rmtree
+
+    def killed(path: Path, **how: Any) -> None:
+        if "step-00000004" not in path.name:
+            return original(path, **how)
+        for file in sorted(path.iterdir(), reverse=True)[:removed]:
+            file.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Checkpoints(folder).tidy()
+    assert Checkpoints(folder).latest() == last
+    Checkpoints(folder).tidy()
+    assert [path.name for path in folder.iterdir()] == [last.name]

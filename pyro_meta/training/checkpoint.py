@@ -6,6 +6,7 @@ A checkpoint is written under a temporary name, and is there once that is rename
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,14 +82,14 @@ class Checkpoints:
             whole = {**state, "model": identity(parts), "files": files}
             write_whole(partial / STATE, checksums.sealed(whole))
             if final.exists():  # made again, as where a run is closed once more
-                shutil.rmtree(final)
+                _remove(final)
             partial.rename(final)
             flush(self.folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         for older in found(self.folder):
             if step_of(older) < state["step"] and is_ours(older):
-                shutil.rmtree(older, ignore_errors=True)
+                _remove(older)
 
     def tidy(self) -> None:
         """Remove what killed processes left: older checkpoints, and half-written ones.
@@ -98,7 +99,7 @@ class Checkpoints:
         newest = self.latest()
         for older in found(self.folder):
             if older != newest and is_ours(older):
-                shutil.rmtree(older, ignore_errors=True)
+                _remove(older)
         for path in self.folder.glob(f".step-*{PARTIAL}*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -204,6 +205,17 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
         save_file(tensors, path)
     except SafetensorError as error:  # as where the disk is full
         raise OSError(f"{path.parent.parent}: cannot write a checkpoint: {error}") from error
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint of ours: at once by name, so that a kill leaves none of half its files.
+
+    What a kill leaves has the name of what is half-written, which `tidy` removes.
+    """
+    leaving = partial_name(checkpoint)
+    with suppress(OSError):
+        checkpoint.rename(leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
 
 
 def _weights(parts: Parts) -> dict[str, Tensor]:
