@@ -33,7 +33,7 @@ from pyro_meta.analysis.own_thread import OwnThread
 from pyro_meta.analysis.patient_file import PatientFile
 from pyro_meta.folders import replacing
 
-VERSION = 2
+VERSION = 3
 """Of the layout; what reads a file compares it."""
 
 TEXT = h5py.string_dtype()

@@ -85,8 +85,8 @@ class Blocks:
 class Reading:
     """What a run left behind.
 
-    L layers, N validation tokens, M drawn ones (the first of them), K mechanisms, S draws, B drawn
-    sequences.
+    L layers (of several groups of heads, each group of each layer is one), N validation tokens, M
+    drawn ones (the first of them), K mechanisms, S draws, B drawn sequences.
     """
 
     folder: Path
@@ -129,7 +129,7 @@ class Reading:
     kl_weight: float
     """w at the end of training: what the posterior is tempered by."""
     facts: dict[str, Any]
-    """Guide, prior, context and the like."""
+    """Guide, prior, context, groups of heads and the like."""
     steps: Array
     """Training steps, [M]."""
     entropy_by_step: Array
@@ -144,6 +144,15 @@ class Reading:
     """sequences.json: losses by validation sequence, and which sequences these are."""
     summary: dict[str, Any]
     """The figures of summary.json that are shown."""
+
+    @property
+    def layer_names(self) -> list[str]:
+        """What people call each layer; of several groups of heads, each group of each layer."""
+        groups = int(self.facts["groups"])
+        if groups == 1:
+            return [f"layer {row}" for row in range(len(self.means))]
+        pairs = (divmod(row, groups) for row in range(len(self.means)))
+        return [f"layer {layer}, heads {group}" for layer, group in pairs]
 
     @classmethod
     def of(cls, folder: Path) -> "Reading":
@@ -187,7 +196,7 @@ class Reading:
         _agree(
             {
                 "mechanisms": (stored.mechanisms, list(summary["load"])),
-                "layers": (L, len(metrics[0]["entropy_by_layer"])),
+                "layers": (L, len(metrics[0]["entropy_by_layer"]) * stored.facts["groups"]),
                 "validation sequences": (int(stats["sequence"].max()) + 1, len(losses["hard"])),
             }
         )

@@ -42,7 +42,7 @@ STRINGS_AT_ONCE = 4096
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 FACTS = {
     "kl_weight": float, "guide": str, "prior": str, "is_mixture": int, "context": int,
-    "hard_below": float, "layout": int,
+    "hard_below": float, "layout": int, "groups": int,
 }  # fmt: skip
 """Attributes of `sample_stats`, and their types."""
 UNREAD = {"prior": {"route", "depth"}, "posterior": {"depth"}, "observed_data": {"next_token"}}

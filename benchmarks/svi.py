@@ -88,7 +88,7 @@ def plain_loss(
 
     logits = model.network(tokens, route)
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    return nll + model.kl_weight * torch.stack(kls).sum()
+    return nll + model.temperature * torch.stack(kls).sum()
 
 
 def main() -> None:

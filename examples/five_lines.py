@@ -13,7 +13,7 @@ network = Transformer(Shape(vocabulary=256, context=64, width=32, layers=2, head
 model = LanguageModel(network, CostDirichlet(network, rate=3.0))
 guide = DirichletGuide(model)
 svi = SVI(model, guide, pyro.optim.Adam({"lr": 3e-3}), TraceMeanField_ELBO())
-model.kl_weight = 0.01  # below 1: a tempered objective
+model.temperature = 0.01  # below 1: a tempered objective
 
 text = b"To be, or not to be, that is the question: whether 'tis nobler in the mind. " * 20
 tokens = torch.tensor(list(text[:1025])).unfold(0, 65, 64)  # [16, 65]

@@ -14,19 +14,22 @@ from typing import ClassVar
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_meta.attention.prices import require_prices
+from pyro_meta.distributions.by_group import for_each_group
 from pyro_meta.distributions.gates import open_gate
 from pyro_meta.distributions.hardening import GateExecution, RouteExecution
 from pyro_meta.errors import UsageError
 from pyro_meta.guides.depth import DepthGuide
+from pyro_meta.guides.load_posterior import LoadPosterior
 from pyro_meta.guides.networks import default_width, make_heads
 from pyro_meta.guides.walk import Latents, Walked, sampled, walk
 from pyro_meta.models.language_model import LanguageModel
+from pyro_meta.models.plates import Plates
 from pyro_meta.models.standalone import StandaloneModule
-from pyro_meta.network.costs import costs_at
 from pyro_meta.network.route import Features
 from pyro_meta.own_classes import is_own, require_defined, require_kind
 
@@ -41,16 +44,16 @@ class Guide(StandaloneModule):
 
     Attributes
     ----------
-    execution
-        When a token's route turns hard, and what it then runs.
-    gate_execution
-        The same of its depth gates.
+    load_posterior
+        That of the loads, where the prior has a level of them and the guide a KL to pay. Else loads
+        are as the prior says.
     depth
         The posterior of the model's depth gates; None where it has none.
     has_settled
         Whether it has stopped learning for good. Its routes then are detached: no gradient passes
         from them into the network, which does not learn to move them by what it feeds the guide.
-        Training sets it from its schedule; it is not saved.
+        And the network runs along posterior means, as it is evaluated. Training sets it from its
+        schedule; it is not saved.
     """
 
     pays_kl: ClassVar[bool] = True
@@ -58,6 +61,7 @@ class Guide(StandaloneModule):
     is_mixture: ClassVar[bool] = False
     """Whether tokens run a mixture of mechanisms to the end, instead of turning hard."""
     depth: DepthGuide | None
+    load_posterior: LoadPosterior | None
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -67,18 +71,31 @@ class Guide(StandaloneModule):
                 f"guide: {type(model.prior).__name__} learns from the KL of the guide's posterior, "
                 f"and that of {type(self).__name__} is always 0; choose another guide or prior"
             )
+        if self.pays_kl and self.of_choices(model) != model.prior.of_choices:
+            ours, theirs = (_spoken(of) for of in (self.of_choices(model), model.prior.of_choices))
+            raise UsageError(
+                f"guide: {type(self).__name__} infers {ours}, and {type(model.prior).__name__} is "
+                f"a prior of {theirs}; choose another guide or prior"
+            )
         self._model = (model,)  # in a tuple: known, but no submodule of the guide
         self.depth = None
+        learns_loads = model.has_loads and self.pays_kl
+        self.load_posterior = LoadPosterior(model.network) if learns_loads else None
         self.has_settled = False
         everywhere = torch.arange(model.network.shape.context)
         for mechanism in filter(is_own, model.network.mechanisms):
             require_prices(mechanism, everywhere.to(torch.get_default_dtype()))
-        costs = costs_at(model.network, "macs", everywhere).mean(0)  # [K]
-        self.execution = RouteExecution(costs, self.is_mixture)
-        self.gate_execution = GateExecution()
+
+    @classmethod
+    def of_choices(cls, model: LanguageModel) -> bool:
+        """Whether it infers choices of one mechanism, rather than weights of all."""
+        return False
 
     def posterior(self, layer: int, features: Features) -> Distribution:
         """q(alpha_l | x, alpha_{<l}): batch [B, T], event [K], reparameterised.
+
+        Of a model that routes G groups of heads the batch is [B, T, G]; [B, T] speaks for all of
+        them alike. Particles stand in front of B, in what it is given and in what it gives.
 
         Training, evaluation, read-out and generation all ask here and nowhere else. What it reads
         of the network is `features`, through which gradients stop once the guide has settled. One
@@ -93,12 +110,63 @@ class Guide(StandaloneModule):
         hands it to the model, which then needs no second forward pass.
         """
         model = self.model
-        with model.plates(tokens), pyro.poutine.scale(scale=model.kl_weight):
-            return walk(model, self, tokens, sampled)
+        plates = model.plates(tokens)
+        loads = [self._draw_load(layer, tokens, plates) for layer in self._layers]
+        wide = tokens.expand(*plates.leading, *tokens.shape)
+        with plates.of_tokens():
+            return walk(model, self, wide, sampled(plates, self.has_settled), loads=loads)
+
+    def _draw_load(self, layer: int, tokens: Tensor, plates: Plates) -> Tensor | None:
+        """Sample the load of a layer, if the prior has any."""
+        dist = self.load_dist(layer)
+        if dist is None:
+            return None
+        share = self.model.share_of_text(tokens)
+        with plates.of_groups(), pyro.poutine.scale(scale=share):
+            load: Tensor = pyro.sample(f"load_{layer}", dist)
+        return load
+
+    @property
+    def _layers(self) -> range:
+        return range(self.model.network.shape.layers)
 
     @property
     def model(self) -> LanguageModel:
         return self._model[0]
+
+    @property
+    def execution(self) -> RouteExecution:
+        """That of the model: when a token's route turns hard, and what it then runs."""
+        return self.model.execution
+
+    @property
+    def gate_execution(self) -> GateExecution:
+        """That of the model's depth gates."""
+        return self.model.gate_execution
+
+    def load_dist(self, layer: int) -> TorchDistribution | None:
+        """q(pi_l): batch [], or [G] of several groups; None where the prior has no loads."""
+        if self.load_posterior is not None:
+            return self.load_posterior(layer)
+        return self.model.load_dist(layer) if self.model.has_loads else None
+
+    def load(self, layer: int) -> Tensor | None:
+        """The posterior mean of a layer's load, [K] or [G, K]; None where the prior has none."""
+        dist = self.load_dist(layer)
+        return None if dist is None else dist.mean
+
+    def routes(self, layer: int, features: Features) -> Distribution:
+        """`posterior`, with a dimension of groups wherever the model has several."""
+        if self.has_settled:
+            features = features.detached()
+        route = self.posterior(layer, features)
+        require_kind(route, Distribution, self, "posterior")
+        G, tokens = self.model.network.shape.groups, features.tokens
+        if G == 1:
+            return route
+        if len(route.batch_shape) == tokens.dim():
+            route = for_each_group(route)
+        return route.expand(torch.Size([*tokens.shape, G]))
 
     def latents(self, layer: int, features: Features) -> Latents:
         """The posterior of a layer's route, and of its gate.
@@ -110,8 +178,7 @@ class Guide(StandaloneModule):
         """
         if self.has_settled:
             features = features.detached()
-        route = self.posterior(layer, features)
-        require_kind(route, Distribution, self, "posterior")
+        route = self.routes(layer, features)
         if layer not in self.model.gated:
             return Latents(route, open_gate(features.tokens))
         if self.depth is None:
@@ -121,9 +188,17 @@ class Guide(StandaloneModule):
         return Latents(route, gate)
 
     def harden_below(self, threshold: float) -> None:
-        """Set the uncertainty below which a token's route and gates are hard."""
-        self.execution.threshold.fill_(threshold)
-        self.gate_execution.threshold.fill_(threshold)
+        """Set the uncertainty below which a token's route and gates are hard.
+
+        The routes of a mixture never are.
+        """
+        self.model.harden_below(threshold)
+        if self.is_mixture:
+            self.execution.threshold.zero_()
+
+    def shares(self, mean: Tensor) -> Tensor:
+        """What runs once everything is hard, as weights [.., K]: one mechanism, or the mixture."""
+        return mean if self.is_mixture else self.execution.shares(mean)
 
     @property
     def is_of_own_token(self) -> bool:
@@ -168,4 +243,18 @@ class HeadsGuide(Guide):
             raise UsageError(
                 f"guide: {len(bias)} biases given; one for each of {shape.layers} layers"
             )
-        self.heads = make_heads(inputs or shape.width, width, bias)
+        self._groups = model.network.shape.groups
+        of_all = [list(start) * self._groups for start in bias]
+        self.heads = make_heads(inputs or shape.width, width, of_all)
+
+    def outputs(self, layer: int, read: Tensor) -> Tensor:
+        """What the head of a layer gives for `read` [B, T, inputs], [B, T, outputs].
+
+        Of several groups it is [B, T, G, outputs].
+        """
+        out: Tensor = self.heads[layer](read)
+        return out if self._groups == 1 else out.unflatten(-1, (self._groups, -1))
+
+
+def _spoken(of_choices: bool) -> str:
+    return "choices" if of_choices else "weights"

@@ -43,4 +43,4 @@ class ConcreteGuide(HeadsGuide):
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Concrete:
-        return Concrete(self.temperature, self.heads[layer](features.normed))
+        return Concrete(self.temperature, self.outputs(layer, features.normed))

@@ -59,4 +59,4 @@ class DirichletGuide(HeadsGuide):
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Dirichlet:
-        return by_mean_and_total(self.heads[layer](features.normed))  # from [B, T, K + 1]
+        return by_mean_and_total(self.outputs(layer, features.normed))  # from [B, T, K + 1]

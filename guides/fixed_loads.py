@@ -47,11 +47,42 @@ class FixedGuide(Guide):
         return Point(weights.expand(*features.tokens.shape, -1))
 
 
-class RandomGuide(Guide):
-    """One mechanism for each token, pseudo-random with given loads; no KL.
+class PeriodicGuide(FixedGuide):
+    """`full` in every n-th layer, `window` in all others: the pattern of interleaved models.
 
-    The choice is a hash of layer, position, running sum of the token ids and seed. So it depends on
-    the prefix alone, and the same text always takes the same routes.
+    Such as Gemma 3 (arXiv 2503.19786), whose every 6th layer is full. No token has a say; it is
+    hard from the start, and there is no KL.
+
+    Parameters
+    ----------
+    model
+        The language model, with the mechanisms `full` and `window`.
+    every
+        n, at least 1: layers n - 1, 2 n - 1 and so on are full.
+    """
+
+    is_mixture = False
+
+    def __init__(self, model: LanguageModel, every: int = 2) -> None:
+        if every < 1:
+            raise UsageError(f"guide.every: {every} given; at least 1 is allowed")
+        names = model.network.mechanism_names
+        for needed in ("full", "window"):
+            if needed not in names:
+                raise UsageError(
+                    f"guide: PeriodicGuide needs the mechanism {needed}, and there are "
+                    f"{', '.join(names)}"
+                )
+        layers = range(1, model.network.shape.layers + 1)
+        chosen = ("window" if layer % every else "full" for layer in layers)
+        super().__init__(model, [[float(name == one) for name in names] for one in chosen])
+
+
+class RandomGuide(Guide):
+    """One mechanism for each token and group, pseudo-random with given loads; no KL.
+
+    The choice is a hash of layer, position, running sum of the token ids, seed and group. So it
+    depends on the prefix alone, and the same text always takes the same routes.
 
     Parameters
     ----------
@@ -78,7 +109,9 @@ class RandomGuide(Guide):
         prefix = features.tokens.cumsum(-1)
         for part in (layer, features.positions, prefix):
             key = scramble(key + part)
-        u = (key & _LOW_BITS).to(torch.float64) / (_LOW_BITS + 1)  # [B, T], uniform on [0, 1)
+        if (G := self.model.network.shape.groups) > 1:
+            key = scramble(key[..., None] + torch.arange(G, device=key.device))
+        u = (key & _LOW_BITS).to(torch.float64) / (_LOW_BITS + 1)  # uniform on [0, 1)
         ends = self.loads[layer].double().cumsum(-1)
         choice = torch.searchsorted(ends[:-1].contiguous(), u, right=True)
         return Point(F.one_hot(choice, len(ends)).to(features.state.dtype))

@@ -46,5 +46,5 @@ class LogisticNormalGuide(HeadsGuide):
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> LogisticNormal:
-        loc, scale = self.heads[layer](features.normed).chunk(2, -1)  # [B, T, K] each
+        loc, scale = self.outputs(layer, features.normed).chunk(2, -1)  # [B, T, K] each
         return LogisticNormal(loc, bounded(scale, LEAST_SCALE, MOST_SCALE))

@@ -31,7 +31,7 @@ class PaperGuide(HeadsGuide):
         shape = model.network.shape
         bias = [[0.0] * len(model.network.mechanisms)] * shape.layers
         super().__init__(model, hidden, bias, inputs=shape.width + 2)
-        prior = model.prior(0, torch.arange(1))
+        prior = model.route_dist(0, torch.arange(1, device=model.network.device))
         if not isinstance(prior, Dirichlet):
             raise UsageError(
                 f"guide: PaperGuide adds to the concentration of a Dirichlet prior, which "
@@ -44,5 +44,5 @@ class PaperGuide(HeadsGuide):
         norm = features.state.detach().norm(dim=-1, keepdim=True) / shape.width**0.5
         position = (features.positions / shape.context)[:, None].expand_as(norm)
         seen = torch.cat([features.normed, norm, position.to(norm)], -1)  # [B, T, D + 2]
-        prior = self.model.prior(layer, features.positions)
-        return Dirichlet(prior.concentration + F.softplus(self.heads[layer](seen)))
+        prior = self.model.route_dist(layer, features.positions, self.load(layer))
+        return Dirichlet(prior.concentration + F.softplus(self.outputs(layer, seen)))

@@ -30,4 +30,4 @@ class PointGuide(HeadsGuide):
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Point:
-        return Point(torch.softmax(self.heads[layer](features.normed), -1))
+        return Point(torch.softmax(self.outputs(layer, features.normed), -1))

@@ -1,5 +1,6 @@
 """The guide that learns nothing: the floor that every router has to beat."""
 
+import torch
 from torch.distributions import Distribution
 
 from pyro_meta.guides.base import Guide
@@ -14,5 +15,7 @@ class PriorGuide(Guide):
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Distribution:
-        prior = self.model.prior(layer, features.positions)
-        return prior.expand(features.tokens.shape)
+        G, tokens = self.model.network.shape.groups, features.tokens
+        of_groups = () if G == 1 else (G,)
+        prior = self.model.route_dist(layer, features.positions, self.load(layer))
+        return prior.expand(torch.Size([*tokens.shape, *of_groups]))

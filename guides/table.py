@@ -12,7 +12,7 @@ from pyro_meta.network.route import Features
 
 
 class TokenTableGuide(Guide):
-    """q(alpha_l | x_t) = Dirichlet(floor + a_0 m), one m and a_0 per layer and token id.
+    """q(alpha_l | x_t) = Dirichlet(floor + a_0 m), one m and a_0 per layer, group and token id.
 
     The opponent that a contextual router has to beat.
 
@@ -30,13 +30,18 @@ class TokenTableGuide(Guide):
     def __init__(self, model: LanguageModel, total: float = 5.0, start: float = 3.0) -> None:
         super().__init__(model)
         rows = model.network.shape.vocabulary
+        self._groups = model.network.shape.groups
 
         def table(start: list[float]) -> nn.Embedding:
-            near = torch.tensor(start) + 0.02 * torch.randn(rows, len(start))
+            near = torch.tensor(start * self._groups)
+            near = near + 0.02 * torch.randn(rows, len(near))
             return nn.Embedding.from_pretrained(near, freeze=False)
 
         self.tables = nn.ModuleList(map(table, start_at(model.network, total, start)))
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Dirichlet:
-        return by_mean_and_total(self.tables[layer](features.tokens))  # from [B, T, K + 1]
+        out = self.tables[layer](features.tokens)  # [B, T, K + 1]
+        return by_mean_and_total(
+            out if self._groups == 1 else out.unflatten(-1, (self._groups, -1))
+        )

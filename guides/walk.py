@@ -2,13 +2,14 @@
 
 Training, evaluation, read-out and contracts all learn here what a guide says of a text. They choose
 how the pass goes on: along posterior means, along draws, or by Pyro's own sites.
-Shapes: B sequences, T tokens, L layers, K mechanisms.
+Shapes: B sequences, T tokens, L layers, G groups of heads, K mechanisms. Where there are several
+groups, routes are [B, T, G, K]; particles stand in front.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import pyro
 import torch
@@ -16,39 +17,34 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_meta.attention import Cache
-from pyro_meta.distributions.hardening import GateExecution, RouteExecution
-from pyro_meta.models.language_model import LanguageModel, Passed
+from pyro_meta.distributions.for_pyro import for_pyro
+from pyro_meta.models.language_model import Draw, LanguageModel, Passed, sampled_gate
+from pyro_meta.models.plates import Plates
 from pyro_meta.network.route import Decision, Features, Route
 
 
 class Latents(NamedTuple):
-    """The distributions of a layer's latents, batch [B, T] each."""
+    """The distributions of a layer's latents."""
 
     route: Distribution
+    """Batch [B, T], or [B, T, G]."""
     gate: Distribution
-    """All mass on 1 where every token runs the layer."""
-
-
-class Draw(NamedTuple):
-    """Values of a layer's latents."""
-
-    route: Tensor
-    """[B, T, K]."""
-    gate: Tensor
-    """[B, T]."""
+    """Batch [B, T]; all mass on 1 where every token runs the layer."""
 
 
 class Router(Protocol):
     """What a walk asks of a guide."""
 
-    execution: RouteExecution
-    gate_execution: GateExecution
+    is_mixture: ClassVar[bool]
 
     @property
     def model(self) -> LanguageModel: ...
 
-    def posterior(self, layer: int, features: Features) -> Distribution:
-        """That of a layer's route."""
+    def load(self, layer: int) -> Tensor | None:
+        """The mean load of a layer, where the prior has loads."""
+
+    def routes(self, layer: int, features: Features) -> Distribution:
+        """The posterior of a layer's route, by group."""
 
     def latents(self, layer: int, features: Features) -> Latents:
         """The posterior of a layer's route and gate."""
@@ -70,6 +66,13 @@ class Walked:
     """By layer."""
     draws: list[Draw]
     """By layer."""
+    loads: list[Tensor | None]
+    """The load that the prior of each layer stands around; None where it has none."""
+
+    @property
+    def means(self) -> list[Tensor]:
+        """Posterior means of the routes, by layer."""
+        return [posterior.route.mean for posterior in self.posteriors]
 
     @property
     def decisions(self) -> list[Decision]:
@@ -84,21 +87,23 @@ class Walked:
     @cached_property
     def priors(self) -> list[Latents]:
         """By layer, expanded to the batch of the posteriors."""
-        device = self.logits.device.type
-        with torch.autocast(device, enabled=False):
-            pairs = enumerate(zip(self.positions, self.posteriors, strict=True))
-            return [prior_of(self.model, layer, at, like) for layer, (at, like) in pairs]
-
-
-def prior_of(model: LanguageModel, layer: int, positions: Tensor, like: Latents) -> Latents:
-    """What `model` says of a layer's latents at `positions` [T], in the batch of `like`."""
-    routes = model.route_dist(layer, positions)
-    gates = model.gate_dist(layer, positions, routes)
-    return Latents(routes.expand(like.route.batch_shape), gates.expand(like.gate.batch_shape))
+        found = []
+        with torch.autocast(self.logits.device.type, enabled=False):
+            for layer, (at, like) in enumerate(zip(self.positions, self.posteriors, strict=True)):
+                routes = self.model.route_dist(layer, at, self.loads[layer])
+                gates = self.model.gate_dist(layer, at, routes)
+                batches = like.route.batch_shape, like.gate.batch_shape
+                found.append(Latents(routes.expand(batches[0]), gates.expand(batches[1])))
+        return found
 
 
 def walk(
-    model: LanguageModel, guide: Router, tokens: Tensor, how: How, cache: Cache | None = None
+    model: LanguageModel,
+    guide: Router,
+    tokens: Tensor,
+    how: How,
+    cache: Cache | None = None,
+    loads: list[Tensor | None] | None = None,
 ) -> Walked:
     """One forward pass, asking `guide` in every layer.
 
@@ -112,7 +117,11 @@ def walk(
         Makes a decision of each posterior: `along_means`, `drawn`, `sampled`, or one's own.
     cache
         Of the network. Where it keeps features, posteriors are those of the whole text.
+    loads
+        Draws of the loads, by layer; by default their posterior means.
     """
+    if loads is None:
+        loads = [guide.load(layer) for layer in range(model.network.shape.layers)]
     positions: list[Tensor] = []
     posteriors: list[Latents] = []
     draws: list[Draw] = []
@@ -128,7 +137,7 @@ def walk(
         return decision
 
     passed = model.run(tokens, route, cache)
-    return Walked(passed, model, positions, posteriors, draws)
+    return Walked(passed, model, positions, posteriors, draws, loads)
 
 
 def along_means(hard: bool | None = None) -> How:
@@ -137,34 +146,54 @@ def along_means(hard: bool | None = None) -> How:
     def how(
         guide: Router, layer: int, features: Features, posterior: Latents
     ) -> tuple[Draw, Decision]:
-        route, gate = posterior
-        run = guide.execution.of_mean(route, hard), guide.gate_execution.of_mean(gate, hard)
-        return Draw(route.mean, gate.mean), Decision(*run)
+        return Draw(posterior.route.mean, posterior.gate.mean), of_means(guide, posterior, hard)
 
     return how
+
+
+def of_means(guide: Router, posterior: Latents, hard: bool | None = None) -> Decision:
+    """What runs along the means of a layer's posterior; `hard` as of `Execution.of_mean`."""
+    route = _of_mean(guide, posterior.route, hard)
+    return Decision(route, guide.model.gate_execution.of_mean(posterior.gate, hard))
+
+
+def _of_mean(guide: Router, routes: Distribution, hard: bool | None) -> Tensor:
+    return guide.model.execution.of_mean(routes, False if guide.is_mixture else hard)
 
 
 def drawn(
     guide: Router, layer: int, features: Features, posterior: Latents
 ) -> tuple[Draw, Decision]:
     """Draw every latent; each draw decides for itself what runs."""
-    route, gate = posterior
-    draw = Draw(route.rsample(), gate.rsample())
-    run = Decision(
-        guide.execution.of_draw(route, draw.route), guide.gate_execution.of_draw(gate, draw.gate)
-    )
-    return draw, run
+    model = guide.model
+    route, gate = posterior.route.rsample(), posterior.gate.rsample()
+    run = Decision(model.execution.of_draw(route), model.gate_execution.of_draw(gate))
+    return Draw(route, gate), run
 
 
-def sampled(
-    guide: Router, layer: int, features: Features, posterior: Latents
-) -> tuple[Draw, Decision]:
-    """Sample Pyro's sites route_{l} and, in a gated layer, depth_{l}, as training executes them."""
-    run = pyro.sample(f"route_{layer}", guide.execution.hardened(posterior.route))
-    gate = posterior.gate.mean
-    if layer in guide.model.gated:
-        gate = pyro.sample(f"depth_{layer}", guide.gate_execution.hardened(posterior.gate))
-    return Draw(run, gate), Decision(run, gate)
+def sampled(plates: Plates, along_means: bool = False) -> How:
+    """Sample Pyro's sites route_{l} and, in a gated layer, depth_{l}, inside `plates.of_tokens()`.
+
+    Each draw decides for itself what runs; or, with `along_means`, the posterior's means do, as a
+    guide is run that learns no more.
+    """
+
+    def how(
+        guide: Router, layer: int, features: Features, posterior: Latents
+    ) -> tuple[Draw, Decision]:
+        model, gate = guide.model, None
+        with plates.of_groups():
+            route = pyro.sample(f"route_{layer}", for_pyro(posterior.route))
+        if layer in model.gated:
+            gate = sampled_gate(f"depth_{layer}", posterior.gate, model.network.shape.groups)
+        draw = Draw(route, gate)
+        of_routes, of_gates = model.execution, model.gate_execution
+        if along_means:
+            runs = of_routes.straight_through_mean(posterior.route)
+            return draw, Decision(runs, of_gates.straight_through_mean(posterior.gate))
+        return draw, Decision(of_routes(route), None if gate is None else of_gates(gate))
+
+    return how
 
 
 def mean_route(guide: Router, hard: bool | None = None) -> Route:
@@ -173,12 +202,11 @@ def mean_route(guide: Router, hard: bool | None = None) -> Route:
     Where every token is hard it gives choices [B, T], so that each runs its own mechanism alone;
     else weights [B, T, K]. `hard` as of `Execution.of_mean`.
     """
-    how = along_means(hard)
 
     def route(layer: int, features: Features) -> Decision:
         if layer in guide.model.gated:
-            return how(guide, layer, features, guide.latents(layer, features))[1]
+            return of_means(guide, guide.latents(layer, features), hard)
         # a decoded token has no time for gates that are not there
-        return Decision(guide.execution.of_mean(guide.posterior(layer, features), hard))
+        return Decision(_of_mean(guide, guide.routes(layer, features), hard))
 
     return route

@@ -13,7 +13,7 @@ MOST = 1e3  # above, the closed-form KL loses digits in float32
 
 
 class LearnedDirichlet(Prior):
-    """alpha_l ~ Dirichlet(beta_l), one learned beta per layer, the same at all positions.
+    """alpha_l ~ Dirichlet(beta_l), one learned beta per layer and group, at all positions alike.
 
     The KL is minimised over the prior too, which moves it to the average posterior (empirical
     Bayes): cost plays a part only in where it starts, a `CostDirichlet` averaged over the context.
@@ -47,11 +47,16 @@ class LearnedDirichlet(Prior):
         if floor >= MOST / 2:
             raise UsageError(f"prior.floor: {floor} given; below {MOST / 2:.0f} is allowed")
         given = CostDirichlet(network, rate, strength, floor, cost)
-        start = given(0, torch.arange(network.shape.context)).concentration.mean(0)
+        everywhere = torch.arange(network.shape.context)
+        start = given(0, everywhere).concentration.flatten(0, -2).mean(0)
         x = [unbounded(min(float(b), 0.99 * MOST), floor, MOST) for b in start]
         self.floor = floor
-        self.log_concentration = nn.Parameter(torch.tensor(x).repeat(network.shape.layers, 1))
+        sizes = (
+            network.shape.layers,
+            *(() if network.shape.groups == 1 else (network.shape.groups,)),
+        )
+        self.log_concentration = nn.Parameter(torch.tensor(x).repeat(*sizes, 1))
 
     def forward(self, layer: int, positions: Tensor) -> Dirichlet:
         concentration = bounded(self.log_concentration[layer], self.floor, MOST)
-        return Dirichlet(concentration.expand(len(positions), -1))
+        return Dirichlet(concentration.expand(len(positions), *concentration.shape))

@@ -40,5 +40,5 @@ class LogisticNormalPrior(Prior):
         self.costs = Costs(network, cost)
 
     def forward(self, layer: int, positions: Tensor) -> LogisticNormal:
-        loc = -self.rate * self.costs(positions)
+        loc = -self.rate * self.costs.of_groups(positions)
         return LogisticNormal(loc, torch.full_like(loc, self.scale))

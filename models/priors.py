@@ -1,7 +1,8 @@
 """Priors p(alpha) over routes: a distribution on the simplex for each layer and position.
 
-A prior knows the network's mechanisms and what they cost; it never sees the text. Shapes: T
-positions, K mechanisms.
+Of *weights* a Dirichlet is a prior: a token mixes its mechanisms. Of *choices* a categorical is
+one: a token runs a single mechanism. A prior knows the network's mechanisms and what they cost; it
+never sees the text. Shapes: T positions, G groups of heads, K mechanisms.
 """
 
 from typing import ClassVar
@@ -11,7 +12,9 @@ from pyro.distributions import Dirichlet
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_meta.distributions import Choice
 from pyro_meta.errors import UsageError
+from pyro_meta.models.compute import ComputePotential
 from pyro_meta.network.costs import Costs
 from pyro_meta.network.protocol import Network
 from pyro_meta.own_classes import require_defined
@@ -30,6 +33,8 @@ class Prior(nn.Module):
 
     learns_from_kl: ClassVar[bool] = False
     """Whether the prior adapts to the posterior, and so needs a guide that pays a KL."""
+    of_choices: ClassVar[bool] = False
+    """Whether routes are choices of one mechanism, rather than weights of all."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -41,8 +46,15 @@ class Prior(nn.Module):
         return self._network[0]
 
     def forward(self, layer: int, positions: Tensor) -> Distribution:
-        """p(alpha_l) at `positions` [T] of `layer`: batch [T] or [], event [K], reparameterised."""
+        """p(alpha_l) at `positions` [T] of `layer`: event [K], reparameterised.
+
+        Batch [T] or [], or [T, G] where every group of heads has its own.
+        """
         raise NotImplementedError
+
+    def potential(self) -> ComputePotential | None:
+        """What a route costs beside this prior, to be charged by the model; by default nothing."""
+        return None
 
 
 def by_cost(
@@ -55,18 +67,16 @@ def by_cost(
 class CostDirichlet(Prior):
     """alpha ~ Dirichlet(s softmax(-lambda c) + floor): cheap mechanisms are likelier.
 
-    Under the mean of this prior (at floor 0) a categorical choice q pays
-
-        KL(q || p) = lambda E_q[c] - H(q) + log sum_k exp(-lambda c_k),
-
-    which is exactly the cost penalty with entropy bonus that others add to the loss by hand.
+    lambda is a lean and no price: what a decided token is charged for a dear mechanism saturates,
+    and falls again as lambda grows. Under `CostCategorical`, and the potential of the load priors,
+    it is a price.
 
     Parameters
     ----------
     network
         The network whose routes are drawn.
     rate
-        lambda, nats paid per unit of cost; full attention averages 1 unit.
+        lambda: the log of the prior's mean falls by so much per unit of cost.
     strength
         s, how many pseudo-draws the prior is worth; below about 3 it favours decided tokens, above
         it blended ones.
@@ -92,7 +102,42 @@ class CostDirichlet(Prior):
         self.costs = Costs(network, cost)
 
     def forward(self, layer: int, positions: Tensor) -> Dirichlet:
-        return by_cost(self.costs(positions), self.rate, self.strength, self.floor)
+        return by_cost(self.costs.of_groups(positions), self.rate, self.strength, self.floor)
+
+
+class CostCategorical(Prior):
+    """alpha = e_k with probability softmax(-lambda c)_k: a choice, and cheap ones are likelier.
+
+    A posterior q over choices pays
+
+        KL(q || p) = lambda E_q[c] - H(q) + log sum_k exp(-lambda c_k),
+
+    which is exactly the cost penalty with entropy bonus that others add to the loss by hand. lambda
+    is its price: a decided token pays lambda times the difference for what costs more.
+
+    Parameters
+    ----------
+    network
+        The network whose routes are drawn.
+    rate
+        lambda, nats paid per unit of cost; a layer of full attention averages 1 unit.
+    cost
+        Unit of cost, see `CostDirichlet`.
+    """
+
+    of_choices = True
+
+    def __init__(
+        self, network: Network, rate: float = 6.0, cost: str | list[float] = "macs"
+    ) -> None:
+        super().__init__(network)
+        if rate < 0:
+            raise UsageError(f"prior.rate: {rate} given; at least 0 is allowed")
+        self.rate = rate
+        self.costs = Costs(network, cost)
+
+    def forward(self, layer: int, positions: Tensor) -> Choice:
+        return Choice(logits=-self.rate * self.costs.of_groups(positions))
 
 
 class PaperDirichlet(Prior):

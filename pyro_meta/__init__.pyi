@@ -12,17 +12,20 @@ from pyro_meta.attention import (
     Window,
 )
 from pyro_meta.data import Corpus, Data, Recall, Text
-from pyro_meta.distributions import Concrete, LogisticNormal, PointGate
+from pyro_meta.distributions import Choice, Concrete, LogisticNormal, PointGate
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import (
     BetaDepthGuide,
+    CategoricalGuide,
     ConcreteGuide,
     DepthGuide,
     DirichletGuide,
     FixedGuide,
     Guide,
+    LoadGuide,
     LogisticNormalGuide,
     PaperGuide,
+    PeriodicGuide,
     PointDepthGuide,
     PointGuide,
     PriorGuide,
@@ -31,11 +34,14 @@ from pyro_meta.guides import (
 )
 from pyro_meta.inference import RouteELBO
 from pyro_meta.models import (
-    BudgetDirichlet,
+    CostCategorical,
     CostDirichlet,
     DepthPrior,
     LanguageModel,
     LearnedDirichlet,
+    LoadCategorical,
+    LoadDirichlet,
+    LoadPrior,
     LogisticNormalPrior,
     PaperDirichlet,
     Prior,
@@ -57,7 +63,8 @@ __version__: str
 __all__ = [
     "BetaDepthGuide",
     "Block",
-    "BudgetDirichlet",
+    "CategoricalGuide",
+    "Choice",
     "Chunk",
     "ChunkLearned",
     "ChunkSentence",
@@ -65,6 +72,7 @@ __all__ = [
     "Concrete",
     "ConcreteGuide",
     "Corpus",
+    "CostCategorical",
     "CostDirichlet",
     "Data",
     "Decision",
@@ -79,6 +87,10 @@ __all__ = [
     "LearnedDirichlet",
     "Linear",
     "LinearMomentum",
+    "LoadCategorical",
+    "LoadDirichlet",
+    "LoadGuide",
+    "LoadPrior",
     "LogisticNormal",
     "LogisticNormalGuide",
     "LogisticNormalPrior",
@@ -86,6 +98,7 @@ __all__ = [
     "MomentumBlock",
     "PaperDirichlet",
     "PaperGuide",
+    "PeriodicGuide",
     "PlainMomentumBlock",
     "PointDepthGuide",
     "PointGate",

@@ -16,18 +16,23 @@ from commands import MOMENT, TEXT, train
 from hypothesis import HealthCheck, settings
 
 from pyro_meta import (
-    BudgetDirichlet,
+    CategoricalGuide,
     ConcreteGuide,
+    CostCategorical,
     CostDirichlet,
     DirichletGuide,
     FixedGuide,
     Guide,
     LanguageModel,
     LearnedDirichlet,
+    LoadCategorical,
+    LoadDirichlet,
+    LoadGuide,
     LogisticNormalGuide,
     LogisticNormalPrior,
     PaperDirichlet,
     PaperGuide,
+    PeriodicGuide,
     PointGuide,
     Prior,
     PriorGuide,
@@ -50,22 +55,34 @@ DIRICHLETS = [
     PaperDirichlet,
     SymmetricDirichlet,
     LearnedDirichlet,
-    BudgetDirichlet,
+    LoadDirichlet,
 ]
-PRIORS = [*DIRICHLETS, LogisticNormalPrior]
+OF_CHOICES = [CostCategorical, LoadCategorical]
+PRIORS = [*DIRICHLETS, LogisticNormalPrior, *OF_CHOICES]
 GUIDES = [
     DirichletGuide,
     LogisticNormalGuide,
     ConcreteGuide,
     TokenTableGuide,
     PaperGuide,
+    CategoricalGuide,
+    LoadGuide,
     PointGuide,
     PriorGuide,
     FixedGuide,
     RandomGuide,
+    PeriodicGuide,
 ]
+ANY_FAMILY = {LoadGuide, PointGuide, PriorGuide, FixedGuide, RandomGuide, PeriodicGuide}
+"""Guides that go with priors of weights and of choices alike."""
 REFUSED = {
     (LogisticNormalPrior, PaperGuide),
+    *(
+        (prior, guide)
+        for prior in PRIORS
+        for guide in GUIDES
+        if guide not in ANY_FAMILY and prior.of_choices != (guide is CategoricalGuide)
+    ),
     *(
         (prior, guide)
         for prior in PRIORS
@@ -76,7 +93,7 @@ REFUSED = {
 PAIRS = [(prior, guide) for prior in PRIORS for guide in GUIDES if (prior, guide) not in REFUSED]
 ESTIMATED = {
     *((prior, LogisticNormalGuide) for prior in DIRICHLETS),
-    *((prior, ConcreteGuide) for prior in PRIORS),
+    *((prior, ConcreteGuide) for prior in PRIORS if not prior.of_choices),
 }
 """Pairs whose KL has no closed form; every other pair of `PAIRS` is promised one."""
 SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
@@ -158,18 +175,21 @@ Build = Callable[..., tuple[LanguageModel, Guide]]
 
 
 def build(
-    prior: type[Prior] = CostDirichlet,
+    prior: type[Prior] | None = None,
     guide: type[Guide] = DirichletGuide,
     mechanisms: tuple[str, ...] = ("full", "window", "linear"),
     dropout: float = 0.0,
     layers: int = 2,
     context: int = 24,
+    groups: int = 1,
 ) -> tuple[LanguageModel, Guide]:
-    """A small language model and its guide."""
+    """A small language model and its guide; by default with a prior of the guide's family."""
     shape = Shape(
-        vocabulary=13, context=context, width=16, layers=layers, heads=2, window=5, dropout=dropout
-    )
+        vocabulary=13, context=context, width=16, layers=layers, heads=2, window=5, dropout=dropout,
+        groups=groups,
+    )  # fmt: skip
     network = Transformer(shape, mechanisms)
+    prior = prior or (CostCategorical if guide is CategoricalGuide else CostDirichlet)
     model = LanguageModel(network, prior(network))
     return model, guide(model)
 

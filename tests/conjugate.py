@@ -58,14 +58,15 @@ class Knowing(Guide):
         return 1.0 + F.one_hot(targets, K) / self.w
 
     def posterior(self, layer: int, features: Features) -> Dirichlet:
-        B, T = features.tokens.shape
+        *particles, B, T = features.tokens.shape
         rows = (
             self.targets
             if len(self.targets) == B
             else self.targets.repeat(B // len(self.targets), 1)
         )
         # Asked about the end of a text, as a cache does, it answers for the end.
-        return Dirichlet(self.factor * self.exact(rows)[:, -T:])
+        concentration = self.factor * self.exact(rows)[:, -T:]
+        return Dirichlet(concentration.expand(*particles, *concentration.shape))
 
 
 def conjugate(

@@ -633,7 +633,7 @@ class GuideWithItsOwnRoute(SoundGuide):
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(model)
-        self.execution = Backward(self.execution.costs)
+        model.execution = Backward(model.execution.costs)
 
 
 class NeedsLoads(SoundGuide):
@@ -681,7 +681,6 @@ GUIDES: dict[type[DirichletGuide], set[str]] = {
         "draws_lie_on_the_simplex",
         "mean_is_that_of_the_draws",
         "closed_kl_is_the_mean_log_ratio",
-        "plain_svi_gives_the_same_loss",
     },
     GuideWithAnotherMean: {"mean_is_that_of_the_draws"},
     GuideWithTooLittleDensity: {"kl_is_not_negative"},

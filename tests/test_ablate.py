@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -27,11 +27,11 @@ from studies import (  # noqa: F401 -- fixtures
 )
 
 from pyro_meta import UsageError, ablate
-from pyro_meta.study.description import Study
+from pyro_meta.study.description import KINDS, Study
 from pyro_meta.study.job import Job, State
 from pyro_meta.study.live import counts, steps_of, table
-from pyro_meta.study.plan import expand
-from pyro_meta.study.results import Results, Table
+from pyro_meta.study.plan import Kind, expand
+from pyro_meta.study.results import AS, Results, Table
 from pyro_meta.study.worker import Worker, worker_environment
 from pyro_meta.training.config import read_options, train_words
 
@@ -48,13 +48,17 @@ def test_a_grid_is_a_product_and_every_routed_setting_gets_its_baselines() -> No
     assert labels(grid=given) == [
         "CostDirichlet kl.weight=0.03", "CostDirichlet kl.weight=0.02",
         "SymmetricDirichlet kl.weight=0.03", "SymmetricDirichlet kl.weight=0.02",
-        "full alone", "window alone", "linear alone", "PriorGuide CostDirichlet", "PointGuide",
+        "full alone", "window alone", "linear alone", "every 2nd layer full",
+        "PriorGuide CostDirichlet", "PointGuide", "static split CostDirichlet kl.weight=0.03",
         "fixed loads of CostDirichlet kl.weight=0.03",
         "random loads of CostDirichlet kl.weight=0.03",
+        "static split CostDirichlet kl.weight=0.02",
         "fixed loads of CostDirichlet kl.weight=0.02",
         "random loads of CostDirichlet kl.weight=0.02", "PriorGuide SymmetricDirichlet",
+        "static split SymmetricDirichlet kl.weight=0.03",
         "fixed loads of SymmetricDirichlet kl.weight=0.03",
         "random loads of SymmetricDirichlet kl.weight=0.03",
+        "static split SymmetricDirichlet kl.weight=0.02",
         "fixed loads of SymmetricDirichlet kl.weight=0.02",
         "random loads of SymmetricDirichlet kl.weight=0.02",
     ]  # fmt: skip
@@ -64,12 +68,19 @@ def test_variants_cross_the_grid_and_mechanism_sets_share_their_single_runs() ->
     found = labels(
         variants={"plain": {}, "early": {"kl": {"begin": 0.2}}},
         grid={"mechanisms": [["full", "window"], ["full", "window", "linear"]]},
-        baselines={"fixed": ["early"], "random": False, "prior": False, "point": False},
+        baselines={
+            "fixed": ["early"],
+            "random": False,
+            "prior": False,
+            "point": False,
+            "split": False,
+        },
     )
     assert found == [
         "plain full+window", "plain full+window+linear", "early full+window",
-        "early full+window+linear", "full alone", "window alone", "linear alone",
-        "fixed loads of early full+window", "fixed loads of early full+window+linear",
+        "early full+window+linear", "full alone", "window alone", "every 2nd layer full",
+        "linear alone", "fixed loads of early full+window",
+        "fixed loads of early full+window+linear",
     ]  # fmt: skip
 
 
@@ -476,3 +487,22 @@ def test_a_study_of_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_command_says_what_is_wrong_in_one_line() -> None:
     assert "--out" in error_line(run_here("ablate"))
+
+
+def test_the_router_without_a_prior_pays_where_compute_has_a_price() -> None:
+    variants = {
+        "loads": {"prior": "LoadDirichlet"}, "plain": {}, "other": {"prior": {"rate": 2.0}},
+        "budget": {"budget": 0.5},
+    }  # fmt: skip
+    found = labels(variants=variants, baselines=["point", "split", "periodic"])
+    assert [label for label in found if label.startswith("PointGuide")] == [
+        "PointGuide LoadDirichlet budget=null", "PointGuide CostDirichlet budget=null",
+        "PointGuide CostDirichlet budget=0.5",
+    ]  # fmt: skip
+    assert len([label for label in found if label.startswith("static split")]) == len(variants)
+    assert found.count("every 2nd layer full") == 1
+
+
+def test_every_kind_of_baseline_has_a_name() -> None:
+    assert {*AS} == {*get_args(Kind)} - {"variant"}
+    assert {*KINDS} >= {*AS} - {"mechanism"}

@@ -36,9 +36,9 @@ def test_free_posteriors_find_the_conjugate_ones(w: float) -> None:
     exact, tokens, targets = conjugate(2, 8, w)
     free = FreePosterior(exact, tokens)
     with torch.no_grad():
-        free.log_concentration.fill_(1.0)
+        free.place.fill_(1.0)
     fit(free, tokens, against(targets), w, steps=600)
-    found = free.log_concentration.detach().exp()[0]
+    found = free.place.detach().exp()[0]
     mean = found / found.sum(-1, keepdim=True)
     wanted = exact.exact(targets)
     torch.testing.assert_close(mean, wanted / wanted.sum(-1, keepdim=True), atol=0.03, rtol=0)

@@ -1,4 +1,4 @@
-"""A budget: the controller on a simulated plant, the prior that it moves, and its options."""
+"""A budget: the controller on a simulated plant, the price that it moves, and its options."""
 
 import json
 import math
@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from commands import MOMENT
-from conftest import build, text
-from pyro.distributions import Dirichlet
+from conftest import PAIRS, build, text
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 import pyro_meta.train as train_command
-from pyro_meta import BudgetDirichlet, CostDirichlet, Transformer, UsageError
+from pyro_meta import CostDirichlet, Guide, PointGuide, Prior, Transformer, UsageError
 from pyro_meta.inference.controllers import BudgetController, Step
 from pyro_meta.inference.dual_ascent import DualController
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.inference.schedules import KLSchedule, Optimisation
+from pyro_meta.models import ComputePotential
 from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.run import Run
 
@@ -70,38 +68,8 @@ def test_the_controller_does_not_wind_up() -> None:
     assert prices[-1] < 0
 
 
-def test_the_pull_of_a_budget_does_not_saturate(network: Transformer) -> None:
-    """Of a decided token: the KL of full over that of the cheapest grows with lambda."""
-
-    def charge(prior: CostDirichlet | BudgetDirichlet) -> float:
-        p = prior(0, torch.tensor([23]))
-        full, linear = (
-            Dirichlet(0.05 + 20.0 * torch.nn.functional.one_hot(torch.tensor(k), 3)) for k in (0, 2)
-        )
-        return float(kl_divergence(full, p) - kl_divergence(linear, p))
-
-    nominal = [1.0, 0.3, 0.15]
-    saturated = [charge(CostDirichlet(network, rate, cost=nominal)) for rate in (30.0, 300.0)]
-    assert saturated[1] == pytest.approx(saturated[0], rel=0.05)
-    prior = BudgetDirichlet(network, cost=nominal)
-    charges = []
-    for rate in (-300.0, -30.0, -3.0, 0.0, 3.0, 30.0, 300.0):
-        prior.rate.fill_(rate)
-        charges.append(charge(prior))
-    assert charges == sorted(charges)
-    assert charges[3] == pytest.approx(0, abs=1e-4)
-    assert charges[6] == pytest.approx(10 * charges[5], rel=0.05)
-
-
-def test_at_first_it_is_a_cost_dirichlet(network: Transformer) -> None:
-    prior = BudgetDirichlet(network)
-    prior.rate.fill_(2.5)
-    law, same = (p(0, torch.arange(24)) for p in (prior, CostDirichlet(network, rate=2.5)))
-    torch.testing.assert_close(law.concentration, same.concentration)
-
-
-def step(choices: Tensor, kl_weight: float = 0.005, has_settled: bool = False) -> Step:
-    return Step(choices, kl_weight, True, has_settled, lambda figures: figures)
+def step(choices: Tensor, temperature: float = 0.005, has_settled: bool = False) -> Step:
+    return Step(choices, temperature, True, has_settled, lambda figures: figures)
 
 
 def of_cost(cost: float, context: int = 24) -> Tensor:
@@ -110,11 +78,10 @@ def of_cost(cost: float, context: int = 24) -> Tensor:
 
 
 def test_it_reckons_with_hard_routes(network: Transformer) -> None:
-    prior = BudgetDirichlet(network, cost=[1.0, 0.3, 0.15])
-    controller = BudgetController(prior, 0.5)
+    controller = BudgetController(ComputePotential(network, [1.0, 0.3, 0.15]), 0.5)
     tokens = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     choices = tokens.repeat(network.shape.context // 2, 1).expand(2, 3, -1, 3)
-    found = controller.step(step(choices, kl_weight=1e-6))
+    found = controller.step(step(choices, temperature=1e-6))
     assert found["cost_budgeted"] == pytest.approx(0.65)
     assert controller.figures() == {"lambda": 0.0, "surcharge": 0.0}, (
         "a KL that is off is no time to act"
@@ -129,12 +96,12 @@ def test_it_reckons_with_hard_routes(network: Transformer) -> None:
 
 
 def test_prices_are_saved(network: Transformer) -> None:
-    priors = [BudgetDirichlet(network, cost=[1.0, 0.3, 0.15]) for _ in range(2)]
-    one, other = (BudgetController(prior, 0.5) for prior in priors)
+    prices = [ComputePotential(network, [1.0, 0.3, 0.15], rate=2.0) for _ in range(2)]
+    one, other = (BudgetController(price, 0.5) for price in prices)
     for number in range(20):
         one.step(step(of_cost(0.9), has_settled=number > 10))
     other.load_state_dict(one.state_dict())
-    priors[1].load_state_dict(priors[0].state_dict())
+    prices[1].load_state_dict(prices[0].state_dict())
     for has_settled in (False, True):
         for controller in (one, other):
             controller.step(step(of_cost(0.8), has_settled=has_settled))
@@ -147,41 +114,52 @@ def test_once_the_guide_has_stopped_the_price_of_deciding_meets_the_budget(
     network: Transformer, share: float
 ) -> None:
     """On posteriors that no longer change; lambda then stays where it was."""
-    _, guide = build(prior=BudgetDirichlet)
+    _, guide = build()
     costs = guide.execution.costs
     budget = float(torch.lerp(costs.min(), costs.max(), share))
-    prior = BudgetDirichlet(network)
-    prior.rate.fill_(1.5)
-    controller = BudgetController(prior, budget)
+    controller = BudgetController(ComputePotential(network, "macs", rate=1.5), budget)
     generator = torch.Generator().manual_seed(0)
     context = network.shape.context
     for _ in range(400):
         noise = torch.randn(2, 8, context, 3, generator=generator)
         means = torch.softmax(noise + torch.tensor([1.0, 0.5, 0.0]), -1)
         guide.execution.price.fill_(0.7 + controller.surcharge)
-        figures = controller.step(step(guide.execution.shares(means), has_settled=True))
+        figures = controller.step(step(guide.shares(means), has_settled=True))
     assert figures["cost_budgeted"] == pytest.approx(budget, abs=0.03)  # the batch scatters
     assert controller.figures()["lambda"] == 1.5
 
 
-def test_every_guide_with_a_kl_feels_the_price() -> None:
-    """Gradients of the heads differ between two prices."""
-    model, guide = build(prior=BudgetDirichlet)
-    found = []
+@pytest.mark.parametrize(("prior", "guide"), PAIRS)
+def test_every_guide_that_learns_feels_the_price(prior: type[Prior], guide: type[Guide]) -> None:
+    """Under any prior, and without one: what is dear is pulled down by a positive price."""
+    model, built = build(prior=prior, guide=guide)
+    learned = [one for one in built.parameters() if one.requires_grad]
+    if not learned:
+        return
+    model.charge_compute()
+    assert model.compute is not None
+    costs = []
     for rate in (-50.0, 50.0):
-        model.prior.rate.fill_(rate)
+        model.compute.rate.fill_(rate)
         torch.manual_seed(0)
-        Objective(model, guide)(*text()).loss.backward()
-        found.append(guide.heads[0][-1].bias.grad.clone())
-        guide.zero_grad()
-    full = found[1][0] - found[0][0]  # a dear mechanism is pulled down by a positive price
-    assert full > 0
+        terms = Objective(model, built)(*text())
+        terms.loss.backward()
+        with torch.no_grad():
+            for one in learned:
+                one -= 1e-3 * one.grad
+        weights = Objective(model, built)(*text()).means
+        costs.append(float((weights * model.compute.costs(torch.arange(20))).sum(-1).mean()))
+        with torch.no_grad():
+            for one in learned:
+                one += 1e-3 * one.grad
+        built.zero_grad()
+    assert costs[1] < costs[0]
 
 
 @pytest.mark.parametrize("budget", [0.01, 1.5, -1.0, math.nan])
 def test_a_budget_that_no_route_meets_is_refused(network: Transformer, budget: float) -> None:
     with pytest.raises(UsageError, match=r"budget: .* between 0\.15 .* and 1 .* unit nominal"):
-        BudgetController(BudgetDirichlet(network, cost="nominal"), budget)
+        BudgetController(ComputePotential(network, "nominal"), budget)
 
 
 def budget_of(config: Config) -> float:
@@ -190,28 +168,31 @@ def budget_of(config: Config) -> float:
     return controller.budget
 
 
-def test_a_budget_chooses_the_prior(tmp_path: Path) -> None:
+def test_a_budget_goes_with_any_prior(tmp_path: Path) -> None:
     config, saved = read_options(["--budget", "0.6"])
-    assert yaml.safe_load(saved)["prior"]["class_path"].endswith("BudgetDirichlet")
-    assert isinstance(config.build(13)[0].prior, BudgetDirichlet)
+    model, _ = config.build(13)
+    assert isinstance(model.prior, CostDirichlet) and model.compute is not None
+    assert float(model.compute.rate) == 0.0
     assert budget_of(config) == 0.6
     path = tmp_path / "config.yaml"
     path.write_text(saved)
     again, _ = read_options(["--config", str(path)])
     assert budget_of(again) == 0.6
-    named, _ = read_options(["--budget=0.5", "--prior=BudgetDirichlet", "--prior.cost=nominal"])
-    assert named.build(13)[0].prior.costs.spec == "nominal"
-    assert isinstance(Config(budget=0.6).build(13)[0].prior, BudgetDirichlet)
+    named, _ = read_options(["--budget=0.5", "--prior=LoadDirichlet", "--prior.cost=nominal"])
+    priced = named.build(13)[0]
+    assert priced.compute is not None and priced.compute.costs.spec == "nominal"
+    assert float(priced.compute.rate) == 6.0, "where the controller begins"
+    assert read_options([])[0].build(13)[0].compute is None
+    free, _ = read_options(["--budget=0.5", "--guide=PointGuide"])
+    assert isinstance(free.build(13)[1], PointGuide)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--budget", "0.5", "--prior", "PaperDirichlet"], "PaperDirichlet has none to meet"),
-        (["--budget", "0.5", "--prior", "CostDirichlet"], "CostDirichlet has none to meet"),
-        (["--prior", "BudgetDirichlet"], "budget: none given"),
         (["--budget", "0.01"], "is allowed in the unit macs"),
-        (["--budget", "0.5", "--guide", "PointGuide"], "that of PointGuide is always 0"),
+        (["--budget", "0.5", "--guide", "PriorGuide"], "PriorGuide learns nothing"),
+        (["--budget", "0.5", "--guide", "FixedGuide"], "FixedGuide learns nothing"),
     ],
 )
 def test_budgets_that_cannot_be_are_refused(words: list[str], message: str) -> None:
@@ -224,9 +205,9 @@ def test_an_infeasible_budget_of_measured_costs_is_refused_when_training_begins(
     network: Transformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path))
-    prior = BudgetDirichlet(network, cost="measured")
+    price = ComputePotential(network, "measured")
     with pytest.raises(UsageError, match="is allowed in the unit measured"):
-        BudgetController(prior, 1e6).require_reachable()
+        BudgetController(price, 1e6).require_reachable()
     run = tmp_path / "run"
     words = [*options(tmp_path)[:-1], "--budget=1e6", "--prior.cost=measured", f"--out={run}"]
     with pytest.raises(UsageError, match="is allowed in the unit measured"):
@@ -279,12 +260,24 @@ def test_a_killed_run_resumes_with_its_lambda(
 
 @pytest.mark.long
 @pytest.mark.parametrize("budget", [0.3, 0.6])
-def test_a_trained_router_meets_its_budget(tmp_path: Path, budget: float) -> None:
+@pytest.mark.parametrize(
+    "classes",
+    [
+        (),
+        ("--prior=LoadDirichlet",),
+        ("--prior=LoadCategorical", "--guide=CategoricalGuide"),
+        ("--guide=PointGuide",),
+    ],
+)
+def test_a_trained_router_meets_its_budget(
+    tmp_path: Path, budget: float, classes: tuple[str, ...]
+) -> None:
     """Within a percentage point of full attention, on validation text."""
     words = [
+        *classes,
         "--preset=tiny", "--steps=1000", "--validate_every=0", "--validation_tokens=32768",
-        "--accelerator=cpu", "--prior=BudgetDirichlet", "--prior.cost=nominal",
-        f"--budget={budget}", f"--out={tmp_path / 'run'}",
+        "--accelerator=cpu", "--prior.cost=nominal", f"--budget={budget}",
+        f"--out={tmp_path / 'run'}",
     ]  # fmt: skip
     assert train_command.main(words) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -112,7 +112,7 @@ def test_vocabularies_know_their_separators() -> None:
 
 def test_the_penalty_is_part_of_the_loss_in_pyro_as_in_training(tokens: Tensor) -> None:
     model, guide = pair()
-    model.kl_weight = 0.3
+    model.temperature = 0.3
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = []
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_the_penalty_is_part_of_the_loss_in_pyro_as_in_training(tokens: Tensor) 
     torch.manual_seed(5)
     with pyro.settings.context(module_local_params=True):
         elbo: Any = TraceMeanField_ELBO(max_plate_nesting=2)(model, guide)
-    loss = elbo(tokens, tokens) / tokens.numel()
+    loss = elbo(tokens, tokens) * model.temperature / tokens.numel()
     torch.testing.assert_close(loss, found[0][0])
     ours = torch.autograd.grad(loss, parameters, allow_unused=True)
     for one, other in zip(ours, found[0][1], strict=True):

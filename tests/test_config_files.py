@@ -24,7 +24,7 @@ from pyro_meta import UsageError, ablate, bench, generate
 from pyro_meta.study.description import Study
 from pyro_meta.terminal.commands import parse
 from pyro_meta.terminal.option_files import MOST_VALUES, as_word, dumps, loads, text_of, typed
-from pyro_meta.training.config import CLASS_OPTIONS, default_classes, read_options, train_words
+from pyro_meta.training.config import CLASS_OPTIONS, read_options, train_words
 from pyro_meta.training.options import TEXT, layered, layers_of
 from pyro_meta.training.settings import DEFAULT_CLASSES, known_options
 
@@ -143,7 +143,7 @@ def test_a_run_is_repeated_by_its_file_and_by_its_words(
         "kl.weight": weight,
         "mechanisms": ["full", name],
     }
-    config, saved = read_options(layered([layer], default_classes()))
+    config, saved = read_options(layered([layer], DEFAULT_CLASSES))
     assert (config.data.path, config.steps) == (path, steps)  # type: ignore[attr-defined]
     assert config.kl.weight == weight and config.mechanisms == ["full", name]
     file = tmp_path_factory.mktemp("run") / "config.yaml"
@@ -192,7 +192,7 @@ def test_null_means_the_default_in_a_file_and_a_study(tmp_path: Path, text: str)
     assert of_file(tmp_path, text) == yaml.safe_load(default)
     options = {name: value for name, value in (loads(text, "") or {}).items() if name != "preset"}
     assert (
-        read_options(layered([{"steps": 9}, {"steps": None}, options], default_classes()))[1]
+        read_options(layered([{"steps": 9}, {"steps": None}, options], DEFAULT_CLASSES))[1]
         == default
     )
 
@@ -481,7 +481,7 @@ def test_ablate_takes_words_as_train_does() -> None:
     study = Study.read({"base": base, "grid": grid, "seeds": 1}, "study")
     again = Study.read(loads(study.as_yaml(), "study"), "study")
     for one in (study, again):
-        config, _ = read_options(layered(one.base, default_classes()))
+        config, _ = read_options(layered(one.base, DEFAULT_CLASSES))
         assert (config.data.path, config.data.tokens) == ("1e3", "byte")  # type: ignore[attr-defined]
         assert (config.steps, config.kl.weight) == (10, 1e-3)
         assert config.mechanisms == ["full", "window"]

@@ -17,7 +17,6 @@ from torch import Tensor
 import pyro_meta.train as train_command
 from pyro_meta import (
     BetaDepthGuide,
-    BudgetDirichlet,
     Features,
     Guide,
     LanguageModel,
@@ -272,7 +271,8 @@ def test_the_penalty_shuts_gates(words: list[str], tmp_path: Path) -> None:
 
 
 def test_a_budget_counts_no_layer_that_a_token_skips() -> None:
-    model, guide = gated(prior=BudgetDirichlet)
+    model, guide = gated()
+    model.charge_compute()
     tokens = torch.randint(13, (4, 24))
     terms = [Objective(model, guide)(tokens, tokens) for _ in range(2)]
     choices = _choices(guide, terms)
@@ -280,8 +280,8 @@ def test_a_budget_counts_no_layer_that_a_token_skips() -> None:
     shut = choices.sum(-1) == 0
     means = torch.cat([one.gate_means for one in terms], 1)
     assert torch.equal(shut, means <= 0.5) and shut.any() and not shut[0].any()
-    controller = BudgetController(model.prior, 0.5)  # type: ignore[arg-type]
-    everything = guide.execution.shares(torch.cat([one.means for one in terms], 1))
+    controller = BudgetController(model.compute, 0.5)  # type: ignore[arg-type]
+    everything = guide.shares(torch.cat([one.means for one in terms], 1))
     counted, in_all = (
         controller.step(Step(one, 0.005, True, False, lambda figures: figures))["cost_budgeted"]
         for one in (choices, everything)

@@ -684,7 +684,7 @@ def test_our_own_bugs_are_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide = config_of(guide=PlainGuide).build(13)
     objective = Objective(model, guide)
     tokens = torch.zeros(2, 8, dtype=torch.long)
-    monkeypatch.setattr("pyro_meta.inference.elbo._penalty", None)
+    monkeypatch.setattr("pyro_meta.inference.elbo.divergence", None)
     with pytest.raises(TypeError) as caught:
         objective(tokens, tokens)
     assert blame(caught.value) is None
@@ -695,7 +695,7 @@ def test_what_is_raised_in_the_middle_of_training_is_told(text_file: Path, tmp_p
         steps = 0
 
         def posterior(self, layer: int, features: Any) -> Any:
-            if self.training and self.model.kl_weight != 1.0 and torch.is_grad_enabled():
+            if self.training and self.model.temperature != 1.0 and torch.is_grad_enabled():
                 type(self).steps += 1
                 if self.steps > 8:
                     raise KeyError("late")

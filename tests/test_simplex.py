@@ -8,13 +8,15 @@ from conftest import route_execution
 from pyro.distributions import Dirichlet, LogNormal
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_meta.distributions.hardening import Hardened, RouteExecution
 from pyro_meta.distributions.simplex import (
     Point,
+    divergence,
     entropy,
     expected_entropy,
+    scored,
     straight_through,
     uncertainty,
+    uncertainty_of_draw,
 )
 
 UNLIKE = torch.tensor([[0.3, 0.4, 0.5], [90.0, 1.0, 1.0], [200.0, 300.0, 400.0]])
@@ -77,47 +79,32 @@ def test_what_runs_along_the_mean() -> None:
     assert torch.equal(partly[~is_hard], dist.mean[~is_hard])
     assert torch.equal(partly[is_hard], torch.eye(3)[dist.mean.argmax(-1)][is_hard])
     assert torch.equal(route_execution(1.0).of_mean(dist), dist.mean.argmax(-1))
-    mixture = RouteExecution(torch.ones(3), is_mixture=True)
-    mixture.threshold.fill_(1.0)
-    for hard in (None, False, True):
-        assert torch.equal(mixture.of_mean(dist, hard), dist.mean)
 
 
 def test_a_draw_decides_for_itself() -> None:
-    dist = Dirichlet(UNLIKE)
-    draw = dist.sample(torch.Size([7]))
-    assert torch.equal(route_execution(1.0).of_draw(dist, draw), draw.argmax(-1))
-    partly = route_execution(0.5).of_draw(dist, draw)
-    is_hard = (uncertainty(dist) < 0.5).expand(7, -1)
-    assert torch.equal(partly, torch.where(is_hard[..., None], torch.eye(3)[draw.argmax(-1)], draw))
+    """By its own entropy, whatever it was drawn from; all of them once everything is hard."""
+    draw = Dirichlet(UNLIKE).sample(torch.Size([7]))
+    assert torch.equal(route_execution(1.0).of_draw(draw), draw.argmax(-1))
+    vertices = torch.eye(3)[draw.argmax(-1)]
+    assert torch.equal(route_execution(1.0)(draw), vertices)
+    is_hard = uncertainty_of_draw(draw, 1) < 0.5
+    assert is_hard.any() and not is_hard.all()
+    partly = torch.where(is_hard[..., None], vertices, draw)
+    for found in (route_execution(0.5).of_draw(draw), route_execution(0.5)(draw)):
+        assert torch.equal(found, partly)
+    assert torch.equal(route_execution(0.0)(draw), draw)
 
 
-def test_a_hardened_distribution_runs_what_is_decided_from_its_mean() -> None:
-    """Whatever was drawn; the gradient is that of the draw."""
-    concentrations = torch.tensor([[4.0, 3.5, 2.5], [6.0, 2.0, 2.0]], requires_grad=True)
-    execution = route_execution(1.0, 1.0, (0.5, 0.1, 0.0))
-    dist = Hardened(Dirichlet(concentrations), execution)
-    for draws in (dist.rsample(), dist.expand([5, 2]).rsample(), dist.rsample(torch.Size([4]))):
-        assert torch.equal(draws, torch.eye(3)[[1, 0]].expand_as(draws))
-    assert dist.draw is not None
+def test_what_runs_for_a_draw_has_the_gradient_of_the_draw() -> None:
+    draw = Dirichlet(UNLIKE).sample().requires_grad_()
     weights = torch.tensor([1.0, -2.0, 0.5])
-    executed = dist.rsample()
-    (found,) = torch.autograd.grad((executed * weights).sum(), concentrations, retain_graph=True)
-    (expected,) = torch.autograd.grad((dist.draw * weights).sum(), concentrations)
-    torch.testing.assert_close(found, expected)
-    assert float(found.abs().sum()) > 0
+    for threshold in (0.0, 0.5, 1.0):
+        runs = route_execution(threshold, 1.0, (0.5, 0.1, 0.0))(draw)
+        (found,) = torch.autograd.grad((runs * weights).sum(), draw)
+        assert torch.equal(found, weights.expand_as(draw))
 
 
-def test_a_hardened_distribution_keeps_the_divergence_of_its_base() -> None:
-    q, p = Dirichlet(CONCENTRATIONS), Dirichlet(torch.ones(3, 3))
-    hardened = Hardened(q, route_execution(1.0))
-    draw = hardened.rsample()
-    assert torch.equal(draw, torch.eye(3)[q.mean.argmax(-1)])
-    torch.testing.assert_close(kl_divergence(hardened, p), kl_divergence(q, p))
-    assert torch.isfinite(hardened.log_prob(draw)).all()
-
-
-def test_without_a_closed_form_the_divergence_comes_from_the_soft_draw() -> None:
+def test_without_a_closed_form_the_divergence_comes_from_the_draw() -> None:
     class Other(Dirichlet):
         """A distribution that nobody has registered a divergence from."""
 
@@ -127,25 +114,21 @@ def test_without_a_closed_form_the_divergence_comes_from_the_soft_draw() -> None
         def log_prob(self, value: torch.Tensor) -> torch.Tensor:
             return LogNormal(0.0, 1.0).log_prob(value).sum(-1)
 
-    q = Hardened(Other(CONCENTRATIONS), route_execution(1.0))
-    q.rsample()
-    assert q.draw is not None
-    expected = q.base.log_prob(q.draw) - Unknown(validate_args=False).log_prob(q.draw)
-    torch.testing.assert_close(kl_divergence(q, Unknown(validate_args=False)), expected)
+    q, p = Other(CONCENTRATIONS), Unknown(validate_args=False)
+    draw = q.rsample()
+    torch.testing.assert_close(divergence(q, p, draw), q.log_prob(draw) - p.log_prob(draw))
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_a_hardened_distribution_has_the_density_of_its_base(threshold: float) -> None:
-    """At the soft draw behind what it drew, and elsewhere at the value itself."""
-    base = Dirichlet(torch.tensor([1.0, 2.0, 3.0]))
-    dist = Hardened(base, route_execution(threshold))
-    value = torch.tensor([0.2, 0.3, 0.5])
-    before = dist.log_prob(value)
-    drawn = dist.rsample()
-    assert dist.draw is not None
-    torch.testing.assert_close(dist.log_prob(drawn), base.log_prob(dist.draw))
-    torch.testing.assert_close(dist.log_prob(value), before)
-    torch.testing.assert_close(before, base.log_prob(value))
+def test_a_vertex_can_be_scored() -> None:
+    """At the least number that its precision holds; inside, the density is the Dirichlet's own."""
+    plain = Dirichlet(torch.tensor([0.05, 0.4, 1.3]))
+    dist = scored(plain)
+    inside = torch.softmax(torch.randn(50, 3), -1)
+    torch.testing.assert_close(dist.log_prob(inside), plain.log_prob(inside))
+    for dtype in (torch.float32, torch.float64):
+        found = scored(Dirichlet(plain.concentration.to(dtype))).log_prob(torch.eye(3, dtype=dtype))
+        assert torch.isfinite(found).all()
+    assert torch.isfinite(dist.expand([2, 1]).log_prob(torch.eye(3))).all()
 
 
 def test_a_point_has_no_divergence() -> None:

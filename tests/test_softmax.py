@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from conftest import route_execution
 from pyro.distributions import Dirichlet
 from torch import Tensor
 from torch.distributions import (
@@ -13,7 +12,6 @@ from torch.distributions import (
     kl_divergence,
 )
 
-from pyro_meta.distributions.hardening import Hardened
 from pyro_meta.distributions.simplex import divergence, entropy, expected_entropy
 from pyro_meta.distributions.softmax import Concrete, LogisticNormal, SoftmaxDistribution
 from pyro_meta.errors import UsageError
@@ -127,12 +125,6 @@ def test_estimated_divergences_are_the_log_ratio_of_the_draw(q: SoftmaxDistribut
         draw = q.rsample()
         ratio = q.log_prob(draw) - p.log_prob(draw)
         torch.testing.assert_close(divergence(q, p, draw), ratio, rtol=1e-9, atol=1e-9)
-        hardened = Hardened(q, route_execution(1.0, costs=(1.0,) * q.event_shape[-1]))
-        hardened.rsample()
-        assert hardened.draw is not None
-        torch.testing.assert_close(
-            kl_divergence(hardened, p), divergence(q, p, hardened.draw), rtol=0, atol=0
-        )
 
 
 def test_a_concrete_diverges_from_itself_by_nothing() -> None:

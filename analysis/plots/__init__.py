@@ -35,8 +35,8 @@ def _percent(values: dict[str, float]) -> str:
 def _loads(findings: Findings) -> str:
     run = findings.reading
     by_layer = [
-        f"layer {layer}: {_percent(dict(zip(run.mechanisms, row, strict=True)))}"
-        for layer, row in enumerate(run.loads.tolist())
+        f"{name}: {_percent(dict(zip(run.mechanisms, row, strict=True)))}"
+        for name, row in zip(run.layer_names, run.loads.tolist(), strict=True)
     ]
     among = "" if run.depth is None else ", of those that run the layer"
     return f"Share of tokens that run each mechanism{among}. " + "; ".join(by_layer) + "."
@@ -46,8 +46,8 @@ def _skipped(findings: Findings) -> str:
     run = findings.reading
     assert run.depth is not None
     rows = [
-        f"layer {layer}: {row['skipped']:.0%} (prior {row['skipped_prior']:.0%})"
-        for layer, row in enumerate(run.depth.by_layer())
+        f"{name}: {row['skipped']:.0%} (prior {row['skipped_prior']:.0%})"
+        for name, row in zip(run.layer_names, run.depth.by_layer(), strict=True)
     ]
     return "Share of tokens that skip each layer. " + "; ".join(rows) + "."
 
@@ -129,7 +129,7 @@ PICTURES = (
         "lines are a router that treats all tokens alike.",
         lambda findings: routes.forest(findings.reading),
         lambda findings: "Median posterior means. " + "; ".join(
-            f"layer {layer}: "
+            f"{findings.reading.layer_names[layer]}: "
             + _percent(dict(zip(findings.reading.mechanisms, row, strict=True)))
             for layer, row in enumerate(np.median(findings.reading.means, 1).tolist())
         ) + ".",

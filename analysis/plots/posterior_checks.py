@@ -28,8 +28,9 @@ def kl_by_layer(reading: Reading) -> Figure:
     figure = canvas(3.0)
     axes = figure.subplots()
     edges, shares = kl_histogram(reading.kl)
-    for layer, shade in enumerate(np.linspace(0.35, 1.0, len(shares))):
-        axes.stairs(shares[layer], edges, color=to_rgba(BLUE, shade), label=f"layer {layer}")
+    shades = np.linspace(0.35, 1.0, len(shares))
+    for name, shade, share in zip(reading.layer_names, shades, shares, strict=True):
+        axes.stairs(share, edges, color=to_rgba(BLUE, shade), label=name)
     rule(axes, PRIOR_KL, "q = p")
     axes.set(xlabel="KL(q || p) of a token, nats", ylabel="share of tokens", xlim=(0, edges[-1]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -57,7 +57,7 @@ def load_by_layer(reading: Reading) -> Figure:
             left += width
     axes.set(
         yticks=rows,
-        yticklabels=[f"layer {row}" for row in rows],
+        yticklabels=reading.layer_names,
         xlim=(0, 1),
         xlabel="share of tokens (wide: what runs; thin: mean of the prior)",
     )
@@ -85,7 +85,7 @@ def forest(reading: Reading) -> Figure:
             axes.plot(reading.prior_shares[layer, k], y, "|", color=INK, ms=9, mew=1.3)
     axes.set(
         yticks=[layer * (K + 0.8) + (K - 1) / 2 for layer in range(L)],
-        yticklabels=[f"layer {layer}" for layer in range(L)],
+        yticklabels=reading.layer_names,
         xlim=(-0.01, 1.01),
         xlabel="posterior mean of the mechanism (| : mean of the prior)",
     )
@@ -109,7 +109,7 @@ def simplex(reading: Reading) -> Figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for layer, axes in enumerate(grid[:L]):
             axes.hist(reading.draws[:, layer, :, 0].ravel(), 40, color=colour(0))
-            axes.set_title(f"layer {layer}")
+            axes.set_title(reading.layer_names[layer])
             axes.set(xlabel=short(reading.mechanisms[0]), yticks=[])
         for axes in grid[L:]:
             axes.set_axis_off()
@@ -129,7 +129,7 @@ def simplex(reading: Reading) -> Figure:
             draw: Any = axes.scatter  # of three coordinates
             draw(top, left, right, s=4, color=BLUE, alpha=0.25, lw=0, rasterized=True)
             _corners(axes, [short(reading.mechanisms[k]) for k in leading], leading)
-            axes.set_title(f"layer {layer}", pad=14)
+            axes.set_title(reading.layer_names[layer], pad=14)
     return figure
 
 
@@ -165,7 +165,7 @@ def passage(reading: Reading) -> Figure:
         chosen = np.where(choice < 0, reading.means[layer, :shown].argmax(-1), choice)
         colours = (0.15 + 0.7 * strong[layer]) * reading.runs[layer, :shown]
         _colour_block(axes, labels, chosen, colours, (lines, columns))
-        axes.set_title(f"layer {layer}", loc="left", fontsize=9)
+        axes.set_title(reading.layer_names[layer], loc="left", fontsize=9)
     key(figure, reading.mechanisms)
     return figure
 

@@ -23,7 +23,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyro_meta.attention.dispatch import NO_TOKEN, is_choice, routed_attention
+from pyro_meta.attention.dispatch import (
+    NO_TOKEN,
+    folded,
+    gained,
+    is_choice,
+    routed_attention,
+    unfolded,
+)
 from pyro_meta.attention.inputs import Inputs, names_read_by
 from pyro_meta.attention.mechanisms import Mechanism, carries, decodes, recurs, remembers, serves
 from pyro_meta.attention.ops.heads import with_heads
@@ -42,6 +49,8 @@ class LayerCache:
         B.
     kicks
         Likewise of what the kicks read, in a layer with a mechanism that carries a momentum.
+    groups
+        n, how many groups of heads have a route of their own: each is kept as a row of its own.
 
     Attributes
     ----------
@@ -50,9 +59,14 @@ class LayerCache:
     """
 
     def __init__(
-        self, mechanisms: Sequence[Mechanism], rows: int, kicks: "LayerCache | None" = None
+        self,
+        mechanisms: Sequence[Mechanism],
+        rows: int,
+        kicks: "LayerCache | None" = None,
+        groups: int = 1,
     ) -> None:
-        self.mechanisms, self.kicks = list(mechanisms), kicks
+        self.mechanisms, self.kicks, self.groups = list(mechanisms), kicks, groups
+        rows = rows * groups
         self.states: list[Tensor | None] = [None for _ in mechanisms]
         self._staged = self.states
         self._unread: list[Tensor | None] = [None for _ in mechanisms]  # of a row without text
@@ -78,7 +92,8 @@ class LayerCache:
         gain
             [K, D], one factor per channel.
         route
-            Choices [B, S], or weights [B, S, K] or broadcastable.
+            Choices [B, S], or weights [B, S, K] or broadcastable; of n groups of heads [B, S, n] or
+            [B, S, n, K].
         inputs
             Queries, keys and values of the new tokens.
         span
@@ -86,6 +101,9 @@ class LayerCache:
         begin
             Attends where nothing was read before, as in training.
         """
+        whole = inputs
+        route, inputs = folded(route, inputs, self.groups)
+        span = span.folded(self.groups)
         for name, growing in self.kept.items():
             x = getattr(inputs, name)
             if x is not None:
@@ -95,11 +113,11 @@ class LayerCache:
                 _, k, v, *more = self._seen_by(index, inputs, span.end)
                 memory.take(k, v, span, *more)
         if span.is_first:
-            mixed = begin(inputs)
+            mixed = begin(whole)
         elif is_choice(route):
-            mixed = self._routed(gain, route, inputs, span)
+            mixed = unfolded(self._routed(gain, route, inputs, span), self.groups)
         else:
-            mixed = self._mixed(gain, route, inputs, span)
+            mixed = unfolded(self._mixed(gain, route, inputs, span), self.groups)
         is_token = span.is_token(inputs.v.device)
         self._staged = list(self.states)
         for index, mechanism in enumerate(self.mechanisms):
@@ -140,10 +158,12 @@ class LayerCache:
 
     def replace(self, rows: list[int], other: "LayerCache", length: int, count: int) -> None:
         """Put another's rows, of at most `length` tokens, in place of `rows` among `count`."""
-        for name, growing in self.kept.items():
-            growing.replace(rows, other.kept[name], length)
         if self.kicks is not None and other.kicks is not None:
             self.kicks.replace(rows, other.kicks, length, count)
+        rows = [row * self.groups + group for row in rows for group in range(self.groups)]
+        count *= self.groups
+        for name, growing in self.kept.items():
+            growing.replace(rows, other.kept[name], length)
         for mine, its in zip(self.memories, other.memories, strict=True):
             if mine is not None and its is not None:
                 mine.replace(rows, its)
@@ -172,12 +192,14 @@ class LayerCache:
         out = inputs.v.new_zeros(B * S, H * d, dtype=dtype)
         for index, own in enumerate(owned):
             if len(own) == B * S:
-                rows = self._rows(index, inputs, span, None)
-                return (gain[index] * rows.flatten(1)).view(B, S, H * d)
+                rows = self._rows(index, inputs, span, None).flatten(1)
+                everyone = torch.arange(B * S, device=rows.device)
+                return gained(gain[index], rows, everyone, S).view(B, S, H * d)
             if own:
-                rows = gain[index] * self._rows(index, inputs, span, own).flatten(1)
+                rows = self._rows(index, inputs, span, own).flatten(1)
                 where = [tokens[number][0] * S + tokens[number][1] for number in own]
-                out[where] = rows.to(dtype)
+                numbers = torch.tensor(where, device=rows.device)
+                out[where] = gained(gain[index], rows, numbers, S).to(dtype)
         return out.view(B, S, H * d)
 
     def _mixed(self, gain: Tensor, weights: Tensor, inputs: Inputs, span: Span) -> Tensor:
@@ -189,7 +211,8 @@ class LayerCache:
             if not span.is_full:
                 row, place = span.numbered.to(rows.device).unbind(1)
                 rows = rows.new_zeros(B * S, H * d).index_copy_(0, row * S + place, rows)
-            parts.append(weights[..., index, None] * (gain[index] * rows.view(B, S, H * d)))
+            rows = gained(gain[index], rows, torch.arange(B * S, device=rows.device), S)
+            parts.append(weights[..., index, None] * rows.view(B, S, H * d))
         return torch.stack(parts).sum(0)
 
     def _rows(self, index: int, inputs: Inputs, span: Span, own: list[int] | None) -> Tensor:
@@ -271,6 +294,8 @@ class Cache:
     keeps_features
         Whether the features of all tokens are kept for the route, which is then asked about whole
         texts again and again. Needed where the route of a token depends on the features of others.
+    groups
+        How many groups of heads have a route of their own.
 
     Attributes
     ----------
@@ -279,9 +304,13 @@ class Cache:
     """
 
     def __init__(
-        self, layers: Sequence[Sequence[Mechanism]], rows: int, keeps_features: bool
+        self,
+        layers: Sequence[Sequence[Mechanism]],
+        rows: int,
+        keeps_features: bool,
+        groups: int = 1,
     ) -> None:
-        self.layers = [_layer_cache(mechanisms, rows) for mechanisms in layers]
+        self.layers = [_layer_cache(mechanisms, rows, groups) for mechanisms in layers]
         self.lengths = [0] * rows
         self.keeps_features = keeps_features
         self._is_whole = True
@@ -347,9 +376,10 @@ class Cache:
         self._is_whole = True
 
 
-def _layer_cache(mechanisms: Sequence[Mechanism], rows: int) -> LayerCache:
+def _layer_cache(mechanisms: Sequence[Mechanism], rows: int, groups: int) -> LayerCache:
     carrying = [mechanism for mechanism in mechanisms if carries(mechanism)]
-    return LayerCache(mechanisms, rows, LayerCache(carrying, rows) if carrying else None)
+    kicks = LayerCache(carrying, rows) if carrying else None  # heads are kicked all together
+    return LayerCache(mechanisms, rows, kicks, groups)
 
 
 def read_in_pieces(

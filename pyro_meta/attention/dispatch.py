@@ -4,6 +4,9 @@ K and V are those of all tokens, since any later token may need them; what is sa
 the queries. The result is that of running every mechanism on all tokens and weighing them by
 one-hot weights, in value and in gradient.
 
+Where every group of heads has a route of its own, each group of each sequence is a sequence here
+(`folded`), so that one dispatch serves both.
+
 Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width, D = H d.
 """
 
@@ -56,7 +59,7 @@ def routed_attention(
     mechanisms
         Those that may be chosen. One that nobody chose is not run.
     gain
-        [K, D], one factor per channel.
+        [K, D], one factor per channel; of n groups of heads, that are sequences here, [K, n D].
     choice
         [B, T], integer: the mechanism of every token. `NO_TOKEN` where there is none: such a place
         costs nothing and gets zeros. It must follow the tokens of its sequence, which would see its
@@ -92,7 +95,7 @@ def routed_attention(
         if not len(own):
             continue
         rows = attend(mechanism, inputs.read_by(mechanism), own)
-        rows = gain[index] * rows.reshape(len(own), H * d)
+        rows = gained(gain[index], rows.reshape(len(own), H * d), own, T)
         if len(own) == B * T:
             return rows.view(B, T, H * d)
         if out is None:
@@ -104,6 +107,42 @@ def routed_attention(
     if out is None:  # no token at all
         return inputs.v.new_zeros(B, T, H * d)
     return out.view(B, T, H * d)
+
+
+def gained(gain: Tensor, rows: Tensor, own: Tensor, length: int) -> Tensor:
+    """Rows [N, D] of tokens `own` [N] times their gain: [D], or [n D] of n groups of heads.
+
+    Tokens are numbered through all sequences of `length`; those of n groups follow each other.
+    """
+    by_group = gain.view(-1, rows.shape[1])
+    if len(by_group) == 1:
+        return gain * rows
+    group = torch.div(own, length, rounding_mode="floor") % len(by_group)
+    return by_group.index_select(0, group) * rows
+
+
+def folded(route: Tensor, inputs: Inputs, groups: int) -> tuple[Tensor, Inputs]:
+    """Weights [B, T, n, K] or choices [B, T, n] and inputs, with each group as a sequence.
+
+    Sequence b n + g is that of group g of sequence b.
+    """
+    if groups == 1:
+        return route, inputs
+    B, _, T, _ = inputs.v.shape
+    if not is_choice(route):
+        route = route.expand(B, T, groups, route.shape[-1]).transpose(1, 2).flatten(0, 1)
+    elif (only := _only(route)) is not None:
+        route = one_for_all(route.new_empty(B * groups, T), only)
+    else:
+        route = route.transpose(1, 2).flatten(0, 1)
+    return route, inputs.folded(groups)
+
+
+def unfolded(mixed: Tensor, groups: int) -> Tensor:
+    """What the sequences of groups attend to, [B n, T, D / n], as [B, T, D]."""
+    if groups == 1:
+        return mixed
+    return mixed.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2)
 
 
 def one_for_all(like: Tensor, index: int) -> Tensor:
@@ -145,6 +184,12 @@ def _in_kernels(
     if is_traced or not is_known or not kinds <= {Full, Window, Linear}:
         return None
     B, H, T, d = q.shape
+    by_group = gain.view(len(gain), -1, H * d)
+    if by_group.shape[1] > 1:  # the kernels know one gain for all sequences
+        out = _in_kernels(mechanisms, gain.new_ones(len(gain), H * d), choice, inputs)
+        assert out is not None
+        group = torch.arange(B, device=q.device) % by_group.shape[1]
+        return out * by_group[choice.clamp(min=0), group[:, None]]
     choice, gain = choice.contiguous(), gain.contiguous()
     dtype = torch.promote_types(gain.dtype, v.dtype)
     out = torch.zeros(B, T, H * d, dtype=dtype, device=q.device)
@@ -232,7 +277,7 @@ def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
 
 def is_choice(route: Tensor) -> bool:
     """Whether what a route gave are choices [B, T], integers, rather than weights [B, T, K]."""
-    return route.dim() == 2 and not route.dtype.is_floating_point
+    return not route.dtype.is_floating_point
 
 
 @cache

@@ -57,3 +57,25 @@ class Inputs(NamedTuple):
             x.repeat_interleave(group, dim=1) for x in (self.k, self.v, self.k_rotated)
         )
         return self._replace(k=k, v=v, k_rotated=k_rotated)
+
+    def folded(self, groups: int) -> "Inputs":
+        """Each of `groups` groups of heads as a sequence of its own: [B groups, H / groups, T, d].
+
+        Sequence b g is that of group g of sequence b.
+        """
+        if groups == 1:
+            return self
+
+        def fold(x: Tensor) -> Tensor:
+            return x.unflatten(1, (groups, -1)).flatten(0, 1)
+
+        separators = self.is_separator
+        return Inputs(
+            fold(self.q),
+            fold(self.k),
+            fold(self.v),
+            fold(self.q_rotated),
+            fold(self.k_rotated),
+            None if separators is None else separators.repeat_interleave(groups, 0),
+            None if self.momentum is None else fold(self.momentum),
+        )

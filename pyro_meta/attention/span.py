@@ -27,6 +27,16 @@ class Span:
         self.is_full = min(self.counts) == size  # no padding
         self.rows = [row for row, count in enumerate(self.counts) if count]
 
+    def folded(self, groups: int) -> "Span":
+        """The same tokens where each of `groups` groups of heads is a row of its own."""
+        if groups == 1:
+            return self
+        starts, counts = (
+            [value for value in values for _ in range(groups)]
+            for values in (self.starts, self.counts)
+        )
+        return Span(starts, counts, self.size)
+
     @property
     def end(self) -> int:
         """Length of the longest row."""

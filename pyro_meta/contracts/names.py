@@ -7,7 +7,7 @@ import pyro_meta
 from pyro_meta.attention import BUILT_IN, Mechanism
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DepthGuide, Guide
-from pyro_meta.models import DepthPrior, Prior
+from pyro_meta.models import DepthPrior, LoadPrior, Prior
 from pyro_meta.network.blocks import BLOCKS, Block
 from pyro_meta.terminal.naming import NoSuchClass, find_class
 
@@ -21,7 +21,7 @@ def built_in() -> list[type]:
         for found in exported
         if isinstance(found, type)
         and issubclass(found, (*bases, DepthPrior))
-        and found not in bases
+        and found not in (*bases, LoadPrior)  # what has to be subclassed
     ]
     return list(dict.fromkeys([*BUILT_IN.values(), *BLOCKS.values(), *ours]))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pyro.distributions import Dirichlet as PyroDirichlet
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution, constraints, kl_divergence
@@ -45,13 +46,23 @@ def _(dist: Dirichlet) -> Tensor:
     return torch.digamma(total + 1) - (mean * torch.digamma(a + 1)).sum(-1)
 
 
+@singledispatch
 def uncertainty(dist: Distribution) -> Tensor:
     """u = E[H(alpha)] / log K, in [0, 1]; 0 where there is a single mechanism.
 
-    K is 2 for a scalar dist.
+    K is 2 for a scalar dist. Of a choice, whose draws have no entropy, it is H(E[alpha]) / log K.
     """
-    K = dist.event_shape[-1] if dist.event_shape else 2
-    undecided = expected_entropy(dist)
+    return normalised(expected_entropy(dist), dist.event_shape[-1] if dist.event_shape else 2)
+
+
+def uncertainty_of_draw(draw: Tensor, event_dim: int) -> Tensor:
+    """H(alpha) / log K of routes [.., K] (event_dim 1), or of gates [..] (event_dim 0)."""
+    weights = draw if event_dim else as_pair(draw)
+    return normalised(entropy(weights), weights.shape[-1])
+
+
+def normalised(undecided: Tensor, K: int) -> Tensor:
+    """Entropies in nats over K mechanisms, as shares of the most that there can be."""
     return undecided / math.log(K) if K > 1 else undecided * 0.0
 
 
@@ -80,6 +91,27 @@ def divergence(q: Distribution, p: Distribution, draw: Tensor | None = None) -> 
 def log_ratio(q: Distribution, p: Distribution, draw: Tensor) -> Tensor:
     """log q(draw) - log p(draw) by batch element: the KL, estimated by one draw from q."""
     return q.log_prob(draw) - p.log_prob(draw)
+
+
+class ScoredDirichlet(PyroDirichlet):
+    """A Dirichlet whose density is finite also where a route is a vertex, as a hard one is.
+
+    A component below the least number of its precision is scored as that number: draws in single
+    precision are held there as well.
+    """
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "ScoredDirichlet":
+        return super().expand(batch_shape, self._get_checked_instance(ScoredDirichlet, _instance))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value.clamp(min=torch.finfo(value.dtype).tiny))
+
+
+def scored(dist: Distribution) -> Distribution:
+    """`dist`, with a finite density at vertices where it is a plain Dirichlet."""
+    if isinstance(dist, Dirichlet) and type(dist) in (Dirichlet, PyroDirichlet):
+        return ScoredDirichlet(dist.concentration, validate_args=False)
+    return dist
 
 
 class Point(TorchDistribution):

@@ -126,7 +126,7 @@ def _count_macs(
     """
     attention, router = 0.0, 0
     skipped: int | None = None
-    heads = network.shape.heads
+    heads, groups = network.shape.heads, network.shape.groups
 
     def route(layer: int, features: Features) -> Decision:
         nonlocal attention, router, skipped
@@ -135,17 +135,18 @@ def _count_macs(
         router += macs
         if gate is not None and not gate.is_floating_point():
             skipped = (skipped or 0) + int((~gate).sum())
-            if not is_choice(chosen):
-                chosen = chosen * gate[..., None]  # who skips needs nothing of the mixture
+            if not is_choice(chosen):  # who skips needs nothing of the mixture
+                chosen = chosen * gate.view(*gate.shape, *(1 for _ in chosen.shape[2:]))
         if not is_choice(chosen):
-            attention += attention_macs(network.mechanisms, heads, chosen)
+            by_group = chosen if groups == 1 else chosen.transpose(1, 2).flatten(0, 1)
+            attention += attention_macs(network.mechanisms, heads // groups, by_group)
         return decision
 
     for tokens in pieces:
         with recorded_attention() as calls:
             network(tokens, route)
         for mechanisms, _, choice, inputs in calls:
-            attention += attention_macs(mechanisms, heads, choice, inputs)
+            attention += attention_macs(mechanisms, heads // groups, choice, inputs)
     return attention, router, skipped
 
 

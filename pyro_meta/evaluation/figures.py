@@ -51,9 +51,9 @@ class SequenceLosses:
 class _Totals:
     """Sums over tokens by layer, from which every figure of a pass follows."""
 
-    mean: Tensor  # [L, K] posterior mean
-    hard: Tensor  # [L, K] likeliest mechanism, of tokens that run the layer
-    choices: Tensor  # [L, K] the same, of all tokens
+    mean: Tensor  # [L, G, K] posterior mean
+    hard: Tensor  # [L, G, K] likeliest mechanism, of tokens that run the layer
+    choices: Tensor  # [L, G, K] the same, of all tokens
     runs: Tensor  # [L] tokens that run the layer once they are hard
     tokens: int = 0
     nll: float = 0.0
@@ -72,10 +72,15 @@ class _Totals:
     def add(
         self, layer: int, guide: Guide, q: Latents, p: Latents, nominal: Tensor, macs: Tensor
     ) -> None:
-        """Take in what posterior and prior say of a layer for some tokens [B, T]."""
-        mean, choice = q.route.mean, guide.execution.shares(q.route.mean)
+        """Take in what posterior and prior say of a layer for some tokens [B, T].
+
+        Loads, costs and shares are averaged over groups of heads; a KL is the sum of theirs.
+        """
+        mean = by_group(q.route.mean, 4)  # [B, T, G, K]
+        undecided, G = uncertainty(q.route), mean.shape[2]
+        choice = guide.shares(mean)  # [B, T, G, K]
         runs = guide.gate_execution.of_mean(q.gate, hard=True)
-        run, way = choice * runs[..., None], mean * q.gate.mean[..., None]  # shares, hard and soft
+        run, way = (choice * runs[..., None, None], mean * q.gate.mean[..., None, None])
         is_run = run > 0  # a mixture needs every mechanism in it
         self.runs[layer] += int(runs.sum())
         self.depth += float(q.gate.mean.sum())
@@ -84,14 +89,19 @@ class _Totals:
         self.mean[layer] += mean.sum((0, 1)).cpu()
         self.hard[layer] += run.sum((0, 1)).cpu()
         self.choices[layer] += choice.sum((0, 1)).cpu()
-        self.cost_nominal += float((way * nominal).sum())
-        self.cost_nominal_hard += float((is_run * nominal).sum())
-        self.cost_macs_hard += float((is_run * macs).sum())
-        self.entropy += float(entropy(mean).sum())
-        undecided = uncertainty(q.route)
-        self.uncertainty += float(undecided.sum())
+        nominal, macs = nominal[:, None], macs[:, None]  # [T, 1, K]
+        self.cost_nominal += float((way * nominal).sum()) / G
+        self.cost_nominal_hard += float((is_run * nominal).sum()) / G
+        self.cost_macs_hard += float((is_run * macs).sum()) / G
+        self.entropy += float(entropy(mean).sum()) / G
+        self.uncertainty += float(undecided.sum()) / G
         self.kl += float(divergence(q.route, p.route).sum())
-        self.hard_tokens += float(guide.execution.is_hard(undecided).sum())
+        self.hard_tokens += float(guide.execution.is_hard(undecided).sum()) / G
+
+
+def by_group(x: Tensor, dims: int) -> Tensor:
+    """x [B, T, ..] of one group of heads as one with a dimension of groups, `dims` in all."""
+    return x if x.dim() == dims else x.unsqueeze(2)
 
 
 def evaluate(
@@ -109,6 +119,9 @@ def evaluate(
     those of what has to run, of a mixture every mechanism in it; `cost_nominal_soft` is shares
     times costs, which nobody executes. `losses`, if given, is filled sequence by sequence.
 
+    With several groups of heads, each routed for itself, loads and costs are averages over them,
+    the KL is their sum, and `load_by_group` is the load of each.
+
     With depth gates a token that skips a layer pays nothing there, `load` is among tokens that
     run the layer (among all, of a layer that nobody runs), and there is a section `depth`: the
     share of all pairs of layer and token (the first layer, which everybody runs, among them) in
@@ -120,14 +133,15 @@ def evaluate(
         hard = _pass(model, guide, windows, batch, hard=True)
     if losses is not None:
         losses.soft, losses.hard = soft.sequences, hard.sequences
-    deployed = hard if float(guide.execution.threshold) >= 1 else soft
+    deployed = hard if guide.execution.is_hard_everywhere else soft
     names = model.network.mechanism_names
     layers = model.network.shape.layers
     K = len(names)
-    mean = deployed.mean / deployed.tokens  # [L, K]
-    runs = hard.runs.float()[:, None]
-    load = torch.where(runs > 0, hard.hard / runs, hard.choices / hard.tokens)
-    overall = hard.hard.sum(0) / runs.sum() if model.gated else load.mean(0)
+    mean = deployed.mean / deployed.tokens  # [L, G, K]
+    runs = hard.runs.float()[:, None, None]
+    of_groups = torch.where(runs > 0, hard.hard / runs, hard.choices / hard.tokens)  # [L, G, K]
+    load = of_groups.mean(1)
+    overall = hard.hard.mean(1).sum(0) / runs.sum() if model.gated else load.mean(0)
     mean_entropy = deployed.entropy / (layers * deployed.tokens)
     return {
         "val_nll_soft": soft.nll / soft.tokens,
@@ -142,8 +156,17 @@ def evaluate(
         "load": dict(zip(names, overall.tolist(), strict=True)),
         "load_by_layer": [dict(zip(names, row.tolist(), strict=True)) for row in load],
         "hard_fraction": deployed.hard_tokens / (layers * deployed.tokens),
+        **_group_figures(names, of_groups),
         **_depth_figures(model, soft, hard, deployed),
     }
+
+
+def _group_figures(names: list[str], load: Tensor) -> dict[str, list[list[dict[str, float]]]]:
+    """`load_by_group` of loads [L, G, K], if there are several groups of heads."""
+    if load.shape[1] == 1:
+        return {}
+    rows = [[dict(zip(names, one.tolist(), strict=True)) for one in layer] for layer in load]
+    return {"load_by_group": rows}
 
 
 def _depth_figures(
@@ -171,7 +194,7 @@ def _pass(
     network = model.network
     L, K = network.shape.layers, len(network.mechanisms)
     device = network.device
-    mean, hard_shares, choices = (torch.zeros(L, K) for _ in range(3))
+    mean, hard_shares, choices = (torch.zeros(L, network.shape.groups, K) for _ in range(3))
     totals = _Totals(mean, hard_shares, choices, torch.zeros(L, dtype=torch.float64))
     positions = torch.arange(windows[0].shape[1], device=device)
     nominal, macs = (costs_at(network, unit, positions) for unit in ("nominal", "macs"))

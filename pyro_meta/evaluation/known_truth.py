@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from pyro_meta.data.corpus import Truth, Windows
-from pyro_meta.evaluation.figures import batches, evaluating, token_nll
+from pyro_meta.evaluation.figures import batches, by_group, evaluating, token_nll
 from pyro_meta.guides import Guide, along_means, walk
 from pyro_meta.models import LanguageModel
 
@@ -65,9 +65,10 @@ def score_against_truth(
     if full is None:
         absent = {"full_used": 0.0, "full_used_by_layer": None}
         return figures | absent | {"auroc": None, "auroc_by_layer": None}
-    weight = hard.means[:, is_scored, full]  # [L, N']
-    choice = guide.execution.shares(torch.from_numpy(hard.means).to(model.network.device))
-    used = (choice[..., full] > 0).cpu().numpy()[:, is_scored] * hard.runs[:, is_scored]
+    weight = hard.means[..., full].max(-1)[:, is_scored]  # [L, N']: of any group of heads
+    choice = guide.shares(torch.from_numpy(hard.means).to(model.network.device))
+    of_groups = (choice[..., full] > 0).double().mean(-1).cpu().numpy()
+    used = of_groups[:, is_scored] * hard.runs[:, is_scored]
     needed = int(is_needed.sum())
     return figures | {
         "full_used": float(used.sum() / needed) if needed else None,
@@ -101,7 +102,7 @@ class _Seen(NamedTuple):
     is_right: NDArray[np.bool_]
     """Whether the target is the likeliest token, [N, T]."""
     means: NDArray[np.floating]
-    """Posterior means of the routes, [L, N, T, K]."""
+    """Posterior means of the routes, [L, N, T, G, K]."""
     runs: NDArray[np.bool_]
     """Which tokens run the layer once they are hard, [L, N, T]."""
 
@@ -119,7 +120,7 @@ def _look(
         among_text = logits.cpu()[is_text][:, : truth.text_symbols].float()  # [text tokens, V']
         text_nll.append(F.cross_entropy(among_text, targets[is_text], reduction="none"))
         is_right.append(logits.argmax(-1).cpu() == targets)
-        means.append(torch.stack([q.route.mean.float().cpu() for q in walked.posteriors]))
+        means.append(torch.stack([by_group(mean.float().cpu(), 4) for mean in walked.means]))
         hard_gates = (guide.gate_execution.of_mean(q.gate, True) for q in walked.posteriors)
         runs.append(torch.stack([gate.cpu() for gate in hard_gates]))
     over_text = torch.cat(text_nll)

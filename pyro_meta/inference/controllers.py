@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from pyro_meta.distributions import GateExecution
 from pyro_meta.errors import UsageError
+from pyro_meta.guides import Guide
 from pyro_meta.inference.dual_ascent import DualController
-from pyro_meta.models import BudgetDirichlet, Prior
+from pyro_meta.models import ComputePotential
 
 Figures = dict[str, float]
 
-CHARGE = 5.0  # nats of KL per unit of cost and of lambda, about, for a decided token
-MOST_RATE = 200.0
+MOST_RATE = 1000.0  # nats per unit of cost
 SETTLED_GAIN = 0.2  # nats by which the surcharge moves in a step, per unit of excess
 MOST_SURCHARGE = 20.0
 WARM = 1e-5  # under a smaller KL weight no prior can move anything
@@ -34,10 +34,10 @@ class Step:
     """What a controller is told after a step of the optimiser."""
 
     choices: Tensor
-    """What would run if everything were hard, [L, B, T, K]: one-hot (weights of a mixture), and
-    zeros where a token skips the layer."""
-    kl_weight: float
-    """Weight of the KL in that step."""
+    """What would run if everything were hard, [L, B, T, K] or [L, B, T, G, K] of groups: one-hot
+    (weights of a mixture), and zeros where a token skips the layer."""
+    temperature: float
+    """w in that step: what a nat of the prior counts in the loss."""
     has_begun: bool
     """Whether the guide has begun to learn."""
     has_settled: bool
@@ -67,17 +67,17 @@ class Controller(nn.Module):
 
 
 class BudgetController(Controller):
-    """Meets a compute budget with hard routes, by the price lambda of a prior.
+    """Meets a compute budget with hard routes, by the price lambda of compute.
 
-    After every step a `DualController` sets the price of cost in the loss, about 5 w lambda nats
-    per unit (w being the weight of the KL), by how far the realised cost of the batch is off: of
-    what would run for a token once it is hard, averaged over layers and tokens. Once the guide has
-    stopped, no price in the loss moves it: then a surcharge on the price that routes are decided at
-    is moved instead, which they follow at once.
+    After every step a `DualController` sets what a unit of cost is charged in the loss, w lambda
+    nats, by how far the realised cost of the batch is off: of what would run for a token once it is
+    hard, averaged over layers and tokens. Once the guide has stopped, no price in the loss moves
+    it: then a surcharge on the price that routes are decided at is moved instead, which they follow
+    at once. The prior beside it may be any.
 
     Parameters
     ----------
-    prior
+    compute
         Whose `rate` is moved, and in whose unit of cost the budget is.
     budget
         Mean cost of a token and layer, where full attention is 1.
@@ -85,53 +85,58 @@ class BudgetController(Controller):
 
     settled_price: Tensor
 
-    def __init__(self, prior: BudgetDirichlet, budget: float) -> None:
+    def __init__(self, compute: ComputePotential, budget: float) -> None:
         super().__init__()
-        self._prior = (prior,)  # in a tuple: known, but no submodule
+        self._compute = (compute,)  # in a tuple: known, but no submodule
         self.budget = budget
+        self.start = float(compute.rate)
         self.dual = DualController()
         self.register_buffer("settled_price", torch.zeros((), dtype=torch.float64))
         # Measured costs may be this machine's, until a checkpoint is read.
-        if prior.costs.spec != "measured":
+        if compute.costs.spec != "measured":
             self.require_reachable()
 
     @property
-    def prior(self) -> BudgetDirichlet:
-        return self._prior[0]
+    def compute(self) -> ComputePotential:
+        return self._compute[0]
 
     @property
     def surcharge(self) -> float:
         return float(self.settled_price)
 
     def require_reachable(self) -> None:
-        costs = self.prior.costs(torch.arange(self.prior.network.shape.context))
+        costs = self.compute.costs(torch.arange(self.compute.costs.network.shape.context))
         least, most = (float(end.mean()) for end in (costs.amin(-1), costs.amax(-1)))
         if not least * (1 - 1e-6) <= self.budget <= most * (1 + 1e-6):
             raise UsageError(
                 f"budget: {self.budget} given; between {least:.4g} (every token takes the cheapest "
                 f"mechanism) and {most:.4g} (the dearest) is allowed in the unit "
-                f"{self.prior.costs.spec}"
+                f"{self.compute.costs.spec}"
             )
 
     def step(self, seen: Step) -> Figures:
-        if seen.choices.shape[2] < self.prior.network.shape.context:
+        T = seen.choices.shape[2]
+        if self.compute.costs.network.shape.context > T:
             return {}  # sequences that are short at first cost less, whatever their routes
-        costs = self.prior.costs(torch.arange(seen.choices.shape[2], device=seen.choices.device))
+        costs = self.compute.costs(torch.arange(T, device=seen.choices.device))  # [T, K]
+        if seen.choices.dim() == 5:
+            costs = costs[:, None]  # each group's share of a layer counts as much
         cost = float((seen.choices * costs).sum(-1).mean())
         figures = seen.average({"cost_budgeted": cost})
         excess = figures["cost_budgeted"] - self.budget
-        if seen.kl_weight < WARM:
+        if seen.temperature < WARM:
             return figures
         if seen.has_settled:
             self.settled_price.add_(SETTLED_GAIN * excess)
             self.settled_price.clamp_(-MOST_SURCHARGE, MOST_SURCHARGE)
         else:
-            unit = CHARGE * seen.kl_weight
-            self.prior.rate.fill_(self.dual.step(excess, MOST_RATE * unit) / unit)
+            unit = seen.temperature
+            moved = self.dual.step(excess, MOST_RATE * unit) / unit
+            self.compute.rate.fill_(self.start + moved)
         return figures
 
     def figures(self) -> Figures:
-        return {"lambda": float(self.prior.rate), "surcharge": self.surcharge}
+        return {"lambda": float(self.compute.rate), "surcharge": self.surcharge}
 
 
 class GateController(Controller):
@@ -194,21 +199,20 @@ class Controllers(nn.ModuleList):
         return {name: value for one in self for name, value in one.figures().items()}
 
 
-def budget_controller(prior: Prior, budget: float | None) -> BudgetController | None:
-    """The controller of `--budget` for a prior, if there is one to meet.
+def budget_controller(guide: Guide, budget: float | None) -> BudgetController | None:
+    """The controller of `--budget` for a guide and its model, if there is one to meet.
 
     Raises
     ------
     UsageError
-        A budget is given to a prior that has no price to move, or none to one that lives by it.
+        A budget is given to a guide that learns nothing, or it cannot be met.
     """
-    if not isinstance(prior, BudgetDirichlet):
-        if budget is not None:
-            raise UsageError(
-                f"budget: {budget} given, and {type(prior).__name__} has none to meet; "
-                "--prior BudgetDirichlet does"
-            )
-        return None
     if budget is None:
-        raise UsageError("budget: none given; BudgetDirichlet needs one, as in --budget 0.25")
-    return BudgetController(prior, budget)
+        return None
+    compute = guide.model.compute
+    if compute is None or not any(one.requires_grad for one in guide.parameters()):
+        raise UsageError(
+            f"budget: {budget} given, and {type(guide).__name__} learns nothing that a price could "
+            "move; a guide that learns, such as DirichletGuide, can meet one"
+        )
+    return BudgetController(compute, budget)

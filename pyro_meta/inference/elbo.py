@@ -1,11 +1,14 @@
 """Stochastic variational inference: the objective and its parts.
 
-    loss = E_q[-log p(y | alpha, g)] + w(step) sum_l KL(q_l || p_l)     nats per token
+    loss = E_q[-log p(y | alpha, g)] + w (sum_l KL(q_l || p_l) + lambda E_q[c])     nats per token
 
-over the routes alpha and, where there are any, the depth gates g; and on top of it what mechanisms
-and gates ask for in training, if any does (`penalty`, see the model).
+over the routes alpha and, where there are any, their loads and the depth gates g; and on top of it
+what mechanisms and gates ask for in training, if any does (`penalty`, see the model). w is the
+temperature. The model counts the likelihood 1 / w times, so that Pyro's own loss is this one,
+summed over tokens, over w.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import pyro
@@ -21,22 +24,24 @@ from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.guides.walk import Walked
 from pyro_meta.models import LanguageModel
+from pyro_meta.network.route import as_weights
 
 
 class ELBOTerms(NamedTuple):
     """An estimate of the objective and its parts, in nats per token."""
 
     loss: Tensor
-    """nll + kl_weight * sum of kl and depth_kl + penalty, a scalar."""
+    """nll + temperature * sum of kl, load_kl, depth_kl and compute + penalty, a scalar."""
     nll: Tensor
     """E_q[-log p(y | alpha, g)], a scalar."""
     kl: Tensor
-    """KL(q_l || p_l) of the routes by layer, untempered, [L]; with the sum of depth_kl and nll, its
-    sum is the negative ELBO."""
+    """KL(q_l || p_l) of the routes by layer, untempered, [L]; with nll and the sums of load_kl,
+    depth_kl and compute it is the negative ELBO."""
     routes: Tensor
-    """The routes as they were executed, [L, B, T, K], detached (of the last particle)."""
+    """The routes as they were executed, [L, B, T, K] or [L, B, T, G, K] of groups, detached (of the
+    last particle)."""
     means: Tensor
-    """Posterior means of the routes, [L, B, T, K], detached (of the last particle)."""
+    """Posterior means of the routes, likewise."""
     penalty: Tensor
     """What mechanisms and gates cost beside it, a scalar."""
     depth_kl: Tensor
@@ -45,6 +50,10 @@ class ELBOTerms(NamedTuple):
     """The gates as they were executed, [L, B, T], 1 where every token runs the layer, detached."""
     gate_means: Tensor
     """Their posterior means, likewise."""
+    load_kl: Tensor
+    """The KL of the loads by layer, [L]; these tokens' share of it, 0 without loads."""
+    compute: Tensor
+    """lambda E_q[c], what compute is charged by layer, [L]; 0 where it has no price."""
 
 
 class RouteELBO(TraceMeanField_ELBO):
@@ -56,7 +65,7 @@ class RouteELBO(TraceMeanField_ELBO):
     """
 
     def __init__(self, num_particles: int = 1) -> None:
-        super().__init__(num_particles=num_particles, max_plate_nesting=2)
+        super().__init__(num_particles=num_particles, max_plate_nesting=3)
 
     def _get_trace(
         self, model: LanguageModel, guide: Guide, args: Any, kwargs: Any
@@ -71,7 +80,7 @@ class RouteELBO(TraceMeanField_ELBO):
             walked.append(_require_walked(guide(*args, **kwargs), guide))
 
         def handed(*args: Any, **kwargs: Any) -> Tensor:
-            return cast(Tensor, model(*args, passed=walked[-1].passed, **kwargs))
+            return cast(Tensor, model(*args, handed=walked[-1], **kwargs))
 
         traces: tuple[Trace, Trace] = super()._get_trace(handed, walking, args, kwargs)
         return traces
@@ -80,36 +89,67 @@ class RouteELBO(TraceMeanField_ELBO):
         self, model: LanguageModel, guide: Guide, tokens: Tensor, targets: Tensor
     ) -> ELBOTerms:
         """Parts of the objective for tokens and targets [B, T], averaged over the particles."""
+        found = [self._terms(model, guide, tokens, targets) for _ in range(self.num_particles)]
+        parts, walked = [one for one, _ in found], found[-1][1]
         per_token = 1.0 / (targets.numel() * self.num_particles)
-        nll, kl, depth_kl, penalty = [], [], [], []
-        for _ in range(self.num_particles):
-            guide_trace = poutine.trace(guide).get_trace(tokens, targets)
-            walked = _require_walked(guide_trace.nodes["_RETURN"]["value"], guide)
-            replayed = poutine.replay(model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(tokens, targets, walked.passed)
-            observed: Any = model_trace.nodes["next_token"]
-            nll.append(-observed["fn"].log_prob(observed["value"]).sum() * per_token)
-            penalty.append(_penalty(model_trace, like=nll[-1]) * per_token)
-            layers = range(len(walked.decisions))
-            with torch.autocast(tokens.device.type, enabled=False):
-                pairs = [_divergences(guide_trace, model_trace, layer) for layer in layers]
-            of_routes, of_gates = zip(*pairs, strict=True)
-            kl.append(torch.stack(of_routes) * per_token)
-            depth_kl.append(torch.stack(of_gates) * per_token)
-        total_nll, total_penalty = torch.stack(nll).sum(), torch.stack(penalty).sum()
-        total_kl, total_depth_kl = torch.stack(kl).sum(0), torch.stack(depth_kl).sum(0)
-        loss = total_nll + model.kl_weight * total_kl.sum()
+        of = {
+            name: torch.stack([part[name] for part in parts]).sum(0) * per_token
+            for name in parts[0]
+        }
+        paid = (of["kl"] + of["load_kl"] + of["depth_kl"] + of["compute"]).sum()
+        K = len(model.network.mechanisms)
+        gates = [one.gate for one in walked.decisions]
+        open_gate = torch.ones(tokens.shape, device=tokens.device)
         return ELBOTerms(
-            loss=loss + model.kl_weight * total_depth_kl.sum() + total_penalty,
-            nll=total_nll,
-            kl=total_kl,
-            routes=torch.stack([draw.route.detach() for draw in walked.draws]),
-            means=torch.stack([q.route.mean.detach() for q in walked.posteriors]),
-            penalty=total_penalty,
-            depth_kl=total_depth_kl,
-            gates=torch.stack([draw.gate.detach() for draw in walked.draws]),
+            loss=of["nll"] + model.temperature * paid + of["penalty"],
+            nll=of["nll"],
+            kl=of["kl"],
+            routes=torch.stack([as_weights(one.route.detach(), K) for one in walked.decisions]),
+            means=torch.stack([mean.detach() for mean in walked.means]),
+            penalty=of["penalty"],
+            depth_kl=of["depth_kl"],
+            gates=torch.stack(
+                [open_gate if one is None else one.detach().float() for one in gates]
+            ),
             gate_means=torch.stack([q.gate.mean.detach() for q in walked.posteriors]),
+            load_kl=of["load_kl"],
+            compute=of["compute"],
         )
+
+    def _terms(
+        self, model: LanguageModel, guide: Guide, tokens: Tensor, targets: Tensor
+    ) -> tuple[dict[str, Tensor], Walked]:
+        """Parts of one particle, nats over all tokens, and what it met."""
+        guide_trace = poutine.trace(guide).get_trace(tokens, targets)
+        walked = _require_walked(guide_trace.nodes["_RETURN"]["value"], guide)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(tokens, targets, walked)
+        observed: Any = model_trace.nodes["next_token"]
+        nll = -observed["fn"].log_prob(observed["value"]).sum()
+        zero = torch.zeros_like(nll)
+
+        def by_layer(term: Callable[[str], Tensor], name: str) -> Tensor:
+            sites = (f"{name}_{layer}" for layer in range(len(walked.decisions)))
+            return torch.stack([term(site) if site in model_trace else zero for site in sites])
+
+        def kl(site: str) -> Tensor:
+            q, p = (cast(Distribution, one.nodes[site]["fn"]) for one in (guide_trace, model_trace))
+            return divergence(q, p, guide_trace.nodes[site]["value"]).sum()
+
+        def cost(site: str) -> Tensor:
+            factor: Any = model_trace.nodes[site]
+            return cast(Tensor, -factor["fn"].log_prob(factor["value"]).sum())
+
+        with torch.autocast(tokens.device.type, enabled=False):
+            parts = {
+                "nll": nll,
+                "penalty": cost("penalty") if "penalty" in model_trace else zero,
+                "kl": by_layer(kl, "route"),
+                "load_kl": by_layer(kl, "load") * model.share_of_text(tokens),
+                "depth_kl": by_layer(kl, "depth"),
+                "compute": by_layer(cost, "compute"),
+            }
+        return parts, walked
 
 
 def _require_walked(walked: object, guide: Guide) -> Walked:
@@ -119,27 +159,6 @@ def _require_walked(walked: object, guide: Guide) -> Walked:
             "Guide.forward returns is needed"
         )
     return walked
-
-
-def _divergences(guide: Trace, model: Trace, layer: int) -> tuple[Tensor, Tensor]:
-    """KL(q || p) of a layer's route and of its gate, summed over tokens; 0 without a gate."""
-    kl = _divergence(guide, model, f"route_{layer}")
-    gate = f"depth_{layer}"
-    return kl, _divergence(guide, model, gate) if gate in guide.nodes else torch.zeros_like(kl)
-
-
-def _divergence(guide: Trace, model: Trace, site: str) -> Tensor:
-    q, p = (cast(Distribution, trace.nodes[site]["fn"]) for trace in (guide, model))
-    return divergence(q, p).sum()
-
-
-def _penalty(model: Trace, like: Tensor) -> Tensor:
-    """What the model's factor costs, nats; 0 where nobody asks for one."""
-    if "penalty" not in model.nodes:
-        return torch.zeros_like(like)
-    factor: Any = model.nodes["penalty"]
-    cost: Tensor = -factor["fn"].log_prob(factor["value"]).sum()
-    return cost
 
 
 class Objective(nn.Module):

@@ -40,10 +40,23 @@ class Costs(nn.Module):
         if spec == "measured":
             self.register_buffer("measured", torch.tensor(measure_costs(network)))
 
+    @property
+    def network(self) -> Network:
+        return self._network[0]
+
     def forward(self, positions: Tensor) -> Tensor:
         if self.spec == "measured":
             return self.measured.expand(len(positions), -1)
-        return costs_at(self._network[0], self.spec, positions)
+        return costs_at(self.network, self.spec, positions)
+
+    def of_groups(self, positions: Tensor) -> Tensor:
+        """What the route of one group of heads costs: [T, K], or [T, 1, K] of several groups.
+
+        Of G groups each costs 1 / G of the layer, so that a price has the same meaning for any G.
+        """
+        costs: Tensor = self(positions)
+        G = self.network.shape.groups
+        return costs if G == 1 else costs[:, None] / G
 
 
 def costs_at(network: Network, spec: CostSpec, positions: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class Network(Protocol):
     """
 
     shape: Shape
-    """Its sizes: layers, width, heads, vocabulary, context."""
+    """Its sizes: layers, width, heads, groups of heads, vocabulary, context."""
 
     @property
     def mechanisms(self) -> list[Mechanism]:

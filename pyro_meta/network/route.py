@@ -25,13 +25,21 @@ class Features(NamedTuple):
         """The same, through which no gradient finds back into the network."""
         return self._replace(state=self.state.detach(), normed=self.normed.detach())
 
+    def unfolded(self, leading: torch.Size) -> "Features":
+        """The same, with the sequences in `leading` dimensions as well: [.., B, T]."""
+        if not leading:
+            return self
+        tokens, state, normed = (x.unflatten(0, (*leading, -1)) for x in self[:3])
+        return Features(tokens, state, normed, self.positions)
+
 
 class Decision(NamedTuple):
     """What is decided for the tokens of a layer: how they attend, and whether they run it."""
 
     route: Tensor
     """Weights of the mechanisms, [B, T, K] or broadcastable; or, if they are hard, choices: the
-    index of one mechanism for every token, integers [B, T]."""
+    index of one mechanism for every token, integers [B, T]. Where each of G groups of heads has a
+    route of its own, [B, T, G, K] and [B, T, G]."""
     gate: Tensor | None = None
     """The depth gate [B, T]: how far each token runs the block, from 0 (it skips the layer) to 1;
     or, if it is hard, whether it does, booleans. None: every token runs it."""
@@ -39,6 +47,17 @@ class Decision(NamedTuple):
     def with_open_gate(self) -> "Decision":
         """The same, and every token runs the layer."""
         return Decision(self.route)
+
+    def folded(self, tokens: Tensor, leading: torch.Size, groups: int) -> "Decision":
+        """The same for `tokens` [N, T], whose sequences came in `leading` dimensions."""
+        if not leading:
+            return self
+        route, gate = self
+        wide = (*leading, len(tokens) // leading.numel(), tokens.shape[1])
+        behind = int(groups > 1) + int(not is_choice(route))  # dimensions of groups, of weights
+        route = route.expand(*wide, *route.shape[route.dim() - behind :])
+        gate = None if gate is None else gate.expand(wide).flatten(0, len(leading))
+        return Decision(route.flatten(0, len(leading)), gate)
 
 
 Route = Callable[[int, Features], Decision]

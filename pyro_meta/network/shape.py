@@ -39,6 +39,8 @@ class Shape:
     chunk: int = CHUNK
     """Tokens in a chunk of the `chunk` mechanisms; of `chunk_sentence` and `chunk_learned`, on
     average."""
+    groups: int = 1
+    """Groups of heads that are routed each for itself: 1, or the number of key-value heads."""
 
     def __post_init__(self) -> None:
         sizes = ("vocabulary", "context", "width", "layers", "heads", "window", "chunk")
@@ -54,6 +56,11 @@ class Shape:
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise UsageError(
                 f"kv_heads: {self.kv_heads} given; a divisor of heads = {self.heads} is allowed"
+            )
+        if self.groups not in (1, self.kv_heads or self.heads):
+            raise UsageError(
+                f"groups: {self.groups} given; 1 or the number of key-value heads, "
+                f"{self.kv_heads or self.heads}, is allowed"
             )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout: {self.dropout} given; 0 <= dropout < 1 is allowed")

@@ -13,7 +13,8 @@ goes on with g of what a block adds instead of all, or skips the whole block.
 With a cache, `forward(tokens, route, cache)` reads the tokens that follow those read before, and a
 new token pays for its own route only (see `pyro_meta.attention.cache`).
 
-Shapes: B sequences, T tokens, S new ones, L layers, K mechanisms, D width, V vocabulary.
+Shapes: B sequences, T tokens, S new ones, L layers, G groups of heads, K mechanisms, D width, V
+vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -166,7 +167,7 @@ class Transformer(nn.Module):
         layers = [
             [cast(Mechanism, one) for one in block.attention.mechanisms] for block in self.layers
         ]
-        return Cache(layers, rows, keeps_features)
+        return Cache(layers, rows, keeps_features, self.shape.groups)
 
     def forward(
         self,
@@ -221,7 +222,7 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.layers):
             normed = block.look(stream)
             features = Features(tokens, stream.state, normed, positions)
-            chosen, gate = _asked(route, layer, features)
+            chosen, gate = _asked(route, layer, features, self.shape.groups)
             stream = block(stream, normed, chosen, at, gate)
         return self.final_norm(stream.state)
 
@@ -245,9 +246,10 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.layers):
             normed = block.look(stream)
             features = Features(tokens, stream.state, normed, positions)
-            chosen, gate = _asked_of_new(route, layer, features, cache, span)
+            chosen, gate = _asked_of_new(route, layer, features, cache, span, self.shape.groups)
             if is_token is not None and is_choice(chosen):
-                chosen = chosen.masked_fill(~is_token, NO_TOKEN)
+                is_here = is_token if chosen.dim() == 2 else is_token[..., None]
+                chosen = chosen.masked_fill(~is_here, NO_TOKEN)
             past = cache.layers[layer]
             stream = block.extend(stream, normed, chosen, at, past, span, gate)
         state = self.final_norm(stream.state)
@@ -255,7 +257,7 @@ class Transformer(nn.Module):
         return state
 
 
-def _asked(route: Route, layer: int, features: Features) -> Decision:
+def _asked(route: Route, layer: int, features: Features, groups: int) -> Decision:
     """What `route` decides, checked."""
     tokens, state, normed, positions = features
     with torch.autocast(tokens.device.type, enabled=False):
@@ -266,15 +268,23 @@ def _asked(route: Route, layer: int, features: Features) -> Decision:
             f"route of layer {layer} gave {type(decision).__name__}; a Decision is needed"
         )
     chosen, gate = decision
-    if chosen.dim() > 3:
+    of_groups = "" if groups == 1 else f", {groups}"
+    size = (*tokens.shape, *(() if groups == 1 else (groups,)))
+    if is_choice(chosen):
+        if chosen.shape != size:
+            raise ValueError(
+                f"route of layer {layer} is {list(chosen.shape)} of {chosen.dtype}; choices "
+                f"must be {list(size)}, one for every token"
+            )
+    elif chosen.dim() > len(size) + 1:
         raise ValueError(
-            f"route of layer {layer} is {list(chosen.shape)}, and [B, T, K] is needed; "
-            "particles cannot be vectorised, draw them one by one"
+            f"route of layer {layer} is {list(chosen.shape)}, and [B, T{of_groups}, K] is needed; "
+            "leading dimensions of particles are folded by `LanguageModel.run`"
         )
-    if is_choice(chosen) and chosen.shape != tokens.shape:
+    elif groups > 1 and (chosen.dim() < 2 or chosen.shape[-2] not in (1, groups)):
         raise ValueError(
-            f"route of layer {layer} is {list(chosen.shape)} of {chosen.dtype}; choices "
-            f"must be {list(tokens.shape)}, one for every token"
+            f"route of layer {layer} is {list(chosen.shape)}; weights must be "
+            f"{[*size, 'K']} or broadcastable"
         )
     if gate is not None and gate.shape != tokens.shape:
         raise ValueError(
@@ -285,7 +295,7 @@ def _asked(route: Route, layer: int, features: Features) -> Decision:
 
 
 def _asked_of_new(
-    route: Route, layer: int, features: Features, cache: Cache, span: Span
+    route: Route, layer: int, features: Features, cache: Cache, span: Span, groups: int
 ) -> Decision:
     """What `route` decides for the new tokens of a span."""
     tokens, state, normed, positions = features
@@ -295,12 +305,14 @@ def _asked_of_new(
     elif not span.is_aligned:  # side by side, as one row of tokens, each at its own position
         tokens, state, normed = (x.flatten(0, 1)[None] for x in (tokens, state, normed))
         features = Features(tokens, state, normed, positions.flatten())
-    chosen, gate = _asked(route, layer, features)
+    chosen, gate = _asked(route, layer, features, groups)
     if not is_choice(chosen):
+        behind = chosen.shape[-1:] if groups == 1 else (groups, chosen.shape[-1])
         size = features.tokens.shape
-        if chosen.dim() == 3 and len(chosen) == len(span.counts) and not cache.keeps_features:
+        has_rows = chosen.dim() == 2 + len(behind) and len(chosen) == len(span.counts)
+        if has_rows and not cache.keeps_features:
             size = torch.Size([len(chosen), span.size])  # weights of each row, also side by side
-        chosen = chosen.expand(*size, chosen.shape[-1])
+        chosen = chosen.expand(*size, *behind)
 
     def of_new(x: Tensor) -> Tensor:
         return span.newest(x) if cache.keeps_features else x.reshape(-1, span.size, *x.shape[2:])
@@ -315,7 +327,7 @@ def pinned(network: Network, name: str) -> Route:
 
     def route(layer: int, features: Features) -> Decision:
         weights = one_hot.to(features.state)
-        return Decision(weights.expand(*features.tokens.shape, -1))
+        return Decision(weights.expand(*_routed(network, features), -1))
 
     return route
 
@@ -325,6 +337,16 @@ def chosen_by_all(network: Network, name: str) -> Route:
     index = network.mechanism_names.index(name)
 
     def route(layer: int, features: Features) -> Decision:
-        return Decision(one_for_all(features.tokens, index))
+        like = (
+            features.tokens
+            if network.shape.groups == 1
+            else features.tokens.new_empty(_routed(network, features))
+        )
+        return Decision(one_for_all(like, index))
 
     return route
+
+
+def _routed(network: Network, features: Features) -> tuple[int, ...]:
+    """Sizes of what is routed: [B, T], or [B, T, G] of several groups."""
+    return (*features.tokens.shape, *(() if network.shape.groups == 1 else (network.shape.groups,)))

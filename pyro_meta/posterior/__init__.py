@@ -11,10 +11,9 @@ and so what the guide approximates is not the posterior of the model but its tem
 as w times KL(q || p_w) differs from the loss by a constant. Everything here is measured against
 p_w, and against the posterior itself (w = 1) where that is said.
 
-Where the guide is certain enough a route alpha runs one mechanism, decide(alpha), so that
-p(y | alpha) depends on that choice alone. Training decides from the posterior's mean; here every
-draw decides for itself, since only that is a likelihood. The objective of whole texts, and its
-gaps, are those that training ends with.
+Where compute has a price, exp(-lambda c) is part of p(alpha). Once every token is hard a route
+alpha runs one mechanism, decide(alpha), so that p(y | alpha) depends on that choice alone. Every
+draw decides for itself, as in the model.
 
 Where the model has depth gates, the deployed ones belong to the network: the guide decides each
 from the features that it meets, and the routes alone are examined.

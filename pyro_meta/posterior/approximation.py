@@ -4,9 +4,9 @@
                              amortisation, conditioning    approximation
 
 with J(q) = E_q[-log p(y | alpha)] + w KL(q || p), Z the evidence of the tempered posterior and
-q_best the best Dirichlets for these very tokens (Cremer et al. 2018, arXiv 1801.03558). Where Z has
-no finite sum it is bounded from below by importance weights of q_best (Burda et al. 2016, arXiv
-1509.00519), and the approximation gap is then at least what is found.
+q_best the best Dirichlets, or choices, for these very tokens (Cremer et al. 2018, arXiv
+1801.03558). Where Z has no finite sum it is bounded from below by importance weights of q_best
+(Burda et al. 2016, arXiv 1509.00519), and the approximation gap is then at least what is found.
 """
 
 import math
@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Dirichlet, kl_divergence
+from torch.distributions import Dirichlet, Distribution, kl_divergence
 
+from pyro_meta.distributions import Choice
 from pyro_meta.posterior import nuts
 from pyro_meta.posterior.drawing import in_double
 from pyro_meta.posterior.exact import Exact, Handful, Moments
-from pyro_meta.posterior.free_posterior import LEAST, MOST, TOTAL, descend
+from pyro_meta.posterior.free_posterior import LEAST, TOTAL, descend, free
 from pyro_meta.posterior.objective import frozen
 
 DRAWS, STEPS, DRAWS_A_STEP = 1000, 120, 16
@@ -38,7 +39,7 @@ class Beside:
     guide: float
     """J of the guide."""
     best: float
-    """J of the best Dirichlets."""
+    """J of the best Dirichlets, or choices."""
     optimum: float
     """-w log Z, or its upper bound."""
     amortisation: float
@@ -52,9 +53,10 @@ class Beside:
 
 
 def beside_truth(handful: Handful, draws: int = DRAWS, steps: int = STEPS) -> Beside | None:
-    """Compare; None for a guide without a density."""
+    """Compare; None for a guide without a density, or choices too many to be enumerated."""
     w, n = handful.kl_weight, handful.count
-    if not handful.has_density:
+    exact = handful.enumerate()
+    if not handful.has_density or (exact is None and handful.of_choices):
         return None
     torch.manual_seed(0)
     routes, ratio, likelihood = handful.draw_guide(draws)
@@ -62,7 +64,7 @@ def beside_truth(handful: Handful, draws: int = DRAWS, steps: int = STEPS) -> Be
     with frozen(handful.model):
         best = _best(handful, steps)
     objective, log_weight = _judge(handful, best, draws)
-    exact, chain = handful.enumerate(), None
+    chain = None
     if exact is None:
         with frozen(handful.model):
             chain = nuts.sample(handful, best.mean)
@@ -91,36 +93,41 @@ def _facts(chain: nuts.Chain) -> dict[str, float]:
     }
 
 
-def _best(handful: Handful, steps: int) -> Dirichlet:
-    """The best Dirichlets for the tokens, [L, n, K]; found like the free posteriors of texts."""
-    log_concentration = (handful.means.double() * TOTAL + LEAST).log().requires_grad_()
-
-    def fitted() -> Dirichlet:
-        return Dirichlet(log_concentration.exp().clamp(LEAST, MOST))
+def _best(handful: Handful, steps: int) -> Distribution:
+    """The best for the tokens, batch [L, n]; found like the free posteriors of texts."""
+    means = handful.means.double()
+    place = means.clamp(min=1e-6).log() if handful.of_choices else (means * TOTAL + LEAST).log()
+    place.requires_grad_()
 
     def objective() -> Tensor:
-        q = fitted()
+        q = free(place, handful.of_choices)
         draws = q.rsample(torch.Size([DRAWS_A_STEP]))
         return -handful.log_likelihood(draws).mean() + handful.kl_weight * _kl(handful, q, draws)
 
-    descend(log_concentration, objective, steps)
+    descend(place, objective, steps)
     with torch.no_grad():
-        return fitted()
+        return free(place, handful.of_choices)
 
 
-def _kl(handful: Handful, q: Dirichlet, draws: Tensor) -> Tensor:
-    """KL(q || p), summed over the tokens; estimated by the draws where it has no closed form."""
+def _kl(handful: Handful, q: Distribution, draws: Tensor) -> Tensor:
+    """KL(q || p) and the price of compute, summed over the tokens.
+
+    Estimated by the draws where it has no closed form.
+    """
+    if handful.of_choices:
+        price = handful.charge(q.mean[None])[0]
+        return kl_divergence(q, Choice(logits=handful.prior_logits)).sum() + price
     priors = [in_double(prior) for prior in handful.priors]
-    if all(isinstance(prior, Dirichlet) for prior in priors):
+    if isinstance(q, Dirichlet) and all(isinstance(prior, Dirichlet) for prior in priors):
         parts = [
             kl_divergence(Dirichlet(q.concentration[layer]), prior).sum()
             for layer, prior in enumerate(priors)
         ]
-        return torch.stack(parts).sum()
+        return torch.stack(parts).sum() + handful.charge(q.mean[None])[0]
     return (q.log_prob(draws).sum((1, 2)) - handful.log_prior(draws)).mean()
 
 
-def _judge(handful: Handful, q: Dirichlet, draws: int) -> tuple[float, Tensor]:
+def _judge(handful: Handful, q: Distribution, draws: int) -> tuple[float, Tensor]:
     """J of q, summed over the tokens, and its log weights log p_w - log q + log Z, [S]."""
     with torch.no_grad():
         routes = q.rsample(torch.Size([draws]))

@@ -98,8 +98,11 @@ def _kept(path: Path, identity: object) -> dict[str, Any] | None:
 def measure(
     guide: Guide, windows: tuple[Tensor, Tensor], kl_weight: float, tell: Tell = lambda what: None
 ) -> dict[str, Any]:
-    """All of it, for tokens and targets [B, T] and the final weight of the KL."""
-    if not guide.pays_kl:
+    """All of it, for tokens and targets [B, T] and the final weight of the KL.
+
+    Nothing of a guide without a KL, nor of one that routes groups of heads.
+    """
+    if not guide.pays_kl or guide.model.network.shape.groups > 1:
         return {"amortisation": [], "beside_truth": []}
     gaps, beside = [], []
     with torch.enable_grad():

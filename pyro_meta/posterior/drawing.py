@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.distributions import Dirichlet, Distribution
 
 from pyro_meta.distributions.simplex import Point, log_ratio
-from pyro_meta.guides.walk import Draw, Latents, Router, Walked
+from pyro_meta.guides.walk import Latents, Router, Walked
+from pyro_meta.models.language_model import Draw
 from pyro_meta.network.route import Decision, Features
 
 
@@ -28,18 +29,27 @@ def weighed(
     hundred has a component below the least number of float32, and weights live in that tail.
     """
     route, gate = posterior
-    prior = guide.model.route_dist(layer, features.positions)
+    model = guide.model
+    prior = model.route_dist(layer, features.positions, guide.load(layer))
     draw = _drawn_from(route, prior).rsample()
-    run = guide.execution.of_draw(route, draw.to(features.state.dtype))
-    return Draw(draw, gate.mean), Decision(run, guide.gate_execution.of_mean(gate))
+    run = model.execution.of_draw(draw.to(features.state.dtype))
+    return Draw(draw, gate.mean), Decision(run, model.gate_execution.of_mean(gate))
 
 
 def log_ratios(walked: Walked, newest: int) -> Tensor:
-    """log p - log q of the routes that `weighed` drew, [B]: over all layers and `newest` tokens."""
+    """log p - log q of the routes that `weighed` drew, [B]: over all layers and `newest` tokens.
+
+    The price of compute is part of p, up to its constant.
+    """
     total = torch.zeros(len(walked.logits), dtype=torch.float64, device=walked.logits.device)
-    for q, p, draw in zip(walked.posteriors, walked.priors, walked.draws, strict=True):
+    compute = walked.model.compute
+    for q, p, draw, at in zip(
+        walked.posteriors, walked.priors, walked.draws, walked.positions, strict=True
+    ):
+        if compute is not None:
+            total -= compute(at, draw.route)[:, -newest:].flatten(1).sum(1)
         ours, prior = _drawn_from(q.route, p.route), _drawn_from(p.route, q.route)
-        total += -log_ratio(ours, prior, draw.route)[:, -newest:].sum(1)
+        total += -log_ratio(ours, prior, draw.route)[:, -newest:].flatten(1).sum(1)
     return total
 
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from pyro_meta.distributions.simplex import straight_through, uncertainty
 from pyro_meta.guides import Guide, along_means, walk
-from pyro_meta.guides.walk import Draw, Latents, Router
+from pyro_meta.guides.walk import Latents, Router
+from pyro_meta.models.language_model import Draw
 from pyro_meta.network.route import Decision, Features, as_weights
 from pyro_meta.posterior.drawing import has_density, in_double, log_ratios, weighed
 
@@ -82,12 +83,12 @@ class Handful:
         ]
         posteriors = [route for route, _ in walked.posteriors]
         self.has_density = all(map(has_density, posteriors))
-        hard = [guide.execution.is_hard(uncertainty(q))[0, -count:] for q in posteriors]
-        self.is_hard = torch.stack(hard)  # [L, n]
         self.means = torch.stack([q.mean[0, -count:] for q in posteriors])  # [L, n, K]
-        newest = torch.arange(len(tokens), device=tokens.device)[-count:]
+        self.newest = torch.arange(len(tokens), device=tokens.device)[-count:]
         self.priors = [  # by layer, batch [n]
-            self.model.route_dist(layer, newest).expand(torch.Size([count]))
+            self.model.route_dist(layer, self.newest, walked.loads[layer]).expand(
+                torch.Size([count])
+            )
             for layer in range(len(posteriors))
         ]
 
@@ -97,13 +98,31 @@ class Handful:
         return len(self.priors), self.count, len(self.model.network.mechanisms)
 
     @property
+    def of_choices(self) -> bool:
+        """Whether routes are choices, and the posterior is one of patterns of them."""
+        return self.model.prior.of_choices
+
+    @property
     def all_hard(self) -> bool:
-        return bool(self.is_hard.all())
+        """Whether every route runs one mechanism."""
+        return self.of_choices or self.model.execution.is_hard_everywhere
+
+    @property
+    def prior_logits(self) -> Tensor:
+        """Those of a prior of choices, [L, n, K]."""
+        return torch.stack([prior.mean.double().log() for prior in self.priors])
+
+    def charge(self, routes: Tensor) -> Tensor:
+        """What compute costs routes [S, L, n, K], nats [S]."""
+        compute = self.model.compute
+        if compute is None:
+            return routes.new_zeros(len(routes))
+        costs = [compute(self.newest, routes[:, layer]) for layer in range(routes.shape[1])]
+        return torch.stack(costs, 1).sum((1, 2))
 
     def log_likelihood(self, routes: Tensor) -> Tensor:
         """log p(y | alpha) [S] of the last tokens for routes [S, L, n, K], as they are executed."""
-        rounded = straight_through(routes, self.guide.execution.decide(routes))
-        run = torch.where(self.is_hard[..., None], rounded, routes)
+        run = self.model.execution(routes)
         return torch.cat([self._likelihood(part) for part in run.split(ROWS_AT_ONCE)])
 
     def _likelihood(self, routes: Tensor) -> Tensor:
@@ -129,11 +148,11 @@ class Handful:
         return log_p.gather(-1, self.targets.expand(len(logits), -1)[..., None])[..., 0].sum(1)
 
     def log_prior(self, routes: Tensor) -> Tensor:
-        """log p(alpha) [S] of routes [S, L, n, K]."""
+        """log p(alpha) [S] of routes [S, L, n, K], less what compute costs them."""
         layers = [
             in_double(prior).log_prob(routes[:, layer]) for layer, prior in enumerate(self.priors)
         ]
-        return torch.stack(layers, 1).sum((1, 2))
+        return torch.stack(layers, 1).sum((1, 2)) - self.charge(routes)
 
     def draw_guide(self, draws: int) -> tuple[Tensor, Tensor, Tensor]:
         """Routes [S, L, n, K] of the guide, their log p - log q [S], and log p(y | alpha) [S]."""
@@ -175,19 +194,33 @@ class Handful:
         return Exact(Moments(mean, deviation), float(log_weight.logsumexp(0)), len(patterns))
 
     def _given_choice(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """P(decide(alpha) = c) [L, n, K], and E[alpha], E[alpha^2] given c, [L, n, K (c), K]."""
+        """P(decide(alpha) = c) [L, n, K], and E[alpha], E[alpha^2] given c, [L, n, K (c), K].
+
+        Under the prior, each route weighed by exp(-lambda c) where compute has a price.
+        """
         L, n, K = self.shape
         torch.manual_seed(seed)
         share, first, second = (
             torch.zeros(shape, dtype=torch.float64) for shape in ((L, n, K), *[(L, n, K, K)] * 2)
         )
         for layer, prior in enumerate(self.priors):
-            draws = in_double(prior).sample(torch.Size([PRIOR_DRAWS])).cpu()  # [S, n, K]
-            choice = self.guide.execution.decide(draws.to(self.tokens.device)).cpu()
+            draws, chance = self._of_prior(prior)  # [S, n, K], [S, n]
+            if self.model.compute is not None:
+                chance = chance * torch.exp(-self.model.compute(self.newest, draws))
+            choice = self.model.execution.decide(draws)
             for c in range(K):
-                chosen = (choice == c).double()[..., None]  # [S, n, 1]
-                count = chosen.sum(0).clamp(min=1e-300)
-                share[layer, :, c] = chosen.mean(0)[:, 0]
-                first[layer, :, c] = (chosen * draws).sum(0) / count
-                second[layer, :, c] = (chosen * draws**2).sum(0) / count
+                weight = ((choice == c).double() * chance)[..., None]  # [S, n, 1]
+                total = weight.sum(0).clamp(min=1e-300)
+                share[layer, :, c] = weight.sum(0)[:, 0].cpu()
+                first[layer, :, c] = ((weight * draws).sum(0) / total).cpu()
+                second[layer, :, c] = ((weight * draws**2).sum(0) / total).cpu()
         return share, first, second
+
+    def _of_prior(self, prior: Distribution) -> tuple[Tensor, Tensor]:
+        """Routes [S, n, K] and their probabilities [S, n]: all choices, or draws of weights."""
+        if self.of_choices:
+            chance = prior.mean.double()  # [n, K]
+            vertices = torch.eye(chance.shape[-1], dtype=torch.float64, device=chance.device)
+            return vertices[:, None].expand(-1, len(chance), -1), chance.T
+        draws = in_double(prior).sample(torch.Size([PRIOR_DRAWS]))
+        return draws, torch.full_like(draws[..., 0], 1 / PRIOR_DRAWS)

@@ -15,8 +15,9 @@ from pyro_meta.attention import Cache
 from pyro_meta.distributions.simplex import divergence
 from pyro_meta.evaluation.figures import token_nll
 from pyro_meta.guides import Guide, mean_route, walk
-from pyro_meta.guides.walk import Draw, Latents, Router
+from pyro_meta.guides.walk import Latents, Router
 from pyro_meta.models import LanguageModel
+from pyro_meta.models.language_model import Draw
 from pyro_meta.network.route import Decision, Features
 
 Loss = Callable[[Tensor], Tensor]
@@ -28,27 +29,31 @@ class Parts(NamedTuple):
 
     nll: Tensor
     kl: Tensor
+    """With the price of compute, lambda E_q[c], where it has one."""
 
     def loss(self, kl_weight: float) -> Tensor:
         return self.nll + kl_weight * self.kl
 
 
 def estimate(guide: Guide, tokens: Tensor, loss: Loss) -> Parts:
-    """The parts by one draw of the routes of tokens [B, T]: the estimator that training uses."""
-    walked = walk(guide.model, guide, tokens, _in_training)
+    """The parts by one draw of the routes of tokens [B, T]; gates are as deployed."""
+    walked = walk(guide.model, guide, tokens, _drawn)
     pairs = zip(walked.draws, walked.posteriors, walked.priors, strict=True)
-    kl = [divergence(q.route, p.route, draw.route).mean(1) for draw, q, p in pairs]
-    return Parts(loss(walked.logits).mean(1), torch.stack(kl).sum(0))
+    kl = [divergence(q.route, p.route, draw.route).flatten(1).sum(1) for draw, q, p in pairs]
+    if (compute := guide.model.compute) is not None:
+        ways = zip(walked.positions, walked.means, strict=True)
+        kl += [compute(at, mean).flatten(1).sum(1) for at, mean in ways]
+    return Parts(loss(walked.logits).mean(1), torch.stack(kl).sum(0) / tokens.shape[1])
 
 
-def _in_training(
+def _drawn(
     guide: Router, layer: int, features: Features, posterior: Latents
 ) -> tuple[Draw, Decision]:
-    """Draw the routes as training executes them; gates are as deployed."""
+    """Draw the routes, and run them as the model does; gates are as deployed."""
     route, gate = posterior
     draw = Draw(route.rsample(), gate.mean)
-    run = guide.execution.in_training(route, draw.route), guide.gate_execution.of_mean(gate)
-    return draw, Decision(*run)
+    model = guide.model
+    return draw, Decision(model.execution(draw.route), model.gate_execution.of_mean(gate))
 
 
 def averaged(guide: Guide, tokens: Tensor, loss: Loss, draws: int, seed: int = 0) -> Parts:

@@ -5,7 +5,9 @@ losses. Draws need a forward pass each, since the features of a layer depend on 
 routes drawn below it; they are of the first sequences alone. The variables are those of
 `pyro_meta.analysis.posterior_file`.
 
-Shapes: B sequences, T tokens, L layers, K mechanisms, S draws, V vocabulary.
+Where every group of heads has a route of its own, each group of each layer is a layer of the file.
+
+Shapes: B sequences, T tokens, L layers, G groups of heads, K mechanisms, S draws, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -59,7 +61,7 @@ def write_posterior(
     sizes = {
         "chain": 1,
         "draw": draws,
-        "layer": network.shape.layers,
+        "layer": network.shape.layers * network.shape.groups,
         "position": cut,
         "block_draw": importance.DRAWS,
     }
@@ -69,7 +71,8 @@ def write_posterior(
         "prior": type(model.prior).__name__,
         "is_mixture": int(guide.is_mixture),
         "context": network.shape.context,
-        "hard_below": float(guide.execution.hard_below),
+        "groups": network.shape.groups,
+        "hard_below": float(guide.execution.threshold),
     }
     with (
         evaluating(model, guide),
@@ -158,18 +161,22 @@ def _by_token(
     hard, else the soft one. What runs, `choice` and `depth_runs`, is that of the hard one.
     """
     soft, hard = (walk(model, guide, tokens, along_means(is_hard)) for is_hard in (False, True))
-    deployed = hard if float(guide.execution.threshold) >= 1 else soft
+    deployed = hard if guide.execution.is_hard_everywhere else soft
+    G = model.network.shape.groups
     facts: dict[str, list[Tensor]] = {}
     for q, p, hard_q in zip(deployed.posteriors, deployed.priors, hard.posteriors, strict=True):
-        of_layer = _facts_of(q.route, p.route)
+        of_layer = {k: _by_group(v, G) for k, v in _facts_of(q.route, p.route).items()}
         if model.gated:
             runs = guide.gate_execution.of_mean(hard_q.gate, hard=True)  # it belongs to the choices
-            of_layer |= _facts_of_gates(q.gate, p.gate) | {"depth_runs": runs.float()}
-        for name, value in of_layer.items():
-            facts.setdefault(name, []).append(value)
+            gates = _facts_of_gates(q.gate, p.gate) | {"depth_runs": runs.float()}
+            of_layer |= {k: [v] * G for k, v in gates.items()}
+        for name, values in of_layer.items():
+            facts.setdefault(name, []).extend(values)
+    none = tokens.new_full(tokens.shape, -1)
     choices = [
-        tokens.new_full(tokens.shape, -1) if guide.is_mixture else decision.route
+        choice
         for decision in hard.decisions
+        for choice in ([none] * G if guide.is_mixture else _by_group(decision.route, G))
     ]
     top, best = deployed.logits.float().softmax(-1).max(-1)
     return {
@@ -180,6 +187,11 @@ def _by_token(
         "top_probability": top.flatten().cpu(),
         "top_is_right": (best == targets).float().flatten().cpu(),
     }
+
+
+def _by_group(x: Tensor, groups: int) -> list[Tensor]:
+    """x [B, T, ..], or [B, T, G, ..] of several groups, as one tensor for each group."""
+    return [x] if groups == 1 else list(x.unbind(2))
 
 
 def _facts_of(dist: Distribution, prior: Distribution) -> dict[str, Tensor]:
@@ -224,15 +236,20 @@ def _append_draws(
     batch: int,
 ) -> None:
     """Draw the latents of one sequence, tokens and targets [T], whose tokens begin at `start`."""
-    T, L, K = len(tokens), model.network.shape.layers, len(model.network.mechanisms)
+    T, K, G = len(tokens), len(model.network.mechanisms), model.network.shape.groups
+    L = model.network.shape.layers * G
     routes, gates = torch.empty(draws, L, T, K), torch.ones(draws, L, T)
     log_likelihood = torch.empty(draws, T, dtype=torch.float64)
     averaged: Tensor | None = None  # mean over draws of p(y | x, alpha), [T, V]
     for span in torch.arange(draws).split(batch):
         x, y = tokens.expand(len(span), -1), targets.expand(len(span), -1)
         walked = walk(model, guide, x, drawn)
-        routes[span] = torch.stack([one.route.float().cpu() for one in walked.draws], 1)
-        gates[span] = torch.stack([one.gate.float().cpu() for one in walked.draws], 1)
+        by_group = [part for one in walked.draws for part in _by_group(one.route.float().cpu(), G)]
+        routes[span] = torch.stack(by_group, 1)
+        if model.gated:
+            drawn_gates = [one.gate for one in walked.draws if one.gate is not None]
+            by_group = [gate.float().cpu() for gate in drawn_gates for _ in range(G)]
+            gates[span] = torch.stack(by_group, 1)
         logits = walked.logits
         log_likelihood[span] = -token_nll(logits, y).double().cpu()
         share = logits.float().softmax(-1).sum(0) / draws
@@ -256,13 +273,18 @@ def _append_draws(
 
 
 def _draw_prior(model: LanguageModel, length: int, draws: int) -> tuple[Tensor, Tensor]:
-    """Routes [S, L, T, K] and gates [S, L, T] drawn from the prior."""
+    """Routes [S, L, T, K] and gates [S, L, T] drawn from the prior, loads and all."""
     positions = torch.arange(length, device=model.network.device)
-    routes = [model.route_dist(layer, positions) for layer in range(model.network.shape.layers)]
-    gates = [model.gate_dist(layer, positions, prior) for layer, prior in enumerate(routes)]
-
-    def drawn_from(dist: Distribution) -> Tensor:
-        return dist.expand(torch.Size([length])).sample(torch.Size([draws])).float().cpu()
-
-    of_routes, of_gates = (torch.stack([*map(drawn_from, one)], 1) for one in (routes, gates))
-    return of_routes, of_gates
+    G = model.network.shape.groups
+    size = torch.Size([length, *(() if G == 1 else (G,))])
+    of_routes, of_gates = [], []
+    for layer in range(model.network.shape.layers):
+        routes = model.route_dist(layer, positions)
+        gates = model.gate_dist(layer, positions, routes).expand(torch.Size([length]))
+        if model.has_loads:
+            loads = model.load_dist(layer).sample(torch.Size([draws, 1]))  # [S, 1, K], [S, 1, G, K]
+            routes = model.route_dist(layer, positions, loads)
+        drawn = routes.expand(torch.Size([draws, *size])).sample()
+        of_routes += _by_group(drawn.float().cpu(), G)
+        of_gates += [gates.sample(torch.Size([draws])).float().cpu()] * G
+    return torch.stack(of_routes, 1), torch.stack(of_gates, 1)

@@ -360,8 +360,8 @@ def _print_summary(findings: Findings, out: Console) -> None:
         "kl": "KL",
     }
     table = table_of_figures("diversity and uncertainty", "layer", columns.values())
-    for layer, figures in enumerate(reading.diversity()):
-        table.add_row(str(layer), *(f"{figures[key]:.3f}" for key in columns))
+    for name, figures in zip(reading.layer_names, reading.diversity(), strict=True):
+        table.add_row(name.removeprefix("layer "), *(f"{figures[key]:.3f}" for key in columns))
     out.print(table)
     out.print(
         "N: effective number of mechanisms, exp H, of the load and of a token's posterior mean. "

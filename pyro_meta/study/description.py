@@ -10,7 +10,7 @@ from pyro_meta.terminal.mistakes import near
 from pyro_meta.terminal.option_files import Plain, as_word, dumps
 from pyro_meta.training.options import Options
 
-KINDS = ("mechanisms", "fixed", "random", "prior", "point", "also")
+KINDS = ("mechanisms", "fixed", "random", "prior", "point", "split", "periodic", "also")
 """Kinds of baselines."""
 
 WITH_LOADS = ("fixed", "random")
@@ -37,6 +37,10 @@ class Baselines:
     """Routes from the prior."""
     point: bool = True
     """The router without a prior."""
+    split: bool = True
+    """The learned static split: one route for each layer and group of heads."""
+    periodic: bool = True
+    """Every 2nd and every 4th layer full, the others windows."""
     seeds: dict[str, list[int]] = field(default_factory=dict)
     """Kind of baseline -> its seeds, out of the study's (default: all of them)."""
     also: dict[str, Options] = field(default_factory=dict)

@@ -7,6 +7,8 @@ A group is one setting under several seeds. Every routed group gets its baseline
     random      its own loads, drawn anew for every token
     prior       routes from its prior: the router that learns nothing
     point       the router without a prior
+    split       the learned static split: one route for each layer and group of heads
+    periodic    every 2nd and every 4th layer full, the others windows
 
 What would train the same thing twice is one group.
 """
@@ -24,10 +26,13 @@ from pyro_meta.contracts.admission import require_sound
 from pyro_meta.errors import UsageError
 from pyro_meta.study.description import WITH_LOADS, Study
 from pyro_meta.terminal.option_files import as_word
-from pyro_meta.training.config import CLASS_OPTIONS, Config, default_classes, read_options
+from pyro_meta.training.config import CLASS_OPTIONS, Config, read_options
 from pyro_meta.training.options import Options, flatten, layered
+from pyro_meta.training.settings import DEFAULT_CLASSES
 
-Kind = Literal["variant", "mechanism", "fixed", "random", "prior", "point", "also"]
+Kind = Literal[
+    "variant", "mechanism", "fixed", "random", "prior", "point", "split", "periodic", "also"
+]
 
 LOAD_GUIDES = {"fixed": "FixedGuide", "random": "RandomGuide"}
 """Guides, with an argument `loads` [layers, mechanisms], of the baselines with learned loads."""
@@ -38,17 +43,28 @@ ROUTER = ("optim.router", "optim.router_begin", "optim.router_end")
 ROUTING = ("prior", "guide", "kl", "harden", "budget", *ROUTER)
 """Options that steer routes: without effect where there is one mechanism."""
 
-PLAIN_GUIDES: dict[Kind, str] = {"prior": "PriorGuide", "point": "PointGuide"}
+PLAIN_GUIDES: dict[Kind, str] = {
+    "prior": "PriorGuide",
+    "point": "PointGuide",
+    "split": "LoadGuide",
+}
 """Guides of the baselines that take nothing from a run."""
 
 NOT_SHARED: dict[Kind, tuple[str, ...]] = {
-    "prior": ("guide", "kl", *ROUTER),
-    "point": ("guide", "prior", "kl", "budget"),
+    "prior": ("guide", "kl", "budget", *ROUTER),
+    "point": ("guide",),
+    "split": ("guide",),
 }
 """Options of a variant that its baseline does not take over, since they do nothing there.
 
 A prior that learns from the KL of a guide says nothing where there is none: the default stands in.
 """
+
+OF_A_FREE_ROUTER = ("prior", "kl")
+"""Options that do nothing for a router without a prior, unless compute has a price."""
+
+PERIODS = (2, 4)
+"""Of the periodic baselines: every so many-th layer is full."""
 
 MOST_LETTERS = 120
 """Of a label in the name of a folder: 255 are allowed, and more is added to it now and then."""
@@ -79,6 +95,8 @@ class Group:
         It is routed, and its guide is a distribution that can collapse to its prior.
     learns_from_kl
         Its prior does.
+    is_charged
+        Compute has a price beside the prior.
     loads_of
         The group whose loads this one takes, seed by seed.
     baselines
@@ -94,6 +112,7 @@ class Group:
     is_routed: bool
     has_posterior: bool
     learns_from_kl: bool
+    is_charged: bool
     loads_of: "Group | None" = None
     baselines: "list[tuple[Kind, Group]]" = field(default_factory=list)
 
@@ -117,9 +136,7 @@ class Group:
 
 def settle_layers(layers: Iterable[Options]) -> tuple[Config, str]:
     """The configuration that layers of options give; raises `UsageError` as `read_options`."""
-    layers = list(layers)
-    has_budget = any(layer.get("budget") is not None for layer in layers)
-    return read_options(layered(layers, default_classes(has_budget)))
+    return read_options(layered(layers, DEFAULT_CLASSES))
 
 
 def expand(study: Study) -> list[Group]:
@@ -194,6 +211,7 @@ class _Groups:
             is_routed,
             is_routed and guide.pays_kl,
             learns_from_kl,
+            model.compute is not None,
             loads_of,
         )
         self.all.append(group)
@@ -240,11 +258,24 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
             alone = {"mechanisms": [mechanism], "guide": "PriorGuide"}
             label = f"{mechanism.rpartition('.')[2]} alone"
             add("mechanism", label, [*shared, alone], _baseline_seeds(study, "mechanisms"))
-    is_wanted: dict[Kind, bool] = {"prior": chosen.prior, "point": chosen.point}
+    if chosen.periodic and {"full", "window"} <= set(group.config.mechanisms):
+        shared = [_without(layer, (*ROUTING, "mechanisms")) for layer in [*study.base, *own]]
+        for every in PERIODS:
+            if every <= group.config.layers:
+                periodic = {"class_path": "PeriodicGuide", "init_args": {"every": every}}
+                label = f"every {'2nd' if every == 2 else f'{every}th'} layer full"
+                alone = {"mechanisms": ["full", "window"], "guide": periodic}
+                add("periodic", label, [*shared, alone], _baseline_seeds(study, "periodic"))
+    is_wanted: dict[Kind, bool] = {
+        "prior": chosen.prior,
+        "point": chosen.point,
+        "split": chosen.split,
+    }
     for kind, guide in PLAIN_GUIDES.items():
         if is_wanted[kind]:
-            shared = _shared(study, own, kind, group.learns_from_kl)
-            add(kind, guide, [*shared, {"guide": guide}], _baseline_seeds(study, kind))
+            shared = _shared(study, own, kind, group)
+            label = "static split" if kind == "split" else guide
+            add(kind, label, [*shared, {"guide": guide}], _baseline_seeds(study, kind))
     with_loads: tuple[tuple[Kind, bool | list[str]], ...]
     with_loads = ("fixed", chosen.fixed), ("random", chosen.random)
     for kind, wanted in with_loads:
@@ -255,10 +286,14 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
             add(kind, f"{kind} loads of {group.label}", shared, own_seeds, group)
 
 
-def _shared(study: Study, own: list[Options], kind: Kind, learns_from_kl: bool) -> list[Options]:
+def _shared(study: Study, own: list[Options], kind: Kind, group: Group) -> list[Options]:
     """The base, and what a baseline takes over from a variant."""
-    layers = [*study.base, *(_without(layer, NOT_SHARED[kind]) for layer in own)]
-    return [_without(layer, ("prior", "budget")) if learns_from_kl else layer for layer in layers]
+    unused = NOT_SHARED[kind]
+    if kind == "point" and not group.is_charged:
+        unused += OF_A_FREE_ROUTER
+    layers = [*study.base, *(_without(layer, unused) for layer in own)]
+    is_left_alone = group.learns_from_kl and kind != "split"
+    return [_without(layer, ("prior",)) if is_left_alone else layer for layer in layers]
 
 
 def _without(layer: Options, names: Sequence[str]) -> Options:

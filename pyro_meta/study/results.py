@@ -50,7 +50,8 @@ COSTS = {
 FIGURES = {
     "val_nll_hard": "loss, hard", "val_nll_soft": "loss, soft", "cost_macs_hard": "MACs",
     "cost_nominal_hard": "nominal", "cost_nominal_soft": "nominal, soft",
-    "routing_entropy": "H(m)", "routing_uncertainty": "E H(alpha)", "truth.text_nll_hard": "text",
+    "kl_per_token": "KL", "routing_entropy": "H(m)", "routing_uncertainty": "E H(alpha)",
+    "truth.text_nll_hard": "text",
     "truth.answer_accuracy_hard": "answers", "truth.full_used": "full used", "truth.auroc": "AUROC",
     "executed.macs_per_token_model": "MACs, model", "depth.skipped_hard": "skipped",
     "depth.skipped_soft": "skipped, soft",
@@ -59,7 +60,8 @@ FIGURES = {
 
 AS = {
     "mechanism": "one mechanism", "fixed": "fixed, its loads", "random": "random, its loads",
-    "prior": "routes from the prior", "point": "router without a prior", "also": "other",
+    "prior": "routes from the prior", "point": "router without a prior",
+    "split": "static split", "periodic": "periodic layers", "also": "other",
 }  # fmt: skip
 
 
@@ -207,11 +209,12 @@ class Results:
                     *(_figure(name, result.over_seeds(name), digits) for name in shown),
                     _delta([one for one in ours if one.is_best_single], has_singles),
                     _delta([one for one in ours if one.kind == "point"]),
+                    _delta([one for one in ours if one.kind == "split"]),
                     str(len(result.summaries)),
                 ]
             )
         headings = [FIGURES[name] for name in shown]
-        return Table(["", *headings, "to best single", "to no prior", "seeds"], rows)
+        return Table(["", *headings, "to best single", "to no prior", "to split", "seeds"], rows)
 
     def differences(self) -> Table:
         """A row per comparison, with its intervals."""
@@ -276,9 +279,9 @@ the standard deviation over seeds. Losses are in nats per token of the validatio
 and along soft routes; costs are relative to full attention (*MACs, model*: those of the whole model
 per token, counted), entropies to log K: H(m) of the posterior mean, E H(alpha) of a draw. *To best
 single*: paired difference of hard losses to the best mechanism alone among those that cost no more
-(none: the setting is cheaper than all of them); *to no prior*: to the router without a prior. Below
-0 is better. A difference whose 95% interval leaves out 0 is marked !, one that rests on a single
-seed (1)."""
+(none: the setting is cheaper than all of them); *to no prior*: to the router without a prior; *to
+split*: to the learned static split. Below 0 is better. A difference whose 95% interval leaves out 0
+is marked !, one that rests on a single seed (1)."""
 
 PAIRED = """Hard losses, ours minus theirs, in nats per token, on the same sequences and paired by
 seed; 95% intervals. *Seeds*: t-interval of the seeds' mean differences, for other seeds on this

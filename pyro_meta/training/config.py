@@ -23,7 +23,7 @@ from pyro_meta.inference.controllers import (
     GateController,
     budget_controller,
 )
-from pyro_meta.models import BudgetDirichlet, CostDirichlet, DepthPrior, LanguageModel, Prior
+from pyro_meta.models import CostDirichlet, DepthPrior, LanguageModel, Prior
 from pyro_meta.network.measured_costs import timed_on
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
@@ -48,8 +48,6 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.budget is not None and self.prior is CostDirichlet:
-            self.prior = BudgetDirichlet
         found = find_depth_guide(self.depth)
         of_kl = () if found is None else ("run", "strength") if found.pays_kl else ("penalty",)
         self.gate.require_used(
@@ -86,6 +84,7 @@ class Config(Settings):
             self.dropout,
             self.mlp_width,
             self.chunk,
+            (self.kv_heads or self.heads) if self.groups == "kv" else 1,
         )
         _require_memory(shape)
         is_asked = any(find_mechanism(name).reads_separators for name in self.mechanisms)
@@ -97,13 +96,17 @@ class Config(Settings):
         if make_depth is not None:
             penalty = 0.0 if make_depth.pays_kl else gate.penalty
             depth_prior = DepthPrior(network, gate.run, gate.strength, penalty=penalty)
-        model = LanguageModel(network, prior, depth_prior)
-        guide = made(Guide, "execution", "guide", self.guide, model)
+        with timed_on(self.accelerator):
+            model = LanguageModel(network, prior, depth_prior)
+            if self.budget is not None:
+                model.charge_compute()
+        model.text_tokens = self.steps * self.batch * self.context
+        guide = made(Guide, "has_settled", "guide", self.guide, model)
         if make_depth is not None:
             guide.depth = made(
                 DepthGuide, "_parameters", "depth", make_depth, model, start=gate.start
             )
-            guide.gate_execution.price.fill_(gate.price)
+            model.gate_execution.price.fill_(gate.price)
         self.controllers(model, guide)  # refuses targets that nobody here can be moved to
         return model, guide
 
@@ -116,11 +119,11 @@ class Config(Settings):
             A target is given that has nothing to move, or that cannot be met.
         """
         found: list[Controller] = []
-        if (controller := budget_controller(model.prior, self.budget)) is not None:
+        if (controller := budget_controller(guide, self.budget)) is not None:
             found.append(controller)
         if model.gated:
             layers = model.network.shape.layers
-            found.append(GateController(guide.gate_execution, layers, self.gate.skip))
+            found.append(GateController(model.gate_execution, layers, self.gate.skip))
         return Controllers(found)
 
 
@@ -143,9 +146,7 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     """
     known = known_options()
     words = [word for word in argv if word != PRINTING]
-    settled = settle(words, default_classes(), known)
-    if settled.asks("budget"):
-        settled = settle(words, default_classes(has_budget=True), known)
+    settled = settle(words, DEFAULT_CLASSES, known)
     with naming(settled.source_of):
         config, config_yaml = _read(settled.parser_words(known))
     if PRINTING in argv:
@@ -206,11 +207,6 @@ def _defaults(*classes: str) -> dict[str, Any]:
             own = {}
         defaults[name]["init_args"] = own.get("init_args", {})
     return defaults
-
-
-def default_classes(has_budget: bool = False) -> dict[str, str]:
-    """The class that each class option means unless it is named; a budget needs its own prior."""
-    return DEFAULT_CLASSES | ({"prior": "pyro_meta.BudgetDirichlet"} if has_budget else {})
 
 
 def _require_memory(shape: Shape) -> None:

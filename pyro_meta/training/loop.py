@@ -143,7 +143,7 @@ def train(
             figures |= controllers.step(
                 Step(
                     _choices(guide, terms),
-                    model.kl_weight,
+                    model.temperature,
                     config.optim.has_begun(progress),
                     config.optim.has_settled(progress),
                     partial(_average, fabric),
@@ -185,9 +185,9 @@ def _set_schedules(
     optimiser: torch.optim.Optimizer,
 ) -> None:
     """Set what changes from step to step: functions of the step, and of where controllers stand."""
-    model.kl_weight = config.kl(progress)
+    model.temperature = config.kl(progress)
     guide.harden_below(config.harden(progress))
-    guide.execution.price.fill_(config.harden.price + controllers.surcharge)
+    model.execution.price.fill_(config.harden.price + controllers.surcharge)
     guide.has_settled = config.optim.has_settled(progress)
     set_lr(optimiser, config.optim, progress)
 
@@ -197,8 +197,8 @@ def _schedules(
 ) -> dict[str, float]:
     """The values that `_set_schedules` has set, for the log."""
     return {
-        "kl_weight": model.kl_weight,
-        "threshold": float(guide.execution.threshold),
+        "kl_weight": model.temperature,
+        "threshold": float(model.execution.threshold),
         "lr": optimiser.param_groups[0]["lr"],
     }
 
@@ -248,29 +248,43 @@ def _figures(
     """Figures of a step on this process: means over its micro-batches."""
     routes = torch.cat([terms.routes for terms in collected], 1)  # [L, B, T, K]
     gates = torch.cat([terms.gates for terms in collected], 1)  # [L, B, T]
-    run = routes * gates[..., None]  # who skips a layer pays nothing there
-    T = routes.shape[2]
+    T, of_groups = routes.shape[2], routes.dim() == 5
+    open_gates = gates[..., None, None] if of_groups else gates[..., None]
+    run = routes * open_gates  # who skips a layer pays nothing there
+    costs = {unit: one[:T, None] if of_groups else one[:T] for unit, one in costs.items()}
     nll = float(torch.stack([terms.nll.detach() for terms in collected]).mean())
     kl = float(torch.stack([terms.kl.detach().sum() for terms in collected]).mean())
-    depth_kl = sum(float(terms.depth_kl.detach().sum()) for terms in collected) / len(collected)
+    depth_kl, load_kl, compute = (
+        sum(float(getattr(terms, name).detach().sum()) for terms in collected) / len(collected)
+        for name in ("depth_kl", "load_kl", "compute")
+    )
+    of_loads = {"load_kl": load_kl} if model.has_loads else {}
+    of_compute = {} if model.compute is None else {"compute": compute}
     of_gates = {"depth_kl": depth_kl, "gate_open": float(gates.mean())} if model.gated else {}
     return {
         "loss": float(torch.stack([terms.loss.detach() for terms in collected]).mean()),
         "nll": nll,
         "kl": kl,
         "penalty": sum(float(terms.penalty.detach()) for terms in collected) / len(collected),
-        "elbo": -(nll + kl + depth_kl),
-        "cost_nominal": float((run * costs["nominal"][:T]).sum(-1).mean()),
-        "cost_macs": float((run * costs["macs"][:T]).sum(-1).mean()),
+        "elbo": -(nll + kl + depth_kl + load_kl + compute),
+        "cost_nominal": float((run * costs["nominal"]).sum(-1).mean()),
+        "cost_macs": float((run * costs["macs"]).sum(-1).mean()),
         "hard_share": float((routes.amax(-1) == 1).float().mean()),
+        **of_loads,
+        **of_compute,
         **of_gates,
     }
 
 
 def _choices(guide: Guide, collected: list[ELBOTerms]) -> Tensor:
-    """What would run if everything were hard, [L, B, T, K]: zeros where a token skips the layer."""
+    """What would run if everything were hard, [L, B, T, K]: zeros where a token skips the layer.
+
+    Of groups [L, B, T, G, K].
+    """
     gates = torch.cat([terms.gate_means for terms in collected], 1)  # [L, B, T]
-    return guide.execution.shares(_means(collected)) * guide.gate_execution.decide(gates)[..., None]
+    shares = guide.shares(_means(collected))
+    runs = guide.gate_execution.decide(gates)
+    return shares * runs.view(*runs.shape, *(1 for _ in shares.shape[runs.dim() :]))
 
 
 def _means(collected: list[ELBOTerms]) -> Tensor:
@@ -281,7 +295,7 @@ def _means(collected: list[ELBOTerms]) -> Tensor:
 def _entropy_by_layer(means: Tensor) -> list[float]:
     """Mean H(m) / log K of each layer's posterior means [L, B, T, K]."""
     K = means.shape[-1]
-    normalised = entropy(means).mean((1, 2)) / (math.log(K) if K > 1 else 1.0)
+    normalised = entropy(means).flatten(1).mean(1) / (math.log(K) if K > 1 else 1.0)
     return [round(value, 6) for value in normalised.tolist()]
 
 

@@ -105,18 +105,21 @@ class Settings:
     own, such as my_file.MyData. --data.help NAME lists the options of each."""
     prior: Any = None
     """Which routes to favour before the text is read (a route is how a token attends in a layer):
-    CostDirichlet (default; what costs less), BudgetDirichlet (meets --budget), SymmetricDirichlet
-    (none), LearnedDirichlet (learns which), LogisticNormalPrior, PaperDirichlet, or the import path
-    of your own. --prior.help NAME lists the options of each, such as --prior.rate."""
+    CostDirichlet (default; what costs less), LoadDirichlet (what the layer does as a rule, at a
+    price), SymmetricDirichlet (none), LearnedDirichlet (learns which), LogisticNormalPrior,
+    PaperDirichlet; of choices, where a token runs one mechanism from the start, LoadCategorical and
+    CostCategorical; or the import path of your own. --prior.help NAME lists the options of each,
+    such as --prior.rate."""
     budget: float | None = None
     """Cost of attention to end at, once routes are hard (see --harden): 1 is full attention in
-    every layer and token, 0.5 costs half, in the unit of --prior.cost. The prior is then
-    BudgetDirichlet, unless --prior names another that can meet a budget (default: no budget)."""
+    every layer and token, 0.5 costs half, in the unit of --prior.cost. With any prior: the price of
+    compute beside it is moved until the budget is met (default: no budget)."""
     guide: Any = None
     """Network that reads the text so far and says how likely each route is, and how sure it is (the
     posterior over routes): DirichletGuide (default), ConcreteGuide, LogisticNormalGuide,
-    PaperGuide, TokenTableGuide; to compare with, PointGuide (a router that is never unsure),
-    PriorGuide, FixedGuide and RandomGuide; or the import path of your own. --guide.help NAME lists
+    PaperGuide, TokenTableGuide; of choices, CategoricalGuide; to compare with, LoadGuide (one route
+    for each layer), PointGuide (a router that is never unsure), PriorGuide, PeriodicGuide,
+    FixedGuide and RandomGuide; or the import path of your own. --guide.help NAME lists
     the options of each, such as --guide.hidden."""
     mechanisms: list[str] = field(default_factory=lambda: ["full", "window", "linear"])
     """Ways to attend that tokens mix at first, and each token later picks from: full (all earlier
@@ -150,6 +153,9 @@ class Settings:
     kv_heads: int | None = None
     """Heads of keys and values, each shared by a group of heads; must divide heads (default: as
     many as heads, none is shared)."""
+    groups: Literal["one", "kv"] = "one"
+    """Which heads take a route together: all heads of a layer (one), or those of each key-value
+    head (kv)."""
     mlp_width: int | None = None
     """Hidden width of the feed-forward part of a layer (default: 4 x width)."""
     dropout: float = 0.0

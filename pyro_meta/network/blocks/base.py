@@ -106,7 +106,7 @@ class Block(nn.Module):
         normed
             [B, T, D].
         route
-            Weights [B, T, K], or choices [B, T].
+            Weights [B, T, K], or choices [B, T]; of G groups of heads [B, T, G, K], or [B, T, G].
         at
             What attention knows of the tokens beside them.
         gate
@@ -163,7 +163,7 @@ class Block(nn.Module):
         if len(own) == runs.numel():
             return self._left(stream, normed, route, None, attend)
         if is_choice(route):
-            route = route.masked_fill(~runs, NO_TOKEN)
+            route = route.masked_fill(~(runs if route.dim() == 2 else runs[..., None]), NO_TOKEN)
         attended = attend(normed, route, momentum=stream.momentum, own=own)
         momentum = _part_way(stream.momentum, attended.momentum, runs[..., None].to(normed.dtype))
         if not len(own):

@@ -22,6 +22,7 @@ from pyro_meta.attention import (
     is_choice,
     routed_attention,
 )
+from pyro_meta.attention.dispatch import folded, unfolded
 from pyro_meta.attention.rotary import rotate
 from pyro_meta.network.shape import Shape
 
@@ -63,6 +64,7 @@ class RoutedAttention(nn.Module):
         self.layer = layer
         self.heads, self.head_width = shape.heads, shape.head_width
         self.kv_heads = shape.kv_heads or shape.heads
+        self.groups = shape.groups
         self.mechanisms = build_mechanisms(mechanisms, shape.head_width, shape.window, shape.chunk)
         self.project_qkv = nn.Linear(
             shape.width, (shape.heads + 2 * self.kv_heads) * shape.head_width, bias=False
@@ -88,7 +90,7 @@ class RoutedAttention(nn.Module):
         normed
             [B, T, D].
         route
-            Weights [B, T, K], or choices [B, T].
+            Weights [B, T, K], or choices [B, T]; of n groups of heads [B, T, n, K] or [B, T, n].
         at
             What else is known of the tokens.
         momentum
@@ -179,20 +181,28 @@ class RoutedAttention(nn.Module):
         if not is_choice(route):
             return self._mix(route, inputs)
         mechanisms = [_mechanism(mechanism) for mechanism in self.mechanisms]
-        return self.dispatch(mechanisms, self.gain, route, inputs)
+        route, inputs = folded(route, inputs, self.groups)
+        return unfolded(self.dispatch(mechanisms, self.gain, route, inputs), self.groups)
 
     def _mix(self, weights: Tensor, inputs: Inputs) -> Tensor:
         """sum_k alpha_k g_k A_k, [B, T, D]: every mechanism on all tokens."""
-        group = self.heads // self.kv_heads
-        if group > 1:
-            inputs = inputs.with_repeated_heads(group)
+        weights, inputs = folded(weights, inputs, self.groups)
+        shared = self.heads // self.kv_heads
+        if shared > 1:
+            inputs = inputs.with_repeated_heads(shared)
         mixed: Tensor | None = None
         for index, mechanism in enumerate(self.mechanisms):
             attended = mechanism(*inputs.read_by(_mechanism(mechanism)))
-            attended = attended.transpose(1, 2).flatten(2)
-            part = weights[..., index, None] * (self.gain[index] * attended)
+            attended = attended.transpose(1, 2).flatten(2)  # [B groups, T, D / groups]
+            part = weights[..., index, None] * (self._gain_by_row(index, attended) * attended)
             mixed = part if mixed is None else mixed + part
-        return cast(Tensor, mixed)
+        return unfolded(cast(Tensor, mixed), self.groups)
+
+    def _gain_by_row(self, index: int, like: Tensor) -> Tensor:
+        """g_k for rows [B groups, T, D / groups]."""
+        if self.groups == 1:
+            return self.gain[index]
+        return self.gain[index].view(self.groups, 1, -1).repeat(len(like) // self.groups, 1, 1)
 
 
 def _mechanism(module: nn.Module) -> Mechanism:

@@ -1,0 +1,36 @@
+"""A guide of choices: which one mechanism a token runs."""
+
+from pyro_meta.distributions import Choice
+from pyro_meta.guides.base import HeadsGuide
+from pyro_meta.guides.networks import leads, of_own_token
+from pyro_meta.models.language_model import LanguageModel
+from pyro_meta.network.route import Features
+
+
+class CategoricalGuide(HeadsGuide):
+    """q(alpha_l = e_k | x) = softmax(logits)_k, with logits from a two-layer network.
+
+    A draw is one mechanism; its gradient is straight through (see `Choice`). Its KL to a prior of
+    choices is exact.
+
+    Parameters
+    ----------
+    model
+        The language model; its prior is one of choices.
+    hidden
+        Width of the hidden layer; by default an eighth of the model's, about 1% of its parameters.
+    start
+        By how many logits a mechanism is ahead at the start: `full` in the first layer, with
+        `window` half a logit behind, and `window` in the others.
+    """
+
+    def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 3.0) -> None:
+        super().__init__(model, hidden, leads(model.network, start))
+
+    @classmethod
+    def of_choices(cls, model: LanguageModel) -> bool:
+        return True
+
+    @of_own_token
+    def posterior(self, layer: int, features: Features) -> Choice:
+        return Choice(logits=self.outputs(layer, features.normed))

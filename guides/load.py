@@ -1,0 +1,51 @@
+"""The learned static split: every layer and group of heads has a posterior, and no token a say."""
+
+import torch
+from torch import nn
+from torch.distributions import Distribution
+
+from pyro_meta.distributions import Choice
+from pyro_meta.guides.base import Guide
+from pyro_meta.guides.dirichlet import by_mean_and_total, start_at
+from pyro_meta.guides.networks import leads, of_own_token
+from pyro_meta.models.language_model import LanguageModel
+from pyro_meta.network.route import Features
+
+
+class LoadGuide(Guide):
+    """q(alpha_l) for each layer and group, learned; the same for every token.
+
+    The opponent that a router of tokens has to beat: once hard, each layer and group of heads runs
+    one mechanism (as in DuoAttention, arXiv 2410.10819, which splits by heads). Its family is that
+    of the model's prior: a `Choice`, or a Dirichlet by mean and total as of `DirichletGuide`.
+
+    Parameters
+    ----------
+    model
+        The language model.
+    start
+        By how many logits a mechanism is ahead at the start: `full` in the first layer, with
+        `window` half a logit behind, and `window` in the others.
+    total
+        a_0 of a Dirichlet at the start.
+    """
+
+    def __init__(self, model: LanguageModel, start: float = 3.0, total: float = 5.0) -> None:
+        super().__init__(model)
+        network = model.network
+        self._chooses = model.prior.of_choices
+        near = leads(network, start) if self._chooses else start_at(network, total, start)
+        outputs = torch.tensor(near)  # [L, K], or [L, K + 1] with a total
+        if network.shape.groups > 1:
+            outputs = outputs[:, None].repeat(1, network.shape.groups, 1)
+        self.outputs = nn.Parameter(outputs)
+
+    @classmethod
+    def of_choices(cls, model: LanguageModel) -> bool:
+        return model.prior.of_choices
+
+    @of_own_token
+    def posterior(self, layer: int, features: Features) -> Distribution:
+        out = self.outputs[layer]
+        dist: Distribution = Choice(logits=out) if self._chooses else by_mean_and_total(out)
+        return dist.expand(torch.Size([*features.tokens.shape, *dist.batch_shape]))
