@@ -60,6 +60,9 @@ class Guide(StandaloneModule):
     """Whether posteriors differ from the prior, and so have a KL to pay and to learn from."""
     is_mixture: ClassVar[bool] = False
     """Whether tokens run a mixture of mechanisms to the end, instead of turning hard."""
+    of_choices: ClassVar[bool | None] = False
+    """Whether it infers choices of one mechanism, rather than weights of all; None: either, as the
+    prior says. One that pays no KL goes with any prior."""
     depth: DepthGuide | None
     load_posterior: LoadPosterior | None
 
@@ -71,8 +74,8 @@ class Guide(StandaloneModule):
                 f"guide: {type(model.prior).__name__} learns from the KL of the guide's posterior, "
                 f"and that of {type(self).__name__} is always 0; choose another guide or prior"
             )
-        if self.pays_kl and self.of_choices(model) != model.prior.of_choices:
-            ours, theirs = (_spoken(of) for of in (self.of_choices(model), model.prior.of_choices))
+        if self.pays_kl and self.of_choices not in (None, model.prior.of_choices):
+            ours, theirs = ("choices", "weights") if self.of_choices else ("weights", "choices")
             raise UsageError(
                 f"guide: {type(self).__name__} infers {ours}, and {type(model.prior).__name__} is "
                 f"a prior of {theirs}; choose another guide or prior"
@@ -85,11 +88,6 @@ class Guide(StandaloneModule):
         everywhere = torch.arange(model.network.shape.context)
         for mechanism in filter(is_own, model.network.mechanisms):
             require_prices(mechanism, everywhere.to(torch.get_default_dtype()))
-
-    @classmethod
-    def of_choices(cls, model: LanguageModel) -> bool:
-        """Whether it infers choices of one mechanism, rather than weights of all."""
-        return False
 
     def posterior(self, layer: int, features: Features) -> Distribution:
         """q(alpha_l | x, alpha_{<l}): batch [B, T], event [K], reparameterised.
@@ -254,7 +252,3 @@ class HeadsGuide(Guide):
         """
         out: Tensor = self.heads[layer](read)
         return out if self._groups == 1 else out.unflatten(-1, (self._groups, -1))
-
-
-def _spoken(of_choices: bool) -> str:
-    return "choices" if of_choices else "weights"

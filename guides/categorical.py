@@ -24,12 +24,10 @@ class CategoricalGuide(HeadsGuide):
         `window` half a logit behind, and `window` in the others.
     """
 
+    of_choices = True
+
     def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 3.0) -> None:
         super().__init__(model, hidden, leads(model.network, start))
-
-    @classmethod
-    def of_choices(cls, model: LanguageModel) -> bool:
-        return True
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Choice:

@@ -34,6 +34,7 @@ class FixedGuide(Guide):
     """
 
     pays_kl = False
+    of_choices = None
     is_mixture = True
     loads: Tensor
 
@@ -95,6 +96,7 @@ class RandomGuide(Guide):
     """
 
     pays_kl = False
+    of_choices = None
     loads: Tensor
 
     def __init__(self, model: LanguageModel, loads: Loads = None, seed: int = 0) -> None:

@@ -30,6 +30,8 @@ class LoadGuide(Guide):
         a_0 of a Dirichlet at the start.
     """
 
+    of_choices = None
+
     def __init__(self, model: LanguageModel, start: float = 3.0, total: float = 5.0) -> None:
         super().__init__(model)
         network = model.network
@@ -39,10 +41,6 @@ class LoadGuide(Guide):
         if network.shape.groups > 1:
             outputs = outputs[:, None].repeat(1, network.shape.groups, 1)
         self.outputs = nn.Parameter(outputs)
-
-    @classmethod
-    def of_choices(cls, model: LanguageModel) -> bool:
-        return model.prior.of_choices
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Distribution:

@@ -24,6 +24,7 @@ class PointGuide(HeadsGuide):
     """
 
     pays_kl = False
+    of_choices = None
 
     def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 3.0) -> None:
         super().__init__(model, hidden, leads(model.network, start))

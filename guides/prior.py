@@ -12,6 +12,7 @@ class PriorGuide(Guide):
     """q(alpha_l | x) = p(alpha_l): routes are drawn from the prior, and the KL is 0."""
 
     pays_kl = False
+    of_choices = None
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Distribution:

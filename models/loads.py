@@ -48,7 +48,7 @@ class LoadPrior(Prior):
     def __init__(
         self,
         network: Network,
-        rate: float = 6.0,
+        rate: float = 3.0,
         load_strength: float = 3.0,
         load_rate: float = 0.0,
         load_floor: float = 1.0,
@@ -102,8 +102,9 @@ class LoadDirichlet(LoadPrior):
     network, rate, load_strength, load_rate, load_floor, cost
         See `LoadPrior`.
     strength
-        s, how closely tokens follow the load: below about 3 they are decided, each on a mechanism
-        that is drawn by the load; at 100 all mix as the load says.
+        s, how closely tokens follow the load: at 1/4 they are decided, each on a mechanism that is
+        drawn by the load; at 100 all mix as the load says. What a token pays for a mechanism that
+        its layer never runs grows with s, about 20 s nats.
     floor
         Least concentration of any mechanism.
     """
@@ -111,8 +112,8 @@ class LoadDirichlet(LoadPrior):
     def __init__(
         self,
         network: Network,
-        rate: float = 6.0,
-        strength: float = 1.0,
+        rate: float = 3.0,
+        strength: float = 0.25,
         floor: float = 0.05,
         load_strength: float = 3.0,
         load_rate: float = 0.0,

@@ -656,13 +656,18 @@ class FussyGuide(SoundGuide):
 GUIDES: dict[type[DirichletGuide], set[str]] = {
     SoundGuide: set(),
     GuideThatSeesLaterTokens: {
+        "particles_stand_in_front",
         "later_tokens_move_nothing_earlier",
         "cutting_the_text_moves_nothing_earlier",
         "training_mixes_no_tokens",
     },
     GuideThatSeesTheLength: {"cutting_the_text_moves_nothing_earlier"},
-    GuideThatLooksBack: {"posterior_of_own_token_needs_no_other"},
-    GuideThatMixesSequences: {"sequences_do_not_meet", "training_mixes_no_tokens"},
+    GuideThatLooksBack: {"posterior_of_own_token_needs_no_other", "particles_stand_in_front"},
+    GuideThatMixesSequences: {
+        "sequences_do_not_meet",
+        "training_mixes_no_tokens",
+        "particles_stand_in_front",
+    },
     GuideThatChangesFeatures: {
         "what_is_given_is_left_as_it_is",
         "cutting_the_text_moves_nothing_earlier",

@@ -181,7 +181,7 @@ def test_a_budget_goes_with_any_prior(tmp_path: Path) -> None:
     named, _ = read_options(["--budget=0.5", "--prior=LoadDirichlet", "--prior.cost=nominal"])
     priced = named.build(13)[0]
     assert priced.compute is not None and priced.compute.costs.spec == "nominal"
-    assert float(priced.compute.rate) == 6.0, "where the controller begins"
+    assert float(priced.compute.rate) == 3.0, "where the controller begins"
     assert read_options([])[0].build(13)[0].compute is None
     free, _ = read_options(["--budget=0.5", "--guide=PointGuide"])
     assert isinstance(free.build(13)[1], PointGuide)

@@ -83,6 +83,7 @@ LEAKS = {
     "gradients_reach_no_later_input",
 }
 GUIDE_LEAKS = {
+    "particles_stand_in_front",
     "training_mixes_no_tokens",
     "later_tokens_move_nothing_earlier",
     "cutting_the_text_moves_nothing_earlier",

@@ -347,12 +347,12 @@ def test_the_objective_with_loads_is_written_out(groups: int) -> None:
     for layer in range(2):
         load = trace.nodes[f"load_{layer}"]["value"]
         q = walked.posteriors[layer].route.concentration
-        p = (1.0 * load + 0.05).expand_as(q)
+        p = (0.25 * load + 0.05).expand_as(q)
         kl = kl + kl_divergence(Dirichlet(q), Dirichlet(p)).sum()
         own = guide.load_dist(layer)
         centre = model.load_dist(layer).concentration
         load_kl = load_kl + kl_divergence(Dirichlet(own.concentration), Dirichlet(centre)).sum()  # type: ignore[union-attr]
-        compute = compute + 6.0 * (trace.nodes[f"route_{layer}"]["value"] * costs).sum()
+        compute = compute + 3.0 * (trace.nodes[f"route_{layer}"]["value"] * costs).sum()
     nll = torch.nn.functional.cross_entropy(
         walked.logits.flatten(0, 1), targets.flatten(), reduction="sum"
     )

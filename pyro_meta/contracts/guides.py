@@ -183,6 +183,21 @@ def posterior_of_own_token_needs_no_other(subject: Router) -> None:
                 require_close(found, model.network(tokens, route), subject.size.tolerance, what)
 
 
+def particles_stand_in_front(subject: Router) -> None:
+    """Of features [S, B, T, ..] the posterior is that of each particle by itself."""
+    with default_dtype(subject.size.dtype):
+        model, guide = subject.build()
+        alone = [subject.size.features(seed) for seed in (7, 8)]
+        tokens, state, normed = (torch.stack([one[part] for one in alone]) for part in range(3))
+        together = Features(tokens, state, normed, alone[0].positions)
+        with evaluating(model, guide):
+            for layer in subject.layers:
+                found = subject.distribution_at(model, guide, layer, together).mean
+                each = [subject.distribution_at(model, guide, layer, one).mean for one in alone]
+                what = "particles in front change the posterior: count dimensions from the end"
+                require_close(found, torch.stack(each), subject.size.tolerance, what)
+
+
 def targets_are_not_looked_at(subject: Router) -> None:
     _, guide = subject.build()
     tokens, targets = subject.size.text()
@@ -258,6 +273,7 @@ OF_GATES = (
     gradients_reach_no_later_token,
     mean_gates_are_valid,
     posterior_of_own_token_needs_no_other,
+    particles_stand_in_front,
     targets_are_not_looked_at,
     plain_svi_gives_the_same_loss,
 )
@@ -270,6 +286,7 @@ CLAUSES = (
     gradients_reach_no_later_token,
     mean_routes_are_valid,
     posterior_of_own_token_needs_no_other,
+    particles_stand_in_front,
     targets_are_not_looked_at,
     plain_svi_gives_the_same_loss,
 )

@@ -8,7 +8,6 @@ from torch.distributions import Dirichlet, Distribution
 
 from pyro_meta.distributions import Choice
 from pyro_meta.guides import Guide, along_means, walk
-from pyro_meta.models import LanguageModel
 from pyro_meta.network.route import Features
 from pyro_meta.posterior.objective import Loss, estimate, frozen
 
@@ -47,15 +46,13 @@ class FreePosterior(Guide):
         The texts, [B, T]. It starts at the guide's posteriors along its deployed route.
     """
 
+    of_choices = None
+
     def __init__(self, guide: Guide, tokens: Tensor) -> None:
         super().__init__(guide.model)
         self.depth, self.load_posterior = guide.depth, guide.load_posterior
         self.place = nn.Parameter(_places_of(guide, tokens))  # [L, B, T, K]
         self.to(tokens.device)
-
-    @classmethod
-    def of_choices(cls, model: LanguageModel) -> bool:
-        return model.prior.of_choices
 
     def posterior(self, layer: int, features: Features) -> Distribution:
         return free(self.place[layer], self.model.prior.of_choices)

@@ -262,10 +262,10 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
         shared = [_without(layer, (*ROUTING, "mechanisms")) for layer in [*study.base, *own]]
         for every in PERIODS:
             if every <= group.config.layers:
-                periodic = {"class_path": "PeriodicGuide", "init_args": {"every": every}}
+                periodic: Options = {"class_path": "PeriodicGuide", "init_args": {"every": every}}
                 label = f"every {'2nd' if every == 2 else f'{every}th'} layer full"
-                alone = {"mechanisms": ["full", "window"], "guide": periodic}
-                add("periodic", label, [*shared, alone], _baseline_seeds(study, "periodic"))
+                both: Options = {"mechanisms": ["full", "window"], "guide": periodic}
+                add("periodic", label, [*shared, both], _baseline_seeds(study, "periodic"))
     is_wanted: dict[Kind, bool] = {
         "prior": chosen.prior,
         "point": chosen.point,
