@@ -26,6 +26,7 @@ from torch.distributions import Dirichlet, kl_divergence
 
 from pyro_meta import (
     CategoricalGuide,
+    Choice,
     CostCategorical,
     CostDirichlet,
     DirichletGuide,
@@ -391,3 +392,12 @@ def test_periodic_layers() -> None:
         PeriodicGuide(model, every=0)
     with pytest.raises(UsageError, match="needs the mechanism window"):
         build(guide=PeriodicGuide, mechanisms=("full", "linear"))
+
+
+def test_a_choice_of_what_is_not_a_number_is_drawn_as_such() -> None:
+    """So that a loss that is not finite is found by training, and raises nothing here."""
+    with pyro.validation_enabled(False):  # as in training
+        dist = Choice(logits=torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]))
+    for draw in (dist.rsample(torch.Size([5])), dist.sample(torch.Size([5]))):
+        assert set(draw[:, 0].unique().tolist()) <= {0.0, 1.0}
+        assert bool(draw[:, 1].isnan().all())

@@ -13,6 +13,7 @@ from pyro_meta.distributions.simplex import (
     expected_entropy,
     normalised,
     uncertainty,
+    vertex,
 )
 
 
@@ -34,8 +35,18 @@ class Choice(OneHotCategorical):
         return super().expand(batch_shape, self._get_checked_instance(Choice, _instance))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        drawn: Tensor = self.sample(torch.Size(sample_shape))
+        drawn = self.sample(torch.Size(sample_shape))
         return drawn + (self.probs - self.probs.detach())
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draw without a gradient; probabilities that are NaN stay so, and raise nothing."""
+        size, K = torch.Size(sample_shape), self.event_shape[-1]
+        with torch.no_grad():
+            probs = self.probs.reshape(-1, K)
+            rows = torch.multinomial(probs.nan_to_num(1.0), size.numel(), True).T
+            index = rows.reshape(self._extended_shape(size)[:-1])
+            drawn = vertex(index, self.probs)
+            return drawn + (self.probs - self.probs)  # 0, or NaN
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
