@@ -155,9 +155,7 @@ class Guide(StandaloneModule):
 
     def routes(self, layer: int, features: Features) -> Distribution:
         """`posterior`, with a dimension of groups wherever the model has several."""
-        if self.has_settled:
-            features = features.detached()
-        route = self.posterior(layer, features)
+        route = self.posterior(layer, self._seen(features))
         require_kind(route, Distribution, self, "posterior")
         G, tokens = self.model.network.shape.groups, features.tokens
         if G == 1:
@@ -174,16 +172,18 @@ class Guide(StandaloneModule):
         UsageError
             The model has gates, and the guide no posterior of them.
         """
-        if self.has_settled:
-            features = features.detached()
         route = self.routes(layer, features)
         if layer not in self.model.gated:
             return Latents(route, open_gate(features.tokens))
         if self.depth is None:
             raise UsageError("guide: the model has depth gates, and `guide.depth` is not set")
-        gate = self.depth.posterior(layer, features)
+        gate = self.depth.posterior(layer, self._seen(features))
         require_kind(gate, Distribution, self.depth, "posterior")
         return Latents(route, gate)
+
+    def _seen(self, features: Features) -> Features:
+        """What posteriors read: no gradient finds back through it once the guide has settled."""
+        return features.detached() if self.has_settled else features
 
     def harden_below(self, threshold: float) -> None:
         """Set the uncertainty below which a token's route and gates are hard.

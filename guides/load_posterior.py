@@ -26,9 +26,8 @@ class LoadPosterior(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        L, K, G = network.shape.layers, len(network.mechanisms), network.shape.groups
-        sizes = (L,) if G == 1 else (L, G)
-        self.logits = nn.Parameter(torch.zeros(*sizes, K))
+        sizes = (network.shape.layers, *network.shape.of_groups)
+        self.logits = nn.Parameter(torch.zeros(*sizes, len(network.mechanisms)))
         raw = unbounded(TOTAL, LEAST_TOTAL, MOST_TOTAL)
         self.raw_total = nn.Parameter(torch.full(sizes, raw))
 

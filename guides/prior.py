@@ -16,7 +16,6 @@ class PriorGuide(Guide):
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Distribution:
-        G, tokens = self.model.network.shape.groups, features.tokens
-        of_groups = () if G == 1 else (G,)
         prior = self.model.route_dist(layer, features.positions, self.load(layer))
-        return prior.expand(torch.Size([*tokens.shape, *of_groups]))
+        of_groups = self.model.network.shape.of_groups
+        return prior.expand(torch.Size([*features.tokens.shape, *of_groups]))

@@ -51,10 +51,7 @@ class LearnedDirichlet(Prior):
         start = given(0, everywhere).concentration.flatten(0, -2).mean(0)
         x = [unbounded(min(float(b), 0.99 * MOST), floor, MOST) for b in start]
         self.floor = floor
-        sizes = (
-            network.shape.layers,
-            *(() if network.shape.groups == 1 else (network.shape.groups,)),
-        )
+        sizes = (network.shape.layers, *network.shape.of_groups)
         self.log_concentration = nn.Parameter(torch.tensor(x).repeat(*sizes, 1))
 
     def forward(self, layer: int, positions: Tensor) -> Dirichlet:

@@ -9,17 +9,19 @@ does. A learned load would undo a price inside the prior. So compute is a potent
 Shapes: T positions, G groups of heads, K mechanisms.
 """
 
-import math
-
 import torch
 from pyro.distributions import Dirichlet
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_meta.distributions import Choice
-from pyro_meta.errors import UsageError
 from pyro_meta.models.compute import ComputePotential
-from pyro_meta.models.priors import Prior, by_cost, require_positive
+from pyro_meta.models.priors import (
+    Prior,
+    by_cost,
+    require_at_least_zero,
+    require_positive,
+)
 from pyro_meta.network.costs import Costs
 from pyro_meta.network.protocol import Network
 from pyro_meta.own_classes import require_defined
@@ -57,9 +59,7 @@ class LoadPrior(Prior):
         super().__init__(network)
         require_defined(self, LoadPrior, "around")
         require_positive(load_strength=load_strength, load_floor=load_floor)
-        for name, value in (("rate", rate), ("load_rate", load_rate)):
-            if not 0 <= value < math.inf:
-                raise UsageError(f"prior.{name}: {value} given; at least 0 is allowed")
+        require_at_least_zero(rate=rate, load_rate=load_rate)
         self.rate, self.cost = rate, cost
         self.load_strength, self.load_rate = load_strength, load_rate
         self.load_floor = load_floor
@@ -75,8 +75,7 @@ class LoadPrior(Prior):
         everywhere = torch.arange(self.network.shape.context, device=device)
         costs = self.costs.of_groups(everywhere).mean(0)  # [K] or [1, K]
         dist = by_cost(costs, self.load_rate, self.load_strength, self.load_floor)
-        G = self.network.shape.groups
-        return dist if G == 1 else dist.expand(torch.Size([G]))
+        return dist.expand(torch.Size(self.network.shape.of_groups))
 
     def forward(self, layer: int, positions: Tensor, load: Tensor | None = None) -> Distribution:
         """p(alpha_l | pi_l): batch [T], or [T, G] of several groups.
@@ -85,8 +84,7 @@ class LoadPrior(Prior):
         of its prior.
         """
         load = self.load_dist(layer).mean if load is None else load
-        G = self.network.shape.groups
-        of_tokens = (len(positions), *(() if G == 1 else (G,)))
+        of_tokens = (len(positions), *self.network.shape.of_groups)
         found = self.around(load)
         return found.expand(torch.broadcast_shapes(found.batch_shape, of_tokens))
 

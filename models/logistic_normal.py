@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta.distributions.softmax import LogisticNormal
-from pyro_meta.errors import UsageError
-from pyro_meta.models.priors import Prior, require_positive
+from pyro_meta.models.priors import Prior, require_at_least_zero, require_positive
 from pyro_meta.network.costs import Costs
 from pyro_meta.network.protocol import Network
 
@@ -34,8 +33,7 @@ class LogisticNormalPrior(Prior):
     ) -> None:
         super().__init__(network)
         require_positive(scale=scale)
-        if rate < 0:
-            raise UsageError(f"prior.rate: {rate} given; at least 0 is allowed")
+        require_at_least_zero(rate=rate)
         self.rate, self.scale = rate, scale
         self.costs = Costs(network, cost)
 

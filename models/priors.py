@@ -5,6 +5,7 @@ one: a token runs a single mechanism. A prior knows the network's mechanisms and
 never sees the text. Shapes: T positions, G groups of heads, K mechanisms.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -96,8 +97,7 @@ class CostDirichlet(Prior):
     ) -> None:
         super().__init__(network)
         require_positive(strength=strength, floor=floor)
-        if rate < 0:
-            raise UsageError(f"prior.rate: {rate} given; at least 0 is allowed")
+        require_at_least_zero(rate=rate)
         self.rate, self.strength, self.floor = rate, strength, floor
         self.costs = Costs(network, cost)
 
@@ -131,8 +131,7 @@ class CostCategorical(Prior):
         self, network: Network, rate: float = 6.0, cost: str | list[float] = "macs"
     ) -> None:
         super().__init__(network)
-        if rate < 0:
-            raise UsageError(f"prior.rate: {rate} given; at least 0 is allowed")
+        require_at_least_zero(rate=rate)
         self.rate = rate
         self.costs = Costs(network, cost)
 
@@ -207,3 +206,10 @@ def require_positive(**concentrations: float) -> None:
     for name, value in concentrations.items():
         if not value > 0:
             raise UsageError(f"prior.{name}: {value} given; above 0 is allowed")
+
+
+def require_at_least_zero(**rates: float) -> None:
+    """Raise `UsageError` unless every named value is finite and at least 0."""
+    for name, value in rates.items():
+        if not 0 <= value < math.inf:
+            raise UsageError(f"prior.{name}: {value} given; at least 0 is allowed")

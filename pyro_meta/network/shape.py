@@ -70,6 +70,11 @@ class Shape:
         return self.width // self.heads
 
     @property
+    def of_groups(self) -> tuple[int, ...]:
+        """What stands behind [B, T] in the sizes of routes: (G,), or () of one group."""
+        return () if self.groups == 1 else (self.groups,)
+
+    @property
     def hidden(self) -> int:
         """Hidden width of the MLP."""
         return self.mlp_width or 4 * self.width

@@ -222,7 +222,7 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.layers):
             normed = block.look(stream)
             features = Features(tokens, stream.state, normed, positions)
-            chosen, gate = _asked(route, layer, features, self.shape.groups)
+            chosen, gate = _asked(route, layer, features, self.shape.of_groups)
             stream = block(stream, normed, chosen, at, gate)
         return self.final_norm(stream.state)
 
@@ -246,7 +246,7 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.layers):
             normed = block.look(stream)
             features = Features(tokens, stream.state, normed, positions)
-            chosen, gate = _asked_of_new(route, layer, features, cache, span, self.shape.groups)
+            chosen, gate = _asked_of_new(route, layer, features, cache, span, self.shape.of_groups)
             if is_token is not None and is_choice(chosen):
                 is_here = is_token if chosen.dim() == 2 else is_token[..., None]
                 chosen = chosen.masked_fill(~is_here, NO_TOKEN)
@@ -257,7 +257,7 @@ class Transformer(nn.Module):
         return state
 
 
-def _asked(route: Route, layer: int, features: Features, groups: int) -> Decision:
+def _asked(route: Route, layer: int, features: Features, of_groups: tuple[int, ...]) -> Decision:
     """What `route` decides, checked."""
     tokens, state, normed, positions = features
     with torch.autocast(tokens.device.type, enabled=False):
@@ -268,8 +268,7 @@ def _asked(route: Route, layer: int, features: Features, groups: int) -> Decisio
             f"route of layer {layer} gave {type(decision).__name__}; a Decision is needed"
         )
     chosen, gate = decision
-    of_groups = "" if groups == 1 else f", {groups}"
-    size = (*tokens.shape, *(() if groups == 1 else (groups,)))
+    size = (*tokens.shape, *of_groups)
     if is_choice(chosen):
         if chosen.shape != size:
             raise ValueError(
@@ -278,10 +277,10 @@ def _asked(route: Route, layer: int, features: Features, groups: int) -> Decisio
             )
     elif chosen.dim() > len(size) + 1:
         raise ValueError(
-            f"route of layer {layer} is {list(chosen.shape)}, and [B, T{of_groups}, K] is needed; "
+            f"route of layer {layer} is {list(chosen.shape)}; weights must be {[*size, 'K']}, and "
             "leading dimensions of particles are folded by `LanguageModel.run`"
         )
-    elif groups > 1 and (chosen.dim() < 2 or chosen.shape[-2] not in (1, groups)):
+    elif of_groups and (chosen.dim() < 2 or chosen.shape[-2] not in (1, *of_groups)):
         raise ValueError(
             f"route of layer {layer} is {list(chosen.shape)}; weights must be "
             f"{[*size, 'K']} or broadcastable"
@@ -295,7 +294,12 @@ def _asked(route: Route, layer: int, features: Features, groups: int) -> Decisio
 
 
 def _asked_of_new(
-    route: Route, layer: int, features: Features, cache: Cache, span: Span, groups: int
+    route: Route,
+    layer: int,
+    features: Features,
+    cache: Cache,
+    span: Span,
+    of_groups: tuple[int, ...],
 ) -> Decision:
     """What `route` decides for the new tokens of a span."""
     tokens, state, normed, positions = features
@@ -305,9 +309,9 @@ def _asked_of_new(
     elif not span.is_aligned:  # side by side, as one row of tokens, each at its own position
         tokens, state, normed = (x.flatten(0, 1)[None] for x in (tokens, state, normed))
         features = Features(tokens, state, normed, positions.flatten())
-    chosen, gate = _asked(route, layer, features, groups)
+    chosen, gate = _asked(route, layer, features, of_groups)
     if not is_choice(chosen):
-        behind = chosen.shape[-1:] if groups == 1 else (groups, chosen.shape[-1])
+        behind = (*of_groups, chosen.shape[-1])
         size = features.tokens.shape
         has_rows = chosen.dim() == 2 + len(behind) and len(chosen) == len(span.counts)
         if has_rows and not cache.keeps_features:
@@ -327,7 +331,7 @@ def pinned(network: Network, name: str) -> Route:
 
     def route(layer: int, features: Features) -> Decision:
         weights = one_hot.to(features.state)
-        return Decision(weights.expand(*_routed(network, features), -1))
+        return Decision(weights.expand(*features.tokens.shape, *network.shape.of_groups, -1))
 
     return route
 
@@ -337,16 +341,8 @@ def chosen_by_all(network: Network, name: str) -> Route:
     index = network.mechanism_names.index(name)
 
     def route(layer: int, features: Features) -> Decision:
-        like = (
-            features.tokens
-            if network.shape.groups == 1
-            else features.tokens.new_empty(_routed(network, features))
-        )
+        tokens = features.tokens
+        like = tokens.new_empty(*tokens.shape, *network.shape.of_groups)
         return Decision(one_for_all(like, index))
 
     return route
-
-
-def _routed(network: Network, features: Features) -> tuple[int, ...]:
-    """Sizes of what is routed: [B, T], or [B, T, G] of several groups."""
-    return (*features.tokens.shape, *(() if network.shape.groups == 1 else (network.shape.groups,)))

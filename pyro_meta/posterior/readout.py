@@ -276,7 +276,7 @@ def _draw_prior(model: LanguageModel, length: int, draws: int) -> tuple[Tensor, 
     """Routes [S, L, T, K] and gates [S, L, T] drawn from the prior, loads and all."""
     positions = torch.arange(length, device=model.network.device)
     G = model.network.shape.groups
-    size = torch.Size([length, *(() if G == 1 else (G,))])
+    size = (length, *model.network.shape.of_groups)
     of_routes, of_gates = [], []
     for layer in range(model.network.shape.layers):
         routes = model.route_dist(layer, positions)
