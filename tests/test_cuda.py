@@ -265,7 +265,7 @@ def test_kernels_in_tritons_interpreter() -> None:
         ["--mechanisms", "[full,window,linear,chunk]"],
         ["--mechanisms", "[full,linear_momentum,chunk_learned]"],
         ["--prior", "LogisticNormalPrior", "--guide", "LogisticNormalGuide"],
-        ["--prior", "BudgetDirichlet", "--budget", "0.5"],
+        ["--prior", "LoadDirichlet", "--budget", "0.5"],
         ["--guide", "PointGuide", "--cost", "measured"],
     ],
 )
