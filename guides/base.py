@@ -49,11 +49,11 @@ class Guide(StandaloneModule):
         are as the prior says.
     depth
         The posterior of the model's depth gates; None where it has none.
-    has_settled
-        Whether it has stopped learning for good. Its routes then are detached: no gradient passes
-        from them into the network, which does not learn to move them by what it feeds the guide.
-        And the network runs along posterior means, as it is evaluated. Training sets it from its
-        schedule; it is not saved.
+    is_resting
+        Whether it does not learn: before it begins, and once it has settled. Its routes then are
+        detached: no gradient passes from them into the network, which does not learn to move them
+        by what it feeds the guide. And the network runs along posterior means, as it is evaluated.
+        Training sets it from its schedule; it is not saved.
     """
 
     pays_kl: ClassVar[bool] = True
@@ -84,7 +84,7 @@ class Guide(StandaloneModule):
         self.depth = None
         learns_loads = model.has_loads and self.pays_kl
         self.load_posterior = LoadPosterior(model.network) if learns_loads else None
-        self.has_settled = False
+        self.is_resting = False
         everywhere = torch.arange(model.network.shape.context)
         for mechanism in filter(is_own, model.network.mechanisms):
             require_prices(mechanism, everywhere.to(torch.get_default_dtype()))
@@ -96,7 +96,7 @@ class Guide(StandaloneModule):
         them alike. Particles stand in front of B, in what it is given and in what it gives.
 
         Training, evaluation, read-out and generation all ask here and nowhere else. What it reads
-        of the network is `features`, through which gradients stop once the guide has settled. One
+        of the network is `features`, through which gradients stop while the guide rests. One
         that needs the features of each token alone is declared so by the decorator `of_own_token`.
         """
         raise NotImplementedError
@@ -112,7 +112,7 @@ class Guide(StandaloneModule):
         loads = [self._draw_load(layer, tokens, plates) for layer in self._layers]
         wide = tokens.expand(*plates.leading, *tokens.shape)
         with plates.of_tokens():
-            return walk(model, self, wide, sampled(plates, self.has_settled), loads=loads)
+            return walk(model, self, wide, sampled(plates, self.is_resting), loads=loads)
 
     def _draw_load(self, layer: int, tokens: Tensor, plates: Plates) -> Tensor | None:
         """Sample the load of a layer, if the prior has any."""
@@ -182,8 +182,8 @@ class Guide(StandaloneModule):
         return Latents(route, gate)
 
     def _seen(self, features: Features) -> Features:
-        """What posteriors read: no gradient finds back through it once the guide has settled."""
-        return features.detached() if self.has_settled else features
+        """What posteriors read: no gradient finds back through it while the guide rests."""
+        return features.detached() if self.is_resting else features
 
     def harden_below(self, threshold: float) -> None:
         """Set the uncertainty below which a token's route and gates are hard.

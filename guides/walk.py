@@ -175,7 +175,7 @@ def sampled(plates: Plates, along_means: bool = False) -> How:
     """Sample Pyro's sites route_{l} and, in a gated layer, depth_{l}, inside `plates.of_tokens()`.
 
     Each draw decides for itself what runs; or, with `along_means`, the posterior's means do, as a
-    guide is run that learns no more.
+    guide is run that rests.
     """
 
     def how(

@@ -17,6 +17,8 @@ LOAD_GUIDES = {"fixed": "load_guides.Fixed", "random": "load_guides.Random"}
 
 
 class Fixed(Guide):
+    pays_kl = False
+
     def __init__(self, model: LanguageModel, loads: list[list[float]]) -> None:
         super().__init__(model)
         self.loads = loads

@@ -12,7 +12,15 @@ from conftest import PAIRS, build, text
 from torch import Tensor
 
 import pyro_meta.train as train_command
-from pyro_meta import CostDirichlet, Guide, PointGuide, Prior, Transformer, UsageError
+from pyro_meta import (
+    CostDirichlet,
+    Guide,
+    LoadCategorical,
+    PointGuide,
+    Prior,
+    Transformer,
+    UsageError,
+)
 from pyro_meta.inference.controllers import BudgetController, Step
 from pyro_meta.inference.dual_ascent import DualController
 from pyro_meta.inference.elbo import Objective
@@ -171,8 +179,8 @@ def budget_of(config: Config) -> float:
 def test_a_budget_goes_with_any_prior(tmp_path: Path) -> None:
     config, saved = read_options(["--budget", "0.6"])
     model, _ = config.build(13)
-    assert isinstance(model.prior, CostDirichlet) and model.compute is not None
-    assert float(model.compute.rate) == 0.0
+    assert isinstance(model.prior, LoadCategorical) and model.compute is not None
+    assert float(model.compute.rate) == 3.0, "where the controller begins"
     assert budget_of(config) == 0.6
     path = tmp_path / "config.yaml"
     path.write_text(saved)
@@ -182,7 +190,9 @@ def test_a_budget_goes_with_any_prior(tmp_path: Path) -> None:
     priced = named.build(13)[0]
     assert priced.compute is not None and priced.compute.costs.spec == "nominal"
     assert float(priced.compute.rate) == 3.0, "where the controller begins"
-    assert read_options([])[0].build(13)[0].compute is None
+    plain, _ = read_options(["--prior=CostDirichlet"])
+    assert plain.build(13)[0].compute is None
+    assert Config(prior=CostDirichlet, budget=0.6).build(13)[0].compute is not None
     free, _ = read_options(["--budget=0.5", "--guide=PointGuide"])
     assert isinstance(free.build(13)[1], PointGuide)
 
@@ -234,7 +244,7 @@ def test_a_run_logs_and_keeps_lambda(tmp_path: Path) -> None:
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert summary["prior"] == {"lambda": logged(run)[-1][1], "surcharge": last["surcharge"]}
     assert last["surcharge"] != 0.0
-    assert logged(run)[0][1] == 0.0 != logged(run)[-1][1]
+    assert logged(run)[0][1] == 3.0 != logged(run)[-1][1]
 
 
 def test_a_killed_run_resumes_with_its_lambda(

@@ -154,11 +154,11 @@ def test_a_hard_route_can_be_scored(prior: type[Prior], threshold: float) -> Non
         assert torch.equal(trace.nodes[name.replace("route", "executed")]["value"], vertex)
 
 
-def test_a_settled_guide_runs_along_its_means() -> None:
+def test_a_resting_guide_runs_along_its_means() -> None:
     """And its sites are draws all the same."""
     _, guide = build()
     guide.harden_below(1.0)
-    guide.has_settled = True
+    guide.is_resting = True
     trace = poutine.trace(guide).get_trace(*text())
     walked = trace.nodes["_RETURN"]["value"]
     for layer, decision in enumerate(walked.decisions):

@@ -285,12 +285,12 @@ def test_gates_without_a_kl_pay_for_being_open_in_training() -> None:
 
 @pytest.mark.parametrize(("depth", "penalty"), [(BetaDepthGuide, 0.0), (PointDepthGuide, 0.5)])
 @pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
-def test_gates_of_a_guide_that_has_settled_are_given(
+def test_gates_of_a_guide_that_rests_are_given(
     depth: type[DepthGuide], penalty: float, threshold: float
 ) -> None:
     model, guide = gated(depth, penalty=penalty)
     guide.harden_below(threshold)
-    guide.has_settled = True
+    guide.is_resting = True
     tokens, targets = text()
     terms = Objective(model, guide)(tokens, targets)
     terms.loss.backward()

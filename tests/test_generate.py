@@ -11,7 +11,7 @@ import torch
 from commands import MOMENT, error_line, run, run_here, train
 from PIL import Image
 
-from pyro_meta import DirichletGuide, checksums, report
+from pyro_meta import CategoricalGuide, checksums, report
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
 from pyro_meta.generation.sampling import Sampling, continue_tokens
@@ -69,7 +69,7 @@ def test_a_file_is_continued(trained: Path, tmp_path: Path) -> None:
 def test_generation_is_in_evaluation_mode_whatever_the_mode_was(trained: Path) -> None:
     """The run has dropout: in training mode greedy text would differ from call to call."""
     model, guide, vocabulary, _ = Run.open(trained).load()
-    assert isinstance(guide, DirichletGuide)
+    assert isinstance(guide, CategoricalGuide)
     prompt = vocabulary.encode("she ").tolist()
     model.train()
     guide.train()
@@ -187,7 +187,8 @@ def test_draws_agree_with_the_means_that_were_read_out(trained: Path) -> None:
     """In the first layer features do not depend on draws, so the mean of draws is the mean."""
     reading = Reading.of(trained)
     draws, mean = reading.draws[:, 0], reading.means[0]
-    z = (draws.mean(0) - mean) / (draws.std(0) / np.sqrt(len(draws)) + 1e-9)
+    deviation = np.sqrt(mean * (1 - mean))  # of a choice; a corner is drawn without any
+    z = (draws.mean(0) - mean) / (deviation / np.sqrt(len(draws)) + 1e-3)
     # near a corner the draws' own deviation is now and then too small: no single z decides
     assert np.quantile(np.abs(z), 0.99) < 4 and np.sqrt((z**2).mean()) < 1.3
     assert "".join(reading.text[:9]) in TEXT

@@ -49,10 +49,10 @@ def test_every_parameter_of_the_network_gets_a_gradient(
 
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
-def test_routes_of_a_guide_that_has_settled_are_given(guide: type[Guide], threshold: float) -> None:
+def test_routes_of_a_guide_that_rests_are_given(guide: type[Guide], threshold: float) -> None:
     model, built = build(guide=guide)
     built.harden_below(threshold)
-    built.has_settled = True
+    built.is_resting = True
     objective, (tokens, targets) = Objective(model, built), text()
     terms = objective(tokens, targets)
     terms.loss.backward()

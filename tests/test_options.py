@@ -73,7 +73,7 @@ def test_help_names_the_options_of_the_default_classes() -> None:
     assert done.returncode == 0
     for option in ("--data.path", "--data.tokens", "--prior.rate", "--guide.hidden", "--resume"):
         assert option in done.stdout
-    assert "--prior.strength" in run_here("train", "--prior.help").stdout
+    assert "--prior.load_strength" in run_here("train", "--prior.help").stdout
 
 
 def test_a_users_own_classes_train_by_import_path(tmp_path: Path, text_file: Path) -> None:
@@ -122,7 +122,7 @@ class Misshapen(DirichletGuide):
         (["--prior", "Prior"], "does not define forward"),
         (["--guide", "nowhere.Mine"], "cannot import 'nowhere.Mine': ModuleNotFoundError"),
         (["--guide", "DirichletGuid"], "did you mean DirichletGuide"),
-        (["--prior.strenght", "3"], "did you mean strength"),
+        (["--prior.load_strenght", "3"], "did you mean load_strength"),
         (["--prior", "PaperDirichlet", "--prior.strength", "3"], "unknown option --prior.strength"),
         (["--prior.cost", "[1,2]"], "2 costs given for 3 mechanisms"),
         (["--prior.rate", "2", "--prior", "PaperDirichlet"], "name the class first"),
@@ -147,8 +147,8 @@ class Misshapen(DirichletGuide):
         (["--config", "keys.yaml"], "'rate' beside class_path"),
         (["--config", "resume.yaml"], "which no file may set"),
         (["--config", "list.yaml"], "a class or a mapping is allowed"),
-        (["--prior.strength", "-1"], "above 0 is allowed"),
-        (["--prior.floor", "0"], "above 0 is allowed"),
+        (["--prior.load_strength", "-1"], "above 0 is allowed"),
+        (["--prior.load_floor", "0"], "above 0 is allowed"),
         (["--mechanisms", "[full,windw]"], "did you mean window"),
         (["--mechanisms", "[full,json.JSONDecoder]"], "is not a mechanism"),
         (["--window", "0"], "at least 1 is allowed"),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pyro_meta import (
     BetaDepthGuide,
-    DirichletGuide,
+    CategoricalGuide,
     Guide,
     Mechanism,
     Prior,
@@ -210,7 +210,7 @@ def test_classes_of_ours_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("asked")
 
     model, guide = config_of().build(13)
-    monkeypatch.setattr(DirichletGuide, "posterior", never)
+    monkeypatch.setattr(CategoricalGuide, "posterior", never)
     require_sound(model, guide)
 
 
@@ -809,7 +809,7 @@ def test_a_study_and_a_run_that_is_read_say_the_same(own_file: Path, text_file: 
             expand(study)
     assert train(*MOMENT, f"--data.path={text_file}", "--out=run") == 0
     options = own_file / "run" / "config.yaml"
-    assert "pyro_meta.CostDirichlet" in options.read_text()
+    assert "pyro_meta.LoadCategorical" in options.read_text()
     model_of = Run.open(Path("run")).config
     config = model_of()
     config.prior = __import__("mine_file").Fails

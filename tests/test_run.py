@@ -13,11 +13,18 @@ import torch
 import yaml
 from commands import MOMENT, TEXT, error_line, run, train
 from processes import finish
-from pyro.distributions import Dirichlet
 from safetensors.torch import load_file, save_file
 
 import pyro_meta.training.checkpoint as checkpoint_module
-from pyro_meta import DirichletGuide, Features, LanguageModel, UsageError, checksums
+from pyro_meta import (
+    CategoricalGuide,
+    Choice,
+    DirichletGuide,
+    Features,
+    LanguageModel,
+    UsageError,
+    checksums,
+)
 from pyro_meta.evaluation.executed import CLOCK_FIGURES
 from pyro_meta.training.run import SUMMARY_KEYS, Run
 
@@ -355,22 +362,22 @@ def test_a_resting_router_leaves_no_moments(tmp_path: Path, text_file: Path) -> 
     assert moments and not [name for name in moments if name.startswith("guide.")]
 
 
-def test_routes_are_given_once_the_guide_has_stopped(
+def test_routes_are_detached_while_the_guide_rests(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_file: Path
 ) -> None:
     seen: list[bool] = []
-    posterior = DirichletGuide.posterior
+    posterior = CategoricalGuide.posterior
 
-    def recording(self: DirichletGuide, layer: int, features: Features) -> Dirichlet:
+    def recording(self: CategoricalGuide, layer: int, features: Features) -> Choice:
         if torch.is_grad_enabled() and layer == 1:  # else it is being evaluated
             seen.append(features.state.requires_grad)
         return posterior(self, layer, features)
 
-    monkeypatch.setattr(DirichletGuide, "posterior", recording)
+    monkeypatch.setattr(CategoricalGuide, "posterior", recording)
     folder = tmp_path / "run"
     options = [*MOMENT, "--optim.router_end=0.5", f"--data.path={text_file}"]
     assert train(*options, f"--out={folder}") == 0
-    assert seen == [True] * 6 + [False] * 6
+    assert seen == [False] * 3 + [True] * 3 + [False] * 6
 
 
 def test_a_changed_filler_is_named_before_its_vocabulary_is(tmp_path: Path) -> None:

@@ -162,8 +162,7 @@ class Optimisation:
 
     def router_lr_at(self, progress: float) -> float:
         """Learning rate of guide and prior after a share `progress` in [0, 1] of training."""
-        is_learning = self.router_begin < progress <= self.router_end
-        return self.router * self.lr_at(progress) if is_learning else 0.0
+        return 0.0 if self.is_resting(progress) else self.router * self.lr_at(progress)
 
     def has_begun(self, progress: float) -> bool:
         """Whether the guide has begun to learn."""
@@ -172,6 +171,10 @@ class Optimisation:
     def has_settled(self, progress: float) -> bool:
         """Whether the guide has stopped for good."""
         return progress > self.router_end
+
+    def is_resting(self, progress: float) -> bool:
+        """Whether the guide does not learn: before it begins, and once it has settled."""
+        return not self.has_begun(progress) or self.has_settled(progress)
 
 
 def _rise(progress: float, begin: float, end: float) -> float:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
+import pyro_meta
 from pyro_meta.attention import find_mechanism
 from pyro_meta.data.corpus import Data, Text
 from pyro_meta.data.recall import Recall  # noqa: F401 -- named on the command line
 from pyro_meta.errors import UsageError
-from pyro_meta.guides import DirichletGuide, Guide
+from pyro_meta.guides import CategoricalGuide, DirichletGuide, Guide
 from pyro_meta.guides.depth import DepthGuide, find_depth_guide
 from pyro_meta.inference.controllers import (
     Controller,
@@ -23,19 +24,30 @@ from pyro_meta.inference.controllers import (
     GateController,
     budget_controller,
 )
-from pyro_meta.models import CostDirichlet, DepthPrior, LanguageModel, Prior
+from pyro_meta.models import DepthPrior, LanguageModel, LoadCategorical, LoadDirichlet, Prior
 from pyro_meta.network.measured_costs import timed_on
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
 from pyro_meta.own_classes import made, own_classes_named
 from pyro_meta.terminal.commands import parse_exactly, unread_docstrings
 from pyro_meta.terminal.mistakes import explain
-from pyro_meta.terminal.naming import public_path
+from pyro_meta.terminal.naming import NoSuchClass, find_class, public_path
 from pyro_meta.terminal.option_files import as_word, bare, dumps
-from pyro_meta.training.options import OF_THE_COMMAND, flatten, naming, settle
-from pyro_meta.training.settings import DEFAULT_CLASSES, Settings, known_options, train_parser
+from pyro_meta.training.options import OF_THE_COMMAND, Settled, flatten, naming, settle
+from pyro_meta.training.settings import (
+    DEFAULT_CLASSES,
+    OF_WEIGHTS,
+    Settings,
+    known_options,
+    train_parser,
+)
 
 PRINTING = "--print_config"
+
+
+def of_the_others_family(made_for: Any) -> Any:
+    """Stands for a prior or a guide that was not named: of choices, or of weights as the other."""
+    raise NotImplementedError
 
 
 @dataclass
@@ -43,11 +55,16 @@ class Config(Settings):
     """A run: its settings, and the classes that it is built of."""
 
     data: Data = field(default_factory=Text)
-    prior: Callable[[Transformer], Prior] = CostDirichlet
-    guide: Callable[[LanguageModel], Guide] = DirichletGuide
+    prior: Callable[[Transformer], Prior] = of_the_others_family
+    guide: Callable[[LanguageModel], Guide] = of_the_others_family
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        is_of_weights = _is_of_weights(self.prior) or _is_of_weights(self.guide)
+        if self.prior is of_the_others_family:
+            self.prior = LoadDirichlet if is_of_weights else LoadCategorical
+        if self.guide is of_the_others_family:
+            self.guide = DirichletGuide if is_of_weights else CategoricalGuide
         found = find_depth_guide(self.depth)
         of_kl = () if found is None else ("run", "strength") if found.pays_kl else ("penalty",)
         self.gate.require_used(
@@ -101,7 +118,7 @@ class Config(Settings):
             if self.budget is not None:
                 model.charge_compute()
         model.text_tokens = self.steps * self.batch * self.context
-        guide = made(Guide, "has_settled", "guide", self.guide, model)
+        guide = made(Guide, "is_resting", "guide", self.guide, model)
         if make_depth is not None:
             guide.depth = made(
                 DepthGuide, "_parameters", "depth", make_depth, model, start=gate.start
@@ -147,12 +164,31 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     known = known_options()
     words = [word for word in argv if word != PRINTING]
     settled = settle(words, DEFAULT_CLASSES, known)
+    if _names_weights(settled):
+        settled = settle(words, DEFAULT_CLASSES | OF_WEIGHTS, known)
     with naming(settled.source_of):
         config, config_yaml = _read(settled.parser_words(known))
     if PRINTING in argv:
         print(config_yaml, end="")
         sys.exit(0)
     return config, config_yaml
+
+
+def _names_weights(settled: Settled) -> bool:
+    """Whether a prior or a guide is named that is of weights."""
+    ours = {name: getattr(pyro_meta, name) for name in pyro_meta.__all__}
+    for name in ("prior", "guide"):
+        with suppress(NoSuchClass):  # which is told of where it would be made
+            if _is_of_weights(find_class(settled.chosen(name), ours, "")):
+                return True
+    return False
+
+
+def _is_of_weights(found: object) -> bool:
+    """Whether a class is a prior of weights, or a guide that goes with no other prior."""
+    if isinstance(found, type) and issubclass(found, Guide):
+        return found.of_choices is False and found.pays_kl
+    return isinstance(found, type) and issubclass(found, Prior) and not found.of_choices
 
 
 def _read(words: Sequence[str]) -> tuple[Config, str]:
@@ -189,11 +225,18 @@ def train_words(config_yaml: str) -> list[str]:
     """The shortest words from which `read_options` makes this configuration again."""
     options = yaml.safe_load(config_yaml)
     plain = flatten(_defaults(*(options[name]["class_path"] for name in CLASS_OPTIONS)))
-    return [
-        f"--{name}={as_word(value)}"
+    words = {
+        name: f"--{name}={as_word(value)}"
         for name, value in flatten(options).items()
         if name not in plain or plain[name] != value
-    ]
+    }
+    for name, implied in OF_WEIGHTS.items():  # what the other one stands for need not be named
+        others = OF_WEIGHTS.keys() - {name}
+        if options[name]["class_path"] == implied and others <= words.keys():
+            without = [word for key, word in words.items() if key != name]
+            if yaml.safe_load(read_options(without)[1])[name]["class_path"] == implied:
+                return without
+    return [*words.values()]
 
 
 @cache

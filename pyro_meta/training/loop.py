@@ -188,7 +188,7 @@ def _set_schedules(
     model.temperature = config.kl(progress)
     guide.harden_below(config.harden(progress))
     model.execution.price.fill_(config.harden.price + controllers.surcharge)
-    guide.has_settled = config.optim.has_settled(progress)
+    guide.is_resting = config.optim.is_resting(progress)
     set_lr(optimiser, config.optim, progress)
 
 

@@ -109,20 +109,28 @@ class Settled:
         """Words that a parser has to judge."""
         self._others += words
 
-    def asks(self, option: str) -> bool:
-        """Whether a plain option is given."""
-        return option in self._plain
+    def chosen(self, option: str) -> str:
+        """The class that a class option means so far: a name, or an import path."""
+        return self._choices[option].chosen
 
-    def words(self) -> list[str]:
-        """A word for each option, as `settle` reads it."""
-        chosen = (word for choice in self._choices.values() for word in choice.words())
+    def words(self, with_defaults: bool = False) -> list[str]:
+        """A word for each option, as `settle` reads it.
+
+        `with_defaults` also for classes that nobody has named.
+        """
+        chosen = (
+            word
+            for choice in self._choices.values()
+            for word in choice.words()
+            if choice.is_named or with_defaults or word[0] != choice.option
+        )
         return [f"--{name}={value}" for name, value in (*chosen, *self._plain.items())]
 
     def parser_words(self, known: Known) -> list[str]:
         """A word for each option as a parser reads it, and the others."""
         of_text = {name for name in self._plain if known.takes_text(name)}
         of_text |= {name for choice in self._choices.values() for name in choice.of_text()}
-        words = (word.removeprefix("--").partition("=") for word in self.words())
+        words = (word.removeprefix("--").partition("=") for word in self.words(True))
         return [
             f"--{name}={_for_parser(value, name in of_text)}" for name, _, value in words
         ] + self._others
@@ -342,6 +350,7 @@ class _Choice:
 
     def __init__(self, option: str, chosen: str) -> None:
         self.option, self.chosen = option, chosen
+        self.is_named = False
         self.arguments: dict[str, str] = {}
         self.typed: list[str] = []  # names of arguments from the keyboard
 
@@ -433,7 +442,7 @@ class _Choice:
             raise UsageError(f"option --{self.option}: cannot import {chosen!r}: {reason}")
         if not self._is_same(chosen):
             self.arguments, self.typed = {}, []
-        self.chosen = chosen
+        self.chosen, self.is_named = chosen, True
 
     def _is_same(self, chosen: str) -> bool:
         """Whether `chosen` is the class meant so far; a plain name is one of this package's."""

@@ -25,10 +25,12 @@ from pyro_meta.training.options import Known, preset_names
 
 DEFAULT_CLASSES = {
     "data": "pyro_meta.Text",
-    "prior": "pyro_meta.CostDirichlet",
-    "guide": "pyro_meta.DirichletGuide",
+    "prior": "pyro_meta.LoadCategorical",
+    "guide": "pyro_meta.CategoricalGuide",
 }
 """Options whose value is a class, and the class that each means unless one is named."""
+OF_WEIGHTS = {"prior": "pyro_meta.LoadDirichlet", "guide": "pyro_meta.DirichletGuide"}
+"""What prior and guide mean instead where the other one is named, and is of weights."""
 
 
 ALLOWED: dict[str, tuple[int, int]] = {
@@ -105,19 +107,20 @@ class Settings:
     own, such as my_file.MyData. --data.help NAME lists the options of each."""
     prior: Any = None
     """Which routes to favour before the text is read (a route is how a token attends in a layer):
-    CostDirichlet (default; what costs less), LoadDirichlet (what the layer does as a rule, at a
-    price), SymmetricDirichlet (none), LearnedDirichlet (learns which), LogisticNormalPrior,
-    PaperDirichlet; of choices, where a token runs one mechanism from the start, LoadCategorical and
-    CostCategorical; or the import path of your own. --prior.help NAME lists the options of each,
-    such as --prior.rate."""
+    LoadCategorical (default; what the layer does as a rule, at a price) and CostCategorical (what
+    costs less), of choices, where a token runs one mechanism from the start; of weights, where it
+    mixes all, LoadDirichlet (default beside a guide of weights), CostDirichlet, SymmetricDirichlet
+    (none), LearnedDirichlet (learns which), LogisticNormalPrior, PaperDirichlet; or the import path
+    of your own. --prior.help NAME lists the options of each, such as --prior.rate."""
     budget: float | None = None
     """Cost of attention to end at, once routes are hard (see --harden): 1 is full attention in
     every layer and token, 0.5 costs half, in the unit of --prior.cost. With any prior: the price of
     compute beside it is moved until the budget is met (default: no budget)."""
     guide: Any = None
     """Network that reads the text so far and says how likely each route is, and how sure it is (the
-    posterior over routes): DirichletGuide (default), ConcreteGuide, LogisticNormalGuide,
-    PaperGuide, TokenTableGuide; of choices, CategoricalGuide; to compare with, LoadGuide (one route
+    posterior over routes): CategoricalGuide (default), of choices; of weights, DirichletGuide
+    (default beside a prior of weights), ConcreteGuide, LogisticNormalGuide, PaperGuide,
+    TokenTableGuide; to compare with, LoadGuide (one route
     for each layer), PointGuide (a router that is never unsure), PriorGuide, PeriodicGuide,
     FixedGuide and RandomGuide; or the import path of your own. --guide.help NAME lists
     the options of each, such as --guide.hidden."""
