@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_meta.attention import (
     Mechanism,
+    Sizes,
     build_mechanisms,
     find_mechanism,
     full_attention,
@@ -178,12 +179,12 @@ class Mean(Mechanism):
 
 
 def test_a_users_own_mechanism_is_found_by_import_path() -> None:
-    built = build_mechanisms(["full", f"{__name__}.Mean"], head_width=8, window=4)
+    built = build_mechanisms(["full", f"{__name__}.Mean"], Sizes(head_width=8, window=4))
     assert [mechanism.name for mechanism in built] == ["full", "mean"]
 
 
 def test_macs_are_those_of_the_design() -> None:
-    full, window, linear = build_mechanisms(["full", "window", "linear"], head_width=8, window=4)
+    full, window, linear = build_mechanisms(["full", "window", "linear"], Sizes(8, window=4))
     positions = torch.tensor([0.0, 3.0, 10.0])
     assert full.macs(positions).tolist() == [16, 64, 176]
     assert window.macs(positions).tolist() == [16, 64, 64]
@@ -203,7 +204,7 @@ def test_macs_are_those_of_the_design() -> None:
 )
 def test_bad_mechanisms_are_refused_by_name(names: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        build_mechanisms(names, head_width=8, window=4)
+        build_mechanisms(names, Sizes(head_width=8, window=4))
 
 
 def test_a_window_below_one_is_refused() -> None:

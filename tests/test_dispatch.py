@@ -23,6 +23,7 @@ from pyro_meta.attention import (
     Inputs,
     Linear,
     Queries,
+    Sizes,
     Window,
     backend,
     build_mechanisms,
@@ -91,7 +92,7 @@ class Case:
         self.inputs = Inputs(q, k, v, q_rotated, k_rotated, momentum=momentum)
         self.gain = normal(4, H * width).requires_grad_()
         self.mechanisms: list[Mechanism] = list(
-            build_mechanisms(["full", "window", "linear", "linear_momentum"], width, window)
+            build_mechanisms(["full", "window", "linear", "linear_momentum"], Sizes(width, window))
         )
         weights = torch.tensor(shares).float()
         choice = torch.multinomial(weights, B * T, True, generator=draw).view(B, T)

@@ -19,7 +19,7 @@ from pyro_meta import (
     TokenTableGuide,
     Transformer,
 )
-from pyro_meta.attention import Queries, build_mechanisms
+from pyro_meta.attention import Queries, Sizes, build_mechanisms
 from pyro_meta.attention.mechanisms import Mechanism
 from pyro_meta.attention.ops import gathered
 from pyro_meta.evaluation.executed import (
@@ -48,7 +48,7 @@ class Selfish(Mechanism):
 
 
 def mechanisms(*names: str) -> list[Mechanism]:
-    return list(build_mechanisms(names, head_width=4, window=2))  # type: ignore[arg-type]
+    return list(build_mechanisms(names, Sizes(head_width=4, window=2)))  # type: ignore[arg-type]
 
 
 def given(choices: Tensor) -> Route:
@@ -196,7 +196,7 @@ def test_executed_softmax_is_what_torch_counts_and_no_less_than_declared(
     Declared are those that each sees alone; what is counted beyond them stays within a chunk.
     """
     d, W = 8, 5
-    mechanism = build_mechanisms([name], head_width=d, window=W)[0]
+    mechanism = build_mechanisms([name], Sizes(head_width=d, window=W))[0]
     assert isinstance(mechanism, Mechanism)
     k, v = torch.randn(2, 2, kv_heads, T, d)
     queries = Queries(*(torch.rand(2, T) < 0.4).nonzero().unbind(1))
@@ -217,7 +217,7 @@ def test_executed_linear_attention_is_what_torch_counts() -> None:
     keys of the query's own block, and what does not follow the queries: the states of all keys.
     """
     d, H, T, P, n = 8, 4, 200, 64, 4
-    mechanism = build_mechanisms(["linear"], head_width=d, window=1)[0]
+    mechanism = build_mechanisms(["linear"], Sizes(head_width=d, window=1))[0]
     k, v = torch.randn(2, 1, H, T, d)
     position = torch.arange(1, T, 2)
     queries = Queries(torch.zeros_like(position), position)

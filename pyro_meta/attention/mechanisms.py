@@ -22,6 +22,7 @@ from pyro_meta.attention.ops.dense import (
     window_attention,
 )
 from pyro_meta.attention.ops.queries import Queries
+from pyro_meta.attention.sizes import Sizes
 from pyro_meta.errors import UsageError
 from pyro_meta.own_classes import require_defined, require_price
 
@@ -98,9 +99,9 @@ class Mechanism(nn.Module):
         self.abilities = _abilities(kind)
 
     @classmethod
-    def of_sizes(cls, head_width: int, window: int, chunk: int) -> Self:
-        """One of a transformer's sizes; a mechanism with others than these two overrides it."""
-        return cls(head_width=head_width, window=window)
+    def of_sizes(cls, sizes: Sizes) -> Self:
+        """One of a transformer's sizes; a mechanism that takes more than two overrides it."""
+        return cls(head_width=sizes.head_width, window=sizes.window)
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pyro_meta.attention.chunks.mechanisms import CHUNK
+from pyro_meta.attention.sizes import CHUNK, Sizes
 from pyro_meta.errors import UsageError
 
 
@@ -68,6 +68,11 @@ class Shape:
     @property
     def head_width(self) -> int:
         return self.width // self.heads
+
+    @property
+    def of_mechanisms(self) -> Sizes:
+        """What mechanisms are built of."""
+        return Sizes(self.head_width, self.window, self.chunk)
 
     @property
     def of_groups(self) -> tuple[int, ...]:
