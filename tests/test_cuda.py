@@ -38,6 +38,7 @@ from test_attention import rms_ratio
 from test_cuda import in_kernels
 from test_dispatch import Case, each
 from pyro_meta.attention import NO_TOKEN, Inputs
+from pyro_meta.attention.ops import dense
 from pyro_meta.attention.ops.backend import _chosen, backend
 
 torch.manual_seed(0)
@@ -64,7 +65,9 @@ with torch.no_grad():
         ([500], (1, 1), 64, (1, 1, 0.1), 64),
         ([90, 80], (2, 1), 64, (0, 0, 1), 16),
     ]:
-        compare(Case(lengths, heads, window, shares, width, dtype=torch.float32), lengths)
+        for sinks in (0, 4, 64, 130):
+            case = Case(lengths, heads, window, shares, width, dtype=torch.float32, sinks=sinks)
+            compare(case, (lengths, sinks))
     case = Case([150, 100], (2, 2), 9, (1, 1, 1), 16, dtype=torch.float32)
     case.choice[:, 20:90:3] = NO_TOKEN  # in the middle, too
     case.choice = case.choice.to(torch.int8)

@@ -79,6 +79,7 @@ class Case:
         width: int = 4,
         seed: int = 0,
         dtype: torch.dtype = torch.float64,
+        sinks: int = 0,
     ) -> None:
         draw = torch.Generator().manual_seed(seed)
         H, G = heads
@@ -92,7 +93,10 @@ class Case:
         self.inputs = Inputs(q, k, v, q_rotated, k_rotated, momentum=momentum)
         self.gain = normal(4, H * width).requires_grad_()
         self.mechanisms: list[Mechanism] = list(
-            build_mechanisms(["full", "window", "linear", "linear_momentum"], Sizes(width, window))
+            build_mechanisms(
+                ["full", "window", "linear", "linear_momentum"],
+                Sizes(width, window, sinks=sinks),
+            )
         )
         weights = torch.tensor(shares).float()
         choice = torch.multinomial(weights, B * T, True, generator=draw).view(B, T)
@@ -141,6 +145,7 @@ def cases(draw: Any) -> Case:
             )
         ),
         seed=draw(st.integers(0, 1000)),
+        sinks=draw(st.sampled_from([0, 1, 4, 63, 70, 250])),
     )
 
 

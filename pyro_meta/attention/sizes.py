@@ -14,3 +14,5 @@ class Sizes(NamedTuple):
     """Tokens that `window` attention sees, the token itself included."""
     chunk: int = CHUNK
     """Tokens in a chunk of the `chunk` mechanisms."""
+    sinks: int = 0
+    """First tokens of the text that `window` attention sees beside the last ones."""
