@@ -182,11 +182,12 @@ def build(
     layers: int = 2,
     context: int = 24,
     groups: int = 1,
+    sinks: int = 0,
 ) -> tuple[LanguageModel, Guide]:
     """A small language model and its guide; by default with a prior of the guide's family."""
     shape = Shape(
         vocabulary=13, context=context, width=16, layers=layers, heads=2, window=5, dropout=dropout,
-        groups=groups,
+        groups=groups, sinks=sinks,
     )  # fmt: skip
     network = Transformer(shape, mechanisms)
     prior = prior or (CostCategorical if guide is CategoricalGuide else CostDirichlet)

@@ -7,15 +7,32 @@ import torch
 from torch import Tensor
 
 
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """Row by row: softmax over the last `window` keys (all, if None), self included."""
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, sinks: int = 0
+) -> Tensor:
+    """Row by row: softmax over the last `window` keys (all, if None), self included.
+
+    And over the first `sinks` of the text.
+    """
     rows = []
     for t in range(q.shape[2]):
-        first = 0 if window is None else max(0, t + 1 - window)
-        scores = (q[:, :, t, None] * k[:, :, first : t + 1]).sum(-1) / math.sqrt(q.shape[-1])
+        seen = [s for s in range(t + 1) if window is None or s > t - window or s < sinks]
+        scores = (q[:, :, t, None] * k[:, :, seen]).sum(-1) / math.sqrt(q.shape[-1])
         weights = scores.softmax(-1)[..., None]
-        rows.append((weights * v[:, :, first : t + 1]).sum(2))
+        rows.append((weights * v[:, :, seen]).sum(2))
     return torch.stack(rows, 2)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, is_seen: Tensor) -> Tensor:
+    """All scores at once, of which those that `is_seen` [T, T] count."""
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    return scores.masked_fill(~is_seen, -math.inf).softmax(-1) @ v
+
+
+def seen_by_window(length: int, window: int, sinks: int) -> Tensor:
+    """Which keys each query sees, [T, T]: the last `window` of them and the first `sinks`."""
+    t, s = torch.arange(length)[:, None], torch.arange(length)
+    return (s <= t) & ((s > t - window) | (s < sinks))
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

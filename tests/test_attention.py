@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import linear_attention as slow_linear
+from reference import masked_attention, seen_by_window
 from reference import mean_attention as slow_mean
 from reference import softmax_attention as slow_softmax
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_meta.attention import (
     Mechanism,
+    Sizes,
+    Window,
     build_mechanisms,
     find_mechanism,
     full_attention,
@@ -31,6 +34,13 @@ PAIRS: dict[str, tuple[Attention, Attention]] = {
     "window-1": (lambda *x: window_attention(*x, 1), lambda *x: slow_softmax(*x, 1)),
     "window-7": (lambda *x: window_attention(*x, 7), lambda *x: slow_softmax(*x, 7)),
     "window-100": (lambda *x: window_attention(*x, 100), lambda *x: slow_softmax(*x, 100)),
+    **{
+        f"window-{W}-sinks-{S}": (
+            lambda *x, W=W, S=S: window_attention(*x, W, S),
+            lambda *x, W=W, S=S: slow_softmax(*x, W, S),
+        )
+        for W, S in [(1, 1), (7, 4), (7, 70), (100, 4), (1, 2000)]
+    },
     "linear": (linear_attention, slow_linear),
     "mean": (mean_attention, slow_mean),
 }
@@ -122,7 +132,7 @@ class _Elements(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("name", ["window-7", "window-100", "linear"])
+@pytest.mark.parametrize("name", ["window-7", "window-100", "window-7-sinks-4", "linear"])
 def test_work_and_memory_grow_linearly(name: str) -> None:
     """All tensors of a forward and backward pass together: four times the tokens, four times."""
     fast, _ = PAIRS[name]
@@ -177,13 +187,66 @@ class Mean(Mechanism):
         return torch.zeros_like(position)
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    length=st.integers(1, 200),
+    window=st.one_of(st.integers(1, 9), st.integers(60, 220)),
+    sinks=st.one_of(st.integers(0, 9), st.integers(50, 220)),
+)
+def test_a_window_with_sinks_sees_every_key_once(length: int, window: int, sinks: int) -> None:
+    """In value and gradient; and it declares as many keys as it sees."""
+    is_seen = seen_by_window(length, window, sinks)
+
+    def slow(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return masked_attention(q, k, v, is_seen)
+
+    mechanism = Window(8, window, sinks)
+    pairs = zip(gradients(mechanism, qkv(length)), gradients(slow, qkv(length)), strict=True)
+    for ours, truth in pairs:
+        torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
+    macs = mechanism.macs(torch.arange(length, dtype=torch.float64))
+    assert macs.tolist() == (2 * 8 * is_seen.sum(1)).tolist()
+
+
+def test_without_sinks_nothing_is_computed_otherwise() -> None:
+    """Bit for bit; likewise where the window holds the sinks of all queries."""
+    inputs = qkv(150, torch.float32)
+    plain = gradients(lambda *x: window_attention(*x, 7), inputs)
+    for ours, truth in zip(gradients(Window(8, 7), inputs), plain, strict=True):
+        assert torch.equal(ours, truth)
+    wide = window_attention(*inputs, 150, 4)
+    assert torch.equal(wide, window_attention(*inputs, 150))
+
+
+class OwnWindow(Window):
+    """One that was written before there were sinks."""
+
+    def __init__(self, head_width: int, window: int) -> None:
+        super().__init__(head_width, window)
+
+
+class Inheriting(Window):
+    """It has the constructor that it inherits."""
+
+
+def test_who_takes_two_sizes_is_built_beside_sinks() -> None:
+    own = [f"{__name__}.{name}" for name in ("Mean", "OwnWindow", "Inheriting")]
+    built = build_mechanisms(["full", "chunk", "window", *own], Sizes(8, window=4))
+    assert [getattr(one, "sinks", None) for one in built] == [None, None, 0, None, 0, 0]
+    sizes = Sizes(8, window=4, sinks=3)
+    built = build_mechanisms(["full", "chunk", "window", own[0], own[2]], sizes)
+    assert [getattr(one, "sinks", None) for one in built] == [None, None, 3, None, 3]
+    with pytest.raises(UsageError, match=r"OwnWindow.__init__\(\) got an unexpected .* 'sinks'"):
+        build_mechanisms([own[1]], sizes)
+
+
 def test_a_users_own_mechanism_is_found_by_import_path() -> None:
-    built = build_mechanisms(["full", f"{__name__}.Mean"], head_width=8, window=4)
+    built = build_mechanisms(["full", f"{__name__}.Mean"], Sizes(head_width=8, window=4))
     assert [mechanism.name for mechanism in built] == ["full", "mean"]
 
 
 def test_macs_are_those_of_the_design() -> None:
-    full, window, linear = build_mechanisms(["full", "window", "linear"], head_width=8, window=4)
+    full, window, linear = build_mechanisms(["full", "window", "linear"], Sizes(8, window=4))
     positions = torch.tensor([0.0, 3.0, 10.0])
     assert full.macs(positions).tolist() == [16, 64, 176]
     assert window.macs(positions).tolist() == [16, 64, 64]
@@ -203,12 +266,14 @@ def test_macs_are_those_of_the_design() -> None:
 )
 def test_bad_mechanisms_are_refused_by_name(names: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        build_mechanisms(names, head_width=8, window=4)
+        build_mechanisms(names, Sizes(head_width=8, window=4))
 
 
-def test_a_window_below_one_is_refused() -> None:
+def test_a_window_below_one_and_sinks_below_none_are_refused() -> None:
     with pytest.raises(UsageError, match="at least 1"):
         find_mechanism("window")(head_width=8, window=0)
+    with pytest.raises(UsageError, match="sinks: -1 given; at least 0"):
+        Window(head_width=8, window=1, sinks=-1)
 
 
 def test_linear_attention_of_no_sequence_is_empty() -> None:

@@ -1,6 +1,7 @@
 """Texts read through a cache get the logits that they get when they are read at once."""
 
 import itertools
+import random
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from conftest import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import masked_attention, seen_by_window
 from torch import Tensor
 
 from pyro_meta import (
@@ -36,6 +38,7 @@ from pyro_meta.attention import (
     Window,
     decodes,
     mechanisms,
+    read_in_pieces,
     recurs,
     serves,
 )
@@ -88,12 +91,15 @@ EVERY = (*BUILT_IN, "linear_momentum", *CHUNKS, *OWN)
 
 
 def network_of(
-    mechanisms: tuple[str, ...] = EVERY, kv_heads: int | None = None, window: int = 5
+    mechanisms: tuple[str, ...] = EVERY,
+    kv_heads: int | None = None,
+    window: int = 5,
+    sinks: int = 0,
 ) -> Transformer:
     torch.manual_seed(1)
     shape = Shape(
         vocabulary=VOCABULARY, context=64, width=16, layers=2, heads=4, kv_heads=kv_heads,
-        window=window, chunk=3,
+        window=window, chunk=3, sinks=sinks,
     )  # fmt: skip
     network = Transformer(shape, mechanisms, separators=[2, 5, 7])
     for block in network.blocks:
@@ -131,7 +137,9 @@ def test_any_split_of_any_texts_gives_the_same_logits(data: Any) -> None:
     """
     rows = data.draw(st.integers(1, 3))
     kv_heads, window = data.draw(st.sampled_from([None, 2, 1])), data.draw(st.integers(1, 9))
-    network = network_of(kv_heads=kv_heads, window=window)
+    sinks = data.draw(st.sampled_from([0, 1, 3, 70]))
+    mechanisms = data.draw(st.sampled_from([EVERY, BUILT_IN]))
+    network = network_of(mechanisms, kv_heads, window, sinks)
     route = by_hash(network, data.draw(st.sampled_from(["hard", "hard", "soft", "even"])))
     cache = network.new_cache(rows, keeps_features=data.draw(st.booleans()))
     sizes = st.one_of(st.just(1), st.integers(1, 9), st.integers(60, 75))
@@ -169,9 +177,11 @@ def test_single_precision_and_each_mechanism_alone(mechanism: str) -> None:
         torch.testing.assert_close(found, network(tokens, route), rtol=1e-4, atol=1e-4)
 
 
-def trained_like(guide: type[Guide], threshold: float) -> tuple[LanguageModel, Guide]:
+def trained_like(
+    guide: type[Guide], threshold: float, sinks: int = 0
+) -> tuple[LanguageModel, Guide]:
     """A model whose routes differ from token to token; its context is full after 12."""
-    model, built = build(guide=guide, context=12)
+    model, built = build(guide=guide, context=12, sinks=sinks)
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter)
     built.harden_below(threshold)
@@ -196,9 +206,11 @@ def test_logits_with_and_without_a_cache(guide: type[Guide], threshold: float) -
         without.append(new)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_greedy_text_is_the_same_alone_in_a_batch_and_without_a_cache(threshold: float) -> None:
-    model, guide = trained_like(DirichletGuide, threshold)
+@pytest.mark.parametrize(("threshold", "sinks"), [(0.0, 0), (1.0, 0), (1.0, 2)])
+def test_greedy_text_is_the_same_alone_in_a_batch_and_without_a_cache(
+    threshold: float, sinks: int
+) -> None:
+    model, guide = trained_like(DirichletGuide, threshold, sinks)
     batch = list(continue_batch(model, guide, PROMPTS, 30, GREEDY, seed=0))
     slow = list(continue_batch(model, guide, PROMPTS, 30, GREEDY, seed=0, cache=False))
     assert batch == slow
@@ -377,6 +389,43 @@ def test_weights_of_whole_rows_serve_rows_at_different_positions(
         text = torch.cat([tokens[row, :start], tokens[row, 7:]])[None]
         whole = network(text, lambda layer, features, both=both: Decision(both))
         torch.testing.assert_close(found[row], whole[0, -2:], rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_window_with_sinks_is_continued(data: Any) -> None:
+    """Token by token and in pieces, in rows of different lengths, against a mask of T x T."""
+    rows, length = data.draw(st.integers(1, 3)), 90
+    H, G = data.draw(st.sampled_from([(2, 2), (4, 2), (3, 1)]))
+    window, sinks = data.draw(st.integers(1, 20)), data.draw(st.sampled_from([1, 4, 30, 200]))
+    q, k, v = (torch.randn(rows, heads, length, 4, dtype=torch.float64) for heads in (H, G, G))
+    pieces, left = [], [length] * rows
+    draw, is_ragged = random.Random(data.draw(st.integers(0, 99))), data.draw(st.booleans())
+    while max(left):
+        size = draw.choice([1, 1, 1, 7, 40])
+        counts = [min(draw.randint(0, size) if is_ragged else size, most) for most in left]
+        left = [most - count for most, count in zip(left, counts, strict=True)]
+        if max(counts):
+            pieces.append(counts)
+    found = read_in_pieces(Window(4, window, sinks), q, k, v, pieces)
+    repeated = (x.repeat_interleave(H // G, 1) for x in (k, v))
+    expected = masked_attention(q, *repeated, seen_by_window(length, window, sinks))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 4, 7, 9, 10, 60])
+def test_the_newest_token_reads_window_and_sinks_and_nothing_else(length: int) -> None:
+    """What lies between is poisoned; a text that both hold is read where it is."""
+    q, k, v = torch.randn(3, 2, 2, length, 4, dtype=torch.float64)
+    last = slice(length - 1, length)
+    expected = masked_attention(q, k, v, seen_by_window(length, 6, 3))[:, :, last]
+    k[:, :, 3:-6], v[:, :, 3:-6] = torch.nan, torch.nan
+    mechanism = Window(4, 6, 3)
+    found = mechanism.decode(q[:, :, last], k, v)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    seen = mechanism._seen_by_newest(k)
+    is_view = seen.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+    assert is_view == (length <= 9) and seen.shape[2] == min(length, 9)
 
 
 def refuse(*args: Any) -> Tensor:

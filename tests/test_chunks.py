@@ -21,6 +21,7 @@ from pyro_meta.attention import (
     ChunkSliding,
     Inputs,
     Queries,
+    Sizes,
     backend,
     build_mechanisms,
     find_mechanism,
@@ -230,7 +231,7 @@ def test_hard_routes_run_on_their_own_queries(kind: type[Chunk], data: Any) -> N
     H, G = data.draw(st.sampled_from([(2, 2), (4, 2), (3, 1)]))
     mechanisms = [
         built(kind, data.draw(st.integers(1, 20))),
-        *build_mechanisms(["window"], D, data.draw(st.integers(1, 9))),
+        *build_mechanisms(["window"], Sizes(D, data.draw(st.integers(1, 9)))),
     ]
     share = data.draw(st.sampled_from([0.02, 0.3, 0.9]))
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
@@ -376,7 +377,7 @@ def test_sizes_that_do_not_fit_are_refused(arguments: dict[str, int], message: s
 
 def test_mechanisms_are_found_by_name_and_get_their_chunk_length() -> None:
     names = ["full", "chunk", "chunk_sliding", "chunk_sentence", "chunk_learned"]
-    mechanisms: Any = build_mechanisms(names, head_width=D, window=3, chunk=5)
+    mechanisms: Any = build_mechanisms(names, Sizes(head_width=D, window=3, chunk=5))
     assert [mechanism.name for mechanism in mechanisms] == names
     assert [mechanism.chunk for mechanism in mechanisms[1:]] == [5] * 4
     assert find_mechanism("chunk") is Chunk
@@ -425,6 +426,6 @@ def test_macs_of_a_text_are_counted(kind: type[Chunk], recent: int | None) -> No
 
 @pytest.mark.parametrize("name", ["chunk", "chunk_sliding", "chunk_sentence", "chunk_learned"])
 def test_macs_at_1024_tokens_are_a_third_of_full_attentions_at_most(name: str) -> None:
-    full, chunk = build_mechanisms(["full", name], head_width=32, window=1)
+    full, chunk = build_mechanisms(["full", name], Sizes(head_width=32, window=1))
     position = torch.arange(1024.0)
     assert float(chunk.macs(position).sum()) < 0.35 * float(full.macs(position).sum())

@@ -347,8 +347,8 @@ def test_words_are_refused_in_one_line_at_once(words: list[str], message: str) -
 
 @pytest.mark.parametrize(
     "option",
-    ["steps", "layers", "batch", "context", "width", "heads", "kv_heads", "window", "chunk",
-     "mlp_width", "accumulate", "devices", "short.factor"],
+    ["steps", "layers", "batch", "context", "width", "heads", "kv_heads", "window", "sinks",
+     "chunk", "mlp_width", "accumulate", "devices", "short.factor"],
 )  # fmt: skip
 @pytest.mark.parametrize("value", [10**9, 10**30])
 def test_what_no_machine_can_do_is_refused_with_the_limit(option: str, value: int) -> None:

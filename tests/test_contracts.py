@@ -24,6 +24,7 @@ from pyro_meta import (
     PaperGuide,
     Prior,
     UsageError,
+    Window,
 )
 from pyro_meta.attention import BUILT_IN
 from pyro_meta.contracts import broken, built_in, clauses, contract
@@ -60,6 +61,8 @@ def test_a_built_in_class_keeps_its_contract(clause: Clause) -> None:
 
 
 test_any_pair_of_ours = contract(PaperGuide, prior=PaperDirichlet, hidden=3)
+test_a_window_with_sinks = contract(Window, sinks=3)
+test_a_window_with_more_sinks_than_it_is_wide = contract(Window, sinks=9)
 
 
 def test_no_built_in_class_is_left_out() -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from test_attention import rms_ratio
 from test_cuda import in_kernels
 from test_dispatch import Case, each
 from pyro_meta.attention import NO_TOKEN, Inputs
+from pyro_meta.attention.ops import dense
 from pyro_meta.attention.ops.backend import _chosen, backend
 
 torch.manual_seed(0)
@@ -64,7 +66,9 @@ with torch.no_grad():
         ([500], (1, 1), 64, (1, 1, 0.1), 64),
         ([90, 80], (2, 1), 64, (0, 0, 1), 16),
     ]:
-        compare(Case(lengths, heads, window, shares, width, dtype=torch.float32), lengths)
+        for sinks in (0, 4, 64, 130):
+            case = Case(lengths, heads, window, shares, width, dtype=torch.float32, sinks=sinks)
+            compare(case, (lengths, sinks))
     case = Case([150, 100], (2, 2), 9, (1, 1, 1), 16, dtype=torch.float32)
     case.choice[:, 20:90:3] = NO_TOKEN  # in the middle, too
     case.choice = case.choice.to(torch.int8)
@@ -132,18 +136,19 @@ def on_gpu(case: Case) -> Case:
     ("heads", "dtype", "most"), [((2, 2), torch.float32, 1e-4), ((4, 2), torch.bfloat16, 2e-2)]
 )
 @pytest.mark.parametrize(("way", "width"), [("triton", 32), ("triton", 64), ("flex", 32)])
+@pytest.mark.parametrize("sinks", [0, 4, 300])
 def test_equals_dense_execution(
-    way: str, width: int, heads: tuple[int, int], dtype: torch.dtype, most: float
+    sinks: int, way: str, width: int, heads: tuple[int, int], dtype: torch.dtype, most: float
 ) -> None:
     """In value and, on flex_attention, in gradient, against float64 of the same numbers."""
     for lengths in ([900, 1300, 3], [1], [200], [128, 0], [3000]):
-        here = on_gpu(Case(lengths, heads, 70, (0.3, 0.4, 0.3), width, dtype=dtype))
-        truth = on_gpu(Case(lengths, heads, 70, (0.3, 0.4, 0.3), width))
+        case = partial(Case, lengths, heads, 70, (0.3, 0.4, 0.3), width, sinks=sinks)
+        here, truth = on_gpu(case(dtype=dtype)), on_gpu(case())
         truth.gain = here.gain.detach().double().requires_grad_()
         truth.weight = here.weight.double()
         truth.inputs = each(here.inputs, lambda x: x.detach().double().requires_grad_())
-        for case in (here, truth):
-            del case.mechanisms[3:]
+        for one in (here, truth):
+            del one.mechanisms[3:]
         with torch.no_grad(), in_kernels() if way == "triton" else nullcontext():
             gap = rms_ratio(here.run(way).double(), truth.run("dense"))
         assert gap < most, lengths
@@ -161,8 +166,9 @@ def test_one_callable_serves_all_lengths() -> None:
     before = counter["unique_graphs"]
     with torch.no_grad():
         for length in range(200, 2200, 100):
-            for window in (5, 64):
-                case = on_gpu(Case([length], window=window, width=32, dtype=torch.float32))
+            for window, sinks in ((5, 0), (64, 0), (5, 4)):
+                sizes = {"window": window, "sinks": sinks, "width": 32}
+                case = on_gpu(Case([length], dtype=torch.float32, **sizes))
                 assert rms_ratio(case.run("flex"), case.run("dense")) < 1e-4
     assert counter["unique_graphs"] - before <= 6
 
@@ -171,8 +177,8 @@ def test_one_callable_serves_all_lengths() -> None:
 @pytest.mark.parametrize("way", ["triton", "flex"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_past_does_not_depend_on_the_future(way: str, dtype: torch.dtype) -> None:
-    case = on_gpu(Case([2000, 2000], window=64, width=32, dtype=dtype))
-    changed = on_gpu(Case([2000, 2000], window=64, width=32, dtype=dtype, seed=1))
+    made = partial(Case, [2000, 2000], window=64, width=32, dtype=dtype, sinks=4)
+    case, changed = on_gpu(made()), on_gpu(made(seed=1))
     del case.mechanisms[3:]
     cut = 1111
     pairs = zip(tensors(case.inputs), tensors(changed.inputs), strict=True)
@@ -204,7 +210,7 @@ def test_choices_are_sorted_into_their_owners() -> None:
 @needs_gpu
 @pytest.mark.parametrize("way", ["auto", "flex"])
 def test_a_transformer_reads_and_continues_as_on_a_cpu(way: str) -> None:
-    shape = Shape(vocabulary=13, context=64, width=64, layers=2, heads=2, window=5)
+    shape = Shape(vocabulary=13, context=64, width=64, layers=2, heads=2, window=5, sinks=2)
     network = Transformer(shape, ["full", "window", "linear"])
     model = LanguageModel(network, CostDirichlet(network))
     guide = DirichletGuide(model)

@@ -23,6 +23,7 @@ from pyro_meta.attention import (
     Inputs,
     Linear,
     Queries,
+    Sizes,
     Window,
     backend,
     build_mechanisms,
@@ -30,7 +31,7 @@ from pyro_meta.attention import (
     one_for_all,
     routed_attention,
 )
-from pyro_meta.attention.ops import gathered
+from pyro_meta.attention.ops import flex, gathered
 from pyro_meta.attention.ops.backend import uses_flex
 from pyro_meta.attention.ops.dense import sums_before
 from pyro_meta.attention.ops.gathered import softmax_attention_of
@@ -78,6 +79,7 @@ class Case:
         width: int = 4,
         seed: int = 0,
         dtype: torch.dtype = torch.float64,
+        sinks: int = 0,
     ) -> None:
         draw = torch.Generator().manual_seed(seed)
         H, G = heads
@@ -91,7 +93,10 @@ class Case:
         self.inputs = Inputs(q, k, v, q_rotated, k_rotated, momentum=momentum)
         self.gain = normal(4, H * width).requires_grad_()
         self.mechanisms: list[Mechanism] = list(
-            build_mechanisms(["full", "window", "linear", "linear_momentum"], width, window)
+            build_mechanisms(
+                ["full", "window", "linear", "linear_momentum"],
+                Sizes(width, window, sinks=sinks),
+            )
         )
         weights = torch.tensor(shares).float()
         choice = torch.multinomial(weights, B * T, True, generator=draw).view(B, T)
@@ -140,6 +145,7 @@ def cases(draw: Any) -> Case:
             )
         ),
         seed=draw(st.integers(0, 1000)),
+        sinks=draw(st.sampled_from([0, 1, 4, 63, 70, 250])),
     )
 
 
@@ -165,12 +171,64 @@ def test_flex_equals_dense_execution(case: Case) -> None:
 
 
 @EAGER_FLEX
+@pytest.mark.parametrize("sinks", [0, 4, 300])
 @pytest.mark.parametrize("way", WAYS)
-def test_many_chunks_and_blocks(way: str) -> None:
+def test_many_chunks_and_blocks(way: str, sinks: int) -> None:
     """Chunks end within and between sequences, and blocks of keys are seen whole."""
-    case = Case([900, 1300, 3], heads=(2, 1), window=70, shares=(0.3, 0.3, 0.2, 0.2))
+    case = Case([900, 1300, 3], heads=(2, 1), window=70, shares=(0.3, 0.3, 0.2, 0.2), sinks=sinks)
     with torch.no_grad():
         assert_same([case.run(way)], [case.run("dense")])
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize("sinks", [4, 300])
+def test_gradients_reach_sinks_that_lie_before_a_chunk(sinks: int, heads: tuple[int, int]) -> None:
+    """Many chunks of one sequence meet the same ones."""
+    case = Case([700, 400], heads=heads, window=9, shares=(0, 1, 1), sinks=sinks)
+    assert_same(case.results("gather"), case.results("dense"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_blocks_of_keys_are_those_that_queries_see(data: Any) -> None:
+    """Each is listed once: in part if a query sees of it what another does not, else in full."""
+    block, blocks = flex.BUCKET, data.draw(st.integers(1, 7))
+    rows, tables = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    T = blocks * block
+    draw = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    last = torch.randint(data.draw(st.integers(1, T)), (rows, tables * block), generator=draw)
+    last = last.sort().values
+    window = data.draw(st.one_of(st.integers(1, 9), st.integers(100, 300), st.just(T)))
+    edges = st.sampled_from([0, 1, 4, block - 1, block, block + 1, 3 * block, T, 2 * T])
+    sinks = torch.tensor([data.draw(edges) for _ in range(rows)])
+    lowest = (last - window + 1).clamp(min=0)
+    mask = flex.block_mask(last, lowest, sinks, T)
+    key = torch.arange(T)
+    is_seen = (key <= last[..., None]) & (
+        (key > last[..., None] - window) | (key < sinks[:, None, None])
+    )  # [rows, m, T]
+    index = (torch.arange(rows)[:, None, None], None, torch.arange(tables * block)[:, None], key)
+    assert torch.equal(mask.mask_mod(*index), is_seen)
+    by_block = is_seen.view(rows, tables, block, blocks, block)
+    met, whole = by_block.any(4).any(2), by_block.all(4).all(2)  # [rows, tables, blocks]
+    assert mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None
+    for row in range(rows):
+        for table in range(tables):
+            part, full = (
+                indices[row, 0, table, : int(counts[row, 0, table])].tolist()
+                for counts, indices in (
+                    (mask.kv_num_blocks, mask.kv_indices),
+                    (mask.full_kv_num_blocks, mask.full_kv_indices),
+                )
+            )
+            listed = part + full
+            assert len(set(listed)) == len(listed)
+            assert set(met[row, table].nonzero()[:, 0].tolist()) <= set(listed)
+            assert all(whole[row, table, one] for one in full)
+            own = slice(table * block, (table + 1) * block)
+            begin, end = int(lowest[row, own][0]) // block, int(last[row, own][-1]) // block
+            of_sinks = -(-int(sinks[row]) // block)
+            assert all(one < of_sinks or begin <= one <= end for one in listed)
 
 
 @pytest.mark.parametrize("heads", [(8, 4), (3, 3), (6, 2)])
@@ -197,27 +255,34 @@ def test_linear_attention_a_few_heads_at_a_time(
 
 
 @settings(max_examples=20, deadline=None)
-@given(gaps=st.lists(st.integers(1, 900), min_size=1, max_size=80), window=st.integers(1, 700))
-def test_a_window_serves_scattered_and_crowded_queries(gaps: list[int], window: int) -> None:
+@given(
+    gaps=st.lists(st.integers(1, 900), min_size=1, max_size=80),
+    window=st.integers(1, 700),
+    sinks=st.one_of(st.just(0), st.integers(1, 9), st.integers(1, 700)),
+)
+def test_a_window_serves_scattered_and_crowded_queries(
+    gaps: list[int], window: int, sinks: int
+) -> None:
     position = torch.tensor(gaps).cumsum(0)
     position = position[position < 2000]
     choice = torch.zeros(1, 2000, dtype=torch.long)
     choice[0, position] = 1
-    case = Case([2000], heads=(1, 1), window=window, width=2)
+    case = Case([2000], heads=(1, 1), window=window, width=2, sinks=sinks)
     with torch.no_grad():
         chosen = [case.run("gather", choice=choice)[0, position]]
         window_alone = case.mechanisms[1](*case.inputs.read_by(case.mechanisms[1]))
         assert_same(chosen, [(case.gain[1] * rows(window_alone))[0, position]])
 
 
+@pytest.mark.parametrize("sinks", [0, 4])
 @pytest.mark.parametrize("way", ["auto", "gather"])
-def test_float32_and_half_precision(way: str) -> None:
-    exact = Case([150, 90], shares=(0.4, 0.3, 0.3), width=8)
+def test_float32_and_half_precision(way: str, sinks: int) -> None:
+    exact = Case([150, 90], shares=(0.4, 0.3, 0.3), width=8, sinks=sinks)
     truth = exact.results("dense")
-    single = Case([150, 90], shares=(0.4, 0.3, 0.3), width=8, dtype=torch.float32)
+    single = Case([150, 90], shares=(0.4, 0.3, 0.3), width=8, dtype=torch.float32, sinks=sinks)
     for ours, theirs in zip(single.results(way), truth, strict=True):
         assert rms_ratio(ours.double(), theirs) < 1e-5
-    half = Case([150, 90], shares=(0.4, 0.3, 0.3), width=8, dtype=torch.bfloat16)
+    half = Case([150, 90], shares=(0.4, 0.3, 0.3), width=8, dtype=torch.bfloat16, sinks=sinks)
     out = half.run(way)
     assert out.dtype == torch.bfloat16
     assert rms_ratio(out.double(), half.run("dense").double()) < 6e-3
@@ -434,6 +499,9 @@ def test_far_positions_are_exact() -> None:
     queries = Queries(torch.zeros_like(position), position)
     out = softmax_attention_of(torch.zeros(2, 1, 1), k, v, queries, window)
     assert out.flatten().tolist() == [0.0, 0.25]
+    v[0, 0, 1] = 1.0  # a sink of both
+    out = softmax_attention_of(torch.zeros(2, 1, 1), k, v, queries, window, sinks=4)
+    assert out.flatten().tolist() == [0.125, 0.25]
 
 
 def test_flex_is_chosen_where_its_kernel_can_run() -> None:

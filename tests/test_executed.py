@@ -19,7 +19,7 @@ from pyro_meta import (
     TokenTableGuide,
     Transformer,
 )
-from pyro_meta.attention import Queries, build_mechanisms
+from pyro_meta.attention import Queries, Sizes, build_mechanisms
 from pyro_meta.attention.mechanisms import Mechanism
 from pyro_meta.attention.ops import gathered
 from pyro_meta.evaluation.executed import (
@@ -48,7 +48,7 @@ class Selfish(Mechanism):
 
 
 def mechanisms(*names: str) -> list[Mechanism]:
-    return list(build_mechanisms(names, head_width=4, window=2))  # type: ignore[arg-type]
+    return list(build_mechanisms(names, Sizes(head_width=4, window=2)))  # type: ignore[arg-type]
 
 
 def given(choices: Tensor) -> Route:
@@ -187,24 +187,27 @@ def test_a_run_is_measured_as_it_was_trained(precision: str, dtype: torch.dtype)
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("T", [40, 200])
-@pytest.mark.parametrize("name", ["full", "window"])
+@pytest.mark.parametrize(
+    ("name", "sinks"), [("full", 0), ("window", 0), ("window", 4), ("window", 30)]
+)
 def test_executed_softmax_is_what_torch_counts_and_no_less_than_declared(
-    name: str, T: int, kv_heads: int
+    name: str, sinks: int, T: int, kv_heads: int
 ) -> None:
-    """A chunk of queries meets the keys from the first to the last that any of them sees.
+    """A chunk of queries meets the keys from the first to the last that any of them sees, and the
+    sinks.
 
     Declared are those that each sees alone; what is counted beyond them stays within a chunk.
     """
     d, W = 8, 5
-    mechanism = build_mechanisms([name], head_width=d, window=W)[0]
+    mechanism = build_mechanisms([name], Sizes(head_width=d, window=W, sinks=sinks))[0]
     assert isinstance(mechanism, Mechanism)
     k, v = torch.randn(2, 2, kv_heads, T, d)
     queries = Queries(*(torch.rand(2, T) < 0.4).nonzero().unbind(1))
     q = torch.randn(len(queries.position), 4, d)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         _, macs = counted(lambda: mechanism.serve(q, k, v, queries))
-    chunks = gathered._chunks(queries, 2, T, W if name == "window" else None)
-    assert macs == 4 * 2 * d * sum(chunk.size * chunk.keys for chunk in chunks)
+    chunks = gathered._chunks(queries, 2, T, W if name == "window" else None, sinks)
+    assert macs == 4 * 2 * d * sum(chunk.size * (chunk.sinks + chunk.keys) for chunk in chunks)
     declared = 4 * float(mechanism.macs(queries.position.float()).sum())
     places = torch.arange(len(queries.position)).split([chunk.size for chunk in chunks])
     spans = [int(queries.position[own[-1]] - queries.position[own[0]]) for own in places]
@@ -217,7 +220,7 @@ def test_executed_linear_attention_is_what_torch_counts() -> None:
     keys of the query's own block, and what does not follow the queries: the states of all keys.
     """
     d, H, T, P, n = 8, 4, 200, 64, 4
-    mechanism = build_mechanisms(["linear"], head_width=d, window=1)[0]
+    mechanism = build_mechanisms(["linear"], Sizes(head_width=d, window=1))[0]
     k, v = torch.randn(2, 1, H, T, d)
     position = torch.arange(1, T, 2)
     queries = Queries(torch.zeros_like(position), position)

@@ -12,6 +12,7 @@ from pyro_meta import RouteELBO
 SHORT = ["--steps=3", "--validation_tokens=64"]
 EXTREMES: dict[str, list[str]] = {
     "window 1": ["--window=1"],
+    "sinks beyond the context": ["--sinks=100"],
     "learning rate 10": ["--optim.lr=10"],
     "KL weight 1e6": ["--kl.weight=1e6"],
     "one layer": ["--layers=1"],
@@ -34,6 +35,7 @@ REFUSED: dict[str, list[str]] = {
     "no mechanism": ["--mechanisms=[]"],
     "context 1": ["--context=1"],
     "window 0": ["--window=0"],
+    "sinks below none": ["--sinks=-1"],
     "dropout 1": ["--dropout=1"],
     "learning rate 0 below": ["--optim.lr=-1"],
     "KL weight below 0": ["--kl.weight=-1"],

@@ -46,12 +46,16 @@ INDEPENDENT = (*BUILT_IN, "linear_momentum", "chunk", "chunk_sliding", "chunk_se
 
 
 def network_of(
-    mechanisms: tuple[str, ...], kv_heads: int | None, groups: int, block: str = "residual"
+    mechanisms: tuple[str, ...],
+    kv_heads: int | None,
+    groups: int,
+    block: str = "residual",
+    sinks: int = 0,
 ) -> Transformer:
     torch.manual_seed(1)
     shape = Shape(
         vocabulary=VOCABULARY, context=64, width=16, layers=2, heads=4, kv_heads=kv_heads,
-        window=5, chunk=3, groups=groups,
+        window=5, chunk=3, groups=groups, sinks=sinks,
     )  # fmt: skip
     network = Transformer(shape, mechanisms, block, separators=[2, 5, 7])
     for layer in network.blocks:
@@ -93,7 +97,8 @@ def one_hot(route: Route, network: Transformer) -> Route:
 def test_hard_routes_of_groups_equal_one_hot_weights(
     mechanisms: tuple[str, ...], kv_heads: int | None, data: Any
 ) -> None:
-    network = network_of(mechanisms, kv_heads, kv_heads or 4)
+    sinks = data.draw(st.sampled_from([0, 3, 50]))
+    network = network_of(mechanisms, kv_heads, kv_heads or 4, sinks=sinks)
     route = by_hash(network, True, data.draw(st.integers(0, 99)))
     rows, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40))
     tokens = torch.randint(VOCABULARY, (rows, length))
@@ -150,7 +155,9 @@ def test_a_cache_gives_the_same_logits(data: Any) -> None:
     """Rows of several lengths, pieces of several sizes, all mechanisms, every block."""
     rows, kv_heads = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([None, 2]))
     block = data.draw(st.sampled_from(["residual", "momentum"]))
-    network = network_of(EVERY, kv_heads, kv_heads or 4, block)
+    sinks = data.draw(st.sampled_from([0, 3, 50]))
+    network = network_of(data.draw(st.sampled_from([EVERY, BUILT_IN])), kv_heads, kv_heads or 4,
+                         block, sinks)  # fmt: skip
     route = by_hash(network, data.draw(st.booleans()))
     cache = network.new_cache(rows, keeps_features=data.draw(st.booleans()))
     texts: list[list[int]] = [[] for _ in range(rows)]

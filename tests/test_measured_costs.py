@@ -1,6 +1,7 @@
 """Measured costs: what they mean and where they are kept; no test looks at a clock."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def test_costs_are_timed_once_and_anew_on_demand(
     next((cache_folder() / "costs").glob("*.json")).write_text("{")
     clock["window"] = 0.1
     assert timing.measure_costs(network) == [0.25, 1.0], "a damaged file is replaced"
+
+
+def test_other_sinks_are_timed_for_themselves(
+    network: Transformer, clock: dict[str, float]
+) -> None:
+    assert timing.measure_costs(network) == [0.25, 1.0]
+    clock["window"] = 0.2
+    assert timing.measure_costs(Transformer(replace(SHAPE, sinks=2), ["window", "full"])) == [
+        0.5,
+        1.0,
+    ]
+    assert timing.measure_costs(network) == [0.25, 1.0]
 
 
 def test_a_cache_that_cannot_be_written_is_named(

@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from pyro_meta import Decision, Features, Mechanism, Shape, Transformer, UsageError, pinned
-from pyro_meta.attention import Full, LinearMomentum, build_mechanisms, carries, mean_attention
+from pyro_meta.attention import (
+    Full,
+    LinearMomentum,
+    Sizes,
+    build_mechanisms,
+    carries,
+    mean_attention,
+)
 from pyro_meta.attention.chunks.mechanisms import Chunk, ChunkSentence
 from pyro_meta.attention.ops.momentum import damping, mean_attention_after, mean_state
 from pyro_meta.contracts.admission import require_sound_network
@@ -247,7 +254,7 @@ def test_a_token_that_attends_otherwise_is_kicked_too() -> None:
 
 def test_it_costs_two_linear_attentions_one_of_which_everybody_pays() -> None:
     """d = 4: the drift 2 d^2 = 32 of those that chose it, the kick 32 of every token."""
-    two = list(build_mechanisms(["full", "linear_momentum"], head_width=4, window=2))
+    two = list(build_mechanisms(["full", "linear_momentum"], Sizes(head_width=4, window=2)))
     choice = torch.tensor([[0, 1, 1, 0], [0, 0, 0, -1]])
     full = 8 * 1 + 8 * 4 + 8 * 1 + 8 * 2 + 8 * 3
     assert attention_macs(two, 3, choice) == 3 * (full + 2 * 32 + 7 * 32)  # type: ignore[arg-type]

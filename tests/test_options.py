@@ -152,6 +152,7 @@ class Misshapen(DirichletGuide):
         (["--mechanisms", "[full,windw]"], "did you mean window"),
         (["--mechanisms", "[full,json.JSONDecoder]"], "is not a mechanism"),
         (["--window", "0"], "at least 1 is allowed"),
+        (["--sinks", "-1"], "sinks: -1 given; at least 0 is allowed"),
         (["--width", "18"], "divisible by 2 x heads"),
         (["--kv_heads", "3"], "a divisor of heads"),
         (["--batch", "5", "--accumulate", "2"], "divisible by devices x accumulate"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from commands import MOMENT, TEXT, error_line, run, train
+from commands import MOMENT, TEXT, error_line, run, run_here, train
 from processes import finish
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +23,7 @@ from pyro_meta import (
     Features,
     LanguageModel,
     UsageError,
+    Window,
     checksums,
 )
 from pyro_meta.evaluation.executed import CLOCK_FIGURES
@@ -116,6 +117,41 @@ def test_a_run_is_repeated_from_its_configuration(finished: Path, tmp_path: Path
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
+
+
+def test_a_run_with_sinks_is_kept_resumed_and_generated_from(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*MOMENT, "--sinks=4", f"--data.path={text_file}"]
+    assert train(*words, f"--out={tmp_path / 'whole'}") == 0
+    append = Run.append_metrics
+
+    def kill(self: Run, record: dict[str, Any]) -> None:
+        append(self, record)
+        if record["step"] == 7:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append_metrics", kill)
+        with pytest.raises(Killed):
+            train(*words, f"--out={tmp_path / 'killed'}")
+    assert train("--resume", tmp_path / "killed") == 0
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "killed")[name]), name
+    model, _, _, config = Run.open(tmp_path / "killed").load()
+    assert config.sinks == 4 and model.network.describe()["shape"]["sinks"] == 4
+    (window,) = (one for one in model.network.mechanisms if isinstance(one, Window))
+    assert (window.window, window.sinks) == (4, 4)
+    words = ["--prompt=the quick", "--max_tokens=30", "--greedy=true"]
+    cached = run_here("generate", tmp_path / "killed", *words)
+    again = run_here("generate", tmp_path / "killed", *words, "--cache=false")
+    assert cached.returncode == 0 and cached.stdout == again.stdout
+    assert cached.stdout.startswith("the quick")
+    path = tmp_path / "killed" / "config.yaml"
+    path.write_text(path.read_text().replace("sinks: 4", "sinks: 5"))
+    with pytest.raises(UsageError, match="sinks"):
+        Run.open(tmp_path / "killed").load()
 
 
 @pytest.mark.parametrize("moment", ["between", "while writing", "before the rename", "after it"])

@@ -129,6 +129,7 @@ def test_compiled_blocks_equal_the_eager_ones() -> None:
         {"width": 20, "heads": 4},
         {"heads": 4, "kv_heads": 3},
         {"window": 0},
+        {"sinks": -1},
         {"layers": 0},
         {"dropout": 1.0},
     ],

@@ -29,6 +29,7 @@ from pyro_meta.attention.ops.dense import full_attention, linear_attention, wind
 from pyro_meta.attention.ops.momentum import mean_attention
 from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.attention.registry import BUILT_IN, build_mechanisms, find_mechanism
+from pyro_meta.attention.sizes import Sizes
 from pyro_meta.attention.span import Span
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Mechanism",
     "Memory",
     "Queries",
+    "Sizes",
     "Span",
     "Window",
     "backend",

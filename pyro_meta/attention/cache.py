@@ -2,8 +2,8 @@
 
 Every layer keeps K and V of all tokens, since any later token may look back at them, and the
 running state of the mechanisms that have one. Then a new token pays for its own route only: `full`
-reads all keys, `window` the last W, `linear` its state. Memory is not saved: keys and values are
-those of an ordinary transformer.
+reads all keys, `window` the last W and its sinks, `linear` its state. Memory is not saved: keys and
+values are those of an ordinary transformer.
 
 A momentum that a mechanism carries flows through depth, of each token by itself. It is kept where a
 later token looks back at it, in place of values; and in a cache of its own what later kicks read.

@@ -199,12 +199,13 @@ def _in_kernels(
             kernels.linear_attention(q, k, v, (gain, choice, index, out))
     reaches = [_reach(mechanism, T) for mechanism in mechanisms]
     if any(reaches):
-        kernels.softmax_attention(q_rotated, k_rotated, v, reaches, gain, choice, out)
+        sinks = [one.sinks if isinstance(one, Window) else 0 for one in mechanisms]
+        kernels.softmax_attention(q_rotated, k_rotated, v, reaches, sinks, gain, choice, out)
     return out
 
 
 def _reach(mechanism: Mechanism, length: int) -> int:
-    """How many keys a query of softmax attention sees; 0: it is another kind."""
+    """How many of the last keys a query of softmax attention sees; 0: it is another kind."""
     if isinstance(mechanism, Window):
         return min(mechanism.window, length)
     return length if isinstance(mechanism, Full) else 0

@@ -22,6 +22,7 @@ from pyro_meta.attention.ops.dense import (
     window_attention,
 )
 from pyro_meta.attention.ops.queries import Queries
+from pyro_meta.attention.sizes import Sizes
 from pyro_meta.errors import UsageError
 from pyro_meta.own_classes import require_defined, require_price
 
@@ -98,9 +99,9 @@ class Mechanism(nn.Module):
         self.abilities = _abilities(kind)
 
     @classmethod
-    def of_sizes(cls, head_width: int, window: int, chunk: int) -> Self:
-        """One of a transformer's sizes; a mechanism with others than these two overrides it."""
-        return cls(head_width=head_width, window=window)
+    def of_sizes(cls, sizes: Sizes) -> Self:
+        """One of a transformer's sizes; a mechanism that takes more than two overrides it."""
+        return cls(head_width=sizes.head_width, window=sizes.window)
 
     @property
     def name(self) -> str:
@@ -279,31 +280,51 @@ class Full(Mechanism):
 
 
 class Window(Mechanism):
-    """Softmax over the last W keys, self included: 2 d min(t + 1, W) MACs per head."""
+    """Softmax over the last W keys, self included, and the first S of the text, its sinks.
+
+    A key that is among both counts once: 2 d min(t + 1, W + S) MACs per head. The first tokens are
+    where pretrained heads look when there is nothing to look at (StreamingLLM, Xiao et al. 2023,
+    arXiv 2309.17453).
+    """
 
     nominal_cost = 0.30
 
-    def __init__(self, head_width: int, window: int) -> None:
+    def __init__(self, head_width: int, window: int, sinks: int = 0) -> None:
         super().__init__(head_width, window)
         if window < 1:
             raise UsageError(
                 f"window: {window} given; it counts the token itself, so at least 1 is allowed"
             )
-        self.window = window
+        if sinks < 0:
+            raise UsageError(f"sinks: {sinks} given; at least 0 is allowed")
+        self.window, self.sinks = window, sinks
+
+    @classmethod
+    def of_sizes(cls, sizes: Sizes) -> Self:
+        if not sizes.sinks:  # an own subclass may know of none
+            return super().of_sizes(sizes)
+        return cls(head_width=sizes.head_width, window=sizes.window, sinks=sizes.sinks)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return window_attention(q, k, v, self.window)
+        return window_attention(q, k, v, self.window, self.sinks)
 
     def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
         if uses_flex(q.device.type, q.shape[-1]):
-            return flex.softmax_attention_of(q, k, v, queries, self.window)
-        return gathered.softmax_attention_of(q, k, v, queries, self.window)
+            return flex.softmax_attention_of(q, k, v, queries, self.window, self.sinks)
+        return gathered.softmax_attention_of(q, k, v, queries, self.window, self.sinks)
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return last_row_of_attention(q, k[:, :, -self.window :], v[:, :, -self.window :])
+        return last_row_of_attention(q, self._seen_by_newest(k), self._seen_by_newest(v))
+
+    def _seen_by_newest(self, x: Tensor) -> Tensor:
+        """Those of all tokens, x [B, G, T, d], that the newest one sees; a view without sinks."""
+        most = self.window + self.sinks
+        if self.sinks and x.shape[2] > most:
+            return torch.cat([x[:, :, : self.sinks], x[:, :, -self.window :]], 2)
+        return x[:, :, -most:]
 
     def macs(self, position: Tensor) -> Tensor:
-        return 2.0 * self.head_width * (position + 1).clamp(max=self.window)
+        return 2.0 * self.head_width * (position + 1).clamp(max=self.window + self.sinks)
 
 
 class Linear(Mechanism):

@@ -4,15 +4,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from pyro_meta.attention.chunks.mechanisms import (
-    CHUNK,
-    Chunk,
-    ChunkLearned,
-    ChunkSentence,
-    ChunkSliding,
-)
+from pyro_meta.attention.chunks.mechanisms import Chunk, ChunkLearned, ChunkSentence, ChunkSliding
 from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, carries
 from pyro_meta.attention.momentum import LinearMomentum
+from pyro_meta.attention.sizes import Sizes
 from pyro_meta.errors import UsageError
 from pyro_meta.own_classes import made
 from pyro_meta.terminal.naming import find_kind
@@ -40,15 +35,12 @@ def find_mechanism(name: str) -> type[Mechanism]:
     return find_kind(name, BUILT_IN, Mechanism, "mechanisms")
 
 
-def build_mechanisms(
-    names: Sequence[str], head_width: int, window: int, chunk: int = CHUNK
-) -> nn.ModuleList:
+def build_mechanisms(names: Sequence[str], sizes: Sizes) -> nn.ModuleList:
     """One instance of each named mechanism, in order; names must be distinct and not empty."""
     if not names:
         raise UsageError("mechanisms: none given; at least one is needed")
-    sizes = head_width, window, chunk
     built = [
-        made(Mechanism, "abilities", "mechanisms", find_mechanism(name).of_sizes, *sizes)
+        made(Mechanism, "abilities", "mechanisms", find_mechanism(name).of_sizes, sizes)
         for name in names
     ]
     labels = [mechanism.name for mechanism in built]

@@ -132,7 +132,7 @@ def require_sound_network(network: Transformer, has_gates: bool = False) -> None
     shape = network.shape
     for mechanism in filter(is_own, network.mechanisms):
         kind = type(mechanism)
-        make = partial(kind.of_sizes, shape.head_width, shape.window, shape.chunk)
+        make = partial(kind.of_sizes, shape.of_mechanisms)
         _require(MechanismSubject(make), OF_MECHANISMS, kind.__name__, "mechanisms")
     block = type(network.layers[0])
     if is_own(network.layers[0]):

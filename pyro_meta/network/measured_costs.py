@@ -82,6 +82,7 @@ def _conditions(network: Network, device: torch.device) -> dict[str, Any]:
         "heads": shape.heads,
         "head_width": shape.head_width,
         "window": shape.window,
+        "sinks": shape.sinks,
         "chunk": shape.chunk,
         "mechanisms": [f"{one.__module__}.{one.__qualname__}" for one in classes],
     }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pyro_meta.attention.chunks.mechanisms import CHUNK
+from pyro_meta.attention.sizes import CHUNK, Sizes
 from pyro_meta.errors import UsageError
 
 
@@ -41,6 +41,8 @@ class Shape:
     average."""
     groups: int = 1
     """Groups of heads that are routed each for itself: 1, or the number of key-value heads."""
+    sinks: int = 0
+    """First tokens of the text that `window` attention sees beside the last ones."""
 
     def __post_init__(self) -> None:
         sizes = ("vocabulary", "context", "width", "layers", "heads", "window", "chunk")
@@ -48,6 +50,8 @@ class Shape:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise UsageError(f"{name}: {size} given; at least 1 is allowed")
+        if self.sinks < 0:
+            raise UsageError(f"sinks: {self.sinks} given; at least 0 is allowed")
         if self.width % (2 * self.heads):
             raise UsageError(
                 f"width: {self.width} given; it must be divisible by 2 x heads = {2 * self.heads} "
@@ -68,6 +72,11 @@ class Shape:
     @property
     def head_width(self) -> int:
         return self.width // self.heads
+
+    @property
+    def of_mechanisms(self) -> Sizes:
+        """What mechanisms are built of."""
+        return Sizes(self.head_width, self.window, self.chunk, self.sinks)
 
     @property
     def of_groups(self) -> tuple[int, ...]:

@@ -6,13 +6,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from pyro_meta.attention import Mechanism, build_mechanisms
+from pyro_meta.attention import Mechanism, Sizes, build_mechanisms
 from pyro_meta.attention.clock import interleaved, medians
 from pyro_meta.speed.peak_memory import added_peak_bytes, in_fresh_process
 
 CHUNKS = ("chunk", "chunk_sliding", "chunk_sentence", "chunk_learned")
 MECHANISMS = ("full", "window", "linear", *CHUNKS)
-HEADS, HEAD_WIDTH, WINDOW, CHUNK = 4, 32, 64, 16
+HEADS, SIZES = 4, Sizes(head_width=32, window=64, chunk=16)
 
 
 def bench_mechanisms(lengths: list[int], repeats: int) -> dict[str, Any]:
@@ -32,9 +32,7 @@ def bench_mechanisms(lengths: list[int], repeats: int) -> dict[str, Any]:
         "setting": {
             "batch": 1,
             "heads": HEADS,
-            "head_width": HEAD_WIDTH,
-            "window": WINDOW,
-            "chunk": CHUNK,
+            **SIZES._asdict(),
         },
         "forward_seconds": forward,
         "forward_backward_seconds": both,
@@ -84,13 +82,13 @@ def peak_bytes(name: str, length: int) -> int | None:
 
 
 def _built(name: str) -> Mechanism:
-    return cast(Mechanism, build_mechanisms([name], HEAD_WIDTH, WINDOW, CHUNK)[0])
+    return cast(Mechanism, build_mechanisms([name], SIZES)[0])
 
 
 def _call(name: str, length: int, backward: bool) -> Callable[[], None]:
     mechanism = _built(name)
-    q, k, v = torch.randn(3, 1, HEADS, length, HEAD_WIDTH)
-    is_separator = torch.rand(1, 1, length, 1) < 1 / CHUNK
+    q, k, v = torch.randn(3, 1, HEADS, length, SIZES.head_width)
+    is_separator = torch.rand(1, 1, length, 1) < 1 / SIZES.chunk
     more = [is_separator] if mechanism.reads_separators else []
     if not backward:
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_meta.attention import Inputs, Mechanism, build_mechanisms
+from pyro_meta.attention import Inputs, Mechanism, Sizes, build_mechanisms
 from pyro_meta.attention.clock import Calls, captured, interleaved
 from pyro_meta.guides import DirichletGuide, Guide
 from pyro_meta.models import CostDirichlet, LanguageModel
@@ -117,7 +117,7 @@ class Attention(NamedTuple):
         generator = torch.Generator().manual_seed(scene.seed)
         size = (3, 1, scene.heads, length, scene.head_width)
         q, k, v = torch.randn(size, generator=generator).to(scene.device, scene.dtype)
-        built = build_mechanisms(MECHANISMS, scene.head_width, scene.window)
+        built = build_mechanisms(MECHANISMS, Sizes(scene.head_width, scene.window))
         mechanisms: list[Any] = list(built.to(scene.device))
         gain = torch.ones(len(mechanisms), scene.width, device=scene.device)
         return cls(mechanisms, gain, Inputs(q, k, v, q, k))

@@ -102,6 +102,7 @@ class Config(Settings):
             self.mlp_width,
             self.chunk,
             (self.kv_heads or self.heads) if self.groups == "kv" else 1,
+            self.sinks,
         )
         _require_memory(shape)
         is_asked = any(find_mechanism(name).reads_separators for name in self.mechanisms)

@@ -43,6 +43,7 @@ ALLOWED: dict[str, tuple[int, int]] = {
     "validation_tokens": (1, 1_000_000_000_000),
     "seed": (0, (1 << 63) - 1),
     "window": (1, 1 << 24),
+    "sinks": (0, 1 << 24),
     "chunk": (1, 1 << 24),
     "context": (1, 1 << 24),
     "width": (1, 1 << 16),
@@ -142,6 +143,8 @@ class Settings:
     """Skipping layers (only with --depth)"""
     window: int = 32
     """Tokens that window attention sees, the token itself included."""
+    sinks: int = 0
+    """First tokens of the text that window attention sees beside those (attention sinks)."""
     chunk: int = 16
     """Tokens in a chunk of the chunk mechanisms; of chunk_sentence and chunk_learned, about as
     many on average."""

@@ -36,9 +36,8 @@ from pyro_meta.attention.mechanisms import Mechanism
 from pyro_meta.attention.memory import Memory
 from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.attention.rotary import unturned
+from pyro_meta.attention.sizes import CHUNK, Sizes
 from pyro_meta.errors import UsageError
-
-CHUNK = 16
 
 
 class Chunk(Mechanism):
@@ -80,8 +79,8 @@ class Chunk(Mechanism):
         self.scorer = nn.Parameter(torch.zeros(width))  # u
 
     @classmethod
-    def of_sizes(cls, head_width: int, window: int, chunk: int) -> Self:
-        return cls(head_width=head_width, window=window, chunk=chunk)
+    def of_sizes(cls, sizes: Sizes) -> Self:
+        return cls(head_width=sizes.head_width, window=sizes.window, chunk=sizes.chunk)
 
     @property
     def name(self) -> str:

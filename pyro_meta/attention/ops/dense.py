@@ -1,6 +1,6 @@
 """Causal attention as pure tensor functions.
 
-Shapes: B sequences, H heads, T tokens, d head width, W window, C chunk, n chunks.
+Shapes: B sequences, H heads, T tokens, d head width, W window, S sinks, C chunk, n chunks.
 All functions take q, k, v of shape [B, H, T, d] and return [B, H, T, d]; row t depends on
 rows 0..t alone.
 """
@@ -41,22 +41,26 @@ def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(rows, k, v).reshape(B, H, 1, d)
 
 
-def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int = 0) -> Tensor:
     """Causal softmax attention over the last `window` keys, the token itself included.
 
-    Queries are cut into chunks of C = max(W, 64); each chunk meets its own C + W - 1 keys and no
-    others, so that time and memory are O(T (W + 64)). A dense T x T mask would cost more than
-    full attention.
+    The first `sinks` keys of the text are seen as well; a key that is among both counts once.
+    Queries are cut into chunks of C = max(W, 64); each chunk meets its own C + W - 1 keys, the
+    sinks, and no others, so that time and memory are O(T (W + S + 64)). A dense T x T mask would
+    cost more than full attention.
 
     Parameters
     ----------
     q, k, v
         [B, H, T, d].
     window
-        W >= 1: how many keys a query sees, itself included.
+        W >= 1: how many of the last keys a query sees, itself included.
+    sinks
+        S >= 0: how many of the first keys it sees as well, as far as they are past.
     """
     B, H, T, d = q.shape
     W = min(window, T)
+    S = min(sinks, T - W)  # later ones are in the window of every query that sees them
     C = min(max(W, WINDOW_CHUNK), T)
     n = -(-T // C)
     tail = n * C - T
@@ -65,8 +69,11 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
     def keys_of_chunks(x: Tensor) -> Tensor:
         padded = F.pad(x, (0, 0, past, tail))  # [B, H, past + n C, d]
-        chunks = padded.unfold(2, C + past, C)  # [B, H, n, d, C + past]
-        return chunks.transpose(-1, -2).reshape(B * H, n, C + past, d)
+        chunks = padded.unfold(2, C + past, C).transpose(-1, -2)  # [B, H, n, C + past, d]
+        if S:
+            first = x[:, :, None, :S].expand(B, H, n, S, d)
+            chunks = torch.cat([first, chunks], 3)
+        return chunks.reshape(B * H, n, S + C + past, d)
 
     # Query i of a chunk sits at padded position i + past and sees padded keys i .. i + past.
     i = torch.arange(C, device=q.device)[:, None]
@@ -74,8 +81,12 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     band = (j >= i) & (j <= i + past)  # [C, C + past]
     starts = torch.arange(n, device=q.device)[:, None, None] * C
     is_real_key = j + starts >= past  # the padding before the first token
+    is_seen = band & is_real_key
+    if S:  # a sink counts by itself once the window has left it behind
+        is_behind = torch.arange(S, device=q.device) <= starts + i - W  # [n, C, S]
+        is_seen = torch.cat([is_behind, is_seen], -1)
     out = F.scaled_dot_product_attention(
-        chunks_q, keys_of_chunks(k), keys_of_chunks(v), attn_mask=(band & is_real_key)[None]
+        chunks_q, keys_of_chunks(k), keys_of_chunks(v), attn_mask=is_seen[None]
     )
     return out.reshape(B, H, n * C, d)[:, :, :T]
 

@@ -9,8 +9,9 @@ They come in order of sequence and position, so that neighbours see nearly the s
   key by key. The states are those of all tokens, however few ask: that work is not spared.
 
 Shapes: B sequences, H query heads, G key-value heads, T tokens, N queries, d head width,
-W window, P positions in a block, n blocks, m places in a block. All functions take q [N, H, d], k
-and v [B, G, T, d] and return [N, H, d]; a query depends on the keys up to its position alone.
+W window, S sinks, P positions in a block, n blocks, m places in a block. All functions take q
+[N, H, d], k and v [B, G, T, d] and return [N, H, d]; a query depends on the keys up to its position
+alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,18 +39,17 @@ LINEAR_CACHE = 1 << 17  # numbers of phi(k) at a time: they fit a processor's ca
 
 
 def softmax_attention_of(
-    q: Tensor, k: Tensor, v: Tensor, queries: Queries, window: int | None = None
+    q: Tensor, k: Tensor, v: Tensor, queries: Queries, window: int | None = None, sinks: int = 0
 ) -> Tensor:
     """Causal softmax attention over the last `window` keys (all, if None), self included.
 
-    Chunks of neighbouring queries meet the keys between the first and the last that any of them
-    sees, and no others.
+    And over the first `sinks` of the text. Chunks of neighbouring queries meet the keys between the
+    first and the last that any of them sees, the sinks, and no others.
     """
-    chunks = _chunks(queries, k.shape[0], k.shape[2], window)
+    chunks = _chunks(queries, k.shape[0], k.shape[2], window, sinks)
     own = q.transpose(0, 1)[None].split([chunk.size for chunk in chunks], 2)
-    met = [Slice(chunk.sequence, 1, chunk.first_key, chunk.keys) for chunk in chunks]
-    keys, values = slices(k, met), slices(v, met)
-    masks = _masks(queries, chunks, window, q.dtype)
+    keys, values = _met(k, chunks), _met(v, chunks)
+    masks = _masks(queries, chunks, window, sinks, q.dtype)
     is_grouped = q.shape[1] != k.shape[1]
     out = [
         F.scaled_dot_product_attention(*three, attn_mask=mask, enable_gqa=is_grouped)
@@ -65,25 +65,46 @@ class _Chunk(NamedTuple):
     sequence: int
     first_key: int
     keys: int  # up to the last query's own
+    sinks: int  # first keys of the sequence, where they lie before the others; all see all of them
 
 
-def _chunks(queries: Queries, sequences: int, length: int, window: int | None) -> list[_Chunk]:
+def _chunks(
+    queries: Queries, sequences: int, length: int, window: int | None, sinks: int = 0
+) -> list[_Chunk]:
     reach = length if window is None else max(window, WINDOW_REACH)
     most = FULL_CHUNK if window is None else WINDOW_CHUNK
     past = length if window is None else window - 1
+    chunks = []
+    for size, sequence, first, last in queries.neighbours(sequences, length, reach, most):
+        first_key = max(0, first - past)
+        if first_key > sinks:
+            chunks.append(_Chunk(size, sequence, first_key, last + 1 - first_key, sinks))
+        else:  # one slice holds the sinks and all that follows
+            chunks.append(_Chunk(size, sequence, 0, last + 1, 0))
+    return chunks
+
+
+def _met(x: Tensor, chunks: list[_Chunk]) -> list[Tensor]:
+    """Keys or values [1, G, sinks + keys, d] that each chunk meets, of x [B, G, T, d]."""
+    apart = [chunk for chunk in chunks if chunk.sinks]
+    where = [Slice(chunk.sequence, 1, chunk.first_key, chunk.keys) for chunk in chunks]
+    found = slices(x, where + [Slice(chunk.sequence, 1, 0, chunk.sinks) for chunk in apart])
+    met, sinks = found[: len(chunks)], iter(found[len(chunks) :])
     return [
-        _Chunk(size, sequence, max(0, first - past), last + 1 - max(0, first - past))
-        for size, sequence, first, last in queries.neighbours(sequences, length, reach, most)
+        torch.cat([next(sinks), own], 2) if chunk.sinks else own
+        for chunk, own in zip(chunks, met, strict=True)
     ]
 
 
 def _masks(
-    queries: Queries, chunks: list[_Chunk], window: int | None, dtype: torch.dtype
+    queries: Queries, chunks: list[_Chunk], window: int | None, sinks: int, dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    """What is added to the scores of each chunk, [size, keys]: 0 for keys that a query sees.
+    """What is added to a chunk's scores, [size, sinks + keys]: 0 for keys that a query sees.
 
     All rows are pieces of one line, .. FAR FAR 0 0 .. 0 0 FAR FAR .., that start where the zeros
     fall on the keys that are seen: to copy them is several times as fast as to compare positions.
+    Sinks among the keys are seen as far as they are past: their columns are pieces of a line that
+    begins with zeros.
     """
     device = queries.position.device
     span = max(chunk.keys for chunk in chunks)
@@ -93,8 +114,18 @@ def _masks(
     first_key = torch.tensor([chunk.first_key for chunk in chunks], device=device)
     first_key = first_key.repeat_interleave(torch.tensor(sizes, device=device))
     place = queries.position - first_key
+    causal = line
+    if sinks:
+        causal = line.clone()
+        causal[:span] = 0
     for chunk, own in zip(chunks, (span - 1 - place).split(sizes), strict=True):
-        yield line.as_strided((span, chunk.keys), (1, 1)).index_select(0, own)
+        mask = line.as_strided((span, chunk.keys), (1, 1)).index_select(0, own)
+        if chunk.sinks:
+            mask = F.pad(mask, (chunk.sinks, 0))
+        elif sinks:
+            first = min(sinks, chunk.keys)
+            mask[:, :first] = causal.as_strided((span, first), (1, 1)).index_select(0, own)
+        yield mask
 
 
 def linear_attention_of(q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:

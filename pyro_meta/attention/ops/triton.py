@@ -2,8 +2,9 @@
 
 A layer is sorted once by what its tokens chose, and nothing is read back: blocks of queries find
 their tokens by themselves, so that the host runs ahead of the device. One kernel serves full and
-window attention alike (a window is a full attention that begins later); two serve linear attention,
-as the chunked scan of `dense.linear_attention` with everything about a chunk kept on the chip.
+window attention alike (a window is a full attention that begins later, but for its sinks, the first
+keys of the text); two serve linear attention, as the chunked scan of `dense.linear_attention` with
+everything about a chunk kept on the chip.
 
 What the host does for softmax attention is one sort: tokens by group, a mechanism in one sequence,
 and by position within it. It cannot know how many blocks of queries each group fills without
@@ -48,6 +49,7 @@ def softmax_attention(
     k: Tensor,
     v: Tensor,
     reaches: Sequence[int],
+    sinks: Sequence[int],
     gain: Tensor,
     choice: Tensor,
     out: Tensor,
@@ -59,7 +61,10 @@ def softmax_attention(
     q, k, v
         [B, H, T, d] and [B, G, T, d] twice.
     reaches
-        Of each mechanism, how many keys it sees, itself included; 0: it is no softmax attention.
+        Of each mechanism, how many of the last keys it sees, the query's own included; 0: it is no
+        softmax attention.
+    sinks
+        How many of the first keys of the text it sees as well.
     gain
         [K, D], factors of the rows.
     choice
@@ -70,7 +75,8 @@ def softmax_attention(
     B, H, T, d = q.shape
     K = len(reaches)
     is_small = (K + 1) * B < 1 << 15  # few bits are sorted sooner
-    bounds, reach = _tables(tuple(reaches), B, torch.int16 if is_small else torch.int32, q.device)
+    dtype = torch.int16 if is_small else torch.int32
+    bounds, reach, sink = _tables(tuple(reaches), tuple(sinks), B, dtype, q.device)
     group = choice.long().clamp(-1, K).to(bounds.dtype)
     if B > 1:
         group = group * B + torch.arange(B, device=choice.device, dtype=bounds.dtype)[:, None]
@@ -80,11 +86,11 @@ def softmax_attention(
     keys, stages = _keys(q)
     with torch.cuda.device_of(q):
         programs.softmax_program[(blocks * H,)](
-            q, k, v, gain, order, starts, reach, out,
+            q, k, v, gain, order, starts, reach, sink, out,
             math.log2(math.e) / math.sqrt(d), T, B, H, K * B, H // k.shape[1],
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             GROUPS=triton.next_power_of_2(K * B), WIDTH=d, QUERIES=QUERIES, KEYS=keys,
-            PRECISION=_precision(q), num_stages=stages,
+            HAS_SINKS=any(sinks), PRECISION=_precision(q), num_stages=stages,
         )  # fmt: skip
 
 
@@ -147,8 +153,14 @@ def _precision(q: Tensor) -> str:
 
 @lru_cache(maxsize=64)
 def _tables(
-    reaches: tuple[int, ...], sequences: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Where the groups of (mechanism, sequence) begin once sorted, and the reaches, on a device."""
+    reaches: tuple[int, ...],
+    sinks: tuple[int, ...],
+    sequences: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the groups of (mechanism, sequence) begin once sorted, the reaches and the sinks, on a
+    device."""
     bounds = torch.arange(len(reaches) * sequences + 1, dtype=dtype, device=device)
-    return bounds, torch.tensor(reaches, dtype=torch.int32, device=device)
+    reach, sink = (torch.tensor(x, dtype=torch.int32, device=device) for x in (reaches, sinks))
+    return bounds, reach, sink

@@ -14,11 +14,11 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["T", "B", "groups"])
 def softmax_program(
-    q_at, k_at, v_at, gain_at, order_at, starts_at, reach_at, out_at,
+    q_at, k_at, v_at, gain_at, order_at, starts_at, reach_at, sinks_at, out_at,
     scale, T, B, H, groups, heads_per_key,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HAS_SINKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one mechanism in one sequence, of one head.
 
@@ -27,7 +27,7 @@ def softmax_program(
     program counts blocks over the groups to find its own, and reads at which positions its queries
     stand. Between the first key that any of them sees and the last there are three ranges: one that
     only some see (a window has moved on), one that all see, which needs no mask, and one on the
-    diagonal.
+    diagonal. Where a mechanism has sinks, those that lie before all of them come first.
     """
     head = (tl.program_id(0) % H).to(tl.int64)
     number = tl.program_id(0) // H  # the longest blocks of all first
@@ -46,6 +46,9 @@ def softmax_program(
         first = tl.sum(tl.where(is_mine, begin, 0), 0) + block * QUERIES
         final = tl.minimum(first + QUERIES, tl.sum(tl.where(is_mine, end, 0), 0)) - 1
         reach = tl.sum(tl.where(is_mine, reach_of, 0), 0)
+        sinks = 0
+        if HAS_SINKS:
+            sinks = tl.load(sinks_at + mine // B)
         sequence = (mine % B).to(tl.int64)
         offset = sequence * T
         place = first + tl.arange(0, QUERIES)
@@ -62,22 +65,29 @@ def softmax_program(
         total = tl.zeros((QUERIES, WIDTH), tl.float32)
         weight = tl.zeros((QUERIES,), tl.float32)
         peak = tl.full((QUERIES,), -1e30, tl.float32)
-        # No query sees a key before `begin_key`, and every one those from `all_begin` to `all_end`.
+        # But for sinks no query sees a key before `begin_key`, and every one those from `all_begin`
+        # to `all_end`.
         begin_key = tl.maximum(least - reach + 1, 0) // KEYS * KEYS
         all_end = (least + 1) // KEYS * KEYS
         all_begin = (tl.maximum(most - reach + 1, 0) + KEYS - 1) // KEYS * KEYS
         all_begin = tl.minimum(all_begin, all_end)
+        if HAS_SINKS:
+            total, weight, peak = _meet(
+                total, weight, peak, q, k_at, v_at, k_t, v_t, scale, 0,
+                tl.minimum(sinks, begin_key), last, reach, sinks, most, True, WIDTH, KEYS,
+                HAS_SINKS, PRECISION,
+            )  # fmt: skip
         total, weight, peak = _meet(
             total, weight, peak, q, k_at, v_at, k_t, v_t, scale, begin_key, all_begin, last,
-            reach, most, True, WIDTH, KEYS, PRECISION,
+            reach, sinks, most, True, WIDTH, KEYS, HAS_SINKS, PRECISION,
         )  # fmt: skip
         total, weight, peak = _meet(
             total, weight, peak, q, k_at, v_at, k_t, v_t, scale, all_begin, all_end, last,
-            reach, most, False, WIDTH, KEYS, PRECISION,
+            reach, sinks, most, False, WIDTH, KEYS, HAS_SINKS, PRECISION,
         )  # fmt: skip
         total, weight, peak = _meet(
             total, weight, peak, q, k_at, v_at, k_t, v_t, scale, all_end, most + 1, last,
-            reach, most, True, WIDTH, KEYS, PRECISION,
+            reach, sinks, most, True, WIDTH, KEYS, HAS_SINKS, PRECISION,
         )  # fmt: skip
         channel = head * WIDTH + column
         gain = tl.load(gain_at + (mine // B) * D + channel)
@@ -88,8 +98,9 @@ def softmax_program(
 
 @triton.jit
 def _meet(
-    total, weight, peak, q, k_at, v_at, k_t, v_t, scale, begin, end, last, reach, most,
-    IS_MASKED: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    total, weight, peak, q, k_at, v_at, k_t, v_t, scale, begin, end, last, reach, sinks, most,
+    IS_MASKED: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, HAS_SINKS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Queries meet the keys begin .. end, in a running softmax (arXiv 1805.02867, 2205.14135).
 
@@ -109,7 +120,10 @@ def _meet(
             v = tl.load(v_at + at[:, None] * v_t + column[None, :])
         scores = tl.dot(q, k, input_precision=PRECISION) * scale
         if IS_MASKED:
-            is_seen = (key[None, :] <= last[:, None]) & (key[None, :] > last[:, None] - reach)
+            is_seen = key[None, :] > last[:, None] - reach
+            if HAS_SINKS:
+                is_seen = is_seen | (key[None, :] < sinks)
+            is_seen = is_seen & (key[None, :] <= last[:, None])
             scores = tl.where(is_seen, scores, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         shrink = tl.exp2(peak - higher)

@@ -65,7 +65,7 @@ class RoutedAttention(nn.Module):
         self.heads, self.head_width = shape.heads, shape.head_width
         self.kv_heads = shape.kv_heads or shape.heads
         self.groups = shape.groups
-        self.mechanisms = build_mechanisms(mechanisms, shape.head_width, shape.window, shape.chunk)
+        self.mechanisms = build_mechanisms(mechanisms, shape.of_mechanisms)
         self.project_qkv = nn.Linear(
             shape.width, (shape.heads + 2 * self.kv_heads) * shape.head_width, bias=False
         )
