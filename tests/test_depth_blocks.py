@@ -281,8 +281,7 @@ def test_who_passes_by_costs_what_torch_counts(
 
     def without_attention(route: Route) -> float:
         for one in network.layers:
-            one.attention.dispatch = lambda m, g, c, inputs: inputs.q.transpose(1, 2).flatten(2)
-            one.attention._mix = lambda w, inputs: inputs.q.transpose(1, 2).flatten(2)
+            one.attention._attend = lambda route, inputs: inputs.q.transpose(1, 2).flatten(2)
         with torch.no_grad():
             return counted(lambda: network(text, route))[1]
 

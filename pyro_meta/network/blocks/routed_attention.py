@@ -19,10 +19,9 @@ from pyro_meta.attention import (
     Span,
     build_mechanisms,
     carries,
-    is_choice,
     routed_attention,
 )
-from pyro_meta.attention.dispatch import folded, unfolded
+from pyro_meta.attention.mixing import mixed_attention
 from pyro_meta.attention.rotary import rotate
 from pyro_meta.network.shape import Shape
 
@@ -178,31 +177,8 @@ class RoutedAttention(nn.Module):
         return qkv
 
     def _attend(self, route: Tensor, inputs: Inputs) -> Tensor:
-        if not is_choice(route):
-            return self._mix(route, inputs)
         mechanisms = [_mechanism(mechanism) for mechanism in self.mechanisms]
-        route, inputs = folded(route, inputs, self.groups)
-        return unfolded(self.dispatch(mechanisms, self.gain, route, inputs), self.groups)
-
-    def _mix(self, weights: Tensor, inputs: Inputs) -> Tensor:
-        """sum_k alpha_k g_k A_k, [B, T, D]: every mechanism on all tokens."""
-        weights, inputs = folded(weights, inputs, self.groups)
-        shared = self.heads // self.kv_heads
-        if shared > 1:
-            inputs = inputs.with_repeated_heads(shared)
-        mixed: Tensor | None = None
-        for index, mechanism in enumerate(self.mechanisms):
-            attended = mechanism(*inputs.read_by(_mechanism(mechanism)))
-            attended = attended.transpose(1, 2).flatten(2)  # [B groups, T, D / groups]
-            part = weights[..., index, None] * (self._gain_by_row(index, attended) * attended)
-            mixed = part if mixed is None else mixed + part
-        return unfolded(cast(Tensor, mixed), self.groups)
-
-    def _gain_by_row(self, index: int, like: Tensor) -> Tensor:
-        """g_k for rows [B groups, T, D / groups]."""
-        if self.groups == 1:
-            return self.gain[index]
-        return self.gain[index].view(self.groups, 1, -1).repeat(len(like) // self.groups, 1, 1)
+        return mixed_attention(mechanisms, self.gain, route, inputs, self.groups, self.dispatch)
 
 
 def _mechanism(module: nn.Module) -> Mechanism:
