@@ -50,7 +50,7 @@ class LoadPrior(Prior):
     def __init__(
         self,
         network: Network,
-        rate: float = 3.0,
+        rate: float = 6.0,
         load_strength: float = 3.0,
         load_rate: float = 0.0,
         load_floor: float = 1.0,
