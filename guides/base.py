@@ -28,13 +28,14 @@ from pyro_meta.guides.load_posterior import LoadPosterior
 from pyro_meta.guides.networks import default_width, make_heads
 from pyro_meta.guides.walk import Latents, Walked, sampled, walk
 from pyro_meta.models.language_model import LanguageModel
+from pyro_meta.models.made_with import MadeWith
 from pyro_meta.models.plates import Plates
 from pyro_meta.models.standalone import StandaloneModule
 from pyro_meta.network.route import Features
 from pyro_meta.own_classes import is_own, require_defined, require_kind
 
 
-class Guide(StandaloneModule):
+class Guide(MadeWith, StandaloneModule):
     """An amortised posterior over routes; subclass it and define `posterior`.
 
     Parameters

@@ -28,7 +28,7 @@ def make_heads(inputs: int, hidden: int, bias: Sequence[Sequence[float]]) -> nn.
     return nn.ModuleList(map(head, bias))
 
 
-CLOSE_BEHIND = 0.5  # logits by which `window` follows `full` in the first layer, at the start
+CLOSE_BEHIND = 0.5  # logits by which the second follows the first at the start
 
 
 Posterior = TypeVar("Posterior", bound=Callable[..., Any])
@@ -45,13 +45,9 @@ def of_own_token(posterior: Posterior) -> Posterior:
 
 
 def leads(network: Network, lead: float) -> list[list[float]]:
-    """Logits [L][K] at the start: `full` leads in the first layer, `window` in all others.
-
-    Somewhere look-ups have to be learned before their price is felt. Where they are not needed, a
-    network learns soonest from what is near: so `window` comes second in the first layer too.
-    """
-    first = {"full": lead, "window": max(0.0, lead - CLOSE_BEHIND)}
-    ahead = [first, *[{"window": lead}] * (network.shape.layers - 1)]
+    """Logits [L][K] at the start: those lead that the network names (`leading_mechanisms`)."""
+    close = lead, max(0.0, lead - CLOSE_BEHIND)
+    ahead = [dict(zip(names, close, strict=False)) for names in network.leading_mechanisms]
     return [[layer.get(name, 0.0) for name in network.mechanism_names] for layer in ahead]
 
 

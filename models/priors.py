@@ -16,12 +16,13 @@ from torch.distributions import Distribution
 from pyro_meta.distributions import Choice
 from pyro_meta.errors import UsageError
 from pyro_meta.models.compute import ComputePotential
+from pyro_meta.models.made_with import MadeWith
 from pyro_meta.network.costs import Costs
 from pyro_meta.network.protocol import Network
 from pyro_meta.own_classes import require_defined
 
 
-class Prior(nn.Module):
+class Prior(MadeWith, nn.Module):
     """A distribution of the route of each token, p(alpha_{l,t}).
 
     Subclass it and define `forward`; name it by import path (`--prior my_file.MyPrior`).

@@ -29,9 +29,9 @@ from pyro_meta.terminal.consoles import console, printable
 from pyro_meta.terminal.mistakes import option_strings
 from pyro_meta.terminal.option_files import loads, read_mapping, typed
 from pyro_meta.terminal.streams import keep_going
+from pyro_meta.terminal.trust import foreign_classes, require_shipped_options
 from pyro_meta.training.options import Options, at_home, layers_of, preset
 from pyro_meta.training.settings import DEFAULT_CLASSES, known_options, train_parser
-from pyro_meta.training.trust import foreign_classes, require_shipped_options
 
 if TYPE_CHECKING:
     from pyro_meta.study.job import Job

@@ -22,6 +22,7 @@ FLOORS = [
     {"models"},
     {"guides"},
     {"inference", "evaluation"},
+    {"pretrained"},
     {"training", "generation"},
     {"contracts"},
     {"posterior", "speed", "study"},

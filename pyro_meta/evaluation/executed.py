@@ -17,7 +17,7 @@ from pyro_meta.attention.dispatch import AttentionCall
 from pyro_meta.evaluation.figures import batches, evaluating
 from pyro_meta.guides import Guide, mean_route
 from pyro_meta.models import LanguageModel
-from pyro_meta.network.macs import attention_macs, counted, dense_macs, full_attention_macs
+from pyro_meta.network.macs import attention_macs, counted, full_attention_macs
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.transformer import chosen_by_all
@@ -92,9 +92,9 @@ def executed_figures(
     with evaluating(model, guide):
         attention, router, skipped = _count_macs(network, follow, pieces)
         clock = _clock(network, follow, pieces, repeats, bool(model.gated))
-    dense = dense_macs(shape)
+    dense = network.dense_macs()
     full = shape.layers * full_attention_macs(shape, T) / T
-    whole = attention / count + router / count + dense_macs(shape, (skipped or 0) / count)
+    whole = attention / count + router / count + network.dense_macs((skipped or 0) / count)
     gated = {} if skipped is None else {"passed_by": skipped / count / shape.layers}
     return {
         "length": T,

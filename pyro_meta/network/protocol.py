@@ -28,6 +28,10 @@ class Network(Protocol):
     def mechanism_names(self) -> list[str]: ...
 
     @property
+    def leading_mechanisms(self) -> list[tuple[str, ...]]:
+        """Which mechanisms each of L layers should begin with: the first, and who comes second."""
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
 
@@ -54,6 +58,10 @@ class Network(Protocol):
 
     def new_cache(self, rows: int, keeps_features: bool = True) -> Cache:
         """An empty cache for texts in `rows` rows."""
+
+    def dense_macs(self, skipped: float = 0.0) -> float:
+        """MACs of one token outside attention and router; `skipped` is the mean number of layers
+        that it skips."""
 
     def compile_blocks(self) -> None:
         """Compile every layer in place."""

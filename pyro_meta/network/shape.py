@@ -44,15 +44,18 @@ class Shape:
     sinks: int = 0
     """First tokens of the text that `window` attention sees beside the last ones."""
 
+    head: int | None = None
+    """Width of a head; None: `width` / `heads`."""
+
     def __post_init__(self) -> None:
         sizes = ("vocabulary", "context", "width", "layers", "heads", "window", "chunk")
-        for name in (*sizes, "mlp_width"):
+        for name in (*sizes, "mlp_width", "head"):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise UsageError(f"{name}: {size} given; at least 1 is allowed")
         if self.sinks < 0:
             raise UsageError(f"sinks: {self.sinks} given; at least 0 is allowed")
-        if self.width % (2 * self.heads):
+        if self.head is None and self.width % (2 * self.heads):
             raise UsageError(
                 f"width: {self.width} given; it must be divisible by 2 x heads = {2 * self.heads} "
                 "(rotary positions turn pairs)"
@@ -71,7 +74,7 @@ class Shape:
 
     @property
     def head_width(self) -> int:
-        return self.width // self.heads
+        return self.head or self.width // self.heads
 
     @property
     def of_mechanisms(self) -> Sizes:

@@ -37,6 +37,7 @@ from pyro_meta.attention.rotary import rotation
 from pyro_meta.errors import UsageError
 from pyro_meta.network.asking import asked, asked_of_new
 from pyro_meta.network.blocks import Block, Surroundings, find_block
+from pyro_meta.network.macs import dense_macs
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.shape import Shape
@@ -135,6 +136,12 @@ class Transformer(nn.Module):
         return [mechanism.name for mechanism in self.mechanisms]
 
     @property
+    def leading_mechanisms(self) -> list[tuple[str, ...]]:
+        """`full` in the first layer, for look-ups have to be learned somewhere before their price
+        is felt, with `window` close behind, for where none are needed; `window` in the others."""
+        return [("full", "window"), *[("window",)] * (self.shape.layers - 1)]
+
+    @property
     def device(self) -> torch.device:
         return self.embedding.weight.device
 
@@ -145,6 +152,10 @@ class Transformer(nn.Module):
             "block": public_name(type(self.layers[0])),
             "shape": asdict(self.shape),
         }
+
+    def dense_macs(self, skipped: float = 0.0) -> float:
+        """MACs of one token outside attention and router, see `macs.dense_macs`."""
+        return dense_macs(self.shape, skipped)
 
     def compile_blocks(self) -> None:
         """Compile every block in place; the routes, and so all of Pyro, stay outside.

@@ -13,8 +13,8 @@ import yaml
 from pyro_meta.checksums import require_plain
 from pyro_meta.study.plan import Group
 from pyro_meta.study.wholeness import summary_of
+from pyro_meta.terminal.trust import foreign_classes
 from pyro_meta.training.config import train_words
-from pyro_meta.training.trust import foreign_classes
 
 TAIL_BYTES = 16_384
 

@@ -35,12 +35,12 @@ from pyro_meta.errors import UsageError
 from pyro_meta.folders import locked, partial_name, write_whole
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel
+from pyro_meta.terminal.trust import require_shipped
 from pyro_meta.training.checkpoint import Checkpoints, Parts
 from pyro_meta.training.checkpoint_files import WEIGHTS
 from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.metrics import Metrics
 from pyro_meta.training.options import flatten
-from pyro_meta.training.trust import require_shipped
 
 SUMMARY_KEYS = (
     "val_nll_soft", "val_nll_hard", "cost_nominal_soft", "cost_nominal_hard", "cost_macs_hard",

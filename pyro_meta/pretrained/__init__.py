@@ -1,0 +1,36 @@
+"""Models of transformers, kept whole, whose tokens choose how each key-value head attends.
+
+    network = wrap(hf_model, mechanisms=["full", "window"], window=128, sinks=4)
+    model = LanguageModel(network, LoadCategorical(network)); guide = CategoricalGuide(model)
+    ...                                             SVI, ours or Pyro's own
+    routed = convert(hf_model, guide)               generates, is evaluated, as ever
+    save_routes(routed, folder)                     and load_routes(hf_model, folder)
+
+Needs the extra `pretrained`: pip install 'pyro-meta[pretrained]'.
+"""
+
+from pyro_meta.errors import UsageError
+
+try:
+    import transformers  # noqa: F401
+except ImportError as error:  # pragma: no cover
+    raise UsageError(
+        "pretrained: transformers is not installed; pip install 'pyro-meta[pretrained]'"
+    ) from error
+
+from pyro_meta.pretrained.conversion import convert, is_converted, restore
+from pyro_meta.pretrained.fingerprint import fingerprint
+from pyro_meta.pretrained.network import PretrainedNetwork
+from pyro_meta.pretrained.network import PretrainedNetwork as wrap
+from pyro_meta.pretrained.saving import load_routes, save_routes
+
+__all__ = [
+    "PretrainedNetwork",
+    "convert",
+    "fingerprint",
+    "is_converted",
+    "load_routes",
+    "restore",
+    "save_routes",
+    "wrap",
+]

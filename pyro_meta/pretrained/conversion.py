@@ -1,0 +1,116 @@
+"""Turning a model into one that routes itself, and back."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pyro_meta.attention import Full, Window
+from pyro_meta.errors import UsageError
+from pyro_meta.guides import Guide
+from pyro_meta.pretrained.checks import require_faithful
+from pyro_meta.pretrained.deployed import Deployed
+from pyro_meta.pretrained.hooking import unhook
+from pyro_meta.pretrained.interface import routing_of
+from pyro_meta.pretrained.network import PretrainedNetwork
+
+
+def convert(hf_model: PreTrainedModel, guide: Guide, checks: bool = True) -> PreTrainedModel:
+    """Have a model route itself, by the posterior means of a guide, every token hard.
+
+    The model is changed in place and returned; `restore` undoes it. It generates, is trained and
+    evaluated as ever, by whatever takes a model of transformers. The guide is not copied.
+
+    Parameters
+    ----------
+    hf_model
+        The model that the guide was made for, or one of the same weights: see `load_routes`.
+    guide
+        Routes among `full` and `window`. Its posteriors look at each token's own features.
+    checks
+        Whether to check on a short text that nothing is lost: with all routes full the logits are
+        those of the model before, with padding too, and no token sees what follows it.
+
+    Raises
+    ------
+    UsageError
+        The guide was made for another model, or cannot be deployed; or a check failed.
+    """
+    network = guide.model.network
+    if not isinstance(network, PretrainedNetwork) or network.hf_model is not hf_model:
+        raise UsageError("convert: the guide was made for another model")
+    if not guide.is_of_own_token:
+        raise UsageError(
+            f"convert: {type(guide).__name__} looks at more than each token's own features, which "
+            "a cache of transformers does not keep"
+        )
+    for one in network.mechanisms:
+        if type(one) not in (Full, Window):
+            raise UsageError(f"convert: {one.name} is routed; full and window can be converted")
+    routing = network.routing
+    if routing.passing is not None:
+        raise UsageError("convert: the model is converted already; restore it first")
+    guide.eval()
+    passing = Deployed(guide)
+    if checks:
+        require_faithful(hf_model, passing)
+    routing.passing = passing
+    hf_model.register_forward_pre_hook(SeeTokens(), with_kwargs=True)
+    hf_model.register_state_dict_pre_hook(say_that_routes_are_lost)
+    return hf_model
+
+
+def is_converted(hf_model: PreTrainedModel) -> bool:
+    """Whether a model routes itself."""
+    routing = routing_of(hf_model)
+    return routing is not None and isinstance(routing.passing, Deployed)
+
+
+def deployed(hf_model: PreTrainedModel) -> Deployed:
+    """What routes a converted model; raises `UsageError` for another."""
+    routing = routing_of(hf_model)
+    if routing is None or not isinstance(routing.passing, Deployed):
+        raise UsageError("pretrained: the model is not converted; see pyro_meta.pretrained.convert")
+    return routing.passing
+
+
+def restore(hf_model: PreTrainedModel) -> PreTrainedModel:
+    """Undo `convert` and `wrap`: the model is as it was before, but that its weights are frozen."""
+    routing = routing_of(hf_model)
+    if routing is not None:
+        routing.passing = None
+        for hooks, kind in (
+            (hf_model._forward_pre_hooks, SeeTokens),
+            (hf_model._state_dict_pre_hooks, None),
+        ):
+            for key, found in list(hooks.items()):
+                if found is say_that_routes_are_lost or (kind and isinstance(found, kind)):
+                    del hooks[key]
+                    hf_model._forward_pre_hooks_with_kwargs.pop(key, None)
+        unhook(hf_model)
+    return hf_model
+
+
+class SeeTokens:
+    """Pre-hook of a model: its tokens and their positions, for guides that read them."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        routing = routing_of(module)  # type: ignore[arg-type]
+        if routing is None or not isinstance(routing.passing, Deployed):
+            return
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        positions: Tensor | None = kwargs.get("position_ids")
+        routing.passing.tokens = tokens if isinstance(tokens, torch.Tensor) else None
+        routing.passing.positions = positions
+
+
+def say_that_routes_are_lost(module: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Hook of `state_dict`: the routes of a converted model are none of its weights."""
+    warnings.warn(
+        "the weights of a converted model do not hold its routes; save them with "
+        "pyro_meta.pretrained.save_routes(model, folder)",
+        UserWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,210 @@
+"""Routes at work inside a model: what its layers do once it is converted.
+
+The model is called as ever, with its own cache, padding, beams. Each layer asks the guide about its
+new tokens, and what every key-value head's tokens have chosen runs:
+
+* a text read at once, without padding, by the dispatch of hard routes;
+* one new token by the keys that its choice sees, views of the cache;
+* all else, such as padded rows, by one call of attention with a mask in which every row of every
+  head has its own reach: correct, and nothing saved.
+
+Shapes: B sequences, T new tokens, S keys, H query heads, G key-value heads, n groups of heads, d
+head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_meta.attention import Full, Window, is_choice
+from pyro_meta.attention.mixing import mixed_attention
+from pyro_meta.guides import Guide
+from pyro_meta.network.route import Features
+from pyro_meta.pretrained.interface import Call, Site
+from pyro_meta.pretrained.network import PretrainedNetwork, inputs_of
+
+
+@dataclass
+class Deployed:
+    """Routes every forward pass of a model along a guide's posterior means, hard.
+
+    Attributes
+    ----------
+    guide
+        Whose posteriors look at each token's own features.
+    forced
+        The name of a mechanism that all tokens take instead, for checks; None: the guide decides.
+    tokens
+        Those of the pass, [B, T]; None where the model was given embeddings.
+    positions
+        Theirs, [B, T] or [1, T], or None.
+    """
+
+    guide: Guide
+    forced: str | None = None
+    tokens: Tensor | None = None
+    positions: Tensor | None = None
+
+    @property
+    def network(self) -> PretrainedNetwork:
+        network = self.guide.model.network
+        assert isinstance(network, PretrainedNetwork)
+        return network
+
+    def attend(self, site: Site, call: Call) -> Tensor:
+        """What a layer's new tokens attend to, [B, T, H, d]."""
+        if site.layer is None:
+            return call.plain()[0]
+        with torch.no_grad():
+            route = self._route(site, call)
+        full = self._full
+        if self.forced == "full" or (
+            is_choice(route)
+            and full is not None
+            and not torch.compiler.is_compiling()
+            and bool((route == full).all())
+        ):
+            return call.plain()[0]
+        T, S = call.query.shape[2], call.key.shape[2]
+        is_eager = not torch.compiler.is_compiling()
+        if call.mask is None and T == S and T > 1 and is_eager:
+            out = self._whole(site, call, route)
+        elif call.mask is None and T == 1 and is_choice(route) and is_eager:
+            out = self._newest(site, call, route)
+        else:
+            out = self._masked(site, call, route)
+        return out.to(call.value.dtype)
+
+    @property
+    def _full(self) -> int | None:
+        names = self.network.mechanism_names
+        return names.index("full") if "full" in names else None
+
+    def _route(self, site: Site, call: Call) -> Tensor:
+        """Choices [B, T, n], or weights [B, T, n, K] of a mixture."""
+        B, _, T, _ = call.query.shape
+        network = self.network
+        if self.forced is not None:
+            index = network.mechanism_names.index(self.forced)
+            return torch.full((B, T, network.shape.groups), index, device=call.query.device)
+        guide = self._guide_on(call.query.device)
+        assert site.normed is not None and site.layer is not None
+        state = site.normed if site.state is None else site.state
+        nowhere = torch.zeros(B, T, dtype=torch.long, device=call.query.device)
+        tokens = nowhere if self.tokens is None else self.tokens
+        places = self._places(call)
+        # Rows stand at positions of their own: they are one row of tokens, side by side.
+        features = Features(
+            tokens.reshape(1, B * T),
+            state.reshape(1, B * T, -1).float(),
+            site.normed.reshape(1, B * T, -1).float(),
+            places.reshape(B * T),
+        )
+        with torch.autocast(call.query.device.type, enabled=False):
+            routes = guide.routes(site.layer, features)
+            execution = guide.execution
+            mean = routes.mean
+            route = mean if guide.is_mixture else execution.decide(mean)
+        return route.reshape(
+            B, T, network.shape.groups, *route.shape[3 - (network.shape.groups == 1) :]
+        )
+
+    def _guide_on(self, device: torch.device) -> Guide:
+        """The guide, where the layer is: a model may have been moved."""
+        first = next(self.guide.parameters(), None)
+        if first is not None and first.device != device:
+            self.guide.to(device)
+            self.guide.model.execution.to(device)
+        return self.guide
+
+    def _places(self, call: Call) -> Tensor:
+        """Positions of the new tokens, [B, T]."""
+        B, _, T, _ = call.query.shape
+        if self.positions is not None:
+            return self.positions.expand(B, T)
+        past = call.key.shape[2] - T
+        return (past + torch.arange(T, device=call.query.device)).expand(B, T)
+
+    def _whole(self, site: Site, call: Call, route: Tensor) -> Tensor:
+        """A whole text, by the dispatch of hard routes."""
+        network = self.network
+        assert site.layer is not None
+        shape, inputs = network.shape, inputs_of(call)
+        of_layer = route if shape.groups > 1 else route[:, :, 0]
+        out = mixed_attention(
+            network.mechanisms_of(site.layer),
+            network.gain.to(inputs.v),
+            of_layer,
+            inputs,
+            shape.groups,
+        )
+        return out.unflatten(-1, (shape.heads, -1))
+
+    def _newest(self, site: Site, call: Call, route: Tensor) -> Tensor:
+        """One new token in each row: each group by what it has chosen."""
+        network = self.network
+        assert site.layer is not None
+        mechanisms = network.mechanisms_of(site.layer)
+        q, k, v = inputs_of(call)[:3]
+        B, H = q.shape[:2]
+        n, G = network.shape.groups, k.shape[1]
+        out = q.new_empty(B, n, H // n, v.shape[-1])
+        for row, choices in enumerate(route[:, 0].tolist()):
+            for group, choice in enumerate(choices):
+                ours = slice(group * (H // n), (group + 1) * (H // n))
+                theirs = slice(group * (G // n), (group + 1) * (G // n))
+                one = slice(row, row + 1)
+                attended = mechanisms[choice].decode(q[one, ours], k[one, theirs], v[one, theirs])
+                out[row, group] = attended[0, :, 0]
+        return out.view(B, 1, H, -1)
+
+    def _masked(self, site: Site, call: Call, route: Tensor) -> Tensor:
+        """By one call of attention for choices, in which every row has its own reach."""
+        network = self.network
+        assert site.layer is not None
+        q, k, v = call.query, call.key, call.value
+        H, G = q.shape[1], k.shape[1]
+        k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
+        seen = _seen(call)  # [B, 1, T, S]
+        reaches = [_reach(one, seen) for one in network.mechanisms_of(site.layer)]
+        heads = H // network.shape.groups
+
+        def attended(mask: Tensor) -> Tensor:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=call.scaling)
+            return out.transpose(1, 2)
+
+        if is_choice(route):
+            choice = route.transpose(1, 2)[..., None]  # [B, n, T, 1]
+            mask = torch.zeros_like(choice, dtype=torch.bool)
+            for index, reach in enumerate(reaches):
+                mask = mask | ((choice == index) & reach)
+            return attended(mask.repeat_interleave(heads, 1))
+        weights = route.repeat_interleave(heads, 2)  # [B, T, H, K]
+        parts = [weights[..., index, None] * attended(one) for index, one in enumerate(reaches)]
+        return torch.stack(parts).sum(0)
+
+
+def _seen(call: Call) -> Tensor:
+    """Which keys a query sees by full attention, booleans [B, 1, T, S]."""
+    B, _, T, _ = call.query.shape
+    S, mask = call.key.shape[2], call.mask
+    if mask is None:
+        place = torch.arange(S - T, S, device=call.query.device)[:, None]
+        return (torch.arange(S, device=place.device) <= place).expand(B, 1, T, S)
+    if mask.dtype == torch.bool:
+        return mask.expand(B, 1, T, S)
+    return (mask > torch.finfo(mask.dtype).min / 2).expand(B, 1, T, S)
+
+
+def _reach(mechanism: torch.nn.Module, seen: Tensor) -> Tensor:
+    """Which of the keys that are `seen` [B, 1, T, S] a mechanism looks at."""
+    if isinstance(mechanism, Full):
+        return seen
+    assert isinstance(mechanism, Window)
+    key = torch.arange(seen.shape[-1], device=seen.device)
+    own = (seen * key).amax(-1, keepdim=True)  # the newest key that is seen is one's own
+    begins = seen.any(-2, keepdim=True).to(torch.int8).argmax(-1, keepdim=True)  # past padding
+    is_near = key > own - mechanism.window
+    return seen & (is_near | (key < begins + mechanism.sinks))

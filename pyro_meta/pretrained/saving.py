@@ -1,0 +1,148 @@
+"""Routes in a small folder of their own, which names the model that they belong to.
+
+    routes.json           the model and its hash, the network, and the classes of prior and guide
+    routes.safetensors    their weights
+
+The model's own weights stay where they are.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+import pyro_meta
+from pyro_meta.errors import UsageError
+from pyro_meta.folders import replacing, write_whole
+from pyro_meta.guides import Guide
+from pyro_meta.models import LanguageModel, Prior
+from pyro_meta.pretrained.conversion import convert, deployed
+from pyro_meta.pretrained.fingerprint import fingerprint
+from pyro_meta.pretrained.network import PretrainedNetwork
+from pyro_meta.terminal.naming import find_class, public_name
+from pyro_meta.terminal.trust import is_trusted_here, require_shipped_options
+
+DESCRIPTION, WEIGHTS, VERSION = "routes.json", "routes.safetensors", 1
+
+
+def save_routes(routed: PreTrainedModel, folder: str | Path) -> Path:
+    """Save the routes of a converted model; returns the folder.
+
+    Raises
+    ------
+    UsageError
+        The model is not converted, or an argument of its prior or guide is no plain value.
+    """
+    guide, folder = deployed(routed).guide, Path(folder)
+    model = guide.model
+    network = model.network
+    assert isinstance(network, PretrainedNetwork)
+    description = {
+        "format": VERSION,
+        "model": {
+            "name": routed.config._name_or_path,
+            "kind": type(routed).__name__,
+            "sha256": fingerprint(routed),
+        },
+        "network": network.arguments,
+        "prior": _named(model.prior),
+        "guide": _named(guide),
+        "version": pyro_meta.__version__,
+    }
+    try:
+        text = json.dumps(description, indent=1)
+    except TypeError as error:
+        raise UsageError(
+            f"save_routes: an argument of prior or guide cannot be written down: {error}"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: x.detach().cpu().contiguous() for name, x in _parts(model, guide).items()}
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(state, partial)
+    write_whole(folder / DESCRIPTION, text + "\n")
+    return folder
+
+
+def load_routes(
+    hf_model: PreTrainedModel, folder: str | Path, trust: bool = False, checks: bool = True
+) -> PreTrainedModel:
+    """Convert a model by routes that `save_routes` saved; the model is changed in place.
+
+    Parameters
+    ----------
+    hf_model
+        The very model that the routes were made for, in any precision.
+    folder
+        Of `save_routes`.
+    trust
+        Whether classes that pyro_meta does not ship may be imported.
+    checks
+        See `convert`.
+
+    Raises
+    ------
+    UsageError
+        The folder holds no routes, or those of another model.
+    """
+    folder = Path(folder)
+    try:
+        found = json.loads((folder / DESCRIPTION).read_text())
+        state = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder}: there are no routes; {error.filename} is missing") from error
+    except (ValueError, SafetensorError) as error:
+        raise UsageError(f"{folder}: the routes are damaged: {error}") from error
+    base = found["model"]
+    if fingerprint(hf_model) != base["sha256"]:
+        raise UsageError(
+            f"{folder}: the routes belong to {base['name']} ({base['kind']}, weights "
+            f"{base['sha256'][:12]}), and this model has other weights"
+        )
+    if not (trust or is_trusted_here()):
+        named = [{"prior": found["prior"]["class"], "guide": found["guide"]["class"]}]
+        require_shipped_options(named, folder, "routes")
+    network = PretrainedNetwork(hf_model, **found["network"])
+    model = LanguageModel(network, _made(Prior, found["prior"], network))
+    guide: Guide = _made(Guide, found["guide"], model)
+    wanted = _parts(model, guide)
+    if wanted.keys() != state.keys():
+        raise UsageError(f"{folder}: the routes are those of another version")
+    for name, x in wanted.items():
+        if x.shape != state[name].shape:
+            raise UsageError(
+                f"{folder}: {name} is {list(state[name].shape)}; {list(x.shape)} is needed"
+            )
+        x.data.copy_(state[name])
+    return convert(hf_model, guide, checks)
+
+
+def _parts(model: LanguageModel, guide: Guide) -> dict[str, Any]:
+    """All that is saved, by name: neither weights of the model, nor anything twice."""
+    parts: Mapping[str, nn.Module] = {
+        "prior": model.prior,
+        "execution": model.execution,
+        "attentions": model.network.attentions,  # type: ignore[attr-defined]
+        "guide": guide,
+    }
+    return {
+        f"{part}.{name}": x
+        for part, module in parts.items()
+        for name, x in module.state_dict(keep_vars=True).items()
+    }
+
+
+def _named(made: Prior | Guide) -> dict[str, Any]:
+    return {"class": public_name(type(made)), "arguments": made.arguments}
+
+
+def _made(base: type, named: Mapping[str, Any], first: Any) -> Any:
+    ours = {name: getattr(pyro_meta, name) for name in pyro_meta.__all__}
+    kind: Callable[..., Any] = find_class(named["class"], ours, base.__name__.lower())
+    if not isinstance(kind, type) or not issubclass(kind, base):
+        raise UsageError(f"{named['class']} is no {base.__name__}")
+    return kind(first, **named["arguments"])
