@@ -36,9 +36,11 @@ from pyro_meta.attention import Cache, collected_penalties
 from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.distributions import GateExecution, RouteExecution
 from pyro_meta.distributions.by_group import for_each_group
+from pyro_meta.distributions.choice import Choice
 from pyro_meta.distributions.for_pyro import for_pyro
 from pyro_meta.distributions.gates import open_gate
 from pyro_meta.distributions.simplex import scored
+from pyro_meta.errors import UsageError
 from pyro_meta.models.compute import ComputePotential
 from pyro_meta.models.depth import DepthPrior
 from pyro_meta.models.loads import LoadPrior
@@ -48,6 +50,7 @@ from pyro_meta.models.standalone import StandaloneModule
 from pyro_meta.network.costs import Costs, costs_at
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features, Route, as_weights
+from pyro_meta.network.transformer import chosen_by_all
 from pyro_meta.own_classes import require_kind
 
 
@@ -139,7 +142,8 @@ class LanguageModel(StandaloneModule):
         tokens
             [B, T].
         targets
-            Observes the next tokens, [B, T].
+            Observes the next tokens, [B, T]; or probabilities of each, [B, T, V], which are scored
+            by their expectation.
         handed
             What a guide met. An objective that replays this model against the guide hands it on,
             and spares a second forward pass: the network then ran what the guide decided. Where
@@ -166,14 +170,17 @@ class LanguageModel(StandaloneModule):
         with plates.of_tokens(), scale:
             of_groups = self.network.shape.groups > 1
             logits = passed.logits.unsqueeze(-2) if of_groups else passed.logits
-            observed = targets[..., None] if of_groups and targets is not None else targets
+            observed = targets
+            is_soft = targets is not None and targets.dtype.is_floating_point
+            if of_groups and targets is not None:
+                observed = targets.unsqueeze(-2 if is_soft else -1)
             next_token: Tensor = pyro.sample(
-                "next_token", self.next_token_dist(logits), obs=observed
+                "next_token", self.next_token_dist(logits, observed), obs=observed
             )
         if (penalty := self._penalty(passed, drawn)) is not None:
             with scale:
                 pyro.factor("penalty", -tokens.numel() * penalty)
-        return next_token[..., 0] if of_groups else next_token
+        return next_token.squeeze(-2 if is_soft else -1) if of_groups else next_token
 
     def plates(self, tokens: Tensor) -> Plates:
         """The plates of tokens [B, T]."""
@@ -238,9 +245,29 @@ class LanguageModel(StandaloneModule):
         shares = routes.mean if self.network.shape.groups == 1 else routes.mean.mean(-2)
         return for_pyro(self.depth(layer, positions, shares))
 
-    def next_token_dist(self, logits: Tensor) -> dist.Categorical:
-        """p(y_t | ..) of logits [B, T, V], in at least float32."""
-        return dist.Categorical(logits=at_least_float32(logits))
+    def next_token_dist(self, logits: Tensor, observed: Tensor | None = None) -> TorchDistribution:
+        """p(y_t | ..) of logits [B, T, V], in at least float32.
+
+        Where probabilities of tokens are observed, it scores them by their expectation.
+        """
+        logits = at_least_float32(logits)
+        if observed is not None and observed.dtype.is_floating_point:
+            return Choice(logits=logits)
+        return dist.Categorical(logits=logits)
+
+    def own_prediction(self, tokens: Tensor) -> Tensor:
+        """p(y_t | x_{<=t}) [B, T, V] where every token attends fully, without gradients.
+
+        Raises
+        ------
+        UsageError
+            `full` is not among the mechanisms.
+        """
+        if "full" not in self.network.mechanism_names:
+            raise UsageError("target: model given, and full is not among --mechanisms")
+        with torch.no_grad():
+            logits = self.network(tokens, chosen_by_all(self.network, "full"))
+            return torch.softmax(at_least_float32(logits), -1)
 
     def harden_below(self, threshold: float) -> None:
         """Set the uncertainty below which a token's route and gates are hard."""

@@ -27,6 +27,7 @@ from studies import (  # noqa: F401 -- fixtures
 )
 
 from pyro_meta import UsageError, ablate
+from pyro_meta.analysis.plots.pareto import LOOKS
 from pyro_meta.study.description import KINDS, Study
 from pyro_meta.study.job import Job, State
 from pyro_meta.study.live import counts, steps_of, table
@@ -507,3 +508,4 @@ def test_the_router_without_a_prior_pays_where_compute_has_a_price() -> None:
 def test_every_kind_of_baseline_has_a_name() -> None:
     assert {*AS} == {*get_args(Kind)} - {"variant"}
     assert {*KINDS} >= {*AS} - {"mechanism"}
+    assert {*LOOKS} == {*get_args(Kind)}, "the picture knows them all"

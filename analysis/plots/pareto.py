@@ -35,6 +35,8 @@ LOOKS = {
     "random": ("X", PURPLE, "random, learned loads"),
     "prior": ("v", GREEN, "routes from the prior"),
     "point": ("^", VERMILION, "router without a prior"),
+    "split": ("*", VERMILION, "learned static split"),
+    "periodic": ("h", GREEN, "periodic layers"),
     "also": ("P", SKY, "other"),
 }
 """Marker, colour and name of each kind."""

@@ -151,7 +151,7 @@ def _size_of(model: LanguageModel) -> Size:
         rows=2,
         length=length,
         ends=tuple(end for end in ENDS if end < length),
-        dtype=network.embedding.weight.dtype,
+        dtype=next(model.parameters()).dtype,
         tolerance=ROUNDING,
         ways=(False,),  # a hard choice between two that are alike turns on rounding
     )

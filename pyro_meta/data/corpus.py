@@ -6,7 +6,7 @@ same sequences. Shapes: B sequences, T tokens of context.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -193,11 +193,17 @@ class Text(Data):
         if tokens == "":
             raise UsageError("data.tokens: it is empty; byte, char or a tokenizer.json is needed")
         self.path, self.tokens, self.validation = path, tokens, validation
+        self._tokenizer: Callable[[], Path] | None = None
+
+    def cut_by(self, tokenizer: Callable[[], Path]) -> None:
+        """Cut the text by the tokenizer.json that `tokenizer` finds, whatever `tokens` says."""
+        self._tokenizer = tokenizer
 
     def corpus(self) -> TokenCorpus:
         found = None if self.path is None else find_files(self.path)
         described = describe_python() if found is None else _described(found)
-        tokenizer = Path(self.tokens).expanduser()
+        tokens = self.tokens if self._tokenizer is None else str(self._tokenizer())
+        tokenizer = Path(tokens).expanduser()
 
         def pieces() -> Iterator[str]:
             is_empty = True
@@ -210,18 +216,18 @@ class Text(Data):
                 raise UsageError(f"data.path: {self.path} was changed while it was read")
 
         def vocabulary() -> Vocabulary:
-            if self.tokens == "byte":
+            if tokens == "byte":
                 return ByteVocabulary()
-            if self.tokens == "char":
+            if tokens == "char":
                 return CharVocabulary(sorted({one for piece in pieces() for one in set(piece)}))
             if is_vocabulary(tokenizer):
                 return Vocabulary.load(tokenizer)
             return FileVocabulary.from_path(tokenizer)
 
         try:
-            text = prepared([described, self.tokens, stamp(tokenizer)], pieces, vocabulary)
+            text = prepared([described, tokens, stamp(tokenizer)], pieces, vocabulary)
         except UnfitTokens as error:
-            raise UsageError(f"data.tokens: {self.tokens}: {error}") from error
+            raise UsageError(f"data.tokens: {tokens}: {error}") from error
         facts = [
             f"{text.bytes:,} bytes",
             f"sha256 {text.sha256[:12]}",

@@ -91,7 +91,7 @@ class RouteELBO(TraceMeanField_ELBO):
         """Parts of the objective for tokens and targets [B, T], averaged over the particles."""
         found = [self._terms(model, guide, tokens, targets) for _ in range(self.num_particles)]
         parts, walked = [one for one, _ in found], found[-1][1]
-        per_token = 1.0 / (targets.numel() * self.num_particles)
+        per_token = 1.0 / (tokens.numel() * self.num_particles)
         of = {
             name: torch.stack([part[name] for part in parts]).sum(0) * per_token
             for name in parts[0]
@@ -162,13 +162,33 @@ def _require_walked(walked: object, guide: Guide) -> Walked:
 
 
 class Objective(nn.Module):
-    """The loss as one module of model and guide, to be set up by Fabric like any network."""
+    """The loss as one module of model and guide, to be set up by Fabric like any network.
 
-    def __init__(self, model: LanguageModel, guide: Guide, elbo: RouteELBO | None = None) -> None:
+    Parameters
+    ----------
+    model, guide
+        What is trained.
+    elbo
+        The estimator.
+    teaches
+        Whether routes are to predict what the network itself says along full attention, instead of
+        the tokens of the text: E[-log p(y | alpha)] with y drawn from that.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        guide: Guide,
+        elbo: RouteELBO | None = None,
+        teaches: bool = False,
+    ) -> None:
         super().__init__()
         self.model, self.guide = model, guide
         self.elbo = elbo or RouteELBO()
+        self.teaches = teaches
 
     def forward(self, tokens: Tensor, targets: Tensor) -> ELBOTerms:
         with pyro.settings.context(module_local_params=True):
+            if self.teaches:
+                targets = self.model.own_prediction(tokens)
             return self.elbo.terms(self.model, self.guide, tokens, targets)

@@ -13,7 +13,7 @@ def make_optimiser(optim: Optimisation, objective: Objective) -> torch.optim.Ada
     matrices = {id(part.weight) for part in linear}
     routing = [*objective.guide.parameters(), *objective.model.prior.parameters()]
     router = {id(p) for p in routing}
-    network = [p for p in objective.parameters() if id(p) not in router]
+    network = [p for p in objective.parameters() if id(p) not in router and p.requires_grad]
     decayed = [p for p in network if id(p) in matrices]
     kept = [p for p in network if id(p) not in matrices]
     groups = [

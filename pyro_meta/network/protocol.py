@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_meta.attention import Cache, Mechanism
 from pyro_meta.network.route import Route
@@ -26,6 +26,10 @@ class Network(Protocol):
 
     @property
     def mechanism_names(self) -> list[str]: ...
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """What runs one after the other, layer by layer."""
 
     @property
     def leading_mechanisms(self) -> list[tuple[str, ...]]:

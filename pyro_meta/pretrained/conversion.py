@@ -97,7 +97,7 @@ class SeeTokens:
     """Pre-hook of a model: its tokens and their positions, for guides that read them."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        routing = routing_of(module)  # type: ignore[arg-type]
+        routing = routing_of(module)
         if routing is None or not isinstance(routing.passing, Deployed):
             return
         tokens = kwargs.get("input_ids", args[0] if args else None)

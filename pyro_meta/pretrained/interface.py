@@ -173,6 +173,6 @@ def hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return found
 
 
-def routing_of(hf_model: PreTrainedModel) -> Routing | None:
+def routing_of(hf_model: nn.Module) -> Routing | None:
     """What routes a model, if it has been hooked."""
     return getattr(hf_model, ROUTING, None)

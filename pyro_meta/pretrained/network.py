@@ -140,6 +140,11 @@ class PretrainedNetwork(nn.Module):
         return [mechanism.name for mechanism in self.mechanisms]
 
     @property
+    def layers(self) -> list[nn.Module]:
+        """The model's own layers, those that are routed."""
+        return [site.around for site in self.routing.sites if site.layer is not None]
+
+    @property
     def leading_mechanisms(self) -> list[tuple[str, ...]]:
         """With `full` in every layer: so the model was trained."""
         return [("full",)] * self.shape.layers
@@ -277,7 +282,7 @@ class _Whole:
     positions: Tensor
     route: Route
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(self, site: Site, call: Call) -> Tensor:
         if site.layer is None:
             return call.plain()[0]
@@ -306,11 +311,11 @@ class _Following:
     cache: Cache
     span: Span
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(self, site: Site, call: Call) -> Tensor:
         shape, inputs = self.network.shape, inputs_of(call)
         if site.layer is None:
-            mechanisms = [cast(Mechanism, one) for one in self.cache.layers[site.index].mechanisms]
+            mechanisms = self.cache.layers[site.index].mechanisms
             chosen = self.tokens.new_zeros(*self.tokens.shape, *shape.of_groups)
         else:
             mechanisms = self.network.mechanisms_of(site.layer)

@@ -9,7 +9,7 @@ The model's own weights stay where they are.
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -142,7 +142,7 @@ def _named(made: Prior | Guide) -> dict[str, Any]:
 
 def _made(base: type, named: Mapping[str, Any], first: Any) -> Any:
     ours = {name: getattr(pyro_meta, name) for name in pyro_meta.__all__}
-    kind: Callable[..., Any] = find_class(named["class"], ours, base.__name__.lower())
+    kind = find_class(named["class"], ours, base.__name__.lower())
     if not isinstance(kind, type) or not issubclass(kind, base):
         raise UsageError(f"{named['class']} is no {base.__name__}")
-    return kind(first, **named["arguments"])
+    return cast(Callable[..., Any], kind)(first, **named["arguments"])

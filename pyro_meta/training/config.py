@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -26,6 +28,7 @@ from pyro_meta.inference.controllers import (
 )
 from pyro_meta.models import DepthPrior, LanguageModel, LoadCategorical, LoadDirichlet, Prior
 from pyro_meta.network.measured_costs import timed_on
+from pyro_meta.network.protocol import Network
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
 from pyro_meta.own_classes import made, own_classes_named
@@ -43,6 +46,7 @@ from pyro_meta.training.settings import (
 )
 
 PRINTING = "--print_config"
+PRETRAINED = "pretrained"  # the preset that --pretrained brings along
 
 
 def of_the_others_family(made_for: Any) -> Any:
@@ -55,7 +59,7 @@ class Config(Settings):
     """A run: its settings, and the classes that it is built of."""
 
     data: Data = field(default_factory=Text)
-    prior: Callable[[Transformer], Prior] = of_the_others_family
+    prior: Callable[[Network], Prior] = of_the_others_family
     guide: Callable[[LanguageModel], Guide] = of_the_others_family
 
     def __post_init__(self) -> None:
@@ -65,11 +69,20 @@ class Config(Settings):
             self.prior = LoadDirichlet if is_of_weights else LoadCategorical
         if self.guide is of_the_others_family:
             self.guide = DirichletGuide if is_of_weights else CategoricalGuide
+        if self.pretrained is not None and isinstance(self.data, Text):
+            self.data.cut_by(self.pretrained_tokenizer)
         found = find_depth_guide(self.depth)
         of_kl = () if found is None else ("run", "strength") if found.pays_kl else ("penalty",)
         self.gate.require_used(
             self.depth, () if found is None else (*of_kl, "start", "price", "skip")
         )
+
+    def pretrained_tokenizer(self) -> Path:
+        """The tokenizer.json of `--pretrained`."""
+        from pyro_meta.pretrained.loading import tokenizer_file
+
+        assert self.pretrained is not None
+        return tokenizer_file(self.pretrained)
 
     @own_classes_named()
     def build(
@@ -90,23 +103,7 @@ class Config(Settings):
             Options that do not fit each other, a class of the wrong kind, or whatever is raised
             inside somebody's own class.
         """
-        shape = Shape(
-            vocabulary,
-            self.context,
-            self.width,
-            self.layers,
-            self.heads,
-            self.kv_heads,
-            self.window,
-            self.dropout,
-            self.mlp_width,
-            self.chunk,
-            (self.kv_heads or self.heads) if self.groups == "kv" else 1,
-            self.sinks,
-        )
-        _require_memory(shape)
-        is_asked = any(find_mechanism(name).reads_separators for name in self.mechanisms)
-        network = Transformer(shape, self.mechanisms, self.block, separators() if is_asked else ())
+        network = self._network(vocabulary, separators)
         with timed_on(self.accelerator):
             prior = made(Prior, "_network", "prior", self.prior, network)
         make_depth, gate = find_depth_guide(self.depth), self.gate
@@ -127,6 +124,49 @@ class Config(Settings):
             model.gate_execution.price.fill_(gate.price)
         self.controllers(model, guide)  # refuses targets that nobody here can be moved to
         return model, guide
+
+    def _network(self, vocabulary: int, separators: Callable[[], Sequence[int]]) -> Network:
+        """The network, whose weights are drawn, or those of `--pretrained`."""
+        if self.pretrained is not None:
+            return self._pretrained_network(vocabulary)
+        shape = Shape(
+            vocabulary,
+            self.context,
+            self.width,
+            self.layers,
+            self.heads,
+            self.kv_heads,
+            self.window,
+            self.dropout,
+            self.mlp_width,
+            self.chunk,
+            (self.kv_heads or self.heads) if self.groups == "kv" else 1,
+            self.sinks,
+        )
+        _require_memory(shape)
+        is_asked = any(find_mechanism(name).reads_separators for name in self.mechanisms)
+        return Transformer(shape, self.mechanisms, self.block, separators() if is_asked else ())
+
+    def _pretrained_network(self, vocabulary: int) -> Network:
+        from pyro_meta.pretrained import wrap
+        from pyro_meta.pretrained.loading import load_model
+
+        assert self.pretrained is not None
+        dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
+        network = wrap(
+            load_model(self.pretrained, dtype),
+            self.mechanisms,
+            self.window,
+            self.sinks,
+            self.context,
+            1 if self.groups == "one" else "kv",
+        )
+        if vocabulary > network.shape.vocabulary:
+            raise UsageError(
+                f"data: {vocabulary} tokens, and the model of --pretrained knows "
+                f"{network.shape.vocabulary}"
+            )
+        return network
 
     def controllers(self, model: LanguageModel, guide: Guide) -> Controllers:
         """What moves prior and gates of what `build` gave towards `--budget` and `--gate.skip`.
@@ -164,6 +204,9 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     """
     known = known_options()
     words = [word for word in argv if word != PRINTING]
+    options = [word.partition("=")[0] for word in words]
+    if "--pretrained" in options and not {"--preset", "--config"} & set(options):
+        words = [f"--preset={PRETRAINED}", *words]
     settled = settle(words, DEFAULT_CLASSES, known)
     if _names_weights(settled):
         settled = settle(words, DEFAULT_CLASSES | OF_WEIGHTS, known)

@@ -78,7 +78,7 @@ def train(
     UsageError
         The loss or the gradient is not finite; the last checkpoint stands.
     """
-    objective = Objective(model, guide).to(fabric.device)
+    objective = Objective(model, guide, teaches=config.target == "model").to(fabric.device)
     parts = {"model": model, "guide": guide, "controllers": controllers}
     optimiser = make_optimiser(config.optim, objective)
     is_resumed = is_resumed and run.latest_checkpoint() is not None

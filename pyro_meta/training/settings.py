@@ -53,6 +53,11 @@ ALLOWED: dict[str, tuple[int, int]] = {
     "layers": (1, 1000),
 }
 """Least and most of whole numbers: beyond, a machine would be at work for nothing."""
+OF_OWN_NETWORK = (
+    "block", "depth", "chunk", "width", "layers", "heads", "kv_heads", "mlp_width", "dropout",
+    "compile",
+)  # fmt: skip
+"""Options that make our own transformer, and say nothing of a pretrained one."""
 MOST_TOKENS = 1 << 26
 """In a step, over all devices."""
 
@@ -113,6 +118,14 @@ class Settings:
     mixes all, LoadDirichlet (default beside a guide of weights), CostDirichlet, SymmetricDirichlet
     (none), LearnedDirichlet (learns which), LogisticNormalPrior, PaperDirichlet; or the import path
     of your own. --prior.help NAME lists the options of each, such as --prior.rate."""
+    pretrained: str | None = None
+    """Causal language model of transformers to route, a folder or a name in the hub's cache. Its
+    weights stay as they are; --preset pretrained holds unless another is named. Sizes of the
+    network (--width, --layers, --heads, --kv_heads, --mlp_width) and tokens are then its own."""
+    target: Literal["text", "model"] = "text"
+    """What routes are to predict: the next token of the text, or (model) what the network itself
+    says of it when every token attends fully, which is far less noisy. The latter is for
+    --pretrained, whose weights stay as they are."""
     budget: float | None = None
     """Cost of attention to end at, once routes are hard (see --harden): 1 is full attention in
     every layer and token, 0.5 costs half, in the unit of --prior.cost. With any prior: the price of
@@ -221,11 +234,29 @@ class Settings:
                 f"context: {self.context} given; it must be divisible by short.factor = "
                 f"{self.short.factor} (1: whole sequences from the start)"
             )
+        self._require_pretrained()
         if self.kl.begin >= self.optim.router_end < 1:
             raise UsageError(
                 f"kl.begin: {self.kl.begin} given; below optim.router_end = "
                 f"{self.optim.router_end} is allowed (once the guide stops the KL moves nothing)"
             )
+
+    def _require_pretrained(self) -> None:
+        """Raise `UsageError` for options that do not go with --pretrained, or only with it."""
+        if self.pretrained is None:
+            if self.target == "model":
+                raise UsageError(
+                    "target: model given, and the network learns; text is allowed without "
+                    "--pretrained"
+                )
+            return
+        for one in fields(Settings):
+            value = getattr(self, one.name)
+            if one.name in OF_OWN_NETWORK and value != one.default:
+                raise UsageError(
+                    f"{one.name}: {value} given, and it does nothing with --pretrained, whose "
+                    "network is as it is"
+                )
 
 
 def _of_size(value: int) -> str:
