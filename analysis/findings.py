@@ -95,7 +95,7 @@ class Findings:
                         "group": name,
                         "share": float(mask.mean()),
                         "load": dict(zip(run.mechanisms, loads.tolist(), strict=True)),
-                        "uncertainty": float(run.expected[:, mask].mean(dtype=float) / run.log_k),
+                        "uncertainty": float(run.uncertainty[:, mask].mean(dtype=float)),
                         "epistemic": float(run.epistemic[:, mask].mean(dtype=float)),
                         "loss_hard": float(run.tokens["nll_hard"][mask].mean(dtype=float)),
                     }
@@ -120,7 +120,7 @@ class Findings:
     def uncertain_tokens(self) -> dict[str, list[dict[str, Any]]]:
         """The pieces of text whose routes are the most and the least uncertain on average."""
         run = self.reading
-        ranked = ranked_pieces(run.text, run.expected.mean(0, dtype=float) / run.log_k)
+        ranked = ranked_pieces(run.text, run.uncertainty.mean(0, dtype=float))
 
         def listed(pieces: list[Piece]) -> list[dict[str, Any]]:
             return [
@@ -226,7 +226,7 @@ class Findings:
     @cached_property
     def token_uncertainty(self) -> Array:
         """E H(alpha) / log K, averaged over layers, [N]."""
-        return self.reading.expected.mean(0, dtype=float) / self.reading.log_k
+        return self.reading.uncertainty.mean(0, dtype=float)
 
     def hardening(self) -> ByUncertainty:
         """What turning hard costs, by uncertainty of the route."""

@@ -54,6 +54,10 @@ def require_finished(folder: Path) -> None:
             raise UsageError(f"{folder} {state}: it has no {name}")
 
 
+DECIDED = 1e-6
+"""Expected entropy of draws, in nats, below which each is one mechanism."""
+
+
 @dataclass(frozen=True)
 class Blocks:
     """Terms of importance weights of short blocks of tokens; S draws, R blocks."""
@@ -293,6 +297,17 @@ class Reading:
     def log_k(self) -> float:
         """log K, the most that an entropy can be; 1 where there is a single mechanism."""
         return float(np.log(len(self.mechanisms))) if len(self.mechanisms) > 1 else 1.0
+
+    @property
+    def is_of_choices(self) -> bool:
+        """Whether every draw is one mechanism, so that only the posterior can be unsure."""
+        return float(self.expected.max(initial=0.0)) < DECIDED
+
+    @property
+    def uncertainty(self) -> Array:
+        """By which a token turns hard, as a share of log K, [L, N]: of weights how mixed draws are,
+        of choices how mixed their mean is."""
+        return (self.total if self.is_of_choices else self.expected) / self.log_k
 
     def verdicts(self) -> list[Verdict]:
         return collapse_verdicts(self.means, self.kl, self.loads)

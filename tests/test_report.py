@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, browser
 from commands import MOMENT, error_line, run, run_here, train
@@ -173,3 +174,11 @@ def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> Non
             "a choice has no concentration"
         )
         assert shown.complaints() == [] and shown.requests() == []
+
+
+def test_choices_are_unsure_though_each_draw_is_decided(whole: Path) -> None:
+    reading = Reading.of(whole)
+    assert reading.is_of_choices and reading.expected.max() < 1e-6
+    assert np.allclose(reading.uncertainty, reading.total / reading.log_k)
+    rows = Findings(reading).by_group()
+    assert all(0 < row["uncertainty"] <= 1 for row in rows if row["share"])

@@ -117,10 +117,12 @@ PICTURES = (
     ),
     Picture(
         "simplex", "routes", "Posteriors on the simplex",
-        "Every dot is one draw of one token's route: dots in a corner are decided, dots in the "
-        "middle mix mechanisms.",
+        "Every dot is one token: a draw of its weights or, of choices, its posterior mean. Dots in "
+        "a corner are decided, dots in the middle mix mechanisms or are unsure.",
         lambda findings: routes.simplex(findings.reading),
-        lambda findings: "Draws of the routes of random tokens between the mechanisms "
+        lambda findings: (
+            "Posterior means" if findings.reading.is_of_choices else "Draws"
+        ) + " of the routes of random tokens between the mechanisms "
         + ", ".join(findings.reading.mechanisms) + ", one triangle a layer.",
     ),
     Picture(

@@ -98,6 +98,7 @@ def forest(reading: Reading) -> Figure:
 def simplex(reading: Reading) -> Figure:
     """Draws of the routes of random tokens on the simplex, one triangle a layer.
 
+    Draws of choices all lie in the corners; there it is the posterior means of tokens.
     With two mechanisms a histogram of the first; with more than three those three that run most,
     taken as shares of their sum.
     """
@@ -105,10 +106,12 @@ def simplex(reading: Reading) -> Figure:
     columns = min(4, L)
     rows = -(-L // columns)
     figure = canvas(0.5 + 2.1 * rows)
+    drawn = reading.draws.transpose(1, 0, 2, 3).reshape(L, -1, K)
+    clouds = reading.means if reading.is_of_choices else drawn
     if K < 3:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for layer, axes in enumerate(grid[:L]):
-            axes.hist(reading.draws[:, layer, :, 0].ravel(), 40, color=colour(0))
+            axes.hist(clouds[layer][:, 0], 40, color=colour(0))
             axes.set_title(reading.layer_names[layer])
             axes.set(xlabel=short(reading.mechanisms[0]), yticks=[])
         for axes in grid[L:]:
@@ -120,10 +123,9 @@ def simplex(reading: Reading) -> Figure:
 
         leading = np.sort(np.argsort(-reading.loads.mean(0), kind="stable")[:3])
         rng = np.random.default_rng(0)
-        flat = reading.draws.transpose(1, 0, 2, 3).reshape(L, -1, K)
         for layer in range(L):
             axes = figure.add_subplot(rows, columns, layer + 1, projection="ternary")
-            some = flat[layer, rng.integers(flat.shape[1], size=CLOUD)][:, leading]
+            some = clouds[layer, rng.integers(clouds.shape[1], size=CLOUD)][:, leading]
             some = some / np.maximum(some.sum(-1, keepdims=True), 1e-12)
             top, left, right = some.T
             draw: Any = axes.scatter  # of three coordinates

@@ -361,9 +361,11 @@ def _print_summary(findings: Findings, out: Console) -> None:
     }
     table = table_of_figures("diversity and uncertainty", "layer", columns.values())
     for name, figures in zip(reading.layer_names, reading.diversity(), strict=True):
-        table.add_row(name.removeprefix("layer "), *(f"{figures[key]:.3f}" for key in columns))
+        row = name.removeprefix("layer ").replace(", heads ", ".")  # short, for 80 columns
+        table.add_row(row, *(f"{figures[key]:.3f}" for key in columns))
     out.print(table)
     out.print(
+        f"{'' if int(reading.facts['groups']) == 1 else '0.1: layer 0, heads 1. '}"
         "N: effective number of mechanisms, exp H, of the load and of a token's posterior mean. "
         "Routing information, uncertainty (total = expected + epistemic) and KL(q||p): nats per "
         "token.",
