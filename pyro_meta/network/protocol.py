@@ -1,6 +1,6 @@
 """What model, guides, evaluation, read-out, study and report ask of a network, and no more."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -62,6 +62,9 @@ class Network(Protocol):
 
     def new_cache(self, rows: int, keeps_features: bool = True) -> Cache:
         """An empty cache for texts in `rows` rows."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights; what requires no gradient stays as it is."""
 
     def dense_macs(self, skipped: float = 0.0) -> float:
         """MACs of one token outside attention and router; `skipped` is the mean number of layers

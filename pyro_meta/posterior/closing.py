@@ -9,6 +9,7 @@ from rich.markup import escape
 from torch import nn
 
 from pyro_meta.data.corpus import Corpus, identity
+from pyro_meta.evaluation.beside import routes_beside
 from pyro_meta.evaluation.causality import prefix_gap
 from pyro_meta.evaluation.executed import as_trained, executed_figures
 from pyro_meta.evaluation.figures import SequenceLosses, evaluate
@@ -47,6 +48,9 @@ def close(
         truth = corpus.truth(config.context, config.validation_tokens)
         if truth is not None:
             scores = score_against_truth(model, guide, windows, truth, config.batch)
+        is_frozen = not any(one.requires_grad for one in model.network.parameters())
+        if is_frozen:
+            beside = routes_beside(model, guide, windows, config.batch, config.seed)
         ngrams = ngram_nll(corpus.train, windows, corpus.vocabulary.size)
         device = model.network.device
         T = config.context
@@ -69,6 +73,8 @@ def close(
     if truth is not None:
         summary["truth"] = scores
     summary["executed"] = executed
+    if is_frozen:
+        summary["beside"] = beside
     circumstances = {
         "corpus": corpus.sha256,
         "context": config.context,

@@ -56,6 +56,23 @@ def closing_table(
         loads.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
     loads.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")
     console.print(loads)
+    if "beside" in summary:
+        console.print(table_beside(summary["beside"]))
+
+
+def table_beside(rows: dict[str, dict[str, Any]]) -> Table:
+    """Routes of a network that stays as it is, beside what needs no router."""
+    best = rows["full"]["loss_past"] if "full" in rows else None
+    table = table_of_figures(
+        "loss (nats per token) and key visits (share of full attention's)", "tokens",
+        ("loss", "past token 256", "behind full", "key visits"),
+    )  # fmt: skip
+    for name, row in sorted(rows.items(), key=lambda pair: pair[1]["loss_past"]):
+        behind = "" if best is None else f"{row['loss_past'] - best:+.4f}"
+        table.add_row(
+            name, f"{row['loss']:.4f}", f"{row['loss_past']:.4f}", behind, f"{row['visits']:.3f}"
+        )
+    return table
 
 
 def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:

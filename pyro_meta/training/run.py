@@ -48,7 +48,7 @@ SUMMARY_KEYS = (
     "load_by_layer", "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
     "router_parameters", "device", "seed", "versions",
 )  # fmt: skip
-OPTIONAL_KEYS = ("depth", "truth", "prior", "executed", "load_by_group")
+OPTIONAL_KEYS = ("depth", "truth", "prior", "executed", "load_by_group", "beside")
 MISSING = "missing"
 
 
