@@ -1,5 +1,7 @@
 """Priors are the laws that their docstrings say, and refuse what would make them none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import DIRICHLETS
@@ -67,6 +69,15 @@ def test_macs_average_to_one_for_full_attention(network: Transformer) -> None:
     window = costs_at(network, "macs", POSITIONS)[:, 2]
     torch.testing.assert_close(window[:4], full[:4])
     torch.testing.assert_close(window[4:], full[3].expand(28))
+
+
+@pytest.mark.usefixtures("double")
+def test_sinks_cost_what_as_many_tokens_of_a_window_do(network: Transformer) -> None:
+    beside = Transformer(replace(SHAPE, sinks=3), ["full", "linear", "window"])
+    wider = Transformer(replace(SHAPE, window=7), ["full", "linear", "window"])
+    found = costs_at(beside, "macs", POSITIONS)
+    torch.testing.assert_close(found, costs_at(wider, "macs", POSITIONS))
+    assert (found[7:, 2] > costs_at(network, "macs", POSITIONS)[7:, 2]).all()
 
 
 def test_a_strong_prior_makes_deciding_ten_times_as_dear(network: Transformer) -> None:

@@ -85,6 +85,9 @@ def test_work_of_one_query_by_hand() -> None:
     ratio = replace(DEFAULT, gathered_cost=2, sequence_macs=7).serving(work, False)
     assert ratio == 2 * work.own + 7 * 5
     assert Work.of(Linear(2, 1), queries, q, 2).on_keys == 5 * 3 * (4 * 8 + 2 * 2 * 4 * 4 / 2) / 2
+    work = Work.of(Window(2, 1, sinks=2), queries, q, 2)  # it sees 3 keys, as many as the third
+    assert work.own == 3 * (4 * 3 + 2 * 2 * 1 * 2 / 2)
+    assert work.everyone == 5 * 3 * (4 * (1 + 2 + 3 + 3) + 2 * 2 * 4 * 4 / 2)
 
 
 def test_a_fit_finds_the_profile_that_the_times_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
