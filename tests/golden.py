@@ -44,7 +44,7 @@ RUNS = {
         "--mechanisms=[full,linear_momentum,chunk,chunk_sliding,chunk_learned,chunk_sentence]",
         "--chunk=4",
     ],
-    "weights": ["--prior=CostDirichlet", "--guide.start=0.1"],
+    "weights": ["--guide=DirichletGuide", "--guide.start=0.1"],
     "groups": ["--prior=LoadDirichlet", "--groups=kv", "--budget=0.6", "--kl.weight=0.002"],
     "others": [
         "--guide=ConcreteGuide", "--prior=LearnedDirichlet", "--depth=point", "--kv_heads=1",

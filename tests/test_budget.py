@@ -180,7 +180,7 @@ def test_a_budget_goes_with_any_prior(tmp_path: Path) -> None:
     config, saved = read_options(["--budget", "0.6"])
     model, _ = config.build(13)
     assert isinstance(model.prior, LoadCategorical) and model.compute is not None
-    assert float(model.compute.rate) == 3.0, "where the controller begins"
+    assert float(model.compute.rate) == 6.0, "where the controller begins"
     assert budget_of(config) == 0.6
     path = tmp_path / "config.yaml"
     path.write_text(saved)
@@ -244,7 +244,7 @@ def test_a_run_logs_and_keeps_lambda(tmp_path: Path) -> None:
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert summary["prior"] == {"lambda": logged(run)[-1][1], "surcharge": last["surcharge"]}
     assert last["surcharge"] != 0.0
-    assert logged(run)[0][1] == 3.0 != logged(run)[-1][1]
+    assert logged(run)[0][1] == 6.0 != logged(run)[-1][1]
 
 
 def test_a_killed_run_resumes_with_its_lambda(

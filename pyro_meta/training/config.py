@@ -26,7 +26,7 @@ from pyro_meta.inference.controllers import (
     GateController,
     budget_controller,
 )
-from pyro_meta.models import DepthPrior, LanguageModel, LoadCategorical, LoadDirichlet, Prior
+from pyro_meta.models import CostDirichlet, DepthPrior, LanguageModel, LoadCategorical, Prior
 from pyro_meta.network.measured_costs import timed_on
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.shape import Shape
@@ -66,7 +66,7 @@ class Config(Settings):
         super().__post_init__()
         is_of_weights = _is_of_weights(self.prior) or _is_of_weights(self.guide)
         if self.prior is of_the_others_family:
-            self.prior = LoadDirichlet if is_of_weights else LoadCategorical
+            self.prior = CostDirichlet if is_of_weights else LoadCategorical
         if self.guide is of_the_others_family:
             self.guide = DirichletGuide if is_of_weights else CategoricalGuide
         if self.pretrained is not None and isinstance(self.data, Text):

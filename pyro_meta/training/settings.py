@@ -29,7 +29,7 @@ DEFAULT_CLASSES = {
     "guide": "pyro_meta.CategoricalGuide",
 }
 """Options whose value is a class, and the class that each means unless one is named."""
-OF_WEIGHTS = {"prior": "pyro_meta.LoadDirichlet", "guide": "pyro_meta.DirichletGuide"}
+OF_WEIGHTS = {"prior": "pyro_meta.CostDirichlet", "guide": "pyro_meta.DirichletGuide"}
 """What prior and guide mean instead where the other one is named, and is of weights."""
 
 
@@ -115,7 +115,7 @@ class Settings:
     """Which routes to favour before the text is read (a route is how a token attends in a layer):
     LoadCategorical (default; what the layer does as a rule, at a price) and CostCategorical (what
     costs less), of choices, where a token runs one mechanism from the start; of weights, where it
-    mixes all, LoadDirichlet (default beside a guide of weights), CostDirichlet, SymmetricDirichlet
+    mixes all, CostDirichlet (default beside a guide of weights), LoadDirichlet, SymmetricDirichlet
     (none), LearnedDirichlet (learns which), LogisticNormalPrior, PaperDirichlet; or the import path
     of your own. --prior.help NAME lists the options of each, such as --prior.rate."""
     pretrained: str | None = None
