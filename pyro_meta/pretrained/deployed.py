@@ -5,8 +5,8 @@ new tokens, and what every key-value head's tokens have chosen runs:
 
 * a text read at once, without padding, by the dispatch of hard routes;
 * one new token by the keys that its choice sees, views of the cache;
-* all else, such as padded rows, by one call of attention with a mask in which every row of every
-  head has its own reach: correct, and nothing saved.
+* all else, such as padded rows and training with dropout, by one call of attention with a mask in
+  which every row of every head has its own reach: correct, and nothing saved.
 
 Shapes: B sequences, T new tokens, S keys, H query heads, G key-value heads, n groups of heads, d
 head width.
@@ -38,14 +38,11 @@ class Deployed:
         The name of a mechanism that all tokens take instead, for checks; None: the guide decides.
     tokens
         Those of the pass, [B, T]; None where the model was given embeddings.
-    positions
-        Theirs, [B, T] or [1, T], or None.
     """
 
     guide: Guide
     forced: str | None = None
     tokens: Tensor | None = None
-    positions: Tensor | None = None
 
     @property
     def network(self) -> PretrainedNetwork:
@@ -57,6 +54,7 @@ class Deployed:
         """What a layer's new tokens attend to, [B, T, H, d]."""
         if site.layer is None:
             return call.plain()[0]
+        call = call.without_room()
         with torch.no_grad():
             route = self._route(site, call)
         full = self._full
@@ -68,10 +66,10 @@ class Deployed:
         ):
             return call.plain()[0]
         T, S = call.query.shape[2], call.key.shape[2]
-        is_eager = not torch.compiler.is_compiling()
-        if call.mask is None and T == S and T > 1 and is_eager:
+        is_plain = call.mask is None and not call.dropout and not torch.compiler.is_compiling()
+        if is_plain and T == S and T > 1:
             out = self._whole(site, call, route)
-        elif call.mask is None and T == 1 and is_choice(route) and is_eager:
+        elif is_plain and T == 1 and is_choice(route):
             out = self._newest(site, call, route)
         else:
             out = self._masked(site, call, route)
@@ -120,12 +118,12 @@ class Deployed:
         return self.guide
 
     def _places(self, call: Call) -> Tensor:
-        """Positions of the new tokens, [B, T]."""
+        """Positions of the new tokens, [B, T]: as the model has them, else by what they see."""
         B, _, T, _ = call.query.shape
-        if self.positions is not None:
-            return self.positions.expand(B, T)
-        past = call.key.shape[2] - T
-        return (past + torch.arange(T, device=call.query.device)).expand(B, T)
+        given = call.options.get("position_ids")
+        if given is not None and given.dim() <= 2:
+            return given.expand(B, T)
+        return (_seen(call)[:, 0].sum(-1) - 1).clamp(min=0)
 
     def _whole(self, site: Site, call: Call, route: Tensor) -> Tensor:
         """A whole text, by the dispatch of hard routes."""
@@ -172,7 +170,7 @@ class Deployed:
         heads = H // network.shape.groups
 
         def attended(mask: Tensor) -> Tensor:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=call.scaling)
+            out = F.scaled_dot_product_attention(q, k, v, mask, call.dropout, scale=call.scaling)
             return out.transpose(1, 2)
 
         if is_choice(route):
@@ -205,6 +203,6 @@ def _reach(mechanism: torch.nn.Module, seen: Tensor) -> Tensor:
     assert isinstance(mechanism, Window)
     key = torch.arange(seen.shape[-1], device=seen.device)
     own = (seen * key).amax(-1, keepdim=True)  # the newest key that is seen is one's own
-    begins = seen.any(-2, keepdim=True).to(torch.int8).argmax(-1, keepdim=True)  # past padding
+    begins = seen.to(torch.int8).argmax(-1, keepdim=True)  # past padding, and texts packed before
     is_near = key > own - mechanism.window
     return seen & (is_near | (key < begins + mechanism.sinks))

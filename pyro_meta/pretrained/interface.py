@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -50,6 +51,22 @@ class Call:
             self.module, self.query, self.key, self.value, self.mask, **self.options
         )
 
+    def without_room(self) -> "Call":
+        """The same, without the keys behind a text that is read into a cache of fixed size.
+
+        Without a mask, T new tokens are the first T keys; so `sdpa` understands it, too.
+        """
+        T, S = self.query.shape[2], self.key.shape[2]
+        if self.mask is not None or T == 1 or T == S:
+            return self
+        key, value = self.key[:, :, :T], self.value[:, :, :T]
+        return Call(self.module, self.query, key, value, None, self.options)
+
+    @property
+    def dropout(self) -> float:
+        """Probability that a weight of attention is dropped; 0 outside of training."""
+        return float(self.options.get("dropout") or 0.0)
+
     @property
     def scaling(self) -> float:
         """What scores are multiplied by."""
@@ -85,6 +102,8 @@ class Routing:
             yield
         finally:
             self.passing = before
+            for site in self.sites:
+                site.clear()
 
 
 @dataclass
@@ -108,8 +127,12 @@ class Site:
     """What queries, keys and values are projected from, [B, T, D]."""
 
     def clear(self) -> None:
-        """Forget what was seen: a model that keeps a tensor of a graph cannot be copied."""
+        """Forget what was seen."""
         self.state = self.normed = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied: not what an interrupted pass has left; a graph's tensor cannot be."""
+        return vars(self) | {"state": None, "normed": None}
 
 
 def register() -> None:
@@ -134,7 +157,7 @@ def attention(
     query [B, H, T, d], key and value [B, G, S, d] -> [B, T, H, d], and no weights of attention.
     """
     call = Call(module, query, key, value, attention_mask, options)
-    if (calls := recorded.get()) is not None:
+    if not torch.compiler.is_compiling() and (calls := recorded.get()) is not None:
         calls.append(call)
     site: Site | None = getattr(module, SITE, None)
     if site is None or site.routing.passing is None:
