@@ -1,9 +1,9 @@
 """Turning a model into one that routes itself, and back."""
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -12,8 +12,8 @@ from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.pretrained.checks import require_faithful
 from pyro_meta.pretrained.deployed import Deployed
-from pyro_meta.pretrained.hooking import unhook
-from pyro_meta.pretrained.interface import routing_of
+from pyro_meta.pretrained.hooking import drop_hooks, unhook
+from pyro_meta.pretrained.interface import Routing, routing_of
 from pyro_meta.pretrained.network import PretrainedNetwork
 
 
@@ -21,7 +21,9 @@ def convert(hf_model: PreTrainedModel, guide: Guide, checks: bool = True) -> Pre
     """Have a model route itself, by the posterior means of a guide, every token hard.
 
     The model is changed in place and returned; `restore` undoes it. It generates, is trained and
-    evaluated as ever, by whatever takes a model of transformers. The guide is not copied.
+    evaluated as ever, by whatever takes a model of transformers. The guide is not copied. To
+    compile the model into one graph (`fullgraph=True`), switch the checks of distributions off
+    first, by `pyro.enable_validation(False)`.
 
     Parameters
     ----------
@@ -30,8 +32,10 @@ def convert(hf_model: PreTrainedModel, guide: Guide, checks: bool = True) -> Pre
     guide
         Routes among `full` and `window`. Its posteriors look at each token's own features.
     checks
-        Whether to check on a short text that nothing is lost: with all routes full the logits are
-        those of the model before, with padding too, and no token sees what follows it.
+        Whether to check on a text of two windows that nothing is lost: with all routes full the
+        logits are those of the model before; padding changes none, nor does what follows a token.
+        In bfloat16 and float16, where rounding may turn a choice, only what is more than that is
+        found.
 
     Raises
     ------
@@ -54,10 +58,14 @@ def convert(hf_model: PreTrainedModel, guide: Guide, checks: bool = True) -> Pre
         raise UsageError("convert: the model is converted already; restore it first")
     guide.eval()
     passing = Deployed(guide)
+    seeing = hf_model.base_model.register_forward_pre_hook(SeeTokens(routing), with_kwargs=True)
     if checks:
-        require_faithful(hf_model, passing)
+        try:
+            require_faithful(hf_model, passing)
+        except BaseException:
+            seeing.remove()
+            raise
     routing.passing = passing
-    hf_model.register_forward_pre_hook(SeeTokens(), with_kwargs=True)
     hf_model.register_state_dict_pre_hook(say_that_routes_are_lost)
     return hf_model
 
@@ -81,29 +89,25 @@ def restore(hf_model: PreTrainedModel) -> PreTrainedModel:
     routing = routing_of(hf_model)
     if routing is not None:
         routing.passing = None
-        for hooks, kind in (
-            (hf_model._forward_pre_hooks, SeeTokens),
-            (hf_model._state_dict_pre_hooks, None),
-        ):
-            for key, found in list(hooks.items()):
-                if found is say_that_routes_are_lost or (kind and isinstance(found, kind)):
-                    del hooks[key]
-                    hf_model._forward_pre_hooks_with_kwargs.pop(key, None)
+        drop_hooks(hf_model.base_model, SeeTokens)
+        for key, found in list(hf_model._state_dict_pre_hooks.items()):
+            if found is say_that_routes_are_lost:
+                del hf_model._state_dict_pre_hooks[key]
         unhook(hf_model)
     return hf_model
 
 
+@dataclass
 class SeeTokens:
-    """Pre-hook of a model: its tokens and their positions, for guides that read them."""
+    """Pre-hook of a model without its head, which can be called by itself: keeps its tokens."""
+
+    routing: Routing
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        routing = routing_of(module)
-        if routing is None or not isinstance(routing.passing, Deployed):
-            return
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        positions: Tensor | None = kwargs.get("position_ids")
-        routing.passing.tokens = tokens if isinstance(tokens, torch.Tensor) else None
-        routing.passing.positions = positions
+        passing = self.routing.passing
+        if isinstance(passing, Deployed):
+            tokens = kwargs.get("input_ids", args[0] if args else None)
+            passing.tokens = tokens if isinstance(tokens, Tensor) else None
 
 
 def say_that_routes_are_lost(module: nn.Module, prefix: str, keep_vars: bool) -> None:

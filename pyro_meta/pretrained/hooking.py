@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyro_meta.errors import UsageError
+from pyro_meta.own_classes import said
 from pyro_meta.pretrained import interface
 from pyro_meta.pretrained.interface import (
     NAME,
@@ -41,44 +42,58 @@ class Anatomy:
     """d."""
 
 
-def hook(hf_model: PreTrainedModel) -> Anatomy:
+@contextmanager
+def hooked(hf_model: PreTrainedModel) -> Iterator[Anatomy]:
     """Have every layer of a model ask `interface.attention`; what it gives stays the same.
 
-    A model that is hooked already is left as it is.
+    A model that is hooked already is left as it is; and so is another, if what follows raises.
 
     Raises
     ------
     UsageError
         The model is none that can be routed.
     """
-    if interface.routing_of(hf_model) is None:
-        _require_causal(hf_model)
-        before = hf_model.config._attn_implementation
-        interface.register()
-        hf_model.set_attn_implementation(NAME)
-        try:
-            calls = _calls_of_a_pass(hf_model)
-            _install(hf_model, calls, before)
-        except BaseException:
-            hf_model.set_attn_implementation(before)
-            raise
-    return anatomy(hf_model)
+    if interface.routing_of(hf_model) is not None:
+        yield anatomy(hf_model)
+        return
+    _require_causal(hf_model)
+    before = hf_model.config._attn_implementation
+    interface.register()
+    hf_model.set_attn_implementation(NAME)
+    try:
+        _install(hf_model, _calls_of_a_pass(hf_model), before)
+        yield anatomy(hf_model)
+    except BaseException:
+        unhook(hf_model)
+        hf_model.set_attn_implementation(before)
+        raise
 
 
 def unhook(hf_model: PreTrainedModel) -> None:
-    """Leave a model as it was before `hook`."""
+    """Leave a model as it was before it was hooked."""
     routing = interface.routing_of(hf_model)
     if routing is None:
         return
     for site in routing.sites:
         delattr(site.module, SITE)
-        for module in (site.module, site.around):
-            for key, found in list(module._forward_pre_hooks.items()):
-                if isinstance(found, SeeNormed | SeeState):
-                    del module._forward_pre_hooks[key]
-                    module._forward_pre_hooks_with_kwargs.pop(key, None)
+        drop_hooks(site.module, SeeNormed)
+        drop_hooks(site.around, SeeState)
     hf_model.set_attn_implementation(routing.implementation)
     delattr(hf_model, ROUTING)
+
+
+def probe(hf_model: PreTrainedModel) -> Tensor:
+    """A short text, [1, T]."""
+    vocabulary = hf_model.config.get_text_config(decoder=True).vocab_size
+    return torch.arange(PROBED, device=hf_model.device)[None] % vocabulary
+
+
+def drop_hooks(module: nn.Module, kind: type) -> None:
+    """Remove the pre-hooks of a class from a module."""
+    for key, found in list(module._forward_pre_hooks.items()):
+        if isinstance(found, kind):
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def anatomy(hf_model: PreTrainedModel) -> Anatomy:
@@ -101,28 +116,39 @@ def _recording() -> Iterator[list[Call]]:
 
 def _calls_of_a_pass(hf_model: PreTrainedModel) -> list[Call]:
     """What the layers of a model hand to their attention function."""
-    was_training = hf_model.training
-    tokens = torch.arange(PROBED, device=hf_model.device)[None] % hf_model.config.vocab_size
+    name, was_training = type(hf_model).__name__, hf_model.training
     hf_model.eval()
-    try:
-        with torch.no_grad(), _recording() as calls:
-            hf_model(input_ids=tokens, use_cache=False)
-    finally:
-        hf_model.train(was_training)
+    with torch.no_grad(), _recording() as calls:
+        try:
+            hf_model(input_ids=probe(hf_model), use_cache=False)
+        except Exception as error:
+            _require_known(name, calls)
+            raise _refused(
+                name, f"it cannot read a text of {PROBED} tokens: {said(error)}"
+            ) from error
+        finally:
+            hf_model.train(was_training)
+    _require_known(name, calls)
     return calls
+
+
+def _require_known(name: str, calls: list[Call]) -> None:
+    """Raise `UsageError` if a layer scores otherwise than ours can."""
+    for call in calls:
+        if odd := [key for key in UNKNOWN if call.options.get(key) is not None]:
+            raise _refused(name, f"its attention asks for {odd[0]}")
 
 
 def _install(hf_model: PreTrainedModel, calls: list[Call], before: str) -> None:
     name = type(hf_model).__name__
     if not calls:
         raise _refused(name, "its layers do not go through the attention interface")
-    for call in calls:
-        if odd := [key for key in UNKNOWN if call.options.get(key) is not None]:
-            raise _refused(name, f"its attention asks for {odd[0]}")
     kinds = _kinds(hf_model, calls)
     routed = [call for call, kind in zip(calls, kinds, strict=True) if kind is None]
     if not routed:
         raise _refused(name, "the model makes all of its layers local; there is nothing to route")
+    if not all(map(_is_causal, routed)):
+        raise _refused(name, "its attention is more or less than causal")
     sizes = {_sizes(call) for call in routed}
     if len(sizes) > 1:
         raise _refused(name, f"its layers differ in heads, key-value heads, widths: {sizes}")
@@ -166,6 +192,16 @@ def _kinds(hf_model: PreTrainedModel, calls: list[Call]) -> list[int | None]:
         else:
             kinds.append(-1)
     return kinds
+
+
+def _is_causal(call: Call) -> bool:
+    """Whether every token sees itself and those before it, alike, and no others."""
+    if call.mask is None:
+        given = call.options.get("is_causal")
+        return bool(getattr(call.module, "is_causal", True) if given is None else given)
+    seen = call.mask if call.mask.dtype == torch.bool else call.mask == 0
+    T, S = call.query.shape[2], call.key.shape[2]
+    return seen.shape[1:] == (1, T, S) and bool((seen == torch.ones_like(seen).tril()).all())
 
 
 def _sizes(call: Call) -> tuple[int, int, int, int]:

@@ -12,7 +12,6 @@ width, D width, V vocabulary, K mechanisms.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -25,7 +24,6 @@ from pyro_meta.attention import (
     Cache,
     Inputs,
     Mechanism,
-    Sizes,
     Span,
     Window,
     build_mechanisms,
@@ -37,10 +35,13 @@ from pyro_meta.errors import UsageError
 from pyro_meta.network.asking import asked, asked_of_new
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.shape import Shape
+from pyro_meta.network.transformer import chosen_by_all
 from pyro_meta.pretrained.fingerprint import fingerprint
-from pyro_meta.pretrained.hooking import PROBED, hook
+from pyro_meta.pretrained.hooking import Anatomy, hooked, probe
 from pyro_meta.pretrained.interface import Call, Pass, Routing, Site, routing_of
 
+ROUNDING = 1e-5
+"""By how much logits may differ, as a share of the largest, in float32; in others, their own."""
 WINDOW, SINKS, CONTEXT = 128, 4, 1024
 """What `wrap` takes where nothing is said."""
 
@@ -81,28 +82,18 @@ class PretrainedNetwork(nn.Module):
         groups: int | str = "kv",
     ) -> None:
         super().__init__()
-        found = hook(hf_model)
-        config = hf_model.config.get_text_config(decoder=True)
-        longest = getattr(config, "max_position_embeddings", None) or CONTEXT
-        if context is not None and context > longest:
-            raise UsageError(f"context: {context} given; the model knows {longest} positions")
-        if groups not in (1, "kv", found.kv_heads):
-            raise UsageError(
-                f"groups: {groups!r} given; 1 or kv (each of {found.kv_heads} key-value heads) is "
-                "allowed"
+        with hooked(hf_model) as found:
+            self.shape = _shape(hf_model, found, window, sinks, context, groups)
+            sizes = self.shape.of_mechanisms
+            self.attentions = nn.ModuleList(
+                build_mechanisms(mechanisms, sizes) for _ in range(self.shape.layers)
             )
-        self.shape = Shape(
-            vocabulary=hf_model.get_output_embeddings().weight.shape[0],
-            context=min(CONTEXT, longest) if context is None else context,
-            width=config.hidden_size,
-            layers=len(found.modules),
-            heads=found.heads,
-            kv_heads=found.kv_heads,
-            window=window,
-            sinks=sinks,
-            head=found.head_width,
-            groups=1 if groups == 1 else found.kv_heads,
-        )
+            for one in self.mechanisms:
+                if carries(one) or one.reads_separators:
+                    raise UsageError(
+                        f"mechanisms: {one.name} given; a pretrained model has nothing for it to "
+                        "read"
+                    )
         self.hf_model = hf_model
         self.arguments = {
             "mechanisms": list(mechanisms),
@@ -111,18 +102,12 @@ class PretrainedNetwork(nn.Module):
             "context": self.shape.context,
             "groups": groups,
         }
-        sizes = Sizes(found.head_width, window, sinks=sinks)
-        self.attentions = nn.ModuleList(build_mechanisms(mechanisms, sizes) for _ in found.modules)
-        for one in self.mechanisms:
-            if carries(one) or one.reads_separators:
-                raise UsageError(
-                    f"mechanisms: {one.name} given; a pretrained model has nothing for it to read"
-                )
         ones = torch.ones(len(mechanisms), found.heads * found.head_width)
         self.register_buffer("gain", ones.to(hf_model.device), persistent=False)
         hf_model.requires_grad_(False)
-        hf_model.eval()
+        self.train()
         self._reads_states = _is_read_out_of_states(hf_model)
+        self._can_be_resumed: bool | None = None
         self.register_state_dict_post_hook(_leave_out_model)
         self.register_load_state_dict_post_hook(_do_without_model)
 
@@ -186,8 +171,12 @@ class PretrainedNetwork(nn.Module):
             site.around.compile(dynamic=False)
 
     def train(self, mode: bool = True) -> "PretrainedNetwork":
-        """Set the mode of the mechanisms; the model itself stays in evaluation mode."""
+        """Set the mode of the mechanisms; the model itself stays in evaluation mode.
+
+        So does this module: Pyro warns of every frozen weight of one that is in training.
+        """
         super().train(mode)
+        self.training = False
         self.hf_model.eval()
         return self
 
@@ -197,9 +186,29 @@ class PretrainedNetwork(nn.Module):
         Raises
         ------
         UsageError
-            The model has layers that are local in a way that the cache does not know.
+            The model has layers that are local in a way that the cache does not know, or that
+            remember more of a text than its keys and values.
         """
+        if self._can_be_resumed is None:
+            self._can_be_resumed = self._resumes()
+        if not self._can_be_resumed:
+            raise UsageError(
+                "pretrained: the model remembers more of a text than keys and values; read its "
+                "texts without a cache"
+            )
+        return self._new_cache(rows, keeps_features)
+
+    def _new_cache(self, rows: int, keeps_features: bool) -> Cache:
         return Cache(list(self._kept()), rows, keeps_features, self.shape.groups)
+
+    def _resumes(self) -> bool:
+        """Whether a short text that is read in two pieces gets the states of the whole."""
+        tokens, cache = probe(self.hf_model), self._new_cache(1, False)
+        route = chosen_by_all(self, self.mechanism_names[0])
+        with torch.no_grad():
+            whole = self.states(tokens, route)
+            pieces = [self.states(piece, route, cache) for piece in tokens.chunk(2, 1)]
+        return is_rounding(torch.cat(pieces, 1), whole)
 
     def _kept(self) -> Iterator[list[Mechanism]]:
         for site in self.routing.sites:
@@ -362,16 +371,54 @@ def inputs_of(call: Call) -> Inputs:
     return Inputs(q, k, v, q, k)
 
 
-@contextmanager
-def _still(hf_model: PreTrainedModel) -> Iterator[None]:
-    with torch.no_grad():
-        yield
+def is_rounding(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two ways of computing the same differ by no more than rounding."""
+    return float((found - wanted).abs().max()) <= most_rounding(wanted)
+
+
+def most_rounding(wanted: Tensor) -> float:
+    """By how much what is computed in another way may differ."""
+    share = max(ROUNDING, 8 * torch.finfo(wanted.dtype).eps)
+    return share * float(wanted.abs().max().clamp(min=1))
+
+
+def _shape(
+    hf_model: PreTrainedModel,
+    found: Anatomy,
+    window: int,
+    sinks: int,
+    context: int | None,
+    groups: int | str,
+) -> Shape:
+    config = hf_model.config.get_text_config(decoder=True)
+    longest = getattr(config, "max_position_embeddings", None) or CONTEXT
+    if context is not None and context > longest:
+        raise UsageError(f"context: {context} given; the model knows {longest} positions")
+    if groups not in (1, "kv", found.kv_heads):
+        raise UsageError(
+            f"groups: {groups!r} given; 1 or kv (each of {found.kv_heads} key-value heads) is "
+            "allowed"
+        )
+    return Shape(
+        vocabulary=hf_model.get_output_embeddings().weight.shape[0],
+        context=min(CONTEXT, longest) if context is None else context,
+        width=config.hidden_size,
+        layers=len(found.modules),
+        heads=found.heads,
+        kv_heads=found.kv_heads,
+        window=window,
+        sinks=sinks,
+        head=found.head_width,
+        groups=1 if groups == 1 else found.kv_heads,
+    )
 
 
 def _is_read_out_of_states(hf_model: PreTrainedModel) -> bool:
     """Whether logits are the output embedding of the last state, and nothing else."""
-    tokens = torch.arange(PROBED, device=hf_model.device)[None] % hf_model.config.vocab_size
-    with _still(hf_model):
+    if hf_model.base_model is hf_model:
+        return False
+    tokens = probe(hf_model)
+    with torch.no_grad():
         states = hf_model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         logits = hf_model(input_ids=tokens, use_cache=False).logits
         return torch.equal(hf_model.get_output_embeddings()(states), logits)
