@@ -7,8 +7,11 @@ from torch import nn
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all weights, by name, rounded to bfloat16: the same in whatever precision they
-    were loaded."""
+    """SHA-256 of all weights, by name, rounded to bfloat16.
+
+    So it is the same whether they were loaded in float64, float32 or bfloat16. In float16 it is
+    another one: what that leaves of small weights is rounded to something else.
+    """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()

@@ -21,8 +21,10 @@ from pyro_meta.errors import UsageError
 from pyro_meta.folders import replacing, write_whole
 from pyro_meta.guides import Guide
 from pyro_meta.models import LanguageModel, Prior
+from pyro_meta.own_classes import said
 from pyro_meta.pretrained.conversion import convert, deployed
 from pyro_meta.pretrained.fingerprint import fingerprint
+from pyro_meta.pretrained.hooking import hooked
 from pyro_meta.pretrained.network import PretrainedNetwork
 from pyro_meta.terminal.naming import find_class, public_name
 from pyro_meta.terminal.trust import is_trusted_here, require_shipped_options
@@ -76,7 +78,7 @@ def load_routes(
     Parameters
     ----------
     hf_model
-        The very model that the routes were made for, in any precision.
+        The very model that the routes were made for, in float32 or bfloat16 (or float64).
     folder
         Of `save_routes`.
     trust
@@ -95,8 +97,9 @@ def load_routes(
         state = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise UsageError(f"{folder}: there are no routes; {error.filename} is missing") from error
-    except (ValueError, SafetensorError) as error:
-        raise UsageError(f"{folder}: the routes are damaged: {error}") from error
+    except (ValueError, OSError, SafetensorError) as error:
+        raise UsageError(f"{folder}: the routes are damaged: {said(error)}") from error
+    _require_whole(found, folder)
     base = found["model"]
     if fingerprint(hf_model) != base["sha256"]:
         raise UsageError(
@@ -104,21 +107,50 @@ def load_routes(
             f"{base['sha256'][:12]}), and this model has other weights"
         )
     if not (trust or is_trusted_here()):
-        named = [{"prior": found["prior"]["class"], "guide": found["guide"]["class"]}]
-        require_shipped_options(named, folder, "routes")
-    network = PretrainedNetwork(hf_model, **found["network"])
-    model = LanguageModel(network, _made(Prior, found["prior"], network))
-    guide: Guide = _made(Guide, found["guide"], model)
-    wanted = _parts(model, guide)
-    if wanted.keys() != state.keys():
-        raise UsageError(f"{folder}: the routes are those of another version")
-    for name, x in wanted.items():
-        if x.shape != state[name].shape:
+        named = {part: found[part]["class"] for part in ("prior", "guide")}
+        named["mechanisms"] = found["network"]["mechanisms"]
+        require_shipped_options([named], folder, "routes")
+    with hooked(hf_model):  # and as it was, if anything is wrong
+        try:
+            network = PretrainedNetwork(hf_model, **found["network"])
+            model = LanguageModel(network, _made(Prior, found["prior"], network))
+            guide: Guide = _made(Guide, found["guide"], model)
+        except Exception as error:  # whatever a damaged description leads to
+            told = str(error) if isinstance(error, UsageError) else said(error)
+            raise UsageError(f"{folder}: the routes cannot be built: {told}") from error
+        wanted = _parts(model, guide)
+        if wanted.keys() != state.keys():
+            raise UsageError(f"{folder}: the routes are those of another version")
+        for name, x in wanted.items():
+            if x.shape != state[name].shape:
+                raise UsageError(
+                    f"{folder}: {name} is {list(state[name].shape)}; {list(x.shape)} is needed"
+                )
+            x.data.copy_(state[name])
+        return convert(hf_model, guide, checks)
+
+
+SAID: Mapping[str, set[str]] = {
+    "model": {"name", "kind", "sha256"},
+    "network": {"mechanisms"},
+    "prior": {"class", "arguments"},
+    "guide": {"class", "arguments"},
+}
+"""What a description has to say, and of what."""
+
+
+def _require_whole(found: Any, folder: Path) -> None:
+    """Raise `UsageError` unless a description says all that is needed, in the format we know."""
+    known = found.get("format") if isinstance(found, dict) else None
+    if known != VERSION:
+        raise UsageError(f"{folder}: {DESCRIPTION} is of format {known}; {VERSION} is known")
+    for part, needed in SAID.items():
+        said_of = found.get(part)
+        if not isinstance(said_of, dict) or not needed <= said_of.keys():
             raise UsageError(
-                f"{folder}: {name} is {list(state[name].shape)}; {list(x.shape)} is needed"
+                f"{folder}: the routes are damaged: {DESCRIPTION} does not say of its {part} what "
+                f"it should ({', '.join(sorted(needed))})"
             )
-        x.data.copy_(state[name])
-    return convert(hf_model, guide, checks)
 
 
 def _parts(model: LanguageModel, guide: Guide) -> dict[str, Any]:
