@@ -357,7 +357,8 @@ def _of_gap(belief: Mapping[str, Any], w: float) -> Judgement:
     if "amortisation" not in belief:
         return Judgement(question, "not looked at", None, "it needs the checkpoint and the text")
     if not belief["amortisation"]:
-        return Judgement(question, "does not apply", None, "the guide has no posterior to fit")
+        why = "it is measured where all heads of a layer share a route, and of a posterior"
+        return Judgement(question, "does not apply", None, why)
     found = belief["amortisation"][0]
     gap, further = found["amortisation"], found["conditioning"]
     is_good = gap["share_of_loss"] <= MOST_GAP

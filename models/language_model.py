@@ -269,6 +269,18 @@ class LanguageModel(StandaloneModule):
             logits = self.network(tokens, chosen_by_all(self.network, "full"))
             return torch.softmax(at_least_float32(logits), -1)
 
+    def charge(self, positions: Tensor, draw: Draw) -> Tensor:
+        """What compute costs the latents of a layer, nats [.., B, T], or [.., B, T, G] of groups.
+
+        As far as a token skips the layer it costs nothing; where compute has no price, neither.
+        """
+        if self.compute is None:
+            return torch.zeros_like(draw.route[..., 0])
+        charged = self.compute(positions, draw.route)
+        if draw.gate is None:
+            return charged
+        return charged * (draw.gate if self.network.shape.groups == 1 else draw.gate[..., None])
+
     def harden_below(self, threshold: float) -> None:
         """Set the uncertainty below which a token's route and gates are hard."""
         self.execution.threshold.fill_(threshold)
@@ -342,7 +354,7 @@ class LanguageModel(StandaloneModule):
             return
         for layer, draw in enumerate(drawn):
             with plates.of_tokens(), plates.of_groups():
-                pyro.factor(f"compute_{layer}", -self.compute(positions, draw.route))
+                pyro.factor(f"compute_{layer}", -self.charge(positions, draw))
 
     def _penalty(self, passed: Passed, drawn: Sequence[Draw]) -> Tensor | None:
         """What mechanisms ask for and open gates cost in training, nats per token."""

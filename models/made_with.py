@@ -10,7 +10,7 @@ class MadeWith:
     Attributes
     ----------
     arguments
-        By name.
+        By name; those of `*more` under that name, which no keyword can give back.
     """
 
     arguments: dict[str, Any]
@@ -23,6 +23,13 @@ class MadeWith:
         except TypeError:  # the constructor will say so; a copy is given none
             pass
         else:
-            given = dict(list(bound.arguments.items())[2:])
+            kinds = {name: one.kind for name, one in bound.signature.parameters.items()}
+            for name, value in list(bound.arguments.items())[2:]:
+                if kinds[name] is inspect.Parameter.VAR_KEYWORD:
+                    given |= value
+                elif kinds[name] is inspect.Parameter.VAR_POSITIONAL:
+                    given[f"*{name}"] = list(value)
+                else:
+                    given[name] = value
         object.__setattr__(made, "arguments", given)
         return made

@@ -88,7 +88,13 @@ def test_variants_cross_the_grid_and_mechanism_sets_share_their_single_runs() ->
 def test_what_trains_the_same_is_one_group() -> None:
     assert labels(grid={"seed": [0, 1], "steps": [4, 4]}, baselines=False) == ["routed"]
     found = expand(
-        Study.read({"base": SMALL, "grid": {"guide": ["DirichletGuide", "PointGuide"]}}, "test")
+        Study.read(
+            {
+                "base": SMALL | {"prior": "CostDirichlet"},
+                "grid": {"guide": ["DirichletGuide", "PointGuide"]},
+            },
+            "test",
+        )
     )
     assert [group.label for group in found].count("PointGuide") == 1
     routed, point = found[:2]
@@ -498,8 +504,9 @@ def test_the_router_without_a_prior_pays_where_compute_has_a_price() -> None:
     }  # fmt: skip
     found = labels(variants=variants, baselines=["point", "split", "periodic"])
     assert [label for label in found if label.startswith("PointGuide")] == [
-        "PointGuide LoadDirichlet budget=null", "PointGuide CostDirichlet budget=null",
-        "PointGuide CostDirichlet budget=0.5",
+        "PointGuide LoadDirichlet budget=null", "PointGuide LoadCategorical prior.rate=6.0 budget=null",
+        "PointGuide LoadCategorical prior.rate=2.0 budget=null",
+        "PointGuide LoadCategorical prior.rate=6.0 budget=0.5",
     ]  # fmt: skip
     assert len([label for label in found if label.startswith("static split")]) == len(variants)
     assert found.count("every 2nd layer full") == 1
@@ -509,3 +516,33 @@ def test_every_kind_of_baseline_has_a_name() -> None:
     assert {*AS} == {*get_args(Kind)} - {"variant"}
     assert {*KINDS} >= {*AS} - {"mechanism"}
     assert {*LOOKS} == {*get_args(Kind)}, "the picture knows them all"
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "prior", "guide"),
+    [
+        ({}, {"guide": "DirichletGuide"}, "CostDirichlet", "DirichletGuide"),
+        ({"guide": "DirichletGuide"}, {}, "CostDirichlet", "DirichletGuide"),
+        ({}, {"prior": "CostDirichlet"}, "CostDirichlet", "DirichletGuide"),
+        ({}, {"prior": "LoadDirichlet"}, "LoadDirichlet", "DirichletGuide"),
+        ({}, {"prior": "CostCategorical"}, "CostCategorical", "CategoricalGuide"),
+        ({}, {}, "LoadCategorical", "CategoricalGuide"),
+        ({}, {"prior": "LearnedDirichlet"}, "LearnedDirichlet", "DirichletGuide"),
+    ],
+)
+def test_baselines_have_the_prior_of_whom_they_judge(
+    base: dict[str, str], own: dict[str, str], prior: str, guide: str
+) -> None:
+    """And a router without a prior pays for compute if, and only if, that one does."""
+    study = {"base": SMALL | base, "variants": {"one": own}, "baselines": True, "seeds": [0]}
+    one, *_ = groups = expand(Study.read(study, "test"))
+    model, built = one.config.build(5)
+    assert (type(model.prior).__name__, type(built).__name__) == (prior, guide)
+    of = {group.kind: group.config.build(5)[0] for group in groups}
+    learns = prior == "LearnedDirichlet"
+    assert type(of["split"].prior).__name__ == prior
+    assert type(of["prior"].prior).__name__ == ("CostDirichlet" if learns else prior)
+    assert (of["point"].compute is None) == (model.compute is None)
+    if model.compute is not None:
+        assert of["point"].compute is not None
+        assert float(of["point"].compute.rate) == float(model.compute.rate)

@@ -1,7 +1,10 @@
 """What the model means: temperature, what is executed, leading dimensions, prices."""
 
+import copy
 import math
 import warnings
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -40,11 +43,19 @@ from pyro_meta import (
     PointGuide,
     Prior,
     RouteELBO,
+    Shape,
     SymmetricDirichlet,
     UsageError,
 )
+from pyro_meta.distributions import RouteExecution
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.models import ComputePotential
+from pyro_meta.network.protocol import Network
+from pyro_meta.network.route import Decision
+from pyro_meta.network.transformer import Transformer
+from pyro_meta.training.config import Config
+
+SHAPE = Shape(vocabulary=13, context=24, width=16, layers=2, heads=2, window=5)
 
 ELBOS = [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, RenyiELBO]
 LEARNING = [
@@ -401,3 +412,47 @@ def test_a_choice_of_what_is_not_a_number_is_drawn_as_such() -> None:
     for draw in (dist.rsample(torch.Size([5])), dist.sample(torch.Size([5]))):
         assert set(draw[:, 0].unique().tolist()) <= {0.0, 1.0}
         assert bool(draw[:, 1].isnan().all())
+
+
+# -- what stands around it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("price", [0.7, 300.0, 1e6, 3e38])
+def test_a_high_price_of_hard_routes_never_turns_dear(price: float) -> None:
+    execution = RouteExecution(torch.tensor([1.0, 0.12, 0.06]))
+    execution.price.fill_(price)
+    means = torch.softmax(3 * torch.randn(200, 3), -1)
+    decided = execution.decide(means)
+    dearer = execution.costs - execution.costs.min()
+    wanted = (means.double().log() - price * dearer.double()).argmax(-1)
+    assert torch.equal(decided, wanted)
+    if price > 100:
+        assert (decided == 2).all()
+
+
+def test_an_object_can_be_made_again_of_its_arguments() -> None:
+    class Own(LoadCategorical):
+        def __init__(self, network: Network, *rest: int, **more: Any) -> None:
+            super().__init__(network, **more)
+
+    network = Transformer(SHAPE)
+    made = Own(network, rate=9.0)
+    assert made.arguments == {"rate": 9.0}
+    again = Own(network, **made.arguments)
+    assert again.rate == 9.0 and copy.deepcopy(again).arguments == made.arguments
+    assert Own(network, 4).arguments == {"*rest": [4]}
+    assert LoadCategorical(network, 5.0).arguments == {"rate": 5.0}
+
+
+def test_the_family_of_a_partial_is_that_of_its_class() -> None:
+    model, guide = Config(prior=partial(CostDirichlet, rate=3.0)).build(13)
+    assert isinstance(model.prior, CostDirichlet) and isinstance(guide, DirichletGuide)
+
+
+def test_weights_of_all_groups_are_not_taken_for_weights_by_group() -> None:
+    """Where a text is as long as there are groups, both would have the same shape."""
+    network = Transformer(replace(SHAPE, groups=2))
+    weights = torch.full((3, 2, 3), 1 / 3)
+    with pytest.raises(ValueError, match="or broadcastable"):
+        network(torch.randint(5, (3, 2)), lambda *asked: Decision(weights))
+    network(torch.randint(5, (3, 2)), lambda *asked: Decision(weights[:, :, None]))

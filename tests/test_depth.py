@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.distributions import kl_divergence
 
 from pyro_meta import (
     BetaDepthGuide,
+    CategoricalGuide,
     CostDirichlet,
     Decision,
     DepthGuide,
@@ -29,6 +31,7 @@ from pyro_meta import (
     Guide,
     LanguageModel,
     LearnedDirichlet,
+    LoadCategorical,
     PointDepthGuide,
     PointGate,
     Prior,
@@ -604,3 +607,19 @@ def test_a_checkpoint_without_gates_is_not_taken_for_one_with(tmp_path: Path) ->
     run.load_checkpoint(parts(pair))
     with pytest.raises(UsageError, match="its depth is None"):
         run.load_checkpoint(parts(gated()))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_who_skips_a_layer_does_not_pay_for_it(groups: int) -> None:
+    charged = []
+    for start in (-20.0, 20.0):
+        torch.manual_seed(0)
+        network = Transformer(replace(SHAPE, groups=groups))
+        model = LanguageModel(network, LoadCategorical(network), DepthPrior(network))
+        guide = CategoricalGuide(model)
+        guide.depth = PointDepthGuide(model, start=start)
+        charged.append(Objective(model, guide)(*text()).compute)
+    shut, still = charged
+    assert still[1:].min() > 0.1
+    torch.testing.assert_close(shut[0], still[0], rtol=0.2, atol=0)  # every token runs the first
+    assert shut[1:].abs().max() < 1e-6

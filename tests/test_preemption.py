@@ -747,3 +747,34 @@ def test_a_kill_while_an_older_checkpoint_is_removed_leaves_nothing_of_it(
     assert Checkpoints(folder).latest() == last
     Checkpoints(folder).tidy()
     assert [path.name for path in folder.iterdir()] == [last.name]
+
+
+def test_prices_of_a_run_that_begins_from_another_are_its_own(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Only what was learned is taken over."""
+    assert train("--from", finished, "--prior.rate=24", "--out", tmp_path / "new") == 0
+    compute = Run.open(tmp_path / "new").load()[0].compute
+    assert compute is not None and float(compute.rate) == 24.0
+
+
+def test_a_budget_begun_from_another_run_goes_on_as_it_was(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, whole, killed = (tmp_path / name for name in ("first", "whole", "killed"))
+    assert train(*MOMENT, f"--data.path={text_file}", "--budget=0.7", "--out", first) == 0
+    assert train("--from", first, "--out", whole) == 0
+    append = Run.append_metrics
+
+    def until_the_tenth(self: Run, record: dict[str, Any]) -> None:
+        if record["step"] == 10:
+            raise KeyboardInterrupt
+        append(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append_metrics", until_the_tenth)
+        with pytest.raises(KeyboardInterrupt):
+            train("--from", first, "--out", killed)
+    assert train("--resume", killed) == 0
+    prices = [[one["lambda"] for one in Run.open(run).metrics()] for run in (whole, killed)]
+    assert prices[0] == prices[1]

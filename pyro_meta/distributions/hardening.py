@@ -119,7 +119,8 @@ class RouteExecution(Execution):
 
     def decide(self, mean: Tensor) -> Tensor:
         """Mechanisms [..] for weights [.., K]: who hardly cares does not pay for a dear one."""
-        return (mean * torch.exp(-self.price * self.costs)).argmax(-1)
+        dearer = self.costs - self.costs.min()  # the cheapest never underflows
+        return (mean.log() - self.price * dearer).argmax(-1)
 
     def replace(self, soft: Tensor, decided: Tensor, is_hard: Tensor) -> Tensor:
         return torch.where(is_hard[..., None], straight_through(soft, decided), soft)

@@ -29,10 +29,10 @@ def asked(route: Route, layer: int, features: Features, of_groups: tuple[int, ..
                 f"route of layer {layer} is {list(chosen.shape)} of {chosen.dtype}; choices "
                 f"must be {list(size)}, one for every token"
             )
-    elif chosen.dim() > len(size) + 1:
+    elif chosen.dim() > len(size) + 1 or 2 < chosen.dim() <= len(size):
         raise ValueError(
-            f"route of layer {layer} is {list(chosen.shape)}; weights must be {[*size, 'K']}, and "
-            "leading dimensions of particles are folded by `LanguageModel.run`"
+            f"route of layer {layer} is {list(chosen.shape)}; weights must be {[*size, 'K']} or "
+            "broadcastable, and leading dimensions of particles are folded by `LanguageModel.run`"
         )
     elif of_groups and (chosen.dim() < 2 or chosen.shape[-2] not in (1, *of_groups)):
         raise ValueError(

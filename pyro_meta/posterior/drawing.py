@@ -42,12 +42,10 @@ def log_ratios(walked: Walked, newest: int) -> Tensor:
     The price of compute is part of p, up to its constant.
     """
     total = torch.zeros(len(walked.logits), dtype=torch.float64, device=walked.logits.device)
-    compute = walked.model.compute
     for q, p, draw, at in zip(
         walked.posteriors, walked.priors, walked.draws, walked.positions, strict=True
     ):
-        if compute is not None:
-            total -= compute(at, draw.route)[:, -newest:].flatten(1).sum(1)
+        total -= walked.model.charge(at, draw)[:, -newest:].flatten(1).sum(1)
         ours, prior = _drawn_from(q.route, p.route), _drawn_from(p.route, q.route)
         total += -log_ratio(ours, prior, draw.route)[:, -newest:].flatten(1).sum(1)
     return total

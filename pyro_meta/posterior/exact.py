@@ -84,6 +84,7 @@ class Handful:
         posteriors = [route for route, _ in walked.posteriors]
         self.has_density = all(map(has_density, posteriors))
         self.means = torch.stack([q.mean[0, -count:] for q in posteriors])  # [L, n, K]
+        self.gates = torch.stack([gate.mean[0, -count:] for _, gate in walked.posteriors])  # [L, n]
         self.newest = torch.arange(len(tokens), device=tokens.device)[-count:]
         self.priors = [  # by layer, batch [n]
             self.model.route_dist(layer, self.newest, walked.loads[layer]).expand(
@@ -113,11 +114,11 @@ class Handful:
         return torch.stack([prior.mean.double().log() for prior in self.priors])
 
     def charge(self, routes: Tensor) -> Tensor:
-        """What compute costs routes [S, L, n, K], nats [S]."""
-        compute = self.model.compute
-        if compute is None:
-            return routes.new_zeros(len(routes))
-        costs = [compute(self.newest, routes[:, layer]) for layer in range(routes.shape[1])]
+        """What compute costs routes [S, L, n, K], nats [S]; gates are as deployed."""
+        costs = [
+            self.model.charge(self.newest, Draw(routes[:, layer], self.gates[layer]))
+            for layer in range(routes.shape[1])
+        ]
         return torch.stack(costs, 1).sum((1, 2))
 
     def log_likelihood(self, routes: Tensor) -> Tensor:
@@ -205,8 +206,8 @@ class Handful:
         )
         for layer, prior in enumerate(self.priors):
             draws, chance = self._of_prior(prior)  # [S, n, K], [S, n]
-            if self.model.compute is not None:
-                chance = chance * torch.exp(-self.model.compute(self.newest, draws))
+            priced = self.model.charge(self.newest, Draw(draws, self.gates[layer]))
+            chance = chance * torch.exp(-priced)
             choice = self.model.execution.decide(draws)
             for c in range(K):
                 weight = ((choice == c).double() * chance)[..., None]  # [S, n, 1]

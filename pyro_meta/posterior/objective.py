@@ -40,9 +40,11 @@ def estimate(guide: Guide, tokens: Tensor, loss: Loss) -> Parts:
     walked = walk(guide.model, guide, tokens, _drawn)
     pairs = zip(walked.draws, walked.posteriors, walked.priors, strict=True)
     kl = [divergence(q.route, p.route, draw.route).flatten(1).sum(1) for draw, q, p in pairs]
-    if (compute := guide.model.compute) is not None:
-        ways = zip(walked.positions, walked.means, strict=True)
-        kl += [compute(at, mean).flatten(1).sum(1) for at, mean in ways]
+    ways = zip(walked.positions, walked.posteriors, strict=True)
+    kl += [
+        guide.model.charge(at, Draw(route.mean, gate.mean)).flatten(1).sum(1)
+        for at, (route, gate) in ways
+    ]
     return Parts(loss(walked.logits).mean(1), torch.stack(kl).sum(0) / tokens.shape[1])
 
 

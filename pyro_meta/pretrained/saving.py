@@ -169,7 +169,12 @@ def _parts(model: LanguageModel, guide: Guide) -> dict[str, Any]:
 
 
 def _named(made: Prior | Guide) -> dict[str, Any]:
-    return {"class": public_name(type(made)), "arguments": made.arguments}
+    name = public_name(type(made))
+    if unnamed := [one for one in made.arguments if one.startswith("*")]:
+        raise UsageError(
+            f"save_routes: {name} was made with {unnamed[0]}, which has no names; give them names"
+        )
+    return {"class": name, "arguments": made.arguments}
 
 
 def _made(base: type, named: Mapping[str, Any], first: Any) -> Any:

@@ -57,11 +57,16 @@ NOT_SHARED: dict[Kind, tuple[str, ...]] = {
 }
 """Options of a variant that its baseline does not take over, since they do nothing there.
 
-A prior that learns from the KL of a guide says nothing where there is none: the default stands in.
+Each has the very prior of its variant. One that learns from the KL of a guide says nothing where
+there is none: `SAYS_LITTLE` stands in.
 """
 
-OF_A_FREE_ROUTER = ("prior", "kl")
+OF_A_FREE_ROUTER = ("kl",)
 """Options that do nothing for a router without a prior, unless compute has a price."""
+
+SAYS_LITTLE = "pyro_meta.CostDirichlet"
+"""The prior beside a guide that pays no KL, where the variant's own would charge or learn from one:
+it charges nothing."""
 
 PERIODS = (2, 4)
 """Of the periodic baselines: every so many-th layer is full."""
@@ -292,8 +297,11 @@ def _shared(study: Study, own: list[Options], kind: Kind, group: Group) -> list[
     if kind == "point" and not group.is_charged:
         unused += OF_A_FREE_ROUTER
     layers = [*study.base, *(_without(layer, unused) for layer in own)]
-    is_left_alone = group.learns_from_kl and kind != "split"
-    return [_without(layer, ("prior",)) if is_left_alone else layer for layer in layers]
+    prior = yaml.safe_load(group.config_yaml)["prior"]  # whichever names it, or stands for it
+    is_free = kind == "point" and not group.is_charged
+    if is_free or (group.learns_from_kl and kind != "split"):
+        prior = {"class_path": SAYS_LITTLE, "init_args": {}}
+    return [*(_without(layer, ("prior",)) for layer in layers), {"prior": prior}]
 
 
 def _without(layer: Options, names: Sequence[str]) -> Options:
@@ -335,6 +343,12 @@ def _require_known(study: Study, variants: Mapping[str, Group]) -> None:
                 raise UsageError(f"baselines: {kind}: {name!r} given; allowed are {known}")
 
 
+def _differing(flats: Sequence[Options]) -> list[str]:
+    """The names of flat options that are not the same in all."""
+    names = {name: None for flat in flats for name in flat}
+    return [name for name in names if len({as_word(flat.get(name)) for flat in flats}) > 1]
+
+
 def _distinguish(groups: list[Group]) -> None:
     """Add to labels that several groups share the options in which those differ."""
     by_label: dict[str, list[Group]] = {}
@@ -344,12 +358,16 @@ def _distinguish(groups: list[Group]) -> None:
         if len(alike) == 1:
             continue
         flats = [flatten(yaml.safe_load(group.config_yaml)) for group in alike]
-        names = {name: None for flat in flats for name in flat}
-        differing = [n for n in names if len({as_word(flat.get(n)) for flat in flats}) > 1]
+        differing = _differing(flats)
         classes = [name for name in differing if name in CLASS_OPTIONS]
-        differing = [n for n in differing if n in classes or n.partition(".")[0] not in classes]
         for group, flat in zip(alike, flats, strict=True):
-            parts = [_describe(name, flat[name]) for name in differing if name in flat]
+            peers = [one for one in flats if all(one[name] == flat[name] for name in classes)]
+            told = [  # arguments of a class tell apart those that have it
+                name
+                for name in differing
+                if name.partition(".")[0] not in classes or name in (*classes, *_differing(peers))
+            ]
+            parts = [_describe(name, flat[name]) for name in told if name in flat]
             group.label = " ".join([label, *parts])
     seen: set[str] = set()
     for group in groups:

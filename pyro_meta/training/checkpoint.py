@@ -147,8 +147,8 @@ class Checkpoints:
     def lend(self, model: LanguageModel, guide: Guide) -> tuple[dict[str, Any], list[str]]:
         """Begin `model` and `guide` with the newest weights; its state, and what begins anew.
 
-        The network has to fit. Prior, depth prior and guide are taken over where they are of the
-        same classes and sizes.
+        The network has to fit. What prior, depth prior and guide have learned is taken over where
+        they are of the same classes and sizes; prices and costs are as the new options say.
 
         Raises
         ------
@@ -172,7 +172,9 @@ class Checkpoints:
         for module, there in ((model, others), (guide, of_guide)):
             here = {k: v.shape for k, v in module.state_dict().items() if k not in own}
             if {k: v.shape for k, v in there.items()} == here:
-                module.load_state_dict(there, strict=False)
+                learned = dict(module.named_parameters())  # the rest is as the options say
+                taken = {k: v for k, v in there.items() if k in learned}
+                module.load_state_dict(taken, strict=False)
             else:
                 anew.append(type(guide if module is guide else model.prior).__name__)
         return state, anew

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,8 @@ def _names_weights(settled: Settled) -> bool:
 
 def _is_of_weights(found: object) -> bool:
     """Whether a class is a prior of weights, or a guide that goes with no other prior."""
+    while isinstance(found, partial):
+        found = found.func
     if isinstance(found, type) and issubclass(found, Guide):
         return found.of_choices is False and found.pays_kl
     return isinstance(found, type) and issubclass(found, Prior) and not found.of_choices

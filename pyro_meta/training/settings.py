@@ -114,10 +114,11 @@ class Settings:
     prior: Any = None
     """Which routes to favour before the text is read (a route is how a token attends in a layer):
     LoadCategorical (default; what the layer does as a rule, at a price) and CostCategorical (what
-    costs less), of choices, where a token runs one mechanism from the start; of weights, where it
-    mixes all, CostDirichlet (default beside a guide of weights), LoadDirichlet, SymmetricDirichlet
-    (none), LearnedDirichlet (learns which), LogisticNormalPrior, PaperDirichlet; or the import path
-    of your own. --prior.help NAME lists the options of each, such as --prior.rate."""
+    costs less), of choices, where a token runs one mechanism as the guide learns; of weights, where
+    it mixes all, CostDirichlet (default beside a guide of weights), LoadDirichlet,
+    SymmetricDirichlet (none), LearnedDirichlet (learns which), LogisticNormalPrior, PaperDirichlet;
+    or the import path of your own. --prior.help NAME lists the options of each, such as
+    --prior.rate."""
     pretrained: str | None = None
     """Causal language model of transformers to route, a folder or a name in the hub's cache. Its
     weights stay as they are; --preset pretrained holds unless another is named. Sizes of the
