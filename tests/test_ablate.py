@@ -504,7 +504,8 @@ def test_the_router_without_a_prior_pays_where_compute_has_a_price() -> None:
     }  # fmt: skip
     found = labels(variants=variants, baselines=["point", "split", "periodic"])
     assert [label for label in found if label.startswith("PointGuide")] == [
-        "PointGuide LoadDirichlet budget=null", "PointGuide LoadCategorical prior.rate=6.0 budget=null",
+        "PointGuide LoadDirichlet budget=null",
+        "PointGuide LoadCategorical prior.rate=6.0 budget=null",
         "PointGuide LoadCategorical prior.rate=2.0 budget=null",
         "PointGuide LoadCategorical prior.rate=6.0 budget=0.5",
     ]  # fmt: skip
