@@ -33,6 +33,7 @@ class Bent(nn.Module):
         self.embedding = nn.Embedding(2, 8)
         self.mechanisms: list[Mechanism] = [Full(8, 1), Window(8, 1)]
         self.mechanism_names = ["full", "window"]
+        self.leading_mechanisms = [("full", "window")]
 
     def forward(self, tokens: Tensor, route: Route, cache: object = None) -> Tensor:
         state = self.embedding(tokens)

@@ -476,10 +476,8 @@ def test_another_text_is_cut_as_that_of_the_run(tmp_path: Path, text_file: Path)
 def test_another_guide_begins_anew_and_another_network_is_refused(
     finished: Path, tmp_path: Path
 ) -> None:
-    done = run_here(
-        "train", "--from", finished, "--guide=ConcreteGuide", "--out", tmp_path / "concrete"
-    )
-    assert done.returncode == 0 and "begun anew: ConcreteGuide" in done.stdout
+    done = run_here("train", "--from", finished, "--guide=LoadGuide", "--out", tmp_path / "split")
+    assert done.returncode == 0 and "begun anew: LoadGuide" in done.stdout
     line = error_line(
         run_here("train", "--from", finished, "--width=32", "--out", tmp_path / "wide")
     )
