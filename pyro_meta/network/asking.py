@@ -3,12 +3,24 @@
 Shapes: B sequences, T tokens, S new ones, K mechanisms.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pyro_meta.attention import Cache, Span, is_choice
 from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.network.route import Decision, Features, Route
+
+
+def require_call(tokens: Tensor, cache: Cache | None, lengths: Sequence[int] | None) -> None:
+    """Raise `ValueError` unless tokens are [B, T], fit the cache, and lengths come with one."""
+    if tokens.dim() != 2 or tokens.shape[1] < 1:
+        raise ValueError(f"tokens must be [B, T] with T >= 1, not {list(tokens.shape)}")
+    if cache is None and lengths is not None:
+        raise ValueError("lengths are given, and no cache")
+    if cache is not None and len(tokens) != len(cache.lengths):
+        raise ValueError(f"tokens have {len(tokens)} rows, and the cache {len(cache.lengths)}")
 
 
 def asked(route: Route, layer: int, features: Features, of_groups: tuple[int, ...]) -> Decision:

@@ -35,7 +35,7 @@ from pyro_meta.attention import (
 )
 from pyro_meta.attention.rotary import rotation
 from pyro_meta.errors import UsageError
-from pyro_meta.network.asking import asked, asked_of_new
+from pyro_meta.network.asking import asked, asked_of_new, require_call
 from pyro_meta.network.blocks import Block, Surroundings, find_block
 from pyro_meta.network.macs import dense_macs
 from pyro_meta.network.protocol import Network
@@ -219,10 +219,7 @@ class Transformer(nn.Module):
         lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """What `readout` turns into logits, [B, T, D]; arguments as of `forward`."""
-        if tokens.dim() != 2 or tokens.shape[1] < 1:
-            raise ValueError(f"tokens must be [B, T] with T >= 1, not {list(tokens.shape)}")
-        if cache is None and lengths is not None:
-            raise ValueError("lengths are given, and no cache")
+        require_call(tokens, cache, lengths)
         if cache is not None:
             with torch.no_grad():
                 return self._extended(tokens, route, cache, lengths)
@@ -240,8 +237,6 @@ class Transformer(nn.Module):
         self, tokens: Tensor, route: Route, cache: Cache, lengths: Sequence[int] | None
     ) -> Tensor:
         """`states` of tokens that follow those in `cache`."""
-        if len(tokens) != len(cache.lengths):
-            raise ValueError(f"tokens have {len(tokens)} rows, and the cache {len(cache.lengths)}")
         span = cache.span(tokens.shape[1], lengths)
         positions = span.positions(tokens.device)
         is_token = span.is_token(tokens.device)

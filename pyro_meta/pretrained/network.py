@@ -32,7 +32,7 @@ from pyro_meta.attention import (
 )
 from pyro_meta.attention.mixing import mixed_attention
 from pyro_meta.errors import UsageError
-from pyro_meta.network.asking import asked, asked_of_new
+from pyro_meta.network.asking import asked, asked_of_new, require_call
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import chosen_by_all
@@ -246,10 +246,7 @@ class PretrainedNetwork(nn.Module):
         lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """What `readout` turns into logits: [B, T, D], or logits where a model does more there."""
-        if tokens.dim() != 2 or tokens.shape[1] < 1:
-            raise ValueError(f"tokens must be [B, T] with T >= 1, not {list(tokens.shape)}")
-        if cache is None and lengths is not None:
-            raise ValueError("lengths are given, and no cache")
+        require_call(tokens, cache, lengths)
         if cache is not None:
             with torch.no_grad():
                 return self._extended(tokens, route, cache, lengths)
@@ -259,8 +256,6 @@ class PretrainedNetwork(nn.Module):
     def _extended(
         self, tokens: Tensor, route: Route, cache: Cache, lengths: Sequence[int] | None
     ) -> Tensor:
-        if len(tokens) != len(cache.lengths):
-            raise ValueError(f"tokens have {len(tokens)} rows, and the cache {len(cache.lengths)}")
         span = cache.span(tokens.shape[1], lengths)
         if not span.rows:  # nothing but padding
             width = self.shape.width if self._reads_states else self.shape.vocabulary
