@@ -50,6 +50,8 @@ class Guide(MadeWith, StandaloneModule):
         are as the prior says.
     depth
         The posterior of the model's depth gates; None where it has none.
+    follows
+        Whether its posteriors move with the price of compute at once, instead of learning it.
     is_resting
         Whether it does not learn: before it begins, and once it has settled. Its routes then are
         detached: no gradient passes from them into the network, which does not learn to move them
@@ -85,6 +87,7 @@ class Guide(MadeWith, StandaloneModule):
         self.depth = None
         learns_loads = model.has_loads and self.pays_kl
         self.load_posterior = LoadPosterior(model.network) if learns_loads else None
+        self.follows = False
         self.is_resting = False
         everywhere = torch.arange(model.network.shape.context)
         for mechanism in filter(is_own, model.network.mechanisms):

@@ -2,6 +2,7 @@
 
 from pyro_meta.distributions import Choice
 from pyro_meta.guides.base import HeadsGuide
+from pyro_meta.guides.following import known_factors, require_price
 from pyro_meta.guides.networks import leads, of_own_token
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.network.route import Features
@@ -22,13 +23,28 @@ class CategoricalGuide(HeadsGuide):
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
         `window` half a logit behind, and `window` in the others.
+    follows
+        Whether load and price are factors of the posterior, which then moves with them at once
+        (see `pyro_meta.guides.following`); else the network learns them, too.
     """
 
     of_choices = True
 
-    def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 3.0) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        hidden: int | None = None,
+        start: float = 3.0,
+        follows: bool = False,
+    ) -> None:
         super().__init__(model, hidden, leads(model.network, start))
+        if follows:
+            require_price(model)
+        self.follows = follows
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Choice:
-        return Choice(logits=self.outputs(layer, features.normed))
+        out = self.outputs(layer, features.normed)
+        if self.follows:
+            out = out + known_factors(self.model, self.load(layer))
+        return Choice(logits=out)

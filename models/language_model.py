@@ -36,10 +36,10 @@ from pyro_meta.attention import Cache, collected_penalties
 from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.distributions import GateExecution, RouteExecution
 from pyro_meta.distributions.by_group import for_each_group
-from pyro_meta.distributions.choice import Choice
 from pyro_meta.distributions.for_pyro import for_pyro
 from pyro_meta.distributions.gates import open_gate
 from pyro_meta.distributions.simplex import scored
+from pyro_meta.distributions.soft_target import SoftTarget
 from pyro_meta.errors import UsageError
 from pyro_meta.models.compute import ComputePotential
 from pyro_meta.models.depth import DepthPrior
@@ -252,7 +252,7 @@ class LanguageModel(StandaloneModule):
         """
         logits = at_least_float32(logits)
         if observed is not None and observed.dtype.is_floating_point:
-            return Choice(logits=logits)
+            return SoftTarget(logits)
         return dist.Categorical(logits=logits)
 
     def own_prediction(self, tokens: Tensor) -> Tensor:

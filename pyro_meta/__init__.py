@@ -36,6 +36,8 @@ _NAMES = {
         "MomentumBlock", "PlainMomentumBlock",
     ),
 }  # fmt: skip
+_PACKAGES = ("pretrained",)
+"""Packages that are named as a whole: they need an extra, and have public names of their own."""
 _HOME = {name: package for package, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)
 
@@ -43,8 +45,10 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"pyro_meta.{_HOME[name]}"), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"pyro_meta.{name}")
     raise AttributeError(f"module 'pyro_meta' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -1,5 +1,6 @@
 """The public names, for type checkers: at run time `__init__.py` imports each on first use."""
 
+from pyro_meta import pretrained as pretrained
 from pyro_meta.attention import (
     Chunk,
     ChunkLearned,

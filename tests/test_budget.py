@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,23 @@ from torch import Tensor
 
 import pyro_meta.train as train_command
 from pyro_meta import (
+    CategoricalGuide,
+    CostCategorical,
     CostDirichlet,
     Guide,
     LoadCategorical,
+    LoadDirichlet,
+    LoadGuide,
     PointGuide,
     Prior,
     Transformer,
     UsageError,
 )
+from pyro_meta.guides import along_means, walk
 from pyro_meta.inference.controllers import BudgetController, Step
 from pyro_meta.inference.dual_ascent import DualController
 from pyro_meta.inference.elbo import Objective
-from pyro_meta.inference.schedules import KLSchedule, Optimisation
+from pyro_meta.inference.schedules import KLSchedule, Optimisation, Tightening
 from pyro_meta.models import ComputePotential
 from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.run import Run
@@ -77,7 +83,7 @@ def test_the_controller_does_not_wind_up() -> None:
 
 
 def step(choices: Tensor, temperature: float = 0.005, has_settled: bool = False) -> Step:
-    return Step(choices, temperature, True, has_settled, lambda figures: figures)
+    return Step(choices, choices, 1.0, temperature, True, has_settled, lambda figures: figures)
 
 
 def of_cost(cost: float, context: int = 24) -> Tensor:
@@ -292,3 +298,57 @@ def test_a_trained_router_meets_its_budget(
     assert train_command.main(words) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["cost_nominal_hard"] == pytest.approx(budget, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", [CategoricalGuide, LoadGuide])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_guide_that_follows_moves_with_the_price_at_once(kind: type[Guide], groups: int) -> None:
+    """Its posterior is that of no price, times exp(-lambda c), with c averaged over the context."""
+    model, guide = build(prior=LoadCategorical, guide=partial(kind, follows=True), groups=groups)
+    assert model.compute is not None
+    network, (tokens, _) = model.network, text()
+    costs = model.compute.costs(torch.arange(network.shape.context)).mean(0) / groups
+    model.compute.rate.fill_(0.0)
+    free = walk(model, guide, tokens, along_means()).means[0]
+    model.compute.rate.fill_(7.0)
+    priced = walk(model, guide, tokens, along_means()).means[0]
+    wanted = torch.softmax(free.log() - 7.0 * costs, -1)
+    torch.testing.assert_close(priced, wanted)
+
+
+def test_who_follows_needs_a_price_and_choices() -> None:
+    with pytest.raises(UsageError, match="has no price of compute to follow"):
+        build(prior=CostCategorical, guide=partial(CategoricalGuide, follows=True))
+    with pytest.raises(UsageError, match="is a prior of weights"):
+        build(prior=LoadDirichlet, guide=partial(LoadGuide, follows=True))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_followed_price_meets_a_budget_that_tightens(network: Transformer, share: float) -> None:
+    """On posteriors that answer to the price as those of a guide that follows it do."""
+    compute = ComputePotential(network, "macs")
+    context = network.shape.context
+    costs = compute.costs(torch.arange(context))  # [T, K]
+    least, most = BudgetController(compute, 0.9).reachable
+    budget = least + share * (most - least)
+    controller = BudgetController(compute, budget, Tightening(0.0, 0.5), is_followed=True)
+    generator = torch.Generator().manual_seed(0)
+    met = []
+    for number in range(100):
+        progress = (number + 1) / 100
+        noise = torch.randn(2, 8, context, 3, generator=generator)
+        lead = torch.tensor([3.0, 0.0, 0.0]) - compute.rate * costs.mean(0)
+        means = torch.softmax(2 * noise + lead, -1)
+        choices = torch.nn.functional.one_hot(means.argmax(-1), 3).float()
+        seen = Step(choices, means, progress, 1e-6, True, False, lambda figures: figures)
+        met.append(controller.step(seen)["cost_budgeted"])
+    allowed = most + (budget - most) * 0.5
+    assert met[25] == pytest.approx(allowed, abs=0.08)
+    assert sum(met[-20:]) / 20 == pytest.approx(budget, abs=0.02)
+
+
+def test_a_budget_that_nobody_gave_does_not_tighten() -> None:
+    with pytest.raises(UsageError, match="tighten: it is given without budget"):
+        Config(tighten=Tightening(0.0, 0.5))
+    with pytest.raises(UsageError, match=r"tighten\.begin, tighten\.end: 0\.6, 0\.5 given"):
+        Tightening(0.6, 0.5)

@@ -222,7 +222,7 @@ def test_gates_are_logged_and_counted(words: list[str], tmp_path: Path) -> None:
 def shares(shut: Tensor) -> Step:
     """A step in which these tokens [L, N] would skip a layer."""
     choices = (~shut).float()[:, None, :, None]
-    return Step(choices, 0.005, True, False, lambda figures: figures)
+    return Step(choices, choices, 1.0, 0.005, True, False, lambda figures: figures)
 
 
 def test_the_price_moves_until_the_share_is_met() -> None:
@@ -284,7 +284,9 @@ def test_a_budget_counts_no_layer_that_a_token_skips() -> None:
     controller = BudgetController(model.compute, 0.5)  # type: ignore[arg-type]
     everything = guide.shares(torch.cat([one.means for one in terms], 1))
     counted, in_all = (
-        controller.step(Step(one, 0.005, True, False, lambda figures: figures))["cost_budgeted"]
+        controller.step(Step(one, one, 1.0, 0.005, True, False, lambda figures: figures))[
+            "cost_budgeted"
+        ]
         for one in (choices, everything)
     )
     assert counted < in_all

@@ -1,4 +1,4 @@
-"""Models of transformers, wrapped and converted, with all routes full: nothing is lost."""
+"""The contract of every architecture: with all routes full nothing is lost, and nothing leaks."""
 
 from typing import Any
 
@@ -9,13 +9,10 @@ from pretrained_models import (
     MODELS,
     ROUTED,
     VOCABULARY,
-    Written,
     converted,
     each_model,
     logits_of,
-    padded,
     require_close,
-    require_same_text,
     text,
     tiny,
     to_full,
@@ -23,18 +20,76 @@ from pretrained_models import (
 )
 from torch import Tensor
 
-from pyro_meta import pinned
-from pyro_meta.network.transformer import chosen_by_all
+import pyro_meta.pretrained.deployed as deployed_module
+import pyro_meta.pretrained.network as network_module
+from pyro_meta import Features
+from pyro_meta.contracts.suite import Clause, pretrained_clauses
 from pyro_meta.pretrained import convert, is_converted, wrap
 from pyro_meta.pretrained.conversion import deployed
+from pyro_meta.pretrained.network import features_of
 
-EACH_WAY: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "without a cache": {"use_cache": False},
-    "3 beams": {"num_beams": 3},
-    "static cache": {"cache_implementation": "static"},
-    "chunked prefill": {"prefill_chunk_size": 5},
-}
+CLAUSES = [clause.promise for clause in pretrained_clauses(MODELS["Llama"])]
+
+
+@pytest.mark.parametrize("promise", CLAUSES, ids=lambda one: one.__name__)
+@each_model
+def test_every_architecture_keeps_the_contract(name: str, promise: Any) -> None:
+    """The one that `python -m pyro_meta.contracts --pretrained` puts to anybody's model."""
+    Clause(promise, MODELS[name]).check()
+
+
+def broken(make: Any = MODELS["Llama"]) -> set[str]:
+    """The clauses that do not hold."""
+    found = set()
+    for clause in pretrained_clauses(make):
+        try:
+            clause.check()
+        except AssertionError:
+            found.add(str(clause))
+    return found
+
+
+def test_a_window_that_forgets_the_sinks_of_padded_rows_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reach(mechanism: Any, seen: Tensor) -> Tensor:
+        key = torch.arange(seen.shape[-1])
+        own = (seen * key).amax(-1, keepdim=True)
+        near = getattr(mechanism, "window", len(key))
+        return seen & ((key > own - near) | (key < getattr(mechanism, "sinks", 0)))
+
+    monkeypatch.setattr(deployed_module, "_reach", reach)
+    assert "rows_and_padding_change_nothing" in broken()
+
+
+def test_a_mask_that_is_dropped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers does with an attention that has registered none."""
+    attend = deployed_module.Deployed.attend
+
+    def without_mask(self: Any, site: Any, call: Any) -> Tensor:
+        call.mask = None
+        return attend(self, site, call)
+
+    monkeypatch.setattr(deployed_module.Deployed, "attend", without_mask)
+    assert {"all_routes_full_behind_padding", "rows_and_padding_change_nothing"} <= broken()
+
+
+def test_a_route_that_reads_the_next_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def features(site: Any, tokens: Tensor, positions: Tensor) -> Features:
+        found = features_of(site, tokens, positions)
+        return found._replace(tokens=tokens.roll(-1, 1))
+
+    monkeypatch.setattr(network_module, "features_of", features)
+    assert {"hard_routes_see_no_later_token", "soft_routes_see_no_later_token"} <= broken()
+
+
+def test_a_choice_of_the_newest_token_that_is_not_heeded_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        deployed_module.Deployed, "_newest", lambda self, site, call, route: call.plain()[0]
+    )
+    assert "every_cache_writes_what_no_cache_writes" in broken()
 
 
 def all_full(made: Any) -> Any:
@@ -46,18 +101,6 @@ def require_equal(found: Tensor, wanted: Tensor) -> None:
 
 
 # -- wrapped -------------------------------------------------------------------------------------
-
-
-@each_model
-def test_routes_pinned_to_full_give_the_logits_of_the_model(name: str) -> None:
-    made, tokens = MODELS[name](), text()
-    plain = logits_of(made, tokens)
-    network = wrapped(made)
-    require_equal(logits_of(made, tokens), plain)  # nothing routes yet
-    with torch.no_grad():
-        require_close(network(tokens, pinned(network, "full")), plain)
-        require_close(network(tokens, chosen_by_all(network, "full")), plain)
-        assert float((network(tokens, pinned(network, "window")) - plain).abs().max()) > 0.1
 
 
 @each_model
@@ -92,67 +135,12 @@ def test_all_routes_full_give_the_logits_of_the_model(name: str) -> None:
     assert float((logits_of(routed, tokens) - plain).abs().max()) > 0.1
 
 
-@each_model
-def test_all_routes_full_behind_padding(name: str) -> None:
-    made, rows = MODELS[name](), padded([text(1, length)[0] for length in (4, 19, 11)])
-    with torch.no_grad():
-        plain = made(**rows).logits
-    with torch.no_grad():
-        require_equal(all_full(made)(**rows).logits, plain)
-
-
-@each_model
-@pytest.mark.parametrize("way", EACH_WAY)
-def test_all_routes_full_write_the_same_text(name: str, way: str) -> None:
-    made, rows = MODELS[name](), padded([text(1, length)[0] for length in (12, 7)])
-    tokens, holds = rows["input_ids"], rows["attention_mask"]
-    plain = Written(made, tokens, attention_mask=holds, **EACH_WAY[way])
-    found = Written(all_full(made), tokens, attention_mask=holds, **EACH_WAY[way])
-    require_same_text(found, plain)
-    assert torch.equal(found.logits, plain.logits)
-
-
-@each_model
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
-def test_all_routes_full_under_gradient_checkpointing(name: str) -> None:
-    """In training mode, with the gradients of all weights."""
-    tokens = text()
-
-    def learned(routes_full: bool, checkpoints: bool) -> tuple[Tensor, list[Tensor]]:
-        made = MODELS[name]()
-        if routes_full:
-            made = all_full(made)
-        made.requires_grad_(True).train()
-        for module in made.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        if checkpoints:
-            made.gradient_checkpointing_enable({"use_reentrant": False})
-        out = made(input_ids=tokens, labels=tokens, use_cache=False)
-        out.loss.backward()
-        return out.logits, [weight.grad for weight in made.parameters()]
-
-    plain, gradients = learned(False, False)
-    for checkpoints in (False, True):
-        found, ours = learned(True, checkpoints)
-        require_equal(found, plain)
-        for one, other in zip(ours, gradients, strict=True):
-            require_equal(one, other)
-
-
 def require_compiled(made: Any, *texts: Tensor, **options: Any) -> None:
     plain = [logits_of(made, tokens) for tokens in texts]
     torch.compiler.reset()
     compiled = torch.compile(made, backend="eager", **options)
     for tokens, wanted in zip(texts, plain, strict=True):
         require_close(logits_of(compiled, tokens), wanted)
-
-
-@each_model
-def test_all_routes_full_compiled_in_one_graph(name: str) -> None:
-    """The guide with it, which cannot check its distributions there."""
-    with pyro.validation_enabled(False):
-        require_compiled(all_full(MODELS[name]()), text(), fullgraph=True)
 
 
 def test_texts_of_other_lengths_are_compiled_anew() -> None:
@@ -172,3 +160,22 @@ def test_a_guide_that_checks_its_distributions_is_compiled_again_and_again() -> 
 def test_a_routed_model_compiled_in_parts() -> None:
     """As people compile who ask for nothing: whatever cannot be traced runs beside the graphs."""
     require_compiled(converted(tiny("Llama", num_hidden_layers=1)), text())
+
+
+UNSEEN: dict[str, dict[str, Any]] = {
+    "Granite": {},
+    "Helium": {"head_dim": 8},
+    "Nemotron": {},
+    "Olmo2": {},
+    "Qwen3Moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8,
+    },
+    "SmolLM3": {},
+    "Starcoder2": {},
+}  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", UNSEEN)
+def test_architectures_that_were_not_looked_at_keep_the_contract(name: str) -> None:
+    assert not broken(lambda: tiny(name, **UNSEEN[name]))

@@ -38,7 +38,8 @@ class Clause:
     """One promise, to be kept by one subject."""
 
     promise: Callable[[Any], None]
-    subject: Subject
+    subject: Subject | Callable[[], Any]
+    """Or what makes a model of transformers."""
 
     def check(self) -> None:
         """Raise `Broken` unless the promise is kept; what the class itself raises is told in it."""
@@ -82,6 +83,13 @@ def contract(target: type | str, /, **arguments: Any) -> Callable[..., None]:
         clause.check()
 
     return test
+
+
+def pretrained_clauses(make: Callable[[], Any]) -> list[Clause]:
+    """What holds of a model of transformers; `make` gives it, in single precision, ever anew."""
+    from pyro_meta.contracts import pretrained
+
+    return [Clause(promise, make) for promise in pretrained.CLAUSES]
 
 
 def broken(target: type | str, /, **arguments: Any) -> dict[str, str]:

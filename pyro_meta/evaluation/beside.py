@@ -25,6 +25,10 @@ EDGES = (0, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 PAST = 256
 """Tokens of a sequence that its main figure leaves out: there most of the text is near."""
 
+RANDOM = "random tokens, the same loads"
+NEAR = 64
+"""Positions among which random tokens are dealt their routes."""
+
 
 def routes_beside(
     model: LanguageModel, guide: Guide, windows: tuple[Tensor, Tensor], batch: int, seed: int = 0
@@ -45,32 +49,31 @@ def routes_beside(
     Returns
     -------
     dict
-        By name, `routes, hard`, `routes, soft`, `random tokens, the same loads` and each mechanism
-        alone: `loss` over all tokens; `loss_past`, past token 256, and `by_sequence`, the same of
-        each; `by_position`, from each edge to the next; `visits`, keys that are seen as a share of
-        what full attention sees (of a mixture, of every mechanism in it).
+        By name, `routes, hard`, `routes, soft`, `random tokens, the same loads` (the same choices,
+        dealt out anew among tokens that are near each other in position, so that key visits are the
+        same; none of a mixture) and each mechanism alone: `loss` over all tokens; `loss_past`, past
+        token 256, and `by_sequence`, the same of each; `by_position`, from each edge to the next;
+        `visits`, keys that are seen as a share of what full attention sees (of a mixture, of every
+        mechanism in it).
     """
     network = model.network
     with evaluating(model, guide):
-        hard = _followed(network, mean_route(guide, hard=True), windows, batch)
-        loads = hard.loads
         rows = {
-            "routes, hard": hard,
+            "routes, hard": _followed(network, mean_route(guide, hard=True), windows, batch),
             "routes, soft": _followed(network, mean_route(guide, hard=False), windows, batch),
-            "random tokens, the same loads": _followed(
-                network, _random_tokens(loads, seed), windows, batch
-            ),
         }
+        if (chosen := rows["routes, hard"].choices) is not None:
+            rows[RANDOM] = _followed(network, _shuffled(chosen, seed), windows, batch)
         for name in network.mechanism_names:
             rows[name] = _followed(network, chosen_by_all(network, name), windows, batch)
     return {name: row.figures() for name, row in rows.items()}
 
 
 class _Row:
-    """Losses [N, T] along one route, its loads [L, G, K], and its key visits."""
+    """Losses [N, T] along one route, its key visits, and its choices [L, N, T, G] if any."""
 
-    def __init__(self, nll: Tensor, loads: Tensor, visits: float) -> None:
-        self.nll, self.loads, self.visits = nll, loads, visits
+    def __init__(self, nll: Tensor, visits: float, choices: Tensor | None) -> None:
+        self.nll, self.visits, self.choices = nll, visits, choices
 
     def figures(self) -> dict[str, Any]:
         T = self.nll.shape[1]
@@ -95,35 +98,45 @@ def _followed(network: Network, route: Route, windows: tuple[Tensor, Tensor], ba
     macs = torch.stack([macs_at(one, positions) for one in network.mechanisms], -1)  # [T, K]
     full = 2.0 * shape.head_width * (positions + 1)
     used = torch.zeros(shape.layers, shape.groups, T, K, dtype=torch.float64)
-    losses, count = [], 0
+    losses: list[Tensor] = []
+    chosen: list[list[Tensor]] = [[] for _ in range(shape.layers)]
 
     def noting(layer: int, features: Features) -> Decision:
         decision = route(layer, features)
-        chosen = decision.route
-        weights = chosen if not is_choice(chosen) else as_weights(chosen, K)
+        weights = as_weights(decision.route, K)
         weights = by_group(weights.expand(*features.tokens.shape, *weights.shape[2:]), 4)
         used[layer] += (weights > 0).double().sum(0).permute(1, 0, 2).cpu()
+        if is_choice(decision.route):
+            chosen[layer].append(by_group(decision.route, 3).to("cpu", torch.int8))
         return decision
 
     for tokens, targets in batches(windows, batch):
         logits = network(tokens.to(network.device), noting)
         losses.append(token_nll(logits, targets.to(network.device)).cpu())
-        count += len(tokens)
+    count = len(windows[0])
     visits = (used * macs).sum() / (shape.layers * shape.groups * count * full.sum())
-    return _Row(torch.cat(losses), used.sum(2) / (count * T), float(visits))
+    choices = torch.stack([torch.cat(one) for one in chosen]) if chosen[-1] else None
+    return _Row(torch.cat(losses), float(visits), choices)
 
 
-def _random_tokens(loads: Tensor, seed: int) -> Route:
-    """Routes by which every layer and group has its load [L, G, K], of random tokens."""
+def _shuffled(choices: Tensor, seed: int) -> Route:
+    """A route by which others have the choices [L, N, T, G] of tokens near in position.
+
+    It is asked layer by layer of sequence after sequence.
+    """
     generator = torch.Generator().manual_seed(seed)
+    dealt = choices.clone()
+    for of_layer in dealt.unbind():
+        for of_group in of_layer.unbind(-1):
+            for near in of_group.split(NEAR, 1):
+                order = torch.randperm(near.numel(), generator=generator)
+                near.copy_(near.flatten()[order].view_as(near))
+    begun = [0] * len(choices)
 
     def route(layer: int, features: Features) -> Decision:
-        B, T = features.tokens.shape
-        drawn = [
-            torch.multinomial(load.float(), B * T, True, generator=generator).view(B, T)
-            for load in loads[layer]
-        ]
-        chosen = drawn[0] if len(drawn) == 1 else torch.stack(drawn, -1)
-        return Decision(chosen.to(features.tokens.device))
+        first = begun[layer]
+        begun[layer] += len(features.tokens)
+        ours = dealt[layer, first : begun[layer]].to(features.tokens.device, torch.long)
+        return Decision(ours[..., 0] if ours.shape[-1] == 1 else ours)
 
     return route

@@ -17,6 +17,7 @@ from pyro_meta.distributions import GateExecution
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.inference.dual_ascent import DualController
+from pyro_meta.inference.schedules import Tightening
 from pyro_meta.models import ComputePotential
 
 Figures = dict[str, float]
@@ -24,6 +25,8 @@ Figures = dict[str, float]
 MOST_RATE = 1000.0  # nats per unit of cost
 SETTLED_GAIN = 0.2  # nats by which the surcharge moves in a step, per unit of excess
 MOST_SURCHARGE = 20.0
+STRIDE, LONGEST_STRIDE = 0.5, 6.0  # share of a Newton step, and most nats of it
+LEAST_SLOPE = 0.02  # units of cost per nat of price: below, routes hardly answer
 WARM = 1e-5  # under a smaller KL weight no prior can move anything
 GATE_GAIN = 0.5  # nats by which a gate's price moves in a step, per unit of the share that is off
 MOST_GATE_PRICE = 20.0
@@ -36,6 +39,10 @@ class Step:
     choices: Tensor
     """What would run if everything were hard, [L, B, T, K] or [L, B, T, G, K] of groups: one-hot
     (weights of a mixture), and zeros where a token skips the layer."""
+    means: Tensor
+    """Posterior means of the routes, weights of the same shape."""
+    progress: float
+    """The share of training that is done, in [0, 1]."""
     temperature: float
     """w in that step: what a nat of the prior counts in the loss."""
     has_begun: bool
@@ -69,11 +76,16 @@ class Controller(nn.Module):
 class BudgetController(Controller):
     """Meets a compute budget with hard routes, by the price lambda of compute.
 
-    After every step a `DualController` sets what a unit of cost is charged in the loss, w lambda
-    nats, by how far the realised cost of the batch is off: of what would run for a token once it is
-    hard, averaged over layers and tokens. Once the guide has stopped, no price in the loss moves
-    it: then a surcharge on the price that routes are decided at is moved instead, which they follow
-    at once. The prior beside it may be any.
+    After every step it sees how far the realised cost of the batch is off: of what would run for a
+    token once it is hard, averaged over layers and tokens. What it moves depends on the guide:
+
+    * one that learns the price: a `DualController` sets what a unit of cost is charged in the loss,
+      w lambda nats. Once it has stopped, no price in the loss moves it: then a surcharge on the
+      price that routes are decided at is moved instead, which they follow at once;
+    * one that follows the price at once: lambda moves by half a Newton step, since the slope of the
+      expected cost is known, d E[c] / d lambda = - Var[c].
+
+    The prior beside it may be any.
 
     Parameters
     ----------
@@ -81,14 +93,25 @@ class BudgetController(Controller):
         Whose `rate` is moved, and in whose unit of cost the budget is.
     budget
         Mean cost of a token and layer, where full attention is 1.
+    tighten
+        How it falls to that in training; by default it holds from the start.
+    is_followed
+        Whether the guide follows the price.
     """
 
     settled_price: Tensor
 
-    def __init__(self, compute: ComputePotential, budget: float) -> None:
+    def __init__(
+        self,
+        compute: ComputePotential,
+        budget: float,
+        tighten: Tightening = Tightening(),
+        is_followed: bool = False,
+    ) -> None:
         super().__init__()
         self._compute = (compute,)  # in a tuple: known, but no submodule
         self.budget = budget
+        self.tighten, self.is_followed = tighten, is_followed
         self.start = float(compute.rate)
         self.dual = DualController()
         self.register_buffer("settled_price", torch.zeros((), dtype=torch.float64))
@@ -104,9 +127,14 @@ class BudgetController(Controller):
     def surcharge(self) -> float:
         return float(self.settled_price)
 
-    def require_reachable(self) -> None:
+    @property
+    def reachable(self) -> tuple[float, float]:
+        """Cost where every token takes the cheapest mechanism, and where it takes the dearest."""
         costs = self.compute.costs(torch.arange(self.compute.costs.network.shape.context))
-        least, most = (float(end.mean()) for end in (costs.amin(-1), costs.amax(-1)))
+        return float(costs.amin(-1).mean()), float(costs.amax(-1).mean())
+
+    def require_reachable(self) -> None:
+        least, most = self.reachable
         if not least * (1 - 1e-6) <= self.budget <= most * (1 + 1e-6):
             raise UsageError(
                 f"budget: {self.budget} given; between {least:.4g} (every token takes the cheapest "
@@ -122,8 +150,18 @@ class BudgetController(Controller):
         if seen.choices.dim() == 5:
             costs = costs[:, None]  # each group's share of a layer counts as much
         cost = float((seen.choices * costs).sum(-1).mean())
-        figures = seen.average({"cost_budgeted": cost})
-        excess = figures["cost_budgeted"] - self.budget
+        expected = (seen.means * costs).sum(-1, keepdim=True)
+        variance = float((seen.means * (costs - expected).square()).sum(-1).mean())
+        found = seen.average({"cost_budgeted": cost, "variance": variance})
+        figures = {"cost_budgeted": found["cost_budgeted"]}
+        allowed = self.tighten(self.budget, seen.progress, self.reachable[1])
+        excess = found["cost_budgeted"] - allowed
+        if self.is_followed:
+            slope = found["variance"] / self.compute.costs.network.shape.groups
+            stride = STRIDE * excess / max(slope, LEAST_SLOPE)
+            self.compute.rate.add_(min(max(stride, -LONGEST_STRIDE), LONGEST_STRIDE))
+            self.compute.rate.clamp_(-MOST_RATE, MOST_RATE)
+            return figures
         if seen.temperature < WARM:
             return figures
         if seen.has_settled:
@@ -199,7 +237,9 @@ class Controllers(nn.ModuleList):
         return {name: value for one in self for name, value in one.figures().items()}
 
 
-def budget_controller(guide: Guide, budget: float | None) -> BudgetController | None:
+def budget_controller(
+    guide: Guide, budget: float | None, tighten: Tightening = Tightening()
+) -> BudgetController | None:
     """The controller of `--budget` for a guide and its model, if there is one to meet.
 
     Raises
@@ -215,4 +255,4 @@ def budget_controller(guide: Guide, budget: float | None) -> BudgetController | 
             f"budget: {budget} given, and {type(guide).__name__} learns nothing that a price could "
             "move; a guide that learns, such as DirichletGuide, can meet one"
         )
-    return BudgetController(compute, budget)
+    return BudgetController(compute, budget, tighten, guide.follows)

@@ -82,6 +82,31 @@ class HardeningSchedule:
 
 
 @dataclass(frozen=True)
+class Tightening:
+    """What a budget allows: at first all that the dearest mechanism costs, at last --budget.
+
+    So a network that was trained with full attention gives up first what it misses least (LoGo,
+    arXiv 2608.29539, raises a threshold in the same way).
+    """
+
+    begin: float = 0.0
+    """When the budget begins to fall from the cost of the dearest mechanism everywhere (1, of full
+    attention), as a share of all steps."""
+    end: float = 0.0
+    """When it reaches --budget, as a share of all steps; 0: it holds from the start."""
+
+    def __post_init__(self) -> None:
+        _check_span("tighten", self.begin, self.end)
+
+    def __call__(self, budget: float, progress: float, start: float = 1.0) -> float:
+        """What is allowed after a share `progress` in [0, 1] of training: from `start` on down."""
+        if progress >= self.end:
+            return budget
+        left = 1 - max(0.0, progress - self.begin) / (self.end - self.begin)
+        return budget + (start - budget) * left
+
+
+@dataclass(frozen=True)
 class ShortFirst:
     """Short sequences first, and as many times more of them: tokens per step stay the same.
 

@@ -32,9 +32,10 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel
         There is none, or it cannot be read.
     """
     disable_progress_bar()
+    require_place(name)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, local_files_only=True, attn_implementation="sdpa"
+            _at_home(name), dtype=dtype, local_files_only=True, attn_implementation="sdpa"
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UsageError(f"pretrained: {name} cannot be loaded: {_line(error)}") from error
@@ -44,12 +45,24 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel
 
 def tokenizer_file(name: str) -> Path:
     """The tokenizer.json of a model; raises `UsageError` if it has none."""
+    require_place(name)
     try:
-        found = cached_file(name, TOKENIZER, local_files_only=True)
+        found = cached_file(_at_home(name), TOKENIZER, local_files_only=True)
     except OSError as error:
         raise UsageError(f"pretrained: {name} has no {TOKENIZER}: {_line(error)}") from error
     assert found is not None
     return Path(found)
+
+
+def _at_home(name: str) -> str:
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def require_place(name: str) -> None:
+    """Raise `UsageError` for a name that can only be a folder, where there is none."""
+    is_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+    if is_path and not Path(name).expanduser().is_dir():
+        raise UsageError(f"pretrained: {name} is no folder")
 
 
 def _line(error: BaseException) -> str:

@@ -31,6 +31,7 @@ from pyro_meta.attention import (
     is_choice,
 )
 from pyro_meta.attention.mixing import mixed_attention
+from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.errors import UsageError
 from pyro_meta.network.asking import asked, asked_of_new, require_call
 from pyro_meta.network.route import Decision, Features, Route
@@ -347,7 +348,7 @@ def features_of(site: Site, tokens: Tensor, positions: Tensor) -> Features:
     """What a router may look at before an attention module."""
     assert site.normed is not None
     state = site.normed if site.state is None else site.state
-    return Features(tokens, state, site.normed, positions)
+    return Features(tokens, at_least_float32(state), at_least_float32(site.normed), positions)
 
 
 def without_gate(decision: Decision) -> Tensor:

@@ -114,6 +114,8 @@ def load_routes(
         try:
             network = PretrainedNetwork(hf_model, **found["network"])
             model = LanguageModel(network, _made(Prior, found["prior"], network))
+            if any(name.startswith("compute.") for name in state):
+                model.charge_compute()
             guide: Guide = _made(Guide, found["guide"], model)
         except Exception as error:  # whatever a damaged description leads to
             told = str(error) if isinstance(error, UsageError) else said(error)
@@ -155,12 +157,14 @@ def _require_whole(found: Any, folder: Path) -> None:
 
 def _parts(model: LanguageModel, guide: Guide) -> dict[str, Any]:
     """All that is saved, by name: neither weights of the model, nor anything twice."""
-    parts: Mapping[str, nn.Module] = {
+    parts: dict[str, nn.Module] = {
         "prior": model.prior,
         "execution": model.execution,
         "attentions": model.network.attentions,  # type: ignore[attr-defined]
         "guide": guide,
     }
+    if model.compute is not None:
+        parts = parts | {"compute": model.compute}
     return {
         f"{part}.{name}": x
         for part, module in parts.items()

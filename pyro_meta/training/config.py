@@ -36,6 +36,7 @@ from pyro_meta.terminal.commands import parse_exactly, unread_docstrings
 from pyro_meta.terminal.mistakes import explain
 from pyro_meta.terminal.naming import NoSuchClass, find_class, public_path
 from pyro_meta.terminal.option_files import as_word, bare, dumps
+from pyro_meta.training.bfloat16 import has_bfloat16
 from pyro_meta.training.options import OF_THE_COMMAND, Settled, flatten, naming, settle
 from pyro_meta.training.settings import (
     DEFAULT_CLASSES,
@@ -69,8 +70,11 @@ class Config(Settings):
             self.prior = CostDirichlet if is_of_weights else LoadCategorical
         if self.guide is of_the_others_family:
             self.guide = DirichletGuide if is_of_weights else CategoricalGuide
-        if self.pretrained is not None and isinstance(self.data, Text):
-            self.data.cut_by(self.pretrained_tokenizer)
+        if self.pretrained is not None:
+            if isinstance(self.data, Text):
+                self.data.cut_by(self.pretrained_tokenizer)
+            if self.precision == "auto" and has_bfloat16(self.accelerator):
+                self.precision = "bf16-mixed"
         found = find_depth_guide(self.depth)
         of_kl = () if found is None else ("run", "strength") if found.pays_kl else ("penalty",)
         self.gate.require_used(
@@ -177,7 +181,7 @@ class Config(Settings):
             A target is given that has nothing to move, or that cannot be met.
         """
         found: list[Controller] = []
-        if (controller := budget_controller(guide, self.budget)) is not None:
+        if (controller := budget_controller(guide, self.budget, self.tighten)) is not None:
             found.append(controller)
         if model.gated:
             layers = model.network.shape.layers

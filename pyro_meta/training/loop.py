@@ -143,6 +143,8 @@ def train(
             figures |= controllers.step(
                 Step(
                     _choices(guide, terms),
+                    _means(terms),
+                    progress,
                     model.temperature,
                     config.optim.has_begun(progress),
                     config.optim.has_settled(progress),

@@ -18,6 +18,7 @@ from pyro_meta.inference.schedules import (
     KLSchedule,
     Optimisation,
     ShortFirst,
+    Tightening,
 )
 from pyro_meta.terminal.commands import TRUST_HELP, command_parser
 from pyro_meta.terminal.help import reword
@@ -131,6 +132,8 @@ class Settings:
     """Cost of attention to end at, once routes are hard (see --harden): 1 is full attention in
     every layer and token, 0.5 costs half, in the unit of --prior.cost. With any prior: the price of
     compute beside it is moved until the budget is met (default: no budget)."""
+    tighten: Tightening = Tightening()
+    """How the budget falls to --budget (only with one)"""
     guide: Any = None
     """Network that reads the text so far and says how likely each route is, and how sure it is (the
     posterior over routes): CategoricalGuide (default), of choices; of weights, DirichletGuide
@@ -203,7 +206,8 @@ class Settings:
     """Processes to train with, one device each."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """Arithmetic: 32-true (single precision), bf16-mixed (faster on a GPU), or auto: bf16-mixed on
-    CUDA, else 32-true."""
+    CUDA, else 32-true. A pretrained model is then in bfloat16, by auto also on a processor that has
+    instructions for it."""
     compile: bool = False
     """Compile the layers with torch.compile: a slow start, then faster steps."""
     validate_every: int = 200
@@ -235,6 +239,8 @@ class Settings:
                 f"context: {self.context} given; it must be divisible by short.factor = "
                 f"{self.short.factor} (1: whole sequences from the start)"
             )
+        if self.budget is None and self.tighten != Tightening():
+            raise UsageError("tighten: it is given without budget, and does nothing; add --budget")
         self._require_pretrained()
         if self.kl.begin >= self.optim.router_end < 1:
             raise UsageError(
