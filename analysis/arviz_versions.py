@@ -37,7 +37,7 @@ def pareto_k(log_weights: np.ndarray) -> float:
     S = len(log_weights)
     if min(S / 5, 3 * S**0.5) <= LEAST_TAIL - 1:
         return float("inf")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(over="ignore"):  # of a tail without a mean
         warnings.simplefilter("ignore", category=UserWarning)  # a high k-hat is what we look for
         if IS_LEGACY:
             return float(_arviz().psislw(log_weights)[1])

@@ -2,6 +2,7 @@
 
     mechanisms   forward and backward time and peak memory of each mechanism by length
     routed       hard routes as they are executed against full attention, with pictures
+    converted    a pretrained model along the routes of a run against the model as it was
     depth        hard depth gates as they are executed against the same routes without
     draw         the pictures of routed.json again
 
@@ -29,7 +30,9 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> ArgumentParser:
     parser = command_parser("bench", "Measure what the parts cost on this machine.")
-    kinds = Literal["all", "mechanisms", "routed", "depth", "draw"]  # the keys of READS
+    kinds = Literal[
+        "all", "mechanisms", "routed", "converted", "depth", "draw"
+    ]  # the keys of READS
     add = parser.add_argument
     add("--what", type=kinds, default="all", help="Which benchmark.")
     add("--out", type=Path, default=Path("benchmarks/results"), help="Folder of the JSON files.")
@@ -47,7 +50,11 @@ def _parser() -> ArgumentParser:
     )
     add("--layers", type=int, default=4, help="Layers of the networks.")
     add("--threads", type=int | None, help="Threads of PyTorch (default: as it chooses).")
-    add("--run", type=Path | None, help="Routed: a trained run whose routes are timed too.")
+    add(
+        "--run",
+        type=Path | None,
+        help="Routed: a trained run whose routes are timed too. Converted: the run.",
+    )
     add("--trust", type=bool, default=False, help="With --run. " + TRUST_HELP)
     devices, precisions = Literal["auto", "cpu", "cuda"], Literal["auto", "float32", "bfloat16"]
     add("--device", type=devices, default="auto", help="Routed, depth: where it runs.")

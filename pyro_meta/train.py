@@ -231,11 +231,11 @@ def _saved_step(run: "Run") -> int:
 def _describe_model(
     config: "Config", model: "LanguageModel", guide: "Guide", parameters: int, of_router: int
 ) -> str:
-    share = of_router / (parameters + of_router)
+    share, network = of_router / (parameters + of_router), model.network
     gates = "" if guide.depth is None else f"depth gates by {type(guide.depth).__name__}, "
     return (
         f"model: {parameters:,} parameters, router {of_router:,} ({share:.1%}); "
-        f"{config.layers} layers choose from {', '.join(model.network.mechanism_names)}; "
+        f"{network.shape.layers} layers choose from {', '.join(network.mechanism_names)}; "
         f"{type(model.prior).__name__}, {type(guide).__name__}, "
         f"{gates}final KL weight {config.kl.weight}"
     )

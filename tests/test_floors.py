@@ -26,7 +26,7 @@ FLOORS = [
     {"training", "generation"},
     {"contracts"},
     {"posterior", "speed", "study"},
-    {"train", "ablate", "report", "generate", "bench", "__main__"},
+    {"train", "ablate", "report", "generate", "evaluate", "bench", "__main__"},
 ]
 """From the ground up. `analysis` stands beside, reached through files, and imports no torch."""
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

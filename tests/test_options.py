@@ -166,7 +166,7 @@ class Misshapen(DirichletGuide):
         (["--data.path", "image.png"], "image.png is not UTF-8 text"),
         (["--out", "taken"], "taken exists"),
         (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
-        (["--preset", "papre"], "'papre' given; paper, pretrained, tiny are allowed"),
+        (["--preset", "papre"], "'papre' given; head_split, paper, pretrained, tiny are allowed"),
         (["--resume", "taken"], "taken is not a run"),
         (["--resume", "taken", "--width", "3"], "--width given beside it"),
         (["--kl.weight", "0"], "kl.weight: 0.0 given"),

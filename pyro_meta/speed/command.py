@@ -56,6 +56,7 @@ READS: dict[str, tuple[str, ...]] = {
     "mechanisms": ("repeats", "lengths", "threads"),
     "routed": ROUTED,
     "depth": ("repeats", "lengths", "shares", "layers", "threads", "device", "precision"),
+    "converted": ("repeats", "lengths", "threads", "run", "device", "precision"),
     "draw": (),
 }
 """The options that a benchmark looks at, beside --out; others are refused."""
@@ -90,6 +91,10 @@ def bench(options: Namespace, defaults: Namespace, argv: list[str]) -> None:
         result = _depth(options, progress_out)
         _write(options.out / "depth.json", facts, result, out)
         _print_depth(result, out)
+    if options.what == "converted":
+        result = _converted(options, progress_out)
+        _write(options.out / "converted.json", facts, result, out)
+        _print_converted(result, out)
     if options.what in ("all", "routed", "draw"):
         for path in _draw(options.out / "routed.json"):
             out.print(f"wrote {escape(str(path))}", soft_wrap=True)
@@ -186,6 +191,18 @@ def _depth(options: Namespace, progress_out: Console) -> dict[str, Any]:
     return {"profile": asdict(by)} | found
 
 
+def _converted(options: Namespace, progress_out: Console) -> dict[str, Any]:
+    if options.run is None:
+        raise UsageError("option --run: a run of a pretrained model is needed")
+    from pyro_meta.speed.converted import LENGTHS, bench_converted  # which needs transformers
+
+    scene, lengths = _scene(options), options.lengths or LENGTHS
+    by = of_this_machine(scene.device)
+    with profiled(by), step_by_step(len(lengths), progress_out, prints_lines=True) as tell:
+        found = bench_converted(Run.open(options.run, options.trust), scene, lengths, tell)
+    return {"profile": asdict(by)} | found
+
+
 def _scene(options: Namespace) -> Scene:
     device, precision = options.device, options.precision
     if device == "auto":
@@ -246,6 +263,18 @@ def _print_depth(result: dict[str, Any], out: Console) -> None:
             f"{row['speed_up']:.2f}",
             f"{row['length']:,}",
         )
+    out.print(table)
+
+
+def _print_converted(result: dict[str, Any], out: Console) -> None:
+    headings = ("tokens", "visits", "prefill", "attention", "decoding")
+    table = table_of_figures("times as fast as sdpa", "", headings)
+    for row in result["points"]:
+        speed = row["times_as_fast"]
+        for way in ("routed", "all full"):
+            cells = (f"{speed[part][way]:.2f}" if way in speed[part] else "" for part in speed)
+            visits = f"{row['visits']:.3f}" if way == "routed" else "1"
+            table.add_row(way, f"{row['length']:,}", visits, *cells)
     out.print(table)
 
 

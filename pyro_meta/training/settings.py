@@ -257,6 +257,10 @@ class Settings:
                     "--pretrained"
                 )
             return
+        if self.target == "model" and "full" not in self.mechanisms:
+            raise UsageError(
+                "target: model given, which attends fully, and full is not among --mechanisms"
+            )
         for one in fields(Settings):
             value = getattr(self, one.name)
             if one.name in OF_OWN_NETWORK and value != one.default:

@@ -1,0 +1,200 @@
+"""Trained runs on held-out text, side by side: losses, key visits, retrieval.
+
+The work of `python -m pyro_meta.evaluate`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+from jsonargparse import Namespace
+from numpy.typing import NDArray
+
+from pyro_meta.data.corpus import Corpus, TokenCorpus, Windows, as_windows
+from pyro_meta.data.files import find_files, read_text
+from pyro_meta.data.retrieval import Retrieval
+from pyro_meta.errors import UsageError
+from pyro_meta.evaluation.beside import ROUTES, routes_beside
+from pyro_meta.evaluation.figures import evaluating
+from pyro_meta.evaluation.retrieval import Cell, retrieved
+from pyro_meta.folders import write_whole
+from pyro_meta.guides import Guide, mean_route
+from pyro_meta.models import LanguageModel
+from pyro_meta.network.route import Route
+from pyro_meta.network.transformer import chosen_by_all
+from pyro_meta.study.held_out_tables import (
+    table_by_document,
+    table_by_position,
+    table_of_losses,
+    table_of_retrieval,
+)
+from pyro_meta.terminal.consoles import console
+from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.progress import step_by_step
+from pyro_meta.training.config import Config
+from pyro_meta.training.run import Run
+
+Rows = dict[str, dict[str, Any]]
+MOST_LENGTH = 1 << 17
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run that is to be evaluated."""
+
+    name: str
+    model: LanguageModel
+    guide: Guide
+    config: Config
+
+
+def compare(options: Namespace, argv: list[str]) -> None:
+    """Read the runs, print the tables, write the JSON.
+
+    Raises
+    ------
+    UsageError
+        A run, a text or a number that does not do.
+    """
+    _require_numbers(options)
+    out = console()
+    with pyro.validation_enabled(False):
+        runs, vocabulary = _loaded(options.runs, options.trust)
+        corpus = runs[0].config.data.corpus()
+        lengths = options.lengths or [runs[0].config.context]
+        found: dict[str, Any] = {"command": ["python", "-m", "pyro_meta.evaluate", *argv]}
+        found |= {"hardware": hardware(), "versions": versions(), "losses": {}, "retrieval": {}}
+        for length in lengths:
+            if options.documents is None:
+                windows = corpus.windows(length, options.tokens)
+                names = [str(number) for number in range(len(windows[0]))]
+            else:
+                windows, names = _documents(options, vocabulary.encode, length)
+            with out.status(f"reading {len(names)} texts of {length} tokens"):
+                rows = _losses(runs, windows, options.seed)
+            found["losses"][str(length)] = {"texts": names, "rows": rows}
+            out.print(table_of_losses(length, len(names), rows))
+            out.print(table_by_position(rows))
+            if options.documents is not None:
+                out.print(table_by_document(names, rows))
+        for kind in options.retrieval or []:
+            retrieval = Retrieval(vocabulary.encode, _filler(corpus), kind, options.digits)
+            cells = _retrieved(runs, retrieval, lengths, options)
+            figures = {name: [one.figures() for one in row] for name, row in cells.items()}
+            found["retrieval"][kind] = {"chance": retrieval.chance, "rows": figures}
+            out.print(table_of_retrieval(kind, cells, retrieval.chance))
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(options.json, json.dumps(found, indent=1) + "\n")
+        out.print(f"figures: {options.json}", soft_wrap=True, markup=False)
+
+
+def _require_numbers(options: Namespace) -> None:
+    for length in options.lengths or []:
+        if not 2 <= length <= MOST_LENGTH:
+            raise UsageError(f"option --lengths: {length} given; 2 to {MOST_LENGTH} are allowed")
+    for depth in options.depths:
+        if not 0 <= depth <= 1:
+            raise UsageError(f"option --depths: {depth} given; 0 to 1 are allowed")
+    for name in ("tokens", "questions"):
+        if options[name] < 1:
+            raise UsageError(f"option --{name}: {options[name]} given; at least 1 is allowed")
+    if not 0 <= options.seed < 1 << 63:
+        raise UsageError(f"option --seed: {options.seed} given; 0 to 2**63 - 1 are allowed")
+
+
+def _loaded(folders: list[str], trusts: bool) -> tuple[list[Loaded], Any]:
+    """The runs, and the vocabulary that they share.
+
+    Raises
+    ------
+    UsageError
+        One is given twice, or they read text by other tokens, so that no loss can be compared.
+    """
+    runs: list[Loaded] = []
+    vocabulary = None
+    for folder in folders:
+        name = Path(folder).name or folder
+        if any(name == one.name for one in runs):
+            raise UsageError(f"option RUN: two runs are called {name}; each needs a name")
+        model, guide, its_own, config = Run.open(folder, trusts).load()
+        if vocabulary is not None and its_own.to_json() != vocabulary.to_json():
+            raise UsageError(
+                f"option RUN: {folder} has other tokens than {folders[0]}; losses per token "
+                "cannot be compared"
+            )
+        vocabulary = its_own
+        runs.append(Loaded(name, model, guide, config))
+    return runs, vocabulary
+
+
+def _documents(options: Namespace, encode: Any, length: int) -> tuple[Windows, list[str]]:
+    """The first tokens of each document, and its name; those that are shorter are left out."""
+    rows: list[NDArray[np.int64]] = []
+    names: list[str] = []
+    for file in find_files(options.documents).files:
+        if (len(rows) + 1) * length > max(options.tokens, length):
+            break
+        tokens: NDArray[np.int64] = encode(read_text(file, "option --documents"))
+        if len(tokens) > length:
+            rows.append(tokens[: length + 1])
+            names.append(file.name)
+    if not rows:
+        raise UsageError(
+            f"option --documents: {options.documents} has no file of more than {length} tokens"
+        )
+    return as_windows(np.stack(rows)), names
+
+
+def _filler(corpus: Corpus) -> NDArray[np.int64]:
+    if not isinstance(corpus, TokenCorpus):
+        raise UsageError("option --retrieval: the first run was trained on no text to plant in")
+    return np.asarray(corpus.validation, dtype=np.int64)
+
+
+def _losses(runs: list[Loaded], windows: Windows, seed: int) -> Rows:
+    """Of each run what `routes_beside` gives.
+
+    A network that is kept whole is the same in all of them: its mechanisms alone come once.
+    """
+    rows: Rows = {}
+    for run in runs:
+        is_whole = run.config.pretrained is not None
+        for name, row in routes_beside(run.model, run.guide, windows, 1, seed).items():
+            rows[name if is_whole and name not in ROUTES else f"{run.name}: {name}"] = row
+    return rows
+
+
+def _ways(runs: list[Loaded]) -> Iterator[tuple[str, LanguageModel, Guide, Route]]:
+    """Each run's hard routes, and each mechanism of its network alone."""
+    seen = set()
+    for run in runs:
+        yield f"{run.name}: routes, hard", run.model, run.guide, mean_route(run.guide, hard=True)
+        for mechanism in run.model.network.mechanism_names:
+            is_whole = run.config.pretrained is not None
+            name = mechanism if is_whole else f"{run.name}: {mechanism}"
+            if name not in seen:
+                seen.add(name)
+                yield name, run.model, run.guide, chosen_by_all(run.model.network, mechanism)
+
+
+def _retrieved(
+    runs: list[Loaded], retrieval: Retrieval, lengths: list[int], options: Namespace
+) -> dict[str, list[Cell]]:
+    """The cells of each way, by its name."""
+    ways = list(_ways(runs))
+    steps = len(ways) * len(lengths) * len(options.depths) * options.questions
+    found = {}
+    with step_by_step(steps, console(stderr=True)) as tell:
+        for name, model, guide, route in ways:
+            tell(f"{retrieval.kind}: {name}")
+            with evaluating(model, guide):
+                found[name] = retrieved(
+                    model.network, route, retrieval, lengths, options.depths,
+                    options.questions, options.seed,
+                )  # fmt: skip
+    return found

@@ -1,0 +1,241 @@
+"""Runs that route a pretrained model, from the command line: trained, resumed, read, measured."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import TEXT, error_line, run_here, train
+from pretrained_models import tiny
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from pyro_meta import CategoricalGuide, LoadGuide, UsageError
+from pyro_meta.pretrained import convert, load_routes, save_routes
+from pyro_meta.pretrained.loading import load_model
+from pyro_meta.training.run import Run
+
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+SHORT = [
+    "--context=32", "--window=4", "--sinks=2", "--steps=12", "--validation_tokens=128",
+    "--checkpoint_every=4", "--accelerator=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in a folder, with a tokenizer of single bytes, and a text beside it."""
+    folder = tmp_path_factory.mktemp("base")
+    made = tiny("Llama", vocab_size=len(LETTERS))
+    made.save_pretrained(folder / "model")
+    tokenizer = Tokenizer(models.BPE({one: at for at, one in enumerate(LETTERS)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "model" / "tokenizer.json"))
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
+def words(base: Path, out: Path, *more: str) -> list[str]:
+    given = [f"--pretrained={base / 'model'}", f"--data.path={base / 'text.txt'}", f"--out={out}"]
+    return [*given, *SHORT, *more]
+
+
+@pytest.fixture(scope="module")
+def routes(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run; to be left as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYRO_META_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        assert train(*words(base, base / "routes")) == 0
+        yield base / "routes"
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_preset_is_that_of_pretrained_models(routes: Path) -> None:
+    model, guide, _, config = Run.open(routes).load()
+    assert isinstance(guide, CategoricalGuide) and guide.follows
+    assert (config.target, config.budget, config.groups) == ("model", 0.4, "kv")
+    assert model.network.mechanism_names == ["full", "window"]
+    assert config.tighten.end == 0.5
+
+
+def test_a_run_leaves_what_its_routes_cost_and_gain(routes: Path) -> None:
+    summary = json.loads((routes / "summary.json").read_text())
+    rows = summary["beside"]
+    assert list(rows) == [
+        "routes, hard", "routes, soft", "random tokens, the same loads", "full", "window",
+    ]  # fmt: skip
+    assert rows["full"]["visits"] == pytest.approx(1.0)
+    assert rows["window"]["visits"] <= rows["routes, hard"]["visits"] < 1
+    assert rows["random tokens, the same loads"]["visits"] == pytest.approx(
+        rows["routes, hard"]["visits"], abs=0.01
+    ), "dealt out among tokens of the same positions"
+    assert summary["prior"]["lambda"] != 0
+
+
+def test_weights_are_as_they_were(base: Path, routes: Path) -> None:
+    model, _, _, _ = Run.open(routes).load()
+    assert not any(one.requires_grad for one in model.network.parameters())
+    before = load_model(str(base / "model"), model.network.hf_model.dtype).state_dict()  # type: ignore[attr-defined]
+    for name, weight in model.network.hf_model.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(weight, before[name])
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_losses(
+    base: Path, routes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the price and the loads, too, which are no weights."""
+    from pyro_meta.training import loop
+
+    figures, count = loop._figures, 0
+
+    def dying(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 7:
+            raise KeyboardInterrupt
+        return figures(*given)
+
+    monkeypatch.setattr(loop, "_figures", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(*words(base, tmp_path / "run"))
+    monkeypatch.undo()
+    monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path / "cache"))
+    assert train("--resume", tmp_path / "run") == 0
+    assert losses(tmp_path / "run") == losses(routes)
+    ours, theirs = (
+        json.loads((one / "summary.json").read_text()) for one in (tmp_path / "run", routes)
+    )
+    for name in ("val_nll_hard", "load", "beside", "prior"):
+        assert ours[name] == theirs[name]
+
+
+def test_another_model_in_its_place_is_refused(base: Path, routes: Path) -> None:
+    """Whoever reads the run."""
+    weights = base / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    other = load_model(str(base / "model"))
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    other.save_pretrained(base / "model")
+    try:
+        for command, more in (("generate", ["--prompt=the"]), ("evaluate", [])):
+            assert "is of another model" in error_line(run_here(command, routes, *more))
+        with pytest.raises(UsageError, match="is of another model"):
+            train("--resume", routes, "--steps=13")
+    finally:
+        weights.write_bytes(before)
+
+
+def test_text_goes_on(routes: Path) -> None:
+    found = [
+        run_here("generate", routes, "--prompt=the quick", "--max_tokens=9", *more)
+        for more in ([], ["--cache=false"])
+    ]
+    assert found[0].returncode == 0 and found[0].stdout.startswith("the quick")
+    assert found[0].stdout == found[1].stdout
+
+
+def test_a_report_shows_a_passage_by_group(routes: Path, tmp_path: Path) -> None:
+    done = run_here("report", routes, "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    text = next((tmp_path / "report").rglob("*.html")).read_text()
+    assert "layer 2, heads 1" in text
+
+
+def test_runs_are_evaluated_side_by_side(base: Path, routes: Path, tmp_path: Path) -> None:
+    assert train("--preset=head_split", *words(base, base / "split")) == 0
+    _, guide, _, _ = Run.open(base / "split").load()
+    assert isinstance(guide, LoadGuide) and guide.follows
+    out = tmp_path / "found" / "figures.json"
+    done = run_here(
+        "evaluate", routes, base / "split", "--lengths=[32,300]", "--tokens=600",
+        "--retrieval=[passkey,pairs]", "--depths=[0.5]", "--questions=1", "--json", out,
+    )  # fmt: skip
+    assert done.returncode == 2 and "has room for" in error_line(done)
+    done = run_here(
+        "evaluate", routes, base / "split", "--lengths=[300]", "--tokens=600",
+        "--retrieval=[passkey]", "--depths=[0.5]", "--questions=1", "--json", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    rows = found["losses"]["300"]["rows"]
+    assert {"routes: routes, hard", "split: routes, hard", "full", "window"} <= rows.keys()
+    assert len(rows["full"]["by_sequence"]) == len(found["losses"]["300"]["texts"])
+    (cell,) = found["retrieval"]["passkey"]["rows"]["full"]
+    assert cell["length"] == 300 and found["retrieval"]["passkey"]["chance"] == 1e-5
+    assert "behind full" in done.stdout and "chance" in done.stdout
+
+
+def test_losses_by_document(routes: Path, tmp_path: Path) -> None:
+    for name, length in (("long.txt", 400), ("longer.txt", 900), ("short.txt", 20)):
+        (tmp_path / name).write_text(TEXT[:length])
+    done = run_here("evaluate", routes, "--documents", tmp_path, "--lengths=[300]")
+    assert done.returncode == 0, done.stderr
+    assert "longer.txt" in done.stdout and "short.txt" not in done.stdout
+    done = run_here("evaluate", routes, "--documents", tmp_path, "--lengths=[3000]")
+    assert "no file of more than 3000 tokens" in error_line(done)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--lengths=[1]"], "--lengths: 1 given"),
+        (["--depths=[1.5]"], "--depths: 1.5 given"),
+        (["--questions=0"], "--questions: 0 given"),
+        (["--tokens=0"], "--tokens: 0 given"),
+        (["--documents=nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_bad_words_are_told_in_one_line(routes: Path, more: list[str], message: str) -> None:
+    assert message in error_line(run_here("evaluate", routes, *more))
+
+
+def test_two_runs_of_one_name_are_refused(routes: Path) -> None:
+    assert "two runs are called routes" in error_line(run_here("evaluate", routes, routes))
+
+
+def test_its_clock_is_taken(base: Path, routes: Path, tmp_path: Path) -> None:
+    given = ["--what=converted", f"--out={tmp_path}", "--lengths=[24]", "--repeats=1"]
+    done = run_here("bench", *given, f"--run={routes}")
+    assert done.returncode == 0, done.stderr
+    (point,) = json.loads((tmp_path / "converted.json").read_text())["points"]
+    assert point["length"] == 24 and 0 < point["visits"] < 1
+    assert set(point["times_as_fast"]["prefill"]) == {"routed", "all full"}
+    assert "--run: a run of a pretrained model" in error_line(run_here("bench", *given))
+
+
+def test_its_routes_are_deployed_and_saved(base: Path, routes: Path, tmp_path: Path) -> None:
+    """The price that the guide follows comes along."""
+    _, guide, _, _ = Run.open(routes).load()
+    made = guide.model.network.hf_model  # type: ignore[attr-defined]
+    tokens = torch.arange(20)[None] % len(LETTERS)
+    with torch.no_grad():
+        wanted = convert(made, guide)(input_ids=tokens).logits
+    save_routes(made, tmp_path / "saved")
+    again = load_routes(load_model(str(base / "model"), made.dtype), tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=tokens).logits, wanted)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--layers=3"], "layers: 3 given, and it does nothing with --pretrained"),
+        (["--mechanisms=[window]"], "full is not among --mechanisms"),
+        (["--budget=0.0001"], "is allowed in the unit macs"),
+        (["--pretrained=/nowhere"], "/nowhere is no folder"),
+        (["--prior=CostCategorical", "--budget=null", "--tighten=null"], "no price of compute"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(
+    base: Path, tmp_path: Path, more: list[str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        train(*words(base, tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
