@@ -44,7 +44,7 @@ from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.devices import make_fabric
 from pyro_meta.training.loop import _choices, _figures, train
 from pyro_meta.training.run import Run
-from pyro_meta.training.settings import Gates
+from pyro_meta.training.settings import Gates, Readout
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 40
 
@@ -339,7 +339,15 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, Guide
     path = tmp_path_factory.mktemp("read") / "posterior.nc"
     windows = torch.randint(13, (4, 12)), torch.randint(13, (4, 12))
     write_posterior(
-        path, model, guide, windows, CharVocabulary("abcdefghijklm"), 3, 0, 0.1, 6, drawn_tokens=24
+        path,
+        model,
+        guide,
+        windows,
+        CharVocabulary("abcdefghijklm"),
+        3,
+        0,
+        0.1,
+        Readout(draws=6, tokens=24),
     )
     return model, guide, path
 
@@ -380,7 +388,15 @@ def test_what_runs_is_that_of_the_hard_walk_before_tokens_are_hard(tmp_path: Pat
     windows = torch.randint(13, (4, 12)), torch.randint(13, (4, 12))
     path = tmp_path / "posterior.nc"
     write_posterior(
-        path, model, guide, windows, CharVocabulary("abcdefghijklm"), 3, 0, 0.1, 2, drawn_tokens=12
+        path,
+        model,
+        guide,
+        windows,
+        CharVocabulary("abcdefghijklm"),
+        3,
+        0,
+        0.1,
+        Readout(draws=2, tokens=12),
     )
     stats = xr.open_dataset(path, group="sample_stats", engine="h5netcdf")
     skipped = 1 - stats["depth_runs"].mean("token").values

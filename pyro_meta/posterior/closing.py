@@ -85,7 +85,7 @@ def close(
     with out.status("drawing from the posterior"):
         write_posterior(
             run.posterior_path, model, guide, windows, corpus.vocabulary, config.batch,
-            config.seed, config.kl.weight,
+            config.seed, config.kl.weight, config.readout,
         )  # fmt: skip
     run.write_summary(summary)  # the last of all: it says that the others are there
     closing_table(summary, ngrams, gap, out)

@@ -30,10 +30,7 @@ from pyro_meta.guides import Guide, along_means, drawn, walk
 from pyro_meta.models import LanguageModel
 from pyro_meta.posterior import importance
 from pyro_meta.training.run import Run
-
-DRAWS = 100
-DRAWN_TOKENS = 4096
-"""At most so many tokens are drawn, whole sequences if one fits."""
+from pyro_meta.training.settings import Readout
 
 
 def write_posterior(
@@ -45,17 +42,17 @@ def write_posterior(
     batch: int,
     seed: int,
     kl_weight: float,
-    draws: int = DRAWS,
-    drawn_tokens: int = DRAWN_TOKENS,
+    readout: Readout = Readout(),
 ) -> None:
     """Write posterior.nc at `path` for tokens and targets [B, T], `batch` sequences at a time.
 
-    Independent draws make one chain. `kl_weight` is that of the end of training, which says what
-    posterior the guide is held against.
+    Independent draws make one chain, as many as `readout` says. `kl_weight` is that of the end of
+    training, which says what posterior the guide is held against.
     """
     network = model.network
     T = windows[0].shape[1]
-    rows, cut = max(1, drawn_tokens // T), min(T, drawn_tokens)
+    rows, cut = max(1, readout.tokens // T), min(T, readout.tokens)
+    draws = readout.draws
     device = network.device
     torch.manual_seed(seed)
     sizes = {
@@ -63,7 +60,7 @@ def write_posterior(
         "draw": draws,
         "layer": network.shape.layers * network.shape.groups,
         "position": cut,
-        "block_draw": importance.DRAWS,
+        "block_draw": readout.block_draws,
     }
     facts = {
         "kl_weight": kl_weight,
@@ -99,8 +96,10 @@ def write_posterior(
         out.put("prior", "route", routes[None])
         if model.gated:
             out.put("prior", "depth", gates[None])
+        if not readout.block_draws:
+            return
         for terms in importance.block_terms(
-            model, guide, (windows[0].to(device), windows[1].to(device))
+            model, guide, (windows[0].to(device), windows[1].to(device)), readout.block_draws
         ):
             named = {f"block_{name}": value for name, value in terms._asdict().items()}
             out.append("block", {"sample_stats": named})
@@ -148,7 +147,7 @@ def _rewrite(run: Run) -> None:
     windows = corpus.windows(config.context, config.validation_tokens)
     write_posterior(
         run.posterior_path, model, guide, windows, vocabulary, config.batch, config.seed,
-        config.kl.weight,
+        config.kl.weight, config.readout,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from pyro_meta.errors import UsageError
 from pyro_meta.study.description import WITH_LOADS, Study
 from pyro_meta.terminal.option_files import as_word
 from pyro_meta.training.config import CLASS_OPTIONS, Config, read_options
-from pyro_meta.training.options import Options, flatten, layered
+from pyro_meta.training.options import Options, flatten, layered, preset, read_file
 from pyro_meta.training.settings import DEFAULT_CLASSES
 
 Kind = Literal[
@@ -50,6 +50,9 @@ PLAIN_GUIDES: dict[Kind, str] = {
 }
 """Guides of the baselines that take nothing from a run."""
 
+LEARNED: tuple[Kind, ...] = ("point", "split")
+"""Kinds of baselines that learn to route."""
+
 NOT_SHARED: dict[Kind, tuple[str, ...]] = {
     "prior": ("guide", "kl", "budget", *ROUTER),
     "point": ("guide",),
@@ -67,6 +70,13 @@ OF_A_FREE_ROUTER = ("kl",)
 SAYS_LITTLE = "pyro_meta.CostDirichlet"
 """The prior beside a guide that pays no KL, where the variant's own would charge or learn from one:
 it charges nothing."""
+
+WITHOUT_LEARNING: Options = {"target": "text", "budget": None, "tighten": None, "steps": 1}
+"""What holds of a pretrained network, which is as it is, where no guide learns either: one step
+looks at it."""
+
+SPLIT_PRESET = "head_split"
+"""Says how the static split of a pretrained network is learned."""
 
 PERIODS = (2, 4)
 """Of the periodic baselines: every so many-th layer is full."""
@@ -102,6 +112,8 @@ class Group:
         Its prior does.
     is_charged
         Compute has a price beside the prior.
+    depth
+        Layers that are routed.
     loads_of
         The group whose loads this one takes, seed by seed.
     baselines
@@ -118,6 +130,7 @@ class Group:
     has_posterior: bool
     learns_from_kl: bool
     is_charged: bool
+    depth: int
     loads_of: "Group | None" = None
     baselines: "list[tuple[Kind, Group]]" = field(default_factory=list)
 
@@ -190,7 +203,7 @@ class _Groups:
     ) -> Group:
         parsed = layers
         if loads_of is not None:
-            K, L = len(loads_of.config.mechanisms), loads_of.config.layers
+            K, L = len(loads_of.config.mechanisms), loads_of.depth
             parsed = [*layers, _load_guide(kind, [[1 / K] * K] * L)]
         try:
             config, config_yaml = settle_layers([*parsed, {"seed": 0}])
@@ -217,6 +230,7 @@ class _Groups:
             is_routed and guide.pays_kl,
             learns_from_kl,
             model.compute is not None,
+            model.network.shape.layers,
             loads_of,
         )
         self.all.append(group)
@@ -251,10 +265,13 @@ def _describe(option: str, value: Any) -> str:
 
 def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Options]) -> None:
     chosen = study.baselines
+    is_kept_whole = group.config.pretrained is not None
 
     def add(
         kind: Kind, label: str, layers: list[Options], seeds: list[int], of: Group | None = None
     ) -> None:
+        if is_kept_whole and kind not in LEARNED:
+            layers = [*layers, WITHOUT_LEARNING]
         group.baselines.append((kind, groups.add(kind, label, layers, seeds, of)))
 
     if chosen.mechanisms:
@@ -266,7 +283,7 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
     if chosen.periodic and {"full", "window"} <= set(group.config.mechanisms):
         shared = [_without(layer, (*ROUTING, "mechanisms")) for layer in [*study.base, *own]]
         for every in PERIODS:
-            if every <= group.config.layers:
+            if every <= group.depth:
                 periodic: Options = {"class_path": "PeriodicGuide", "init_args": {"every": every}}
                 label = f"every {'2nd' if every == 2 else f'{every}th'} layer full"
                 both: Options = {"mechanisms": ["full", "window"], "guide": periodic}
@@ -280,7 +297,10 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
         if is_wanted[kind]:
             shared = _shared(study, own, kind, group)
             label = "static split" if kind == "split" else guide
-            add(kind, label, [*shared, {"guide": guide}], _baseline_seeds(study, kind))
+            steered: Options = {"guide": guide}
+            if is_kept_whole and kind == "split":
+                steered = _split_by_heads()
+            add(kind, label, [*shared, steered], _baseline_seeds(study, kind))
     with_loads: tuple[tuple[Kind, bool | list[str]], ...]
     with_loads = ("fixed", chosen.fixed), ("random", chosen.random)
     for kind, wanted in with_loads:
@@ -289,6 +309,12 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
             shared = [_without(layer, unused) for layer in [*study.base, *own]]
             own_seeds = [s for s in _baseline_seeds(study, kind) if s in group.seeds]
             add(kind, f"{kind} loads of {group.label}", shared, own_seeds, group)
+
+
+def _split_by_heads() -> Options:
+    """The options of `SPLIT_PRESET`, but for the preset that it stands on."""
+    options = read_file(preset(SPLIT_PRESET), "preset")
+    return {name: value for name, value in options.items() if name != "preset"}
 
 
 def _shared(study: Study, own: list[Options], kind: Kind, group: Group) -> list[Options]:

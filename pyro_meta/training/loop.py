@@ -234,7 +234,8 @@ def _accumulate(
         is_last = index == sharding.indices[-1]
         with fabric.no_backward_sync(module, enabled=not is_last):
             terms = module(x, y)
-            fabric.backward(terms.loss / config.accumulate)
+            if terms.loss.requires_grad:  # else nobody learns: neither network nor guide
+                fabric.backward(terms.loss / config.accumulate)
         collected.append(terms)
     return collected
 

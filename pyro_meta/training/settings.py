@@ -99,6 +99,30 @@ class Gates:
                 )
 
 
+@dataclass(frozen=True)
+class Readout:
+    """What is drawn from the posterior at the end: each draw is a forward pass."""
+
+    draws: int = 100
+    """Draws of all routes of some held-out text, at least 2."""
+    tokens: int = 4096
+    """Tokens of that text at most: whole sequences, if one fits."""
+    block_draws: int = 256
+    """Draws of short blocks of tokens, for importance weights; 0: none are weighed, else at least
+    32."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("draws", 2), ("tokens", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(
+                    f"readout.{name}: {getattr(self, name)} given; at least {least} is allowed"
+                )
+        if self.block_draws < 0 or 0 < self.block_draws < 32:
+            raise UsageError(
+                f"readout.block_draws: {self.block_draws} given; 0, or at least 32, is allowed"
+            )
+
+
 @dataclass
 class Settings:
     """What to train, on what, and how.
@@ -214,6 +238,8 @@ class Settings:
     """Steps from one validation to the next; 0: only at the end."""
     validation_tokens: int = 65_536
     """At most so many held-out tokens are read in a validation."""
+    readout: Readout = Readout()
+    """What is drawn from the posterior at the end"""
     checkpoint_every: int = 200
     """Steps between checkpoints, at least 1; --resume goes on from the last one."""
     out: Path | None = None
