@@ -50,6 +50,8 @@ class Guide(MadeWith, StandaloneModule):
         are as the prior says.
     depth
         The posterior of the model's depth gates; None where it has none.
+    moves_loads
+        The parameters that move the loads: those of their posterior, or of the prior.
     follows
         Whether its posteriors move with the price of compute at once, instead of learning it.
     is_resting
@@ -87,6 +89,8 @@ class Guide(MadeWith, StandaloneModule):
         self.depth = None
         learns_loads = model.has_loads and self.pays_kl
         self.load_posterior = LoadPosterior(model.network) if learns_loads else None
+        of_loads = self.load_posterior or model.prior
+        self.moves_loads: list[Tensor] = list(of_loads.parameters())
         self.follows = False
         self.is_resting = False
         everywhere = torch.arange(model.network.shape.context)
@@ -167,6 +171,13 @@ class Guide(MadeWith, StandaloneModule):
         if len(route.batch_shape) == tokens.dim():
             route = for_each_group(route)
         return route.expand(torch.Size([*tokens.shape, G]))
+
+    def decided(self, layer: int, features: Features) -> Tensor:
+        """What hard tokens run by posterior means: mechanisms [B, T], or [B, T, G] of groups.
+
+        Subclasses may say the same in fewer steps, since each decoded token is asked for it.
+        """
+        return self.execution.decide(self.routes(layer, features).mean)
 
     def latents(self, layer: int, features: Features) -> Latents:
         """The posterior of a layer's route, and of its gate.

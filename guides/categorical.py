@@ -1,6 +1,9 @@
 """A guide of choices: which one mechanism a token runs."""
 
+from torch import Tensor
+
 from pyro_meta.distributions import Choice
+from pyro_meta.distributions.kept import UntilMoved
 from pyro_meta.guides.base import HeadsGuide
 from pyro_meta.guides.following import known_factors, require_price
 from pyro_meta.guides.networks import leads, of_own_token
@@ -41,6 +44,7 @@ class CategoricalGuide(HeadsGuide):
         if follows:
             require_price(model)
         self.follows = follows
+        self._kept = UntilMoved()
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Choice:
@@ -48,3 +52,21 @@ class CategoricalGuide(HeadsGuide):
         if self.follows:
             out = out + known_factors(self.model, self.load(layer))
         return Choice(logits=out)
+
+    def decided(self, layer: int, features: Features) -> Tensor:
+        if type(self).posterior is not CategoricalGuide.posterior:  # a subclass says otherwise
+            return super().decided(layer, features)
+        return (self.outputs(layer, features.normed) + self._lead(layer)).argmax(-1)
+
+    def _lead(self, layer: int) -> Tensor:
+        """What is added to the outputs of a layer before the largest runs, [K] or [G, K]."""
+        execution, model = self.execution, self.model
+        moved = [execution.price, execution.costs]
+        if self.follows:
+            moved += [require_price(model).rate, *self.moves_loads]
+
+        def reckoned() -> Tensor:
+            lead = -execution.charged
+            return lead + known_factors(model, self.load(layer)) if self.follows else lead
+
+        return self._kept(layer, moved, reckoned)

@@ -19,12 +19,12 @@ from pyro_meta.models.language_model import LanguageModel
 
 
 def known_factors(model: LanguageModel, load: Tensor | None) -> Tensor:
-    """log pi_k - lambda c_k up to a constant, [K], or [G, K] of several groups.
+    """log pi_k - lambda c_k of a layer, up to a constant: [K], or [G, K] of several groups.
 
     Parameters
     ----------
     model
-        Gives the prior, the price and the costs.
+        Gives the price and the costs.
     load
         The mean load, [K] or [G, K]; None: the prior has none, and counts as uniform.
 

@@ -51,13 +51,13 @@ class LoadGuide(Guide):
         super().__init__(model)
         network = model.network
         self._chooses = model.prior.of_choices
+        if follows and not self._chooses:
+            raise UsageError(
+                f"guide.follows: true given, and {type(model.prior).__name__} is a prior of "
+                "weights; a prior of choices is allowed"
+            )
         if follows:
             require_price(model)
-            if not self._chooses:
-                raise UsageError(
-                    f"guide.follows: true given, and {type(model.prior).__name__} is a prior of "
-                    "weights; a prior of choices is allowed"
-                )
         self.follows = follows
         near = leads(network, start) if self._chooses else start_at(network, total, start)
         outputs = torch.tensor(near)  # [L, K], or [L, K + 1] with a total

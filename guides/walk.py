@@ -46,6 +46,9 @@ class Router(Protocol):
     def routes(self, layer: int, features: Features) -> Distribution:
         """The posterior of a layer's route, by group."""
 
+    def decided(self, layer: int, features: Features) -> Tensor:
+        """What hard tokens run by posterior means, mechanisms [B, T] or [B, T, G]."""
+
     def latents(self, layer: int, features: Features) -> Latents:
         """The posterior of a layer's route and gate."""
 
@@ -203,10 +206,14 @@ def mean_route(guide: Router, hard: bool | None = None) -> Route:
     else weights [B, T, K]. `hard` as of `Execution.of_mean`.
     """
 
+    execution = guide.model.execution
+
     def route(layer: int, features: Features) -> Decision:
         if layer in guide.model.gated:
             return of_means(guide, guide.latents(layer, features), hard)
-        # a decoded token has no time for gates that are not there
+        # a decoded token has no time for gates that are not there, nor for distributions
+        if not guide.is_mixture and (hard or (hard is None and execution.is_hard_everywhere)):
+            return Decision(guide.decided(layer, features))
         return Decision(_of_mean(guide, guide.routes(layer, features), hard))
 
     return route

@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch import Tensor
 import pyro_meta.train as train_command
 from pyro_meta import (
     CategoricalGuide,
+    Choice,
     CostCategorical,
     CostDirichlet,
+    Decision,
+    Features,
     Guide,
     LoadCategorical,
     LoadDirichlet,
@@ -26,7 +30,7 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.guides import along_means, walk
+from pyro_meta.guides import along_means, mean_route, walk
 from pyro_meta.inference.controllers import BudgetController, Step
 from pyro_meta.inference.dual_ascent import DualController
 from pyro_meta.inference.elbo import Objective
@@ -352,3 +356,70 @@ def test_a_budget_that_nobody_gave_does_not_tighten() -> None:
         Config(tighten=Tightening(0.0, 0.5))
     with pytest.raises(UsageError, match=r"tighten\.begin, tighten\.end: 0\.6, 0\.5 given"):
         Tightening(0.6, 0.5)
+
+
+@pytest.mark.parametrize("follows", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_is_decided_at_once_is_what_posterior_means_decide(follows: bool, groups: int) -> None:
+    """Also after price, loads or decisions were moved, in place or by a checkpoint."""
+    guide_of = partial(CategoricalGuide, follows=follows)
+    model, guide = build(prior=LoadCategorical, guide=guide_of, groups=groups)
+    other_model, other = build(prior=LoadCategorical, guide=guide_of, groups=groups)
+    assert isinstance(guide, CategoricalGuide) and guide.load_posterior is not None
+    tokens = text()[0]
+
+    def require_same() -> Tensor:
+        with torch.no_grad():
+            walked = walk(model, guide, tokens, along_means(True))
+            wanted = torch.stack([one.route for one in walked.decisions])
+            found: list[Tensor] = []
+            route = mean_route(guide, hard=True)
+
+            def noting(layer: int, features: Features) -> Decision:
+                found.append(route(layer, features).route)
+                return route(layer, features)
+
+            model.network(tokens, noting)
+        assert torch.equal(torch.stack(found), wanted)
+        return wanted
+
+    with torch.no_grad():
+        for head in guide.heads:
+            head[-1].weight.normal_()
+        seen = [require_same()]
+        assert model.compute is not None
+        model.compute.rate.fill_(-4.0)
+        seen.append(require_same())
+        guide.load_posterior.logits.add_(torch.tensor([0.0, 0.0, 90.0]))
+        seen.append(require_same())
+        guide.execution.price.fill_(-90.0)
+        seen.append(require_same())
+        guide.load_state_dict(other.state_dict())
+        model.load_state_dict(other_model.state_dict())
+        seen.append(require_same())
+    moved = [not torch.equal(one, two) for one, two in pairwise(seen)]
+    assert moved == [follows, follows, True, True]
+
+
+class Contrary(CategoricalGuide):
+    """Says something else than the class that it comes of."""
+
+    def posterior(self, layer: int, features: Features) -> Choice:
+        return Choice(logits=-super().posterior(layer, features).logits)
+
+
+def test_a_subclass_is_asked_for_its_own_posterior() -> None:
+    model, guide = build(prior=LoadCategorical, guide=Contrary)
+    tokens = text()[0]
+    with torch.no_grad():
+        walked = walk(model, guide, tokens, along_means(True))
+        route = mean_route(guide, hard=True)
+        found: list[Tensor] = []
+
+        def noting(layer: int, features: Features) -> Decision:
+            found.append(route(layer, features).route)
+            return route(layer, features)
+
+        model.network(tokens, noting)
+    for one, decision in zip(found, walked.decisions, strict=True):
+        assert torch.equal(one, decision.route)

@@ -151,7 +151,6 @@ def test_texts_of_other_lengths_are_compiled_anew() -> None:
     require_compiled(made, text(), fullgraph=True)
 
 
-@pytest.mark.xfail(strict=True, reason="dynamo does not trace the checks of a distribution twice")
 def test_a_guide_that_checks_its_distributions_is_compiled_again_and_again() -> None:
     for _ in range(2):
         require_compiled(all_full(tiny("Llama", num_hidden_layers=1)), text(), fullgraph=True)

@@ -119,8 +119,12 @@ class RouteExecution(Execution):
 
     def decide(self, mean: Tensor) -> Tensor:
         """Mechanisms [..] for weights [.., K]: who hardly cares does not pay for a dear one."""
-        dearer = self.costs - self.costs.min()  # the cheapest never underflows
-        return (mean.log() - self.price * dearer).argmax(-1)
+        return (mean.log() - self.charged).argmax(-1)
+
+    @property
+    def charged(self) -> Tensor:
+        """price c [K], above that of the cheapest, which never underflows."""
+        return self.price * (self.costs - self.costs.min())
 
     def replace(self, soft: Tensor, decided: Tensor, is_hard: Tensor) -> Tensor:
         return torch.where(is_hard[..., None], straight_through(soft, decided), soft)

@@ -33,6 +33,21 @@ class Features(NamedTuple):
         return Features(tokens, state, normed, self.positions)
 
 
+class Raised(Features):
+    """Features of a network of another precision, in the default one where they are read.
+
+    In that a guide computes; what it does not read costs nothing.
+    """
+
+    @property
+    def state(self) -> Tensor:
+        return self[1].to(torch.get_default_dtype())
+
+    @property
+    def normed(self) -> Tensor:
+        return self[2].to(torch.get_default_dtype())
+
+
 class Decision(NamedTuple):
     """What is decided for the tokens of a layer: how they attend, and whether they run it."""
 

@@ -60,7 +60,7 @@ def write_posterior(
         "draw": draws,
         "layer": network.shape.layers * network.shape.groups,
         "position": cut,
-        "block_draw": readout.block_draws,
+        "block_draw": readout.block_draws or importance.DRAWS,  # a length is needed, of none too
     }
     facts = {
         "kl_weight": kl_weight,

@@ -12,6 +12,7 @@ Shapes: B sequences, T new tokens, S keys, H query heads, G key-value heads, n g
 head width.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from pyro_meta.attention import Full, Window, is_choice
 from pyro_meta.attention.mixing import mixed_attention
 from pyro_meta.guides import Guide
-from pyro_meta.network.route import Features
+from pyro_meta.network.route import Raised
 from pyro_meta.pretrained.interface import Call, Site
 from pyro_meta.pretrained.network import PretrainedNetwork, inputs_of
 
@@ -38,17 +39,21 @@ class Deployed:
         The name of a mechanism that all tokens take instead, for checks; None: the guide decides.
     tokens
         Those of the pass, [B, T]; None where the model was given embeddings.
+    device
+        Where the guide is; None: nobody has looked yet.
     """
 
     guide: Guide
     forced: str | None = None
     tokens: Tensor | None = None
+    device: torch.device | None = None
 
-    @property
-    def network(self) -> PretrainedNetwork:
+    def __post_init__(self) -> None:
         network = self.guide.model.network
         assert isinstance(network, PretrainedNetwork)
-        return network
+        self.network = network
+        names = network.mechanism_names
+        self._full = names.index("full") if "full" in names else None
 
     def attend(self, site: Site, call: Call) -> Tensor:
         """What a layer's new tokens attend to, [B, T, H, d]."""
@@ -64,61 +69,58 @@ class Deployed:
     def decide(self, site: Site, call: Call) -> Tensor:
         """Choices of the new tokens [B, T, n], or weights [B, T, n, K] of a mixture."""
         B, _, T, _ = call.query.shape
-        network = self.network
+        groups, device = self.network.shape.groups, call.query.device
         if self.forced is not None:
-            index = network.mechanism_names.index(self.forced)
-            return torch.full((B, T, network.shape.groups), index, device=call.query.device)
-        guide = self._guide_on(call.query.device)
+            index = self.network.mechanism_names.index(self.forced)
+            return torch.full((B, T, groups), index, device=device)
+        guide = self._guide_on(device)
         assert site.normed is not None and site.layer is not None
         state = site.normed if site.state is None else site.state
-        nowhere = torch.zeros(B, T, dtype=torch.long, device=call.query.device)
-        tokens = nowhere if self.tokens is None else self.tokens
+        tokens = self.tokens
+        if tokens is None:
+            tokens = torch.zeros(B, T, dtype=torch.long, device=device)
         places = self._places(call)
         # Rows stand at positions of their own: they are one row of tokens, side by side.
-        features = Features(
+        features = Raised(
             tokens.reshape(1, B * T),
-            state.reshape(1, B * T, -1).float(),
-            site.normed.reshape(1, B * T, -1).float(),
+            state.reshape(1, B * T, -1),
+            site.normed.reshape(1, B * T, -1),
             places.reshape(B * T),
         )
-        with torch.autocast(call.query.device.type, enabled=False):
-            mean = guide.routes(site.layer, features).mean
-            route = mean if guide.is_mixture else guide.execution.decide(mean)
-        return route.reshape(
-            B, T, network.shape.groups, *route.shape[3 - (network.shape.groups == 1) :]
-        )
+        is_cast = torch.is_autocast_enabled(device.type)
+        with torch.autocast(device.type, enabled=False) if is_cast else nullcontext():
+            if guide.is_mixture:
+                route = guide.routes(site.layer, features).mean
+            else:
+                route = guide.decided(site.layer, features)
+        return route.reshape(B, T, groups, *route.shape[3 - (groups == 1) :])
 
     def execute(self, site: Site, call: Call, route: Tensor) -> Tensor:
         """What tokens attend to, [B, T, H, d], along a route as `decide` gives it."""
-        full = self._full
-        if (
-            is_choice(route)
-            and full is not None
-            and not torch.compiler.is_compiling()
-            and bool((route == full).all())
-        ):
-            return call.plain()[0]
         T, S = call.query.shape[2], call.key.shape[2]
         is_plain = call.mask is None and not call.dropout and not torch.compiler.is_compiling()
-        if is_plain and T == S and T > 1:
-            out = self._whole(site, call, route)
-        elif is_plain and T == 1 and is_choice(route):
+        if is_plain and T == 1 and is_choice(route):
             out = self._newest(site, call, route)
+        elif not torch.compiler.is_compiling() and self._is_full(route):
+            return call.plain()[0]
+        elif is_plain and T == S:
+            out = self._whole(site, call, route)
         else:
             out = self._masked(site, call, route)
         return out.to(call.value.dtype)
 
-    @property
-    def _full(self) -> int | None:
-        names = self.network.mechanism_names
-        return names.index("full") if "full" in names else None
+    def _is_full(self, route: Tensor) -> bool:
+        """Whether every token and group has chosen `full`."""
+        if self._full is None or not is_choice(route):
+            return False
+        return bool((route == self._full).all())
 
     def _guide_on(self, device: torch.device) -> Guide:
         """The guide, where the layer is: a model may have been moved."""
-        first = next(self.guide.parameters(), None)
-        if first is not None and first.device != device:
+        if self.device != device:
             self.guide.to(device)
             self.guide.model.execution.to(device)
+            self.device = device
         return self.guide
 
     def _places(self, call: Call) -> Tensor:
@@ -145,15 +147,18 @@ class Deployed:
         return out.unflatten(-1, (shape.heads, -1))
 
     def _newest(self, site: Site, call: Call, route: Tensor) -> Tensor:
-        """One new token in each row: each group by what it has chosen."""
+        """One new token in each row: each group by what it has chosen, like ones at once."""
         network = self.network
         assert site.layer is not None
         mechanisms = network.mechanisms_of(site.layer)
         q, k, v = inputs_of(call)[:3]
+        chosen = route[:, 0].tolist()  # [B][n]
+        if len(same := {choice for row in chosen for choice in row}) == 1:
+            return mechanisms[same.pop()].decode(q, k, v).transpose(1, 2)
         B, H = q.shape[:2]
         n, G = network.shape.groups, k.shape[1]
         out = q.new_empty(B, n, H // n, v.shape[-1])
-        for row, choices in enumerate(route[:, 0].tolist()):
+        for row, choices in enumerate(chosen):
             for group, choice in enumerate(choices):
                 ours = slice(group * (H // n), (group + 1) * (H // n))
                 theirs = slice(group * (G // n), (group + 1) * (G // n))

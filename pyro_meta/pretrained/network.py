@@ -31,10 +31,9 @@ from pyro_meta.attention import (
     is_choice,
 )
 from pyro_meta.attention.mixing import mixed_attention
-from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.errors import UsageError
 from pyro_meta.network.asking import asked, asked_of_new, require_call
-from pyro_meta.network.route import Decision, Features, Route
+from pyro_meta.network.route import Decision, Features, Raised, Route
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import chosen_by_all
 from pyro_meta.pretrained.fingerprint import fingerprint
@@ -348,7 +347,7 @@ def features_of(site: Site, tokens: Tensor, positions: Tensor) -> Features:
     """What a router may look at before an attention module."""
     assert site.normed is not None
     state = site.normed if site.state is None else site.state
-    return Features(tokens, at_least_float32(state), at_least_float32(site.normed), positions)
+    return Raised(tokens, state, site.normed, positions)
 
 
 def without_gate(decision: Decision) -> Tensor:
