@@ -2,7 +2,7 @@
 
 Run it on a folder that `save_pretrained` has left, such as what `make pretrained` unpacks:
 
-    python examples/pretrained.py build/SmolLM2-135M-Instruct
+    python examples/pretrained.py build/SmolLM2-135M-Instruct my-routes
 
 A few steps on one text show the way; `python -m pyro_meta.train --pretrained FOLDER` does it well.
 """
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pyro_meta
 
-folder = sys.argv[1]
+folder, routes = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
 hf_model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
 
@@ -37,6 +37,6 @@ routed = pyro_meta.pretrained.convert(hf_model, guide)  # a model of transformer
 prompt = tokenizer("The sun rises in the", return_tensors="pt")
 print(tokenizer.decode(routed.generate(**prompt, max_new_tokens=12, do_sample=False)[0]))
 
-pyro_meta.pretrained.save_routes(routed, "routes")
+pyro_meta.pretrained.save_routes(routed, routes)
 pyro_meta.pretrained.restore(hf_model)  # undone
-pyro_meta.pretrained.load_routes(hf_model, "routes")  # and done again
+pyro_meta.pretrained.load_routes(hf_model, routes)  # and done again

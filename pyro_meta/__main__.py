@@ -10,9 +10,10 @@ DOORS = {
     "train": ("pyro_meta.train", "Train a model whose every token chooses how it attends."),
     "generate": ("pyro_meta.generate", "Continue a text with a trained model."),
     "report": ("pyro_meta.report", "Read a run: what its router does, and whether to believe it."),
+    "evaluate": ("pyro_meta.evaluate", "Losses and retrieval of trained runs, side by side."),
     "ablate": ("pyro_meta.ablate", "Train a grid of options with its baselines, and compare."),
     "bench": ("pyro_meta.bench", "Measure what the parts cost on this machine."),
-    "contracts": ("pyro_meta.contracts.__main__", "Put a class of your own to the test."),
+    "contracts": ("pyro_meta.contracts.__main__", "Put a class or a pretrained model to the test."),
 }
 """Commands: the module of each, and what it is for."""
 

@@ -14,7 +14,8 @@ from pyro_meta import UsageError
 from pyro_meta.contracts import contract
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-NEEDS_A_RUN = {"long_file"}
+NEEDS_A_RUN = {"long_file", "pretrained"}
+"""Or a model; the latter is run by test_pretrained_runs.py."""
 
 
 def start(example: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:

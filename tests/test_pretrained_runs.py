@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from commands import TEXT, error_line, run_here, train
 from pretrained_models import tiny
+from processes import finish
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pyro_meta import CategoricalGuide, LoadGuide, UsageError
@@ -221,6 +223,14 @@ def test_its_routes_are_deployed_and_saved(base: Path, routes: Path, tmp_path: P
     again = load_routes(load_model(str(base / "model"), made.dtype), tmp_path / "saved")
     with torch.no_grad():
         assert torch.equal(again(input_ids=tokens).logits, wanted)
+
+
+def test_the_example_runs(base: Path, tmp_path: Path) -> None:
+    example = Path(__file__).parents[1] / "examples" / "pretrained.py"
+    done = finish([sys.executable, str(example), str(base / "model"), str(tmp_path / "routes")])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("loss") == 5
+    assert (tmp_path / "routes" / "routes.json").is_file()
 
 
 @pytest.mark.parametrize(

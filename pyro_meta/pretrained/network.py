@@ -87,7 +87,7 @@ class PretrainedNetwork(nn.Module):
             sizes = self.shape.of_mechanisms
             self.attentions = nn.ModuleList(
                 build_mechanisms(mechanisms, sizes) for _ in range(self.shape.layers)
-            )
+            ).to(hf_model.device)
             for one in self.mechanisms:
                 if carries(one) or one.reads_separators:
                     raise UsageError(
