@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from commands import TEXT, error_line, run_here, train
 from pretrained_models import tiny
 from processes import finish
@@ -223,6 +224,40 @@ def test_its_routes_are_deployed_and_saved(base: Path, routes: Path, tmp_path: P
     again = load_routes(load_model(str(base / "model"), made.dtype), tmp_path / "saved")
     with torch.no_grad():
         assert torch.equal(again(input_ids=tokens).logits, wanted)
+
+
+def test_a_study_trains_it_beside_its_baselines(base: Path, tmp_path: Path) -> None:
+    """Who learns nothing looks once: the network is as it is."""
+    options = {
+        "pretrained": str(base / "model"),
+        "data": {"path": str(base / "text.txt")},
+        "context": 32, "window": 4, "sinks": 2, "steps": 4, "validation_tokens": 64,
+        "checkpoint_every": 4, "accelerator": "cpu",
+    }  # fmt: skip
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({"base": options, "seeds": [0]}))
+    done = run_here("ablate", study, "--out", tmp_path / "out", "--workers=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {
+        name: Run.open(tmp_path / "out" / "runs" / f"{name}-s0").config()
+        for name in (
+            "routed", "full-alone", "window-alone", "every-2nd-layer-full", "PriorGuide",
+            "PointGuide", "static-split", "fixed-loads-of-routed", "random-loads-of-routed",
+        )
+    }  # fmt: skip
+    steps = {name: one.steps for name, one in found.items()}
+    assert {name for name, count in steps.items() if count == 4} == {
+        "routed", "PointGuide", "static-split",
+    }  # fmt: skip
+    losses = {}
+    for name in ("full-alone", "window-alone", "routed"):
+        folder = tmp_path / "out" / "runs" / f"{name}-s0"
+        losses[name] = json.loads((folder / "summary.json").read_text())
+    beside = losses["routed"]["beside"]
+    assert losses["full-alone"]["val_nll_hard"] == pytest.approx(beside["full"]["loss"], abs=1e-4)
+    assert losses["window-alone"]["val_nll_hard"] == pytest.approx(
+        beside["window"]["loss"], abs=1e-4
+    )
 
 
 def test_the_example_runs(base: Path, tmp_path: Path) -> None:

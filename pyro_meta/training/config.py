@@ -274,12 +274,15 @@ def with_steps(config: Config, config_yaml: str, steps: int) -> tuple[Config, st
 def train_words(config_yaml: str) -> list[str]:
     """The shortest words from which `read_options` makes this configuration again."""
     options = yaml.safe_load(config_yaml)
-    plain = flatten(_defaults(*(options[name]["class_path"] for name in CLASS_OPTIONS)))
+    classes = (options[name]["class_path"] for name in CLASS_OPTIONS)
+    plain = flatten(_defaults(options["pretrained"], *classes))
     words = {
         name: f"--{name}={as_word(value)}"
         for name, value in flatten(options).items()
         if name not in plain or plain[name] != value
     }
+    if options["pretrained"] is not None:  # which brings a preset along
+        words["pretrained"] = f"--pretrained={as_word(options['pretrained'])}"
     for name, implied in OF_WEIGHTS.items():  # what the other one stands for need not be named
         others = OF_WEIGHTS.keys() - {name}
         if options[name]["class_path"] == implied and others <= words.keys():
@@ -290,12 +293,13 @@ def train_words(config_yaml: str) -> list[str]:
 
 
 @cache
-def _defaults(*classes: str) -> dict[str, Any]:
+def _defaults(pretrained: str | None, *classes: str) -> dict[str, Any]:
     """What options are unless given, the default classes with arguments of the chosen ones."""
-    defaults = yaml.safe_load(read_options([])[1])
+    base = [] if pretrained is None else [f"--pretrained={as_word(pretrained)}"]
+    defaults = yaml.safe_load(read_options(base)[1])
     for name, chosen in zip(CLASS_OPTIONS, classes, strict=True):
         try:
-            own = yaml.safe_load(read_options([f"--{name}={chosen}"])[1])[name]
+            own = yaml.safe_load(read_options([*base, f"--{name}={chosen}"])[1])[name]
         except UsageError:  # it has arguments that must be given
             own = {}
         defaults[name]["init_args"] = own.get("init_args", {})

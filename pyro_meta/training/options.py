@@ -71,6 +71,7 @@ class Settled:
         self._defaults = dict(defaults)
         self._choices = {name: _Choice(name, default) for name, default in defaults.items()}
         self._plain: dict[str, str] = {}
+        self._nulls: dict[str, None] = {}  # options that are to be their default again
         self._others: list[str] = []
         self._sources: dict[str, Path | None] = {}
 
@@ -113,10 +114,11 @@ class Settled:
         """The class that a class option means so far: a name, or an import path."""
         return self._choices[option].chosen
 
-    def words(self, with_defaults: bool = False) -> list[str]:
+    def words(self, with_defaults: bool = False, with_nulls: bool = False) -> list[str]:
         """A word for each option, as `settle` reads it.
 
-        `with_defaults` also for classes that nobody has named.
+        `with_defaults` also for classes that nobody has named; `with_nulls` also for options that
+        are to be their default again, whatever stands before these words.
         """
         chosen = (
             word
@@ -124,7 +126,8 @@ class Settled:
             for word in choice.words()
             if choice.is_named or with_defaults or word[0] != choice.option
         )
-        return [f"--{name}={value}" for name, value in (*chosen, *self._plain.items())]
+        nulls = ((name, "null") for name in self._nulls if with_nulls)
+        return [f"--{name}={value}" for name, value in (*nulls, *chosen, *self._plain.items())]
 
     def parser_words(self, known: Known) -> list[str]:
         """A word for each option as a parser reads it, and the others."""
@@ -143,6 +146,8 @@ class Settled:
 
     def _take_plain(self, option: str, value: Any, source: Path | None) -> None:
         self._drop(option, with_its_own=value is None)
+        if value is None:
+            self._nulls[option] = None
         for name, item in flatten({option: value}).items():
             self._drop(name)
             if item is not None:
@@ -322,7 +327,7 @@ def layered(layers: Iterable[Mapping[str, Any]], defaults: Mapping[str, str]) ->
     settled = Settled(defaults)
     for layer in layers:
         settled.take(layer)
-    return settled.words()
+    return settled.words(with_nulls=True)
 
 
 def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
