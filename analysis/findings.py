@@ -340,7 +340,8 @@ class Findings:
 def _of_weights(found: Weights | None, lengths: list[int], w: float) -> Judgement:
     question = "Could draws of the guide stand for the posterior?"
     if found is None:
-        return Judgement(question, "does not apply", None, "the guide is a point, without density")
+        why = "no blocks of tokens were drawn (--readout.block_draws), or it has no density"
+        return Judgement(question, "not looked at", None, why)
     is_good = found.usable >= WANTED
     return Judgement(
         question,

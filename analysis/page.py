@@ -53,26 +53,25 @@ class Token:
     """Whether it runs the layer, and does not skip it."""
 
 
-def passage(findings: Findings) -> list[list[Token]]:
-    """The first tokens of the validation text, for every layer."""
+def passage(findings: Findings) -> list[tuple[str, list[Token]]]:
+    """The first tokens of the validation text, for every layer (and group), with its name."""
     run = findings.reading
     shown = slice(min(PASSAGE_TOKENS, len(run.text)))
     texts = [visible(piece).replace(LINE_END, f"{LINE_END}\n") for piece in run.text[shown]]
     strong, choice = strength(run, shown), run.choice[:, shown]
     choice = np.where(choice < 0, run.means[:, shown].argmax(-1), choice)
     layers = []
-    for layer in range(len(run.means)):
+    for layer in run.rows:
         means = (100 * run.means[layer, shown]).round().astype(int)
-        layers.append(
-            [
-                Token(
-                    text, int(choice[layer, t]), round(100 * float(strong[layer, t])),
-                    _details(means[t], float(run.concentration[layer, t])),
-                    bool(run.runs[layer, t]),
-                )
-                for t, text in enumerate(texts)
-            ]
-        )  # fmt: skip
+        tokens = [
+            Token(
+                text, int(choice[layer, t]), round(100 * float(strong[layer, t])),
+                _details(means[t], float(run.concentration[layer, t])),
+                bool(run.runs[layer, t]),
+            )
+            for t, text in enumerate(texts)
+        ]  # fmt: skip
+        layers.append((run.layer_names[layer], tokens))
     return layers
 
 

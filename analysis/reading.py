@@ -85,6 +85,10 @@ class Blocks:
         )
 
 
+MOST_ROWS = 24
+"""Of layers and groups that a picture shows one below the other."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a run left behind.
@@ -157,6 +161,22 @@ class Reading:
             return [f"layer {row}" for row in range(len(self.means))]
         pairs = (divmod(row, groups) for row in range(len(self.means)))
         return [f"layer {layer}, heads {group}" for layer, group in pairs]
+
+    @property
+    def has_many_rows(self) -> bool:
+        """Whether layers and groups are too many for a row of their own in a picture."""
+        return len(self.means) > MOST_ROWS
+
+    @property
+    def rows(self) -> list[int]:
+        """Layers and groups in the order that they are shown in.
+
+        That is their own; of many, those come first whose tokens are routed the most unlike.
+        """
+        if not self.has_many_rows:
+            return list(range(len(self.means)))
+        mixed = (self.loads * np.log(np.maximum(self.loads, 1e-12))).sum(-1)
+        return [int(row) for row in np.argsort(mixed, kind="stable")]
 
     @classmethod
     def of(cls, folder: Path) -> "Reading":

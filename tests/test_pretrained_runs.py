@@ -16,6 +16,8 @@ from processes import finish
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pyro_meta import CategoricalGuide, LoadGuide, UsageError
+from pyro_meta.analysis import plots, reading
+from pyro_meta.analysis.plots import routes as routes_plots
 from pyro_meta.pretrained import convert, load_routes, save_routes
 from pyro_meta.pretrained.loading import load_model
 from pyro_meta.training.run import Run
@@ -149,6 +151,23 @@ def test_a_report_shows_a_passage_by_group(routes: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     text = next((tmp_path / "report").rglob("*.html")).read_text()
     assert "layer 2, heads 1" in text
+    assert (tmp_path / "report" / "heads.png").is_file()
+
+
+def test_a_report_of_very_many_heads_shows_the_most_mixed_first(
+    routes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (reading, routes_plots, plots):
+        monkeypatch.setattr(module, "MOST_ROWS", 3)
+    done = run_here("report", routes, "--belief=false", "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    run = reading.Reading.of(routes)
+    assert run.has_many_rows and sorted(run.rows) == list(range(6))
+    mixed = [min(run.loads[row]) for row in run.rows]
+    assert mixed == sorted(mixed, reverse=True)
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"heads.png", "forest.png", "passage.png"} <= names
+    assert not {"load_by_layer.png", "simplex.png"} & names
 
 
 def test_runs_are_evaluated_side_by_side(base: Path, routes: Path, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
 from pyro_meta.posterior import belief, readout
 from pyro_meta.terminal.consoles import console, printable
+from pyro_meta.training.settings import Readout
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,11 @@ def test_what_the_disk_refused_is_read_back(
 def test_rereading_at_once_leaves_one_whole_file(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = partial(readout.write_posterior, draws=4, drawn_tokens=32)
+    write = readout.write_posterior
+
+    def few(*given: Any) -> None:
+        write(*given[:-1], Readout(draws=4, tokens=32))
+
     monkeypatch.setattr(readout, "write_posterior", few)
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)

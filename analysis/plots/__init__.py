@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.importance_weights import USABLE
 from pyro_meta.analysis.plots import calibration, depth_gates, posterior_checks, routes, training
+from pyro_meta.analysis.reading import MOST_ROWS
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,28 @@ def _loads(findings: Findings) -> str:
     return f"Share of tokens that run each mechanism{among}. " + "; ".join(by_layer) + "."
 
 
+def _heads(findings: Findings) -> str:
+    run = findings.reading
+    name, shares = run.mechanisms[0], run.loads[:, 0]
+    most = [int(row) for row in np.argsort(-shares, kind="stable")[:6]]
+    told = ", ".join(f"{run.layer_names[row]} {shares[row]:.0%}" for row in most)
+    idle = int((shares < 0.01).sum())
+    return (
+        f"{name}: {shares.mean():.0%} of all; most in {told}; below 1% in {idle} of {len(shares)}."
+    )
+
+
+def _medians(findings: Findings) -> str:
+    run = findings.reading
+    medians = np.median(run.means, 1)
+    told = [
+        f"{run.layer_names[row]}: {_percent(dict(zip(run.mechanisms, medians[row], strict=True)))}"
+        for row in run.rows[:MOST_ROWS]
+    ]
+    rest = len(medians) - len(told)
+    return "Median posterior means. " + "; ".join(told) + (f"; and {rest} more." if rest else ".")
+
+
 def _skipped(findings: Findings) -> str:
     run = findings.reading
     assert run.depth is not None
@@ -63,6 +86,9 @@ def _entropies(findings: Findings) -> str:
 
 def _kl(findings: Findings) -> str:
     medians = np.median(findings.reading.kl, axis=1)
+    if findings.reading.has_many_rows:
+        low, high = medians.min(), medians.max()
+        return f"Median KL by layer and group, nats: {low:.2f} to {high:.2f}."
     return "Median KL by layer, nats: " + ", ".join(f"{value:.2f}" for value in medians) + "."
 
 
@@ -114,6 +140,14 @@ PICTURES = (
         "Wide bars say which mechanism tokens run, thin ones what the prior would do: where they "
         "agree, the text has changed nothing.",
         lambda findings: routes.load_by_layer(findings.reading), _loads,
+        lambda findings: not findings.reading.has_many_rows,
+    ),
+    Picture(
+        "heads", "routes", "Load of each head group",
+        "A square is a layer and a group of heads: the stronger its colour, the more tokens run "
+        "the mechanism there.",
+        lambda findings: routes.heads(findings.reading), _heads,
+        lambda findings: findings.reading.facts["groups"] > 1,
     ),
     Picture(
         "simplex", "routes", "Posteriors on the simplex",
@@ -124,17 +158,14 @@ PICTURES = (
             "Posterior means" if findings.reading.is_of_choices else "Draws"
         ) + " of the routes of random tokens between the mechanisms "
         + ", ".join(findings.reading.mechanisms) + ", one triangle a layer.",
+        lambda findings: not findings.reading.has_many_rows,
     ),
     Picture(
         "forest", "routes", "Posterior means by layer",
         "A dot is the median token, thick lines hold half of the tokens and thin ones 90%: short "
         "lines are a router that treats all tokens alike.",
         lambda findings: routes.forest(findings.reading),
-        lambda findings: "Median posterior means. " + "; ".join(
-            f"{findings.reading.layer_names[layer]}: "
-            + _percent(dict(zip(findings.reading.mechanisms, row, strict=True)))
-            for layer, row in enumerate(np.median(findings.reading.means, 1).tolist())
-        ) + ".",
+        lambda findings: _medians(findings),
     ),
     Picture(
         "skipped", "depth", "Who skips layers",

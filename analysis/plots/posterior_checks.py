@@ -29,7 +29,10 @@ def kl_by_layer(reading: Reading) -> Figure:
     axes = figure.subplots()
     edges, shares = kl_histogram(reading.kl)
     shades = np.linspace(0.35, 1.0, len(shares))
-    for name, shade, share in zip(reading.layer_names, shades, shares, strict=True):
+    names: list[str | None] = list(reading.layer_names)
+    if reading.has_many_rows:  # the first and the last are named, and lie between light and dark
+        names[1:-1] = [None] * (len(names) - 2)
+    for name, shade, share in zip(names, shades, shares, strict=True):
         axes.stairs(share, edges, color=to_rgba(BLUE, shade), label=name)
     rule(axes, PRIOR_KL, "q = p")
     axes.set(xlabel="KL(q || p) of a token, nats", ylabel="share of tokens", xlim=(0, edges[-1]))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
+from matplotlib.colors import LinearSegmentedColormap, to_rgb, to_rgba
 from matplotlib.figure import Figure
 
 from pyro_meta.analysis.diversity import Array, Choices
@@ -14,6 +14,7 @@ from pyro_meta.analysis.plots.style import (
     FAINT,
     INK,
     MONO,
+    WIDTH,
     canvas,
     colour,
     families,
@@ -21,10 +22,12 @@ from pyro_meta.analysis.plots.style import (
     legible,
     short,
 )
-from pyro_meta.analysis.reading import Reading
+from pyro_meta.analysis.reading import MOST_ROWS, Reading
 from pyro_meta.analysis.visible import SIGNS, visible
 
 LINE_WIDTH, PASSAGE_LINES, MOST_CHARACTERS = 80, 4, 8
+MOST_BLOCKS = 8
+"""Of a passage, where layers and groups are very many."""
 CLOUD = 1500
 """Draws that a simplex shows."""
 
@@ -69,24 +72,58 @@ def load_by_layer(reading: Reading) -> Figure:
     return figure
 
 
+def heads(reading: Reading) -> Figure:
+    """Share of tokens that run each mechanism but the last, a square for each layer and group."""
+    groups = int(reading.facts["groups"])
+    shares = reading.loads.reshape(-1, groups, len(reading.mechanisms))  # [L, G, K]
+    layers, shown = len(shares), reading.mechanisms[:-1]
+    side = WIDTH / (layers + 4)
+    figure = canvas(len(shown) * (0.95 + groups * side))
+    panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for index, (axes, name) in enumerate(zip(panels, shown, strict=True)):
+        paint = [(*to_rgb(colour(index)), alpha) for alpha in (0.03, 1.0)]
+        scale = LinearSegmentedColormap.from_list(name, paint)
+        squares = axes.pcolormesh(
+            shares[:, :, index].T, cmap=scale, vmin=0, vmax=1, edgecolor=FAINT, linewidth=0.3
+        )
+        axes.set(
+            xticks=np.arange(0, layers, max(1, layers // 10)) + 0.5,
+            xticklabels=range(0, layers, max(1, layers // 10)),
+            yticks=np.arange(groups) + 0.5,
+            yticklabels=[f"heads {group}" for group in range(groups)],
+            xlabel="layer",
+            aspect="equal",
+        )
+        axes.invert_yaxis()
+        axes.tick_params(left=False, bottom=False)
+        bar = figure.colorbar(squares, ax=axes, orientation="horizontal", aspect=40, pad=0.02)
+        bar.set_label(f"share of tokens that run {short(name)}")
+        bar.ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    return figure
+
+
 def forest(reading: Reading) -> Figure:
-    """Posterior means of all tokens by layer and mechanism: median, 50% and 90% of tokens."""
-    L, _, K = reading.means.shape
-    figure = canvas(0.9 + 0.22 * L * K)
+    """Posterior means of all tokens by layer and mechanism: median, 50% and 90% of tokens.
+
+    Of very many layers and groups, those with the most mixed routes.
+    """
+    rows, K = reading.rows[:MOST_ROWS], len(reading.mechanisms)
+    figure = canvas(0.9 + 0.22 * len(rows) * K)
     axes = figure.subplots()
     at = np.quantile(reading.means, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1)  # [5, L, K]
-    for layer in range(L):
+    for place, layer in enumerate(rows):
         for k in range(K):
-            y = layer * (K + 0.8) + k
+            y = place * (K + 0.8) + k
             low, first, middle, third, high = at[:, layer, k]
             axes.plot([low, high], [y, y], color=colour(k), lw=1.2)
             axes.plot([first, third], [y, y], color=colour(k), lw=4, solid_capstyle="butt")
             axes.plot(middle, y, "o", color=colour(k), ms=5)
             axes.plot(reading.prior_shares[layer, k], y, "|", color=INK, ms=9, mew=1.3)
     axes.set(
-        yticks=[layer * (K + 0.8) + (K - 1) / 2 for layer in range(L)],
-        yticklabels=reading.layer_names,
+        yticks=[place * (K + 0.8) + (K - 1) / 2 for place in range(len(rows))],
+        yticklabels=[reading.layer_names[layer] for layer in rows],
         xlim=(-0.01, 1.01),
+        ylim=(-1, len(rows) * (K + 0.8)),
         xlabel="posterior mean of the mechanism (| : mean of the prior)",
     )
     axes.invert_yaxis()
@@ -151,18 +188,20 @@ def _corners(axes: Axes, names: list[str], indices: Choices) -> None:
 def passage(reading: Reading) -> Figure:
     """A passage of validation text, coloured by the mechanism that each token runs.
 
-    One block per layer; the stronger the colour, the higher the posterior mean of the choice. Who
-    skips the layer has none.
+    One block per layer; of very many, those with the most mixed routes. The stronger the colour,
+    the higher the posterior mean of the choice. Who skips the layer has none.
     """
     cell = min(MOST_CHARACTERS, max(len(piece) for piece in reading.text[:400]))
     columns = LINE_WIDTH // max(1, cell)
     shown = min(len(reading.text), columns * PASSAGE_LINES)
-    layers, lines = len(reading.means), -(-shown // columns)
+    rows, lines = reading.rows, -(-shown // columns)
+    rows = rows[:MOST_BLOCKS] if reading.has_many_rows else rows
+    layers = len(rows)
     figure = Figure(figsize=(11, 0.7 + layers * (0.32 + 0.25 * lines)), layout="constrained")
     blocks = np.atleast_1d(figure.subplots(layers, 1))
     labels = [_cell(piece, cell) for piece in reading.text[:shown]]
     strong = strength(reading, slice(shown))
-    for layer, axes in enumerate(blocks):
+    for layer, axes in zip(rows, blocks, strict=True):
         choice = reading.choice[layer, :shown]
         chosen = np.where(choice < 0, reading.means[layer, :shown].argmax(-1), choice)
         colours = (0.15 + 0.7 * strong[layer]) * reading.runs[layer, :shown]

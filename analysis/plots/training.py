@@ -8,6 +8,9 @@ from pyro_meta.analysis.diversity import Array
 from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, ORANGE, canvas
 from pyro_meta.analysis.reading import Reading
 
+MOST_NAMES = 12
+"""Of layers in a legend; of more, the first and the last are named."""
+
 
 def entropy_over_training(reading: Reading) -> Figure:
     """Mean entropy of the posterior means by layer, with the schedules that act on it."""
@@ -17,7 +20,9 @@ def entropy_over_training(reading: Reading) -> Figure:
     width = max(1, len(steps) // 100)
     for layer, shade in enumerate(np.linspace(0.35, 1.0, curves.shape[1])):
         smooth = running_mean(curves[:, layer], width)
-        axes.plot(steps, smooth, color=to_rgba(BLUE, shade), label=f"layer {layer}")
+        is_named = curves.shape[1] <= MOST_NAMES or layer in (0, curves.shape[1] - 1)
+        label = f"layer {layer}" if is_named else None
+        axes.plot(steps, smooth, color=to_rgba(BLUE, shade), label=label)
     hard = running_mean(reading.hard_share, width)
     axes.fill_between(steps, 0, hard, color=ORANGE, alpha=0.22, lw=0, label="share of hard tokens")
     axes.plot(
