@@ -50,8 +50,6 @@ class Guide(MadeWith, StandaloneModule):
         are as the prior says.
     depth
         The posterior of the model's depth gates; None where it has none.
-    moves_loads
-        The parameters that move the loads: those of their posterior, or of the prior.
     follows
         Whether its posteriors move with the price of compute at once, instead of learning it.
     is_resting
@@ -89,8 +87,6 @@ class Guide(MadeWith, StandaloneModule):
         self.depth = None
         learns_loads = model.has_loads and self.pays_kl
         self.load_posterior = LoadPosterior(model.network) if learns_loads else None
-        of_loads = self.load_posterior or model.prior
-        self.moves_loads: list[Tensor] = list(of_loads.parameters())
         self.follows = False
         self.is_resting = False
         everywhere = torch.arange(model.network.shape.context)
@@ -135,6 +131,11 @@ class Guide(MadeWith, StandaloneModule):
     @property
     def _layers(self) -> range:
         return range(self.model.network.shape.layers)
+
+    @property
+    def moves_loads(self) -> list[Tensor]:
+        """The parameters that move the loads: those of their posterior, or of the prior."""
+        return list((self.load_posterior or self.model.prior).parameters())
 
     @property
     def model(self) -> LanguageModel:

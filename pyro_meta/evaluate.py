@@ -48,7 +48,7 @@ def _parser() -> ArgumentParser:
     add("--questions", type=int, default=4, help="Questions of each length and depth.")
     add("--digits", type=int, default=5, help="Digits of an answer.")
     add("--seed", type=int, default=0, help="Seed of questions and of random tokens.")
-    add("--json", type=Path | None, help="File to write all figures to.")
+    add("--json", type=Path | None, help="File to write all figures to, as they come.")
     add("--trust", type=bool, default=False, help=TRUST_HELP)
     return parser
 

@@ -351,6 +351,16 @@ def test_a_followed_price_meets_a_budget_that_tightens(network: Transformer, sha
     assert sum(met[-20:]) / 20 == pytest.approx(budget, abs=0.02)
 
 
+def test_a_budget_falls_between_two_shares_of_training_or_at_once() -> None:
+    slowly = Tightening(0.2, 0.6)
+    assert [slowly(0.4, at) for at in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx(
+        [1.0, 1.0, 0.7, 0.4, 0.4]
+    )
+    at_once = Tightening(0.5, 0.5)
+    assert [at_once(0.4, at) for at in (0.0, 0.4, 0.5, 0.6)] == [1.0, 1.0, 0.4, 0.4]
+    assert [Tightening()(0.4, at) for at in (0.0, 1.0)] == [0.4, 0.4]
+
+
 def test_a_budget_that_nobody_gave_does_not_tighten() -> None:
     with pytest.raises(UsageError, match="tighten: it is given without budget"):
         Config(tighten=Tightening(0.0, 0.5))

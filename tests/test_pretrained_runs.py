@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import yaml
 from commands import TEXT, error_line, run_here, train
-from pretrained_models import tiny
+from pretrained_models import refused, tiny
 from processes import finish
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -20,6 +21,7 @@ from pyro_meta.analysis import plots, reading
 from pyro_meta.analysis.plots import routes as routes_plots
 from pyro_meta.pretrained import convert, load_routes, save_routes
 from pyro_meta.pretrained.loading import load_model
+from pyro_meta.training.config import read_options, train_words
 from pyro_meta.training.run import Run
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -170,38 +172,46 @@ def test_a_report_of_very_many_heads_shows_the_most_mixed_first(
     assert not {"load_by_layer.png", "simplex.png"} & names
 
 
+def test_a_report_of_one_mechanism_has_no_map_of_heads(base: Path, tmp_path: Path) -> None:
+    alone = ["--mechanisms=[full]", "--target=text", "--guide=PriorGuide", "--budget=null"]
+    assert train(*words(base, tmp_path / "alone", *alone, "--steps=1")) == 0
+    done = run_here("report", tmp_path / "alone", "--belief=false")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "alone" / "report" / "heads.png").exists()
+
+
 def test_runs_are_evaluated_side_by_side(base: Path, routes: Path, tmp_path: Path) -> None:
     assert train("--preset=head_split", *words(base, base / "split")) == 0
     _, guide, _, _ = Run.open(base / "split").load()
     assert isinstance(guide, LoadGuide) and guide.follows
     out = tmp_path / "found" / "figures.json"
     done = run_here(
-        "evaluate", routes, base / "split", "--lengths=[32,300]", "--tokens=600",
+        "evaluate", routes, base / "split", "--lengths=[32,120]", "--tokens=600",
         "--retrieval=[passkey,pairs]", "--depths=[0.5]", "--questions=1", "--json", out,
     )  # fmt: skip
     assert done.returncode == 2 and "has room for" in error_line(done)
     done = run_here(
-        "evaluate", routes, base / "split", "--lengths=[300]", "--tokens=600",
+        "evaluate", routes, base / "split", "--lengths=[120]", "--tokens=600",
         "--retrieval=[passkey]", "--depths=[0.5]", "--questions=1", "--json", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    rows = found["losses"]["300"]["rows"]
+    rows = found["losses"]["120"]["rows"]
     assert {"routes: routes, hard", "split: routes, hard", "full", "window"} <= rows.keys()
-    assert len(rows["full"]["by_sequence"]) == len(found["losses"]["300"]["texts"])
+    assert len(rows["full"]["by_sequence"]) == len(found["losses"]["120"]["texts"])
     (cell,) = found["retrieval"]["passkey"]["rows"]["full"]
-    assert cell["length"] == 300 and found["retrieval"]["passkey"]["chance"] == 1e-5
+    assert cell["length"] == 120 and found["retrieval"]["passkey"]["chance"] == 1e-5
     assert "behind full" in done.stdout and "chance" in done.stdout
 
 
 def test_losses_by_document(routes: Path, tmp_path: Path) -> None:
     for name, length in (("long.txt", 400), ("longer.txt", 900), ("short.txt", 20)):
         (tmp_path / name).write_text(TEXT[:length])
-    done = run_here("evaluate", routes, "--documents", tmp_path, "--lengths=[300]")
+    done = run_here("evaluate", routes, "--documents", tmp_path, "--lengths=[100]")
     assert done.returncode == 0, done.stderr
     assert "longer.txt" in done.stdout and "short.txt" not in done.stdout
-    done = run_here("evaluate", routes, "--documents", tmp_path, "--lengths=[3000]")
-    assert "no file of more than 3000 tokens" in error_line(done)
+    done = run_here("evaluate", routes, "--documents", tmp_path / "short.txt")
+    assert "no file of more than 32 tokens" in error_line(done)
 
 
 @pytest.mark.parametrize(
@@ -303,3 +313,97 @@ def test_what_cannot_be_is_told_in_one_line(
     with pytest.raises(UsageError, match=re.escape(message)):
         train(*words(base, tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--guide=DirichletGuide"],
+        ["--prior=CostDirichlet"],
+        ["--budget=null"],
+        ["--guide=PriorGuide", "--budget=null"],
+        ["--guide=PointGuide"],
+        ["--guide.follows=false"],
+    ],
+)
+def test_what_the_preset_says_is_for_whom_it_concerns(more: list[str]) -> None:
+    config, text = read_options(["--pretrained=some/where", *more])
+    assert config.pretrained == "some/where"
+    assert config.tighten.end == (0.0 if "--budget=null" in more else 0.5)
+    assert read_options(train_words(text))[1] == text
+
+
+def test_an_argument_that_nobody_takes_is_refused_where_a_person_gave_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("preset: pretrained\nguide: {folows: true}\n")
+    with pytest.raises(UsageError, match="folows"):
+        read_options([f"--config={tmp_path / 'mine.yaml'}"])
+    with pytest.raises(UsageError, match="follows"):
+        read_options(["--pretrained=x", "--guide=DirichletGuide", "--guide.follows=true"])
+
+
+def test_a_run_knows_its_model_wherever_it_is_read(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(base)
+    config, text = read_options(["--pretrained=model"])
+    assert config.pretrained == str(base / "model") and str(base / "model") in text
+
+
+def test_a_name_is_looked_up_here_and_nowhere_else() -> None:
+    """No connection is tried, by which many seconds would pass."""
+    with mock.patch("socket.socket.connect", side_effect=AssertionError("fetched")):
+        assert "cannot be loaded" in refused(lambda: load_model("gpt-nonexistent"))
+
+
+def test_runs_of_two_models_are_each_beside_their_own(
+    base: Path, routes: Path, tmp_path: Path
+) -> None:
+    other = load_model(str(base / "model"))
+    with torch.no_grad():
+        other.lm_head.weight.mul_(3)  # type: ignore[union-attr, operator]
+    other.save_pretrained(tmp_path / "model")
+    tokenizer = (base / "model" / "tokenizer.json").read_text()
+    (tmp_path / "model" / "tokenizer.json").write_text(tokenizer)
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert train(*words(tmp_path, tmp_path / "other", "--steps=2")) == 0
+    found = {}
+    for number, runs in enumerate([(routes, tmp_path / "other"), (tmp_path / "other", routes)]):
+        out = tmp_path / f"{number}.json"
+        done = run_here("evaluate", *runs, "--lengths=[32]", "--tokens=64", "--json", out)
+        assert done.returncode == 0, done.stderr
+        found[number] = json.loads(out.read_text())["losses"]["32"]["rows"]
+    assert found[0].keys() == found[1].keys() and "full" not in found[0]
+    for name, row in found[0].items():
+        assert row == found[1][name]
+    assert found[0]["routes: full"]["loss"] != found[0]["other: full"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--lengths=[8]"], "--lengths: 8 given; more than 8 are allowed"),
+        (["--lengths=[30000]"], "a context of 30000 needs at least"),
+    ],
+)
+def test_a_clock_that_cannot_be_taken_is_told_of(
+    routes: Path, tmp_path: Path, more: list[str], message: str
+) -> None:
+    given = ["--what=converted", f"--out={tmp_path}", f"--run={routes}", "--repeats=1", *more]
+    assert message in error_line(run_here("bench", *given))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--lengths=[200]"], "knows 128 positions"),
+        (["--retrieval=[passkey]", "--lengths=[40]"], "has room for"),
+        (["--retrieval=[passkey]", "--digits=0"], "0 digits given"),
+        (["--depths=[]"], "--depths: none given"),
+        (["--json=/proc/x/y.json"], "/proc/x"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_before_anything_is_read(
+    routes: Path, more: list[str], message: str
+) -> None:
+    with mock.patch("pyro_meta.study.held_out.routes_beside", side_effect=AssertionError("read")):
+        assert message in error_line(run_here("evaluate", routes, *more))

@@ -42,3 +42,12 @@ def test_what_is_no_probability_is_refused() -> None:
     dist = SoftTarget(torch.zeros(3), validate_args=True)
     with pytest.raises(ValueError, match="support"):
         dist.log_prob(torch.tensor([2.0, -1.0, 0.0]))
+
+
+def test_a_token_that_is_masked_costs_nothing_where_nobody_expects_it() -> None:
+    logits = torch.tensor([1.0, 2.0, -torch.inf], requires_grad=True)
+    found = SoftTarget(logits, validate_args=False).log_prob(torch.tensor([0.5, 0.5, 0.0]))
+    wanted = torch.log_softmax(torch.tensor([1.0, 2.0]), -1).mean()
+    torch.testing.assert_close(found, wanted)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert torch.isfinite(gradient).all()

@@ -147,7 +147,8 @@ PICTURES = (
         "A square is a layer and a group of heads: the stronger its colour, the more tokens run "
         "the mechanism there.",
         lambda findings: routes.heads(findings.reading), _heads,
-        lambda findings: findings.reading.facts["groups"] > 1,
+        lambda findings: findings.reading.facts["groups"] > 1
+        and len(findings.reading.mechanisms) > 1,
     ),
     Picture(
         "simplex", "routes", "Posteriors on the simplex",

@@ -40,7 +40,8 @@ def write_task(tokenizer, path: Path) -> None:
             question = retrieval(LENGTH, (number + 0.5) / COUNT, rng)
             shown = question.tokens[: len(question.tokens) - len(question.answer) + 1]
             answer = tokenizer.decode(question.answer)
-            others = [f" {rng.integers(10_000, 100_000)}" for _ in range(CHOICES - 1)]
+            drawn = (f" {one}" for one in rng.permutation(np.arange(10_000, 100_000))[:CHOICES])
+            others = [one for one in drawn if one != answer][: CHOICES - 1]
             place = int(rng.integers(CHOICES))
             choices = [*others[:place], answer, *others[place:]]
             row = {"text": tokenizer.decode(shown), "choices": choices, "answer": place}

@@ -52,7 +52,7 @@ class Retrieval:
     kind
         `passkey` or `pairs`.
     digits
-        Of an answer; chance is 10 to the power of minus so many.
+        Of an answer.
     pairs
         How many there are, of which one is asked for.
 
@@ -71,13 +71,14 @@ class Retrieval:
     def __post_init__(self) -> None:
         if not 1 <= self.digits <= 18:
             raise UsageError(f"retrieval: {self.digits} digits given; 1 to 18 are allowed")
-        if not 1 <= self.pairs <= len(WORDS):
-            raise UsageError(f"retrieval: {self.pairs} pairs given; 1 to {len(WORDS)} are allowed")
+        most = min(len(WORDS), 10**self.digits)
+        if not 1 <= self.pairs <= most:
+            raise UsageError(f"retrieval: {self.pairs} pairs given; 1 to {most} are allowed")
 
     @property
     def chance(self) -> float:
-        """The share of answers that guessed digits would give."""
-        return 10.0**-self.digits
+        """The share of answers that come right by chance: guessed digits, or any of the pairs."""
+        return 10.0**-self.digits if self.kind == "passkey" else 1 / self.pairs
 
     def __call__(self, length: int, depth: float, rng: np.random.Generator) -> Question:
         """A question behind a text, `length` tokens together with the answer.
@@ -88,7 +89,10 @@ class Retrieval:
             The length leaves no room for a text, or there is too little of it.
         """
         names = rng.permutation(WORDS)[: self.pairs if self.kind == "pairs" else 1]
-        numbers = ["".join(map(str, rng.integers(0, 10, self.digits))) for _ in names]
+        numbers: list[str] = []
+        while len(numbers) < len(names):  # none of them twice
+            number = "".join(map(str, rng.integers(0, 10, self.digits)))
+            numbers += [number] if number not in numbers else []
         if self.kind == "passkey":
             needles = [f"\n\nThe pass key is {numbers[0]}. Remember it.\n\n"]
             question = "\n\nWhat is the pass key? The pass key is"

@@ -43,4 +43,5 @@ class SoftTarget(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return (value * self.logits).sum(-1) - value.sum(-1) * self.logits.logsumexp(-1)
+        finite = self.logits.clamp(min=torch.finfo(self.logits.dtype).min)  # of what is masked
+        return (value * finite).sum(-1) - value.sum(-1) * self.logits.logsumexp(-1)

@@ -58,10 +58,10 @@ def routes_beside(
     dict
         By name, `routes, hard`, `routes, soft`, `random tokens, the same loads` (the same choices,
         dealt out anew among tokens that are near each other in position, so that key visits are the
-        same; none of a mixture) and each mechanism alone: `loss` over all tokens; `loss_past`, past
-        token 256, and `by_sequence`, the same of each; `by_position`, from each edge to the next;
-        `visits`, keys that are seen as a share of what full attention sees (of a mixture, of every
-        mechanism in it).
+        same; none of a mixture, nor where tokens skip layers) and each mechanism alone: `loss` over
+        all tokens; `loss_past`, past token 256, and `by_sequence`, the same of each; `by_position`,
+        from each edge to the next; `visits`, keys that are seen as a share of what full attention
+        sees (of a mixture, of every mechanism in it).
     """
     network = model.network
     with evaluating(model, guide):
@@ -69,7 +69,7 @@ def routes_beside(
             HARD: _followed(network, mean_route(guide, hard=True), windows, batch),
             SOFT: _followed(network, mean_route(guide, hard=False), windows, batch),
         }
-        if (chosen := rows[HARD].choices) is not None:
+        if (chosen := rows[HARD].choices) is not None and not model.gated:
             rows[RANDOM] = _followed(network, _shuffled(chosen, seed), windows, batch)
         for name in network.mechanism_names:
             rows[name] = _followed(network, chosen_by_all(network, name), windows, batch)
@@ -112,6 +112,8 @@ def _followed(network: Network, route: Route, windows: tuple[Tensor, Tensor], ba
         decision = route(layer, features)
         weights = as_weights(decision.route, K)
         weights = by_group(weights.expand(*features.tokens.shape, *weights.shape[2:]), 4)
+        if decision.gate is not None:  # who skips the layer sees nothing there
+            weights = weights * (decision.gate > 0)[..., None, None]
         used[layer] += (weights > 0).double().sum(0).permute(1, 0, 2).cpu()
         if is_choice(decision.route):
             chosen[layer].append(by_group(decision.route, 3).to("cpu", torch.int8))

@@ -102,7 +102,9 @@ class Tightening:
         """What is allowed after a share `progress` in [0, 1] of training: from `start` on down."""
         if progress >= self.end:
             return budget
-        left = 1 - max(0.0, progress - self.begin) / (self.end - self.begin)
+        if progress <= self.begin:
+            return start
+        left = 1 - (progress - self.begin) / (self.end - self.begin)
         return budget + (start - budget) * left
 
 

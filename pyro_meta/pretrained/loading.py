@@ -35,8 +35,9 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel
     require_place(name)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            _at_home(name), dtype=dtype, local_files_only=True, attn_implementation="sdpa"
-        )
+            _at_home(name), dtype=dtype, local_files_only=True, attn_implementation="sdpa",
+            adapter_kwargs={"local_files_only": True},  # else an adapter is asked for on the hub
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UsageError(f"pretrained: {name} cannot be loaded: {_line(error)}") from error
     found: PreTrainedModel = model.eval()

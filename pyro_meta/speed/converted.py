@@ -6,7 +6,7 @@ token to full attention (`all full`), which is what the conversion itself costs.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ DECODED = 8
 
 
 def bench_converted(
-    run: Run, scene: Scene, lengths: Iterable[int], tell: Callable[[str], None]
+    run: Run, scene: Scene, lengths: Sequence[int], tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Seconds and ratios by length, on the run's own held-out text.
 
@@ -43,13 +43,20 @@ def bench_converted(
     network = model.network
     if not isinstance(network, PretrainedNetwork) or config.pretrained is None:
         raise UsageError(f"option --run: {run.folder} is of no pretrained model")
+    if guide.is_mixture:
+        raise UsageError(f"option --run: {run.folder} runs a mixture, and no choices to be timed")
+    corpus = config.data.corpus()
+    for length in lengths:
+        if length <= DECODED:
+            raise UsageError(f"option --lengths: {length} given; more than {DECODED} are allowed")
+        corpus.require(length)
     plain = load_model(config.pretrained, scene.dtype).to(scene.device)
     routed = convert(network.hf_model.to(scene.device, scene.dtype), guide, checks=False)
     guide.to(scene.device)
     full = copy.deepcopy(routed)
     passing, of_full = _deployed(routed), _deployed(full)
     _send_to_full(of_full)
-    text = torch.from_numpy(config.data.corpus().windows(max(lengths), 1)[0].numpy())
+    text = corpus.windows(max(lengths), 1)[0]
     found = []
     for length in lengths:
         tokens = text[:, :length].to(scene.device)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyro_meta.data.corpus import Corpus, TokenCorpus, Windows, as_windows
 from pyro_meta.data.files import find_files, read_text
 from pyro_meta.data.retrieval import Retrieval
+from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.beside import ROUTES, routes_beside
 from pyro_meta.evaluation.figures import evaluating
@@ -66,14 +67,19 @@ def compare(options: Namespace, argv: list[str]) -> None:
         runs, vocabulary = _loaded(options.runs, options.trust)
         corpus = runs[0].config.data.corpus()
         lengths = options.lengths or [runs[0].config.context]
+        for run in runs:
+            _require_known(run, max(lengths))
+        texts = {length: _texts(options, corpus, vocabulary, length) for length in lengths}
+        needles = [
+            Retrieval(vocabulary.encode, _filler(corpus), kind, options.digits)
+            for kind in options.retrieval or []
+        ]
+        for needle in needles:  # refused before anything is read
+            needle(min(lengths), 0.5, np.random.default_rng(options.seed))
         found: dict[str, Any] = {"command": ["python", "-m", "pyro_meta.evaluate", *argv]}
         found |= {"hardware": hardware(), "versions": versions(), "losses": {}, "retrieval": {}}
-        for length in lengths:
-            if options.documents is None:
-                windows = corpus.windows(length, options.tokens)
-                names = [str(number) for number in range(len(windows[0]))]
-            else:
-                windows, names = _documents(options, vocabulary.encode, length)
+        _keep(found, options.json)  # a place that cannot be written to is told at once
+        for length, (windows, names) in texts.items():
             with out.status(f"reading {len(names)} texts of {length} tokens"):
                 rows = _losses(runs, windows, options.seed)
             found["losses"][str(length)] = {"texts": names, "rows": rows}
@@ -81,22 +87,41 @@ def compare(options: Namespace, argv: list[str]) -> None:
             out.print(table_by_position(rows))
             if options.documents is not None:
                 out.print(table_by_document(names, rows))
-        for kind in options.retrieval or []:
-            retrieval = Retrieval(vocabulary.encode, _filler(corpus), kind, options.digits)
-            cells = _retrieved(runs, retrieval, lengths, options)
+            _keep(found, options.json)
+        for needle in needles:
+            cells = _retrieved(runs, needle, lengths, options)
             figures = {name: [one.figures() for one in row] for name, row in cells.items()}
-            found["retrieval"][kind] = {"chance": retrieval.chance, "rows": figures}
-            out.print(table_of_retrieval(kind, cells, retrieval.chance))
+            found["retrieval"][needle.kind] = {"chance": needle.chance, "rows": figures}
+            out.print(table_of_retrieval(needle.kind, cells, needle.chance))
+            _keep(found, options.json)
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(options.json, json.dumps(found, indent=1) + "\n")
         out.print(f"figures: {options.json}", soft_wrap=True, markup=False)
+
+
+def _keep(found: dict[str, Any], path: Path | None) -> None:
+    """Write what there is so far: nothing is lost when it ends early."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(found, indent=1) + "\n")
+
+
+def _texts(
+    options: Namespace, corpus: Corpus, vocabulary: Vocabulary, length: int
+) -> tuple[Windows, list[str]]:
+    """What is read at a length, and the names of the texts."""
+    if options.documents is not None:
+        return _documents(options, vocabulary.encode, length)
+    corpus.require(length)
+    windows = corpus.windows(length, options.tokens)
+    return windows, [str(number) for number in range(len(windows[0]))]
 
 
 def _require_numbers(options: Namespace) -> None:
     for length in options.lengths or []:
         if not 2 <= length <= MOST_LENGTH:
             raise UsageError(f"option --lengths: {length} given; 2 to {MOST_LENGTH} are allowed")
+    if not options.depths:
+        raise UsageError("option --depths: none given; one or more are allowed")
     for depth in options.depths:
         if not 0 <= depth <= 1:
             raise UsageError(f"option --depths: {depth} given; 0 to 1 are allowed")
@@ -107,7 +132,7 @@ def _require_numbers(options: Namespace) -> None:
         raise UsageError(f"option --seed: {options.seed} given; 0 to 2**63 - 1 are allowed")
 
 
-def _loaded(folders: list[str], trusts: bool) -> tuple[list[Loaded], Any]:
+def _loaded(folders: list[str], trusts: bool) -> tuple[list[Loaded], Vocabulary]:
     """The runs, and the vocabulary that they share.
 
     Raises
@@ -116,7 +141,7 @@ def _loaded(folders: list[str], trusts: bool) -> tuple[list[Loaded], Any]:
         One is given twice, or they read text by other tokens, so that no loss can be compared.
     """
     runs: list[Loaded] = []
-    vocabulary = None
+    vocabulary: Vocabulary | None = None
     for folder in folders:
         name = Path(folder).name or folder
         if any(name == one.name for one in runs):
@@ -129,7 +154,20 @@ def _loaded(folders: list[str], trusts: bool) -> tuple[list[Loaded], Any]:
             )
         vocabulary = its_own
         runs.append(Loaded(name, model, guide, config))
+    assert vocabulary is not None
     return runs, vocabulary
+
+
+def _require_known(run: Loaded, length: int) -> None:
+    """Raise `UsageError` for more positions than a pretrained model has been trained on."""
+    if run.config.pretrained is None:
+        return
+    config = run.model.network.hf_model.config  # type: ignore[attr-defined]
+    known = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if known is not None and length > known:
+        raise UsageError(
+            f"option --lengths: {length} given; the model of {run.name} knows {known} positions"
+        )
 
 
 def _documents(options: Namespace, encode: Any, length: int) -> tuple[Windows, list[str]]:
@@ -157,26 +195,31 @@ def _filler(corpus: Corpus) -> NDArray[np.int64]:
 
 
 def _losses(runs: list[Loaded], windows: Windows, seed: int) -> Rows:
-    """Of each run what `routes_beside` gives.
-
-    A network that is kept whole is the same in all of them: its mechanisms alone come once.
-    """
+    """Of each run what `routes_beside` gives; mechanisms of a network that all share come once."""
     rows: Rows = {}
+    are_one = _have_one_network(runs)
     for run in runs:
-        is_whole = run.config.pretrained is not None
         for name, row in routes_beside(run.model, run.guide, windows, 1, seed).items():
-            rows[name if is_whole and name not in ROUTES else f"{run.name}: {name}"] = row
+            rows[name if are_one and name not in ROUTES else f"{run.name}: {name}"] = row
     return rows
+
+
+def _have_one_network(runs: list[Loaded]) -> bool:
+    """Whether all route one pretrained network: weights, mechanisms, sizes and precision."""
+    if any(run.config.pretrained is None for run in runs):
+        return False
+    said = [(run.model.network.describe(), run.config.precision) for run in runs]
+    return all(one == said[0] for one in said)
 
 
 def _ways(runs: list[Loaded]) -> Iterator[tuple[str, LanguageModel, Guide, Route]]:
     """Each run's hard routes, and each mechanism of its network alone."""
     seen = set()
+    are_one = _have_one_network(runs)
     for run in runs:
         yield f"{run.name}: routes, hard", run.model, run.guide, mean_route(run.guide, hard=True)
         for mechanism in run.model.network.mechanism_names:
-            is_whole = run.config.pretrained is not None
-            name = mechanism if is_whole else f"{run.name}: {mechanism}"
+            name = mechanism if are_one else f"{run.name}: {mechanism}"
             if name not in seen:
                 seen.add(name)
                 yield name, run.model, run.guide, chosen_by_all(run.model.network, mechanism)

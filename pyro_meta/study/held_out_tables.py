@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from pyro_meta.evaluation.beside import FULL, RANDOM
+from pyro_meta.evaluation.beside import FULL, PAST, RANDOM
 from pyro_meta.evaluation.retrieval import Cell
 from pyro_meta.terminal.tables import table_of_figures
 
@@ -17,12 +17,12 @@ def table_of_losses(length: int, texts: int, rows: Rows) -> Table:
     table = table_of_figures(
         f"{texts} texts of {length} tokens: loss (nats per token), visits (share of full's)",
         "tokens",
-        ("loss", "past 256", "behind full", "+-", "visits"),
+        ("loss", f"past {min(PAST, length // 2)}", "behind full", "+-", "visits"),
     )
-    best = rows.get(FULL)
     for name, row in sorted(rows.items(), key=lambda pair: float(pair[1]["loss_past"])):
         behind, error = "", ""
-        if best is not None and name != FULL:
+        best = rows.get(f"{name.rpartition(': ')[0]}: {FULL}", rows.get(FULL))
+        if best is not None and best is not row:
             apart = np.subtract(row["by_sequence"], best["by_sequence"])
             behind = f"{apart.mean():+.4f}"
             error = f"{apart.std(ddof=1) / len(apart) ** 0.5:.4f}" if len(apart) > 1 else ""
@@ -42,9 +42,9 @@ def table_by_position(rows: Rows) -> Table:
 
 
 def table_by_document(names: list[str], rows: Rows) -> Table:
-    """Losses past token 256 of each document."""
+    """Losses of each document, past token 256 or its middle."""
     shown = {name: row for name, row in rows.items() if not name.endswith(("soft", RANDOM))}
-    table = table_of_figures("loss past token 256, by document", "document", list(shown))
+    table = table_of_figures("loss past token 256, or the middle", "document", list(shown))
     for number, name in enumerate(names):
         table.add_row(name, *(f"{row['by_sequence'][number]:.3f}" for row in shown.values()))
     return table
@@ -55,7 +55,7 @@ def table_of_retrieval(kind: str, cells: dict[str, list[Cell]], chance: float) -
     some = next(iter(cells.values()))
     depths = sorted({one.depth for one in some})
     table = table_of_figures(
-        f"retrieval, {kind}: answers that are right, by depth (chance {chance:.0e}; "
+        f"retrieval, {kind}: answers that are right, by depth (chance {chance:.3g}; "
         f"{some[0].asked} questions in each cell)",
         "tokens",
         ("length", *(f"{depth:.0%}" for depth in depths), "all"),

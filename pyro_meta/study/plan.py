@@ -298,7 +298,7 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
             shared = _shared(study, own, kind, group)
             label = "static split" if kind == "split" else guide
             steered: Options = {"guide": guide}
-            if is_kept_whole and kind == "split":
+            if is_kept_whole and kind == "split" and group.is_charged:
                 steered = _split_by_heads()
             add(kind, label, [*shared, steered], _baseline_seeds(study, kind))
     with_loads: tuple[tuple[Kind, bool | list[str]], ...]

@@ -214,6 +214,7 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     settled = settle(words, DEFAULT_CLASSES, known)
     if _names_weights(settled):
         settled = settle(words, DEFAULT_CLASSES | OF_WEIGHTS, known)
+    settled.drop_preset("tighten", unless="budget")
     with naming(settled.source_of):
         config, config_yaml = _read(settled.parser_words(known))
     if PRINTING in argv:
@@ -248,6 +249,8 @@ def _read(words: Sequence[str]) -> tuple[Config, str]:
     with nullcontext() if has_help else unread_docstrings():
         parser = config_parser()
         parsed = parse_exactly(parser, words, bases)
+        if parsed.pretrained is not None and Path(parsed.pretrained).expanduser().is_dir():
+            parsed.pretrained = str(Path(parsed.pretrained).expanduser().resolve())
         text = parser.dump(parsed, skip_unset=False, skip_validation=True)
     options: dict[str, Any] = bare(yaml.safe_load(text))
     for name in CLASS_OPTIONS:

@@ -88,7 +88,8 @@ class Settled:
                     if argument:
                         self._choices[name].require_argument(argument)
                     given = {argument: value} if argument else value
-                    taken = self._choices[name].read(given)
+                    is_preset = source is not None and source.parent == PRESETS
+                    taken = self._choices[name].read(given, is_preset)
                     self._note([name, *(f"{name}.{one}" for one in taken)], source)
 
     def type(self, option: str, value: str) -> None:
@@ -109,6 +110,15 @@ class Settled:
     def type_other(self, *words: str) -> None:
         """Words that a parser has to judge."""
         self._others += words
+
+    def drop_preset(self, group: str, unless: str) -> None:
+        """Forget what a preset says of a group that does nothing without another option."""
+        if unless not in self._plain:
+            for name in [*self._plain]:
+                source = self._sources.get(name)
+                is_preset = source is not None and source.parent == PRESETS
+                if name.startswith(f"{group}.") and is_preset:
+                    del self._plain[name]
 
     def chosen(self, option: str) -> str:
         """The class that a class option means so far: a name, or an import path."""
@@ -358,9 +368,11 @@ class _Choice:
         self.is_named = False
         self.arguments: dict[str, str] = {}
         self.typed: list[str] = []  # names of arguments from the keyboard
+        self.preset: set[str] = set()  # of those that a preset gave, for classes that take them
 
     def type_argument(self, argument: str, value: str) -> None:
         self.require_argument(argument)
+        self.preset.discard(argument)
         self.arguments[argument] = value
         self.typed.append(argument)
 
@@ -372,8 +384,10 @@ class _Choice:
             )
         self._name_class(chosen)
 
-    def read(self, value: Any) -> list[str]:
+    def read(self, value: Any, is_preset: bool = False) -> list[str]:
         """Take a class option of a file: a name, arguments, or class_path and init_args.
+
+        Arguments of a preset, of no class that it names, are for whichever class takes them.
 
         Returns
         -------
@@ -400,6 +414,8 @@ class _Choice:
         for key, item in given.items():
             self.require_argument(key)
             self.arguments[key] = as_word(item)
+        is_for_any = is_preset and not self.is_named
+        self.preset = self.preset | set(given) if is_for_any else self.preset - set(given)
         return list(given)
 
     def words(self) -> list[tuple[str, str]]:
@@ -409,6 +425,7 @@ class _Choice:
             (f"{self.option}.{key}", value)
             for key, value in self.arguments.items()
             if not is_null(value) or _may_be_none(kinds.get(key))
+            if key not in self.preset or not kinds or key in kinds
         ]
         return [(self.option, self.chosen), *arguments]
 
