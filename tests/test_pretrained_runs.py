@@ -21,6 +21,8 @@ from pyro_meta.analysis import plots, reading
 from pyro_meta.analysis.plots import routes as routes_plots
 from pyro_meta.pretrained import convert, load_routes, save_routes
 from pyro_meta.pretrained.loading import load_model
+from pyro_meta.study.description import Study
+from pyro_meta.study.plan import expand
 from pyro_meta.training.config import read_options, train_words
 from pyro_meta.training.run import Run
 
@@ -255,6 +257,7 @@ def test_its_routes_are_deployed_and_saved(base: Path, routes: Path, tmp_path: P
         assert torch.equal(again(input_ids=tokens).logits, wanted)
 
 
+@pytest.mark.long
 def test_a_study_trains_it_beside_its_baselines(base: Path, tmp_path: Path) -> None:
     """Who learns nothing looks once: the network is as it is."""
     options = {
@@ -407,3 +410,25 @@ def test_what_cannot_be_evaluated_is_told_before_anything_is_read(
 ) -> None:
     with mock.patch("pyro_meta.study.held_out.routes_beside", side_effect=AssertionError("read")):
         assert message in error_line(run_here("evaluate", routes, *more))
+
+
+def test_a_study_plans_its_baselines(base: Path) -> None:
+    """Who learns nothing takes one step; a split learns as its preset says, if there is a price."""
+    options = {
+        "pretrained": str(base / "model"), "data": {"path": str(base / "text.txt")},
+        "context": 32, "window": 4, "sinks": 2, "steps": 4, "validation_tokens": 64,
+    }  # fmt: skip
+
+    def planned(**more: Any) -> dict[str, Any]:
+        study = Study.read({"base": options | more, "seeds": [0]}, "test")
+        return {group.label: group.config for group in expand(study)}
+
+    found = planned()
+    learns = {"routed", "PointGuide", "static split"}
+    assert {label for label, config in found.items() if config.steps == 4} == learns
+    assert found.keys() > {"full alone", "window alone", "every 2nd layer full", "PriorGuide"}
+    assert all(config.budget is None for label, config in found.items() if label not in learns)
+    assert found["static split"].optim.lr == 0.05 and found["static split"].budget == 0.4
+    free = planned(budget=None, prior="CostCategorical", guide={"follows": False})
+    assert free["static split"].budget is None
+    assert "routed" in planned(prior="CostDirichlet")

@@ -46,6 +46,7 @@ def test_the_stub_names_what_the_package_does() -> None:
     assert exported == pyro_meta.__all__
 
 
+@pytest.mark.long
 def test_public_names_are_typed_where_the_package_is_installed(tmp_path: Path) -> None:
     """In a folder of its own: nothing of the checkout is near but by the installation."""
     pytest.importorskip("mypy")

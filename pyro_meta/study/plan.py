@@ -112,6 +112,8 @@ class Group:
         Its prior does.
     is_charged
         Compute has a price beside the prior.
+    can_be_followed
+        It has one, and its routes are choices: a guide may have the price in its posterior.
     depth
         Layers that are routed.
     loads_of
@@ -130,6 +132,7 @@ class Group:
     has_posterior: bool
     learns_from_kl: bool
     is_charged: bool
+    can_be_followed: bool
     depth: int
     loads_of: "Group | None" = None
     baselines: "list[tuple[Kind, Group]]" = field(default_factory=list)
@@ -230,6 +233,7 @@ class _Groups:
             is_routed and guide.pays_kl,
             learns_from_kl,
             model.compute is not None,
+            model.compute is not None and model.prior.of_choices,
             model.network.shape.layers,
             loads_of,
         )
@@ -298,7 +302,7 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
             shared = _shared(study, own, kind, group)
             label = "static split" if kind == "split" else guide
             steered: Options = {"guide": guide}
-            if is_kept_whole and kind == "split" and group.is_charged:
+            if is_kept_whole and kind == "split" and group.can_be_followed:
                 steered = _split_by_heads()
             add(kind, label, [*shared, steered], _baseline_seeds(study, kind))
     with_loads: tuple[tuple[Kind, bool | list[str]], ...]

@@ -126,13 +126,7 @@ def train(
             _set_schedules(config, progress, model, guide, controllers, optimiser)
             terms = _accumulate(config, corpus, fabric, module, per_step, step)
             drop_resting(optimiser)
-            norm = fabric.clip_gradients(
-                module,
-                fabric_optimiser,
-                max_norm=config.optim.clip,
-                error_if_nonfinite=False,
-            )
-            assert norm is not None
+            norm = _clipped(config, fabric, module, fabric_optimiser)
             figures = _figures(model, terms, costs)
             figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
             figures = _average(fabric, figures)
@@ -243,6 +237,17 @@ def _accumulate(
 def micro_batch_seed(seed: int, step: int, index: int) -> int:
     """Seed of the draws and the dropout of one micro-batch."""
     return int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0])
+
+
+def _clipped(config: Config, fabric: Fabric, module: Any, optimiser: Any) -> Tensor:
+    """Clip the gradients; the norm that they had, 0 where nobody learns."""
+    if not any(one.requires_grad for one in module.parameters()):
+        return torch.zeros(())
+    norm = fabric.clip_gradients(
+        module, optimiser, max_norm=config.optim.clip, error_if_nonfinite=False
+    )
+    assert norm is not None
+    return norm
 
 
 def _figures(
