@@ -26,6 +26,7 @@ from pyro_meta.errors import UsageError
 from pyro_meta.guides.depth import DepthGuide
 from pyro_meta.guides.load_posterior import LoadPosterior
 from pyro_meta.guides.networks import default_width, make_heads
+from pyro_meta.guides.spending import Spending
 from pyro_meta.guides.walk import Latents, Walked, sampled, walk
 from pyro_meta.models.language_model import LanguageModel
 from pyro_meta.models.made_with import MadeWith
@@ -52,6 +53,9 @@ class Guide(MadeWith, StandaloneModule):
         The posterior of the model's depth gates; None where it has none.
     follows
         Whether its posteriors move with the price of compute at once, instead of learning it.
+    spending
+        What its hard routes spend at each price, once that was measured; it is saved with the
+        results of a run, and not with the guide's parameters.
     is_resting
         Whether it does not learn: before it begins, and once it has settled. Its routes then are
         detached: no gradient passes from them into the network, which does not learn to move them
@@ -68,6 +72,7 @@ class Guide(MadeWith, StandaloneModule):
     prior says. One that pays no KL goes with any prior."""
     depth: DepthGuide | None
     load_posterior: LoadPosterior | None
+    spending: Spending | None
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -88,6 +93,7 @@ class Guide(MadeWith, StandaloneModule):
         learns_loads = model.has_loads and self.pays_kl
         self.load_posterior = LoadPosterior(model.network) if learns_loads else None
         self.follows = False
+        self.spending = None
         self.is_resting = False
         everywhere = torch.arange(model.network.shape.context)
         for mechanism in filter(is_own, model.network.mechanisms):

@@ -38,6 +38,11 @@ def _parser() -> ArgumentParser:
         "--lengths", type=list[int] | None,
         help="Tokens of a text, such as [1024,4096] (default: the context of the first run).",
     )  # fmt: skip
+    add(
+        "--budgets", type=list[float] | None,
+        help="Shares of key visits at which hard routes are compared, such as [0.33,0.43]; the "
+        "price of each run is moved until it makes so many (default: as each was trained).",
+    )  # fmt: skip
     add("--tokens", type=int, default=16384, help="Tokens to read at each length, at most.")
     add(
         "--retrieval", type=list[Literal["passkey", "pairs"]] | None,

@@ -5,6 +5,7 @@ random tokens with the very loads of the routes: what they lose is what knowing 
 Losses in nats per token. Shapes: N sequences, T tokens, L layers, G groups of heads, K mechanisms.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import is_choice
-from pyro_meta.attention.prices import macs_at
 from pyro_meta.evaluation.figures import batches, by_group, evaluating, token_nll
+from pyro_meta.evaluation.spending import at_price, price_for, visits_at
 from pyro_meta.guides import Guide, mean_route
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.protocol import Network
@@ -32,13 +33,18 @@ HARD, SOFT, RANDOM, FULL = (
     "full",
 )
 ROUTES = (HARD, SOFT, RANDOM)
-"""Rows that depend on a guide."""
+"""Rows that depend on a guide, at its own price."""
 NEAR = 16
 """Positions among which random tokens are dealt their routes."""
 
 
 def routes_beside(
-    model: LanguageModel, guide: Guide, windows: tuple[Tensor, Tensor], batch: int, seed: int = 0
+    model: LanguageModel,
+    guide: Guide,
+    windows: tuple[Tensor, Tensor],
+    batch: int,
+    seed: int = 0,
+    budgets: Sequence[float] = (),
 ) -> dict[str, dict[str, Any]]:
     """Losses and key visits of the routes, hard and soft, and of what stands beside them.
 
@@ -52,6 +58,9 @@ def routes_beside(
         Sequences at a time.
     seed
         Of the random tokens.
+    budgets
+        Shares of key visits: hard routes and random tokens are looked at where the price is moved
+        to make so many, instead of at the guide's own price, and soft ones are not.
 
     Returns
     -------
@@ -61,19 +70,47 @@ def routes_beside(
         same; none of a mixture, nor where tokens skip layers) and each mechanism alone: `loss` over
         all tokens; `loss_past`, past token 256, and `by_sequence`, the same of each; `by_position`,
         from each edge to the next; `visits`, keys that are seen as a share of what full attention
-        sees (of a mixture, of every mechanism in it).
+        sees (of a mixture, of every mechanism in it); `price`, where it was moved.
     """
     network = model.network
+    rows: dict[str, _Row] = {}
     with evaluating(model, guide):
-        rows = {
-            HARD: _followed(network, mean_route(guide, hard=True), windows, batch),
-            SOFT: _followed(network, mean_route(guide, hard=False), windows, batch),
-        }
-        if (chosen := rows[HARD].choices) is not None and not model.gated:
-            rows[RANDOM] = _followed(network, _shuffled(chosen, seed), windows, batch)
+        for visits in budgets:
+            price = price_for(model, guide, windows, batch, visits)
+            with at_price(guide, price):
+                found = _hard(model, guide, windows, batch, seed)
+            rows |= {at_budget(name, visits): row.priced(price) for name, row in found.items()}
+        if not budgets:
+            rows |= _hard(model, guide, windows, batch, seed)
+            rows[SOFT] = _followed(network, mean_route(guide, hard=False), windows, batch)
         for name in network.mechanism_names:
             rows[name] = _followed(network, chosen_by_all(network, name), windows, batch)
     return {name: row.figures() for name, row in rows.items()}
+
+
+def at_budget(name: str, visits: float) -> str:
+    """The name of a row at a budget of its own."""
+    return f"{name}, at {visits:g}"
+
+
+def is_of_guide(name: str) -> bool:
+    """Whether a row depends on a guide."""
+    return name.startswith(ROUTES)
+
+
+def is_random(name: str) -> bool:
+    """Whether a row is one of random tokens."""
+    return RANDOM in name
+
+
+def _hard(
+    model: LanguageModel, guide: Guide, windows: tuple[Tensor, Tensor], batch: int, seed: int
+) -> "dict[str, _Row]":
+    """Hard routes, and random tokens with their loads."""
+    rows = {HARD: _followed(model.network, mean_route(guide, hard=True), windows, batch)}
+    if (chosen := rows[HARD].choices) is not None and not model.gated:
+        rows[RANDOM] = _followed(model.network, _shuffled(chosen, seed), windows, batch)
+    return rows
 
 
 class _Row:
@@ -81,6 +118,12 @@ class _Row:
 
     def __init__(self, nll: Tensor, visits: float, choices: Tensor | None) -> None:
         self.nll, self.visits, self.choices = nll, visits, choices
+        self.of_price: dict[str, float] = {}
+
+    def priced(self, price: float) -> "_Row":
+        """The same, which tells the price that it was decided at."""
+        self.of_price = {"price": price}
+        return self
 
     def figures(self) -> dict[str, Any]:
         T = self.nll.shape[1]
@@ -95,15 +138,14 @@ class _Row:
                 for begin, end in pairwise(edges)
             },
             "by_sequence": past.mean(1).tolist(),
+            **self.of_price,
         }
 
 
 def _followed(network: Network, route: Route, windows: tuple[Tensor, Tensor], batch: int) -> _Row:
     shape, K = network.shape, len(network.mechanisms)
     T = windows[0].shape[1]
-    positions = torch.arange(T, dtype=torch.float64)
-    macs = torch.stack([macs_at(one, positions) for one in network.mechanisms], -1)  # [T, K]
-    full = 2.0 * shape.head_width * (positions + 1)
+    seen = visits_at(network, T)  # [T, K]
     used = torch.zeros(shape.layers, shape.groups, T, K, dtype=torch.float64)
     losses: list[Tensor] = []
     chosen: list[list[Tensor]] = [[] for _ in range(shape.layers)]
@@ -123,7 +165,7 @@ def _followed(network: Network, route: Route, windows: tuple[Tensor, Tensor], ba
         logits = network(tokens.to(network.device), noting)
         losses.append(token_nll(logits, targets.to(network.device)).cpu())
     count = len(windows[0])
-    visits = (used * macs).sum() / (shape.layers * shape.groups * count * full.sum())
+    visits = (used * seen).sum() / (shape.layers * shape.groups * count)
     choices = torch.stack([torch.cat(one) for one in chosen]) if chosen[-1] else None
     return _Row(torch.cat(losses), float(visits), choices)
 

@@ -1,5 +1,6 @@
 """What a run leaves at its end: its figures, its posterior, and a sample of its text."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pyro_meta.evaluation.executed import as_trained, executed_figures
 from pyro_meta.evaluation.figures import SequenceLosses, evaluate
 from pyro_meta.evaluation.known_truth import score_against_truth
 from pyro_meta.evaluation.ngrams import ngram_nll
+from pyro_meta.evaluation.spending import measured_spending
 from pyro_meta.generation.sampling import Sampling, continue_tokens
 from pyro_meta.guides import Guide
 from pyro_meta.inference.controllers import Controllers
@@ -51,6 +53,8 @@ def close(
         is_frozen = not any(one.requires_grad for one in model.network.parameters())
         if is_frozen:
             beside = routes_beside(model, guide, windows, config.batch, config.seed)
+            if not guide.is_mixture:
+                guide.spending = measured_spending(model, guide, windows, config.batch)
         ngrams = ngram_nll(corpus.train, windows, corpus.vocabulary.size)
         device = model.network.device
         T = config.context
@@ -75,6 +79,8 @@ def close(
     summary["executed"] = executed
     if is_frozen:
         summary["beside"] = beside
+    if guide.spending is not None:
+        summary["spending"] = asdict(guide.spending)
     circumstances = {
         "corpus": corpus.sha256,
         "context": config.context,

@@ -4,6 +4,7 @@
     model = LanguageModel(network, LoadCategorical(network)); guide = CategoricalGuide(model)
     ...                                             SVI, ours or Pyro's own
     routed = convert(hf_model, guide)               generates, is evaluated, as ever
+    convert(hf_model, guide, budget=.25)            at fewer key visits than it was trained for
     save_routes(routed, folder)                     and load_routes(hf_model, folder)
 
 Needs the extra `pretrained`: pip install 'pyro-meta[pretrained]'.
@@ -18,6 +19,7 @@ except ImportError as error:  # pragma: no cover
         "pretrained: transformers is not installed; pip install 'pyro-meta[pretrained]'"
     ) from error
 
+from pyro_meta.evaluation.spending import measured_spending
 from pyro_meta.pretrained.conversion import convert, is_converted, restore
 from pyro_meta.pretrained.fingerprint import fingerprint
 from pyro_meta.pretrained.network import PretrainedNetwork
@@ -30,6 +32,7 @@ __all__ = [
     "fingerprint",
     "is_converted",
     "load_routes",
+    "measured_spending",
     "restore",
     "save_routes",
     "wrap",

@@ -17,7 +17,9 @@ from pyro_meta.pretrained.interface import Routing, routing_of
 from pyro_meta.pretrained.network import PretrainedNetwork
 
 
-def convert(hf_model: PreTrainedModel, guide: Guide, checks: bool = True) -> PreTrainedModel:
+def convert(
+    hf_model: PreTrainedModel, guide: Guide, checks: bool = True, budget: float | None = None
+) -> PreTrainedModel:
     """Have a model route itself, by the posterior means of a guide, every token hard.
 
     The model is changed in place and returned; `restore` undoes it. It generates, is trained and
@@ -36,11 +38,15 @@ def convert(hf_model: PreTrainedModel, guide: Guide, checks: bool = True) -> Pre
         logits are those of the model before; padding changes none, nor does what follows a token.
         In bfloat16 and float16, where rounding may turn a choice, only what is more than that is
         found.
+    budget
+        Share of key visits to make on text like that of training, without training anew: the price
+        that the guide's routes are decided at is moved, and stays so. None: it is left as it is.
 
     Raises
     ------
     UsageError
-        The guide was made for another model, or cannot be deployed; or a check failed.
+        The guide was made for another model, or cannot be deployed; or a check failed; or nobody
+        knows what the budget costs, or it cannot be met.
     """
     network = guide.model.network
     if not isinstance(network, PretrainedNetwork) or network.hf_model is not hf_model:
@@ -56,6 +62,9 @@ def convert(hf_model: PreTrainedModel, guide: Guide, checks: bool = True) -> Pre
     routing = network.routing
     if routing.passing is not None:
         raise UsageError("convert: the model is converted already; restore it first")
+    price = guide.execution.price.clone()
+    if budget is not None:
+        move_to(guide, budget)
     guide.eval()
     passing = Deployed(guide)
     seeing = hf_model.base_model.register_forward_pre_hook(SeeTokens(routing), with_kwargs=True)
@@ -64,10 +73,22 @@ def convert(hf_model: PreTrainedModel, guide: Guide, checks: bool = True) -> Pre
             require_faithful(hf_model, passing)
         except BaseException:
             seeing.remove()
+            guide.execution.price.copy_(price)
             raise
     routing.passing = passing
     hf_model.register_state_dict_pre_hook(say_that_routes_are_lost)
     return hf_model
+
+
+def move_to(guide: Guide, budget: float) -> None:
+    """Have a guide's hard routes make so many key visits; raises `UsageError` as `convert`."""
+    if guide.spending is None:
+        raise UsageError(
+            f"budget: {budget} given, and nobody measured what this guide's routes spend; set "
+            "guide.spending to pyro_meta.pretrained.measured_spending(model, guide, windows, "
+            "batch), as the end of training does"
+        )
+    guide.execution.price.fill_(guide.spending.price_for(budget))
 
 
 def is_converted(hf_model: PreTrainedModel) -> bool:

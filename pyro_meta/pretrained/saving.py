@@ -8,6 +8,7 @@ The model's own weights stay where they are.
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ import pyro_meta
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import replacing, write_whole
 from pyro_meta.guides import Guide
+from pyro_meta.guides.spending import Spending
 from pyro_meta.models import LanguageModel, Prior
 from pyro_meta.own_classes import said
 from pyro_meta.pretrained.conversion import convert, deployed
@@ -54,6 +56,7 @@ def save_routes(routed: PreTrainedModel, folder: str | Path) -> Path:
         "network": network.arguments,
         "prior": _named(model.prior),
         "guide": _named(guide),
+        "spending": None if guide.spending is None else asdict(guide.spending),
         "version": pyro_meta.__version__,
     }
     try:
@@ -71,7 +74,11 @@ def save_routes(routed: PreTrainedModel, folder: str | Path) -> Path:
 
 
 def load_routes(
-    hf_model: PreTrainedModel, folder: str | Path, trust: bool = False, checks: bool = True
+    hf_model: PreTrainedModel,
+    folder: str | Path,
+    trust: bool = False,
+    checks: bool = True,
+    budget: float | None = None,
 ) -> PreTrainedModel:
     """Convert a model by routes that `save_routes` saved; the model is changed in place.
 
@@ -83,7 +90,7 @@ def load_routes(
         Of `save_routes`.
     trust
         Whether classes that pyro_meta does not ship may be imported.
-    checks
+    checks, budget
         See `convert`.
 
     Raises
@@ -117,6 +124,8 @@ def load_routes(
             if any(name.startswith("compute.") for name in state):
                 model.charge_compute()
             guide: Guide = _made(Guide, found["guide"], model)
+            if (spent := found.get("spending")) is not None:
+                guide.spending = Spending(**spent)
         except Exception as error:  # whatever a damaged description leads to
             told = str(error) if isinstance(error, UsageError) else said(error)
             raise UsageError(f"{folder}: the routes cannot be built: {told}") from error
@@ -129,7 +138,7 @@ def load_routes(
                     f"{folder}: {name} is {list(state[name].shape)}; {list(x.shape)} is needed"
                 )
             x.data.copy_(state[name])
-        return convert(hf_model, guide, checks)
+        return convert(hf_model, guide, checks, budget)
 
 
 SAID: Mapping[str, set[str]] = {

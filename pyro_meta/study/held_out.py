@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -19,9 +19,10 @@ from pyro_meta.data.files import find_files, read_text
 from pyro_meta.data.retrieval import Retrieval
 from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.errors import UsageError
-from pyro_meta.evaluation.beside import ROUTES, routes_beside
+from pyro_meta.evaluation.beside import HARD, at_budget, is_of_guide, routes_beside
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.evaluation.retrieval import Cell, retrieved
+from pyro_meta.evaluation.spending import at_price
 from pyro_meta.folders import write_whole
 from pyro_meta.guides import Guide, mean_route
 from pyro_meta.models import LanguageModel
@@ -81,7 +82,7 @@ def compare(options: Namespace, argv: list[str]) -> None:
         _keep(found, options.json)  # a place that cannot be written to is told at once
         for length, (windows, names) in texts.items():
             with out.status(f"reading {len(names)} texts of {length} tokens"):
-                rows = _losses(runs, windows, options.seed)
+                rows = _losses(runs, windows, options)
             found["losses"][str(length)] = {"texts": names, "rows": rows}
             out.print(table_of_losses(length, len(names), rows))
             out.print(table_by_position(rows))
@@ -89,7 +90,7 @@ def compare(options: Namespace, argv: list[str]) -> None:
                 out.print(table_by_document(names, rows))
             _keep(found, options.json)
         for needle in needles:
-            cells = _retrieved(runs, needle, lengths, options)
+            cells = _retrieved(runs, needle, found["losses"], options)
             figures = {name: [one.figures() for one in row] for name, row in cells.items()}
             found["retrieval"][needle.kind] = {"chance": needle.chance, "rows": figures}
             out.print(table_of_retrieval(needle.kind, cells, needle.chance))
@@ -125,6 +126,9 @@ def _require_numbers(options: Namespace) -> None:
     for depth in options.depths:
         if not 0 <= depth <= 1:
             raise UsageError(f"option --depths: {depth} given; 0 to 1 are allowed")
+    for budget in options.budgets or []:
+        if not 0 < budget <= 1:
+            raise UsageError(f"option --budgets: {budget} given; above 0, at most 1 is allowed")
     for name in ("tokens", "questions"):
         if options[name] < 1:
             raise UsageError(f"option --{name}: {options[name]} given; at least 1 is allowed")
@@ -194,13 +198,14 @@ def _filler(corpus: Corpus) -> NDArray[np.int64]:
     return np.asarray(corpus.validation, dtype=np.int64)
 
 
-def _losses(runs: list[Loaded], windows: Windows, seed: int) -> Rows:
+def _losses(runs: list[Loaded], windows: Windows, options: Namespace) -> Rows:
     """Of each run what `routes_beside` gives; mechanisms of a network that all share come once."""
     rows: Rows = {}
     are_one = _have_one_network(runs)
     for run in runs:
-        for name, row in routes_beside(run.model, run.guide, windows, 1, seed).items():
-            rows[name if are_one and name not in ROUTES else f"{run.name}: {name}"] = row
+        found = routes_beside(run.model, run.guide, windows, 1, options.seed, options.budgets or ())
+        for name, row in found.items():
+            rows[name if are_one and not is_of_guide(name) else f"{run.name}: {name}"] = row
     return rows
 
 
@@ -212,32 +217,58 @@ def _have_one_network(runs: list[Loaded]) -> bool:
     return all(one == said[0] for one in said)
 
 
-def _ways(runs: list[Loaded]) -> Iterator[tuple[str, LanguageModel, Guide, Route]]:
-    """Each run's hard routes, and each mechanism of its network alone."""
+class _Way(NamedTuple):
+    """One way of attending that is asked for what was planted."""
+
+    name: str
+    model: LanguageModel
+    guide: Guide
+    route: Route
+    prices: dict[int, float]
+    """At which routes are decided, by length; none: as they were trained."""
+
+
+def _ways(runs: list[Loaded], losses: dict[str, Any], budgets: list[float]) -> Iterator[_Way]:
+    """Each run's hard routes, at each budget, and each mechanism of its network alone.
+
+    Budgets are met by the prices that met them on the texts of each length.
+    """
     seen = set()
     are_one = _have_one_network(runs)
     for run in runs:
-        yield f"{run.name}: routes, hard", run.model, run.guide, mean_route(run.guide, hard=True)
+        hard = mean_route(run.guide, hard=True)
+        for row in [at_budget(HARD, budget) for budget in budgets] or [HARD]:
+            name = f"{run.name}: {row}"
+            prices = {int(T): found["rows"][name].get("price") for T, found in losses.items()}
+            yield _Way(name, run.model, run.guide, hard, prices if budgets else {})
         for mechanism in run.model.network.mechanism_names:
             name = mechanism if are_one else f"{run.name}: {mechanism}"
             if name not in seen:
                 seen.add(name)
-                yield name, run.model, run.guide, chosen_by_all(run.model.network, mechanism)
+                route = chosen_by_all(run.model.network, mechanism)
+                yield _Way(name, run.model, run.guide, route, {})
 
 
 def _retrieved(
-    runs: list[Loaded], retrieval: Retrieval, lengths: list[int], options: Namespace
+    runs: list[Loaded], retrieval: Retrieval, losses: dict[str, Any], options: Namespace
 ) -> dict[str, list[Cell]]:
     """The cells of each way, by its name."""
-    ways = list(_ways(runs))
-    steps = len(ways) * len(lengths) * len(options.depths) * options.questions
-    found = {}
+    ways = list(_ways(runs, losses, options.budgets or []))
+    lengths = [int(length) for length in losses]
+    steps = len(ways) * len(lengths)
+    found: dict[str, list[Cell]] = {}
     with step_by_step(steps, console(stderr=True)) as tell:
-        for name, model, guide, route in ways:
-            tell(f"{retrieval.kind}: {name}")
-            with evaluating(model, guide):
-                found[name] = retrieved(
-                    model.network, route, retrieval, lengths, options.depths,
-                    options.questions, options.seed,
-                )  # fmt: skip
+        for way in ways:
+            found[way.name] = []
+            for length in lengths:
+                tell(f"{retrieval.kind}: {way.name}")
+                own = float(way.guide.execution.price)
+                with (
+                    evaluating(way.model, way.guide),
+                    at_price(way.guide, way.prices.get(length, own)),
+                ):
+                    found[way.name] += retrieved(
+                        way.model.network, way.route, retrieval, [length], options.depths,
+                        options.questions, options.seed,
+                    )  # fmt: skip
     return found

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from pyro_meta.evaluation.beside import FULL, PAST, RANDOM
+from pyro_meta.evaluation.beside import FULL, PAST, SOFT, is_random
 from pyro_meta.evaluation.retrieval import Cell
 from pyro_meta.terminal.tables import table_of_figures
 
@@ -33,7 +33,7 @@ def table_of_losses(length: int, texts: int, rows: Rows) -> Table:
 
 def table_by_position(rows: Rows) -> Table:
     """Losses from each position to the next edge."""
-    shown = {name: row for name, row in rows.items() if not name.endswith(("soft", RANDOM))}
+    shown = {name: row for name, row in rows.items() if _is_shown(name)}
     spans = list(next(iter(shown.values()))["by_position"])
     table = table_of_figures("loss by position", "tokens", spans)
     for name, row in shown.items():
@@ -43,11 +43,16 @@ def table_by_position(rows: Rows) -> Table:
 
 def table_by_document(names: list[str], rows: Rows) -> Table:
     """Losses of each document, past token 256 or its middle."""
-    shown = {name: row for name, row in rows.items() if not name.endswith(("soft", RANDOM))}
+    shown = {name: row for name, row in rows.items() if _is_shown(name)}
     table = table_of_figures("loss past token 256, or the middle", "document", list(shown))
     for number, name in enumerate(names):
         table.add_row(name, *(f"{row['by_sequence'][number]:.3f}" for row in shown.values()))
     return table
+
+
+def _is_shown(name: str) -> bool:
+    """Whether a row is also shown in detail."""
+    return not name.endswith(SOFT) and not is_random(name)
 
 
 def table_of_retrieval(kind: str, cells: dict[str, list[Cell]], chance: float) -> Table:

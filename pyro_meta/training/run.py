@@ -34,6 +34,7 @@ from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import locked, partial_name, write_whole
 from pyro_meta.guides import Guide
+from pyro_meta.guides.spending import Spending
 from pyro_meta.models import LanguageModel
 from pyro_meta.terminal.trust import require_shipped
 from pyro_meta.training.checkpoint import Checkpoints, Parts
@@ -48,7 +49,7 @@ SUMMARY_KEYS = (
     "load_by_layer", "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
     "router_parameters", "device", "seed", "versions",
 )  # fmt: skip
-OPTIONAL_KEYS = ("depth", "truth", "prior", "executed", "load_by_group", "beside")
+OPTIONAL_KEYS = ("depth", "truth", "prior", "executed", "load_by_group", "beside", "spending")
 MISSING = "missing"
 
 
@@ -340,7 +341,18 @@ class Run:
         vocabulary = self.vocabulary()
         model, guide = config.build(vocabulary.size, vocabulary.separators)
         self.load_checkpoint({"model": model, "guide": guide})
+        guide.spending = self._spending()
         return model.eval(), guide.eval(), vocabulary, config
+
+    def _spending(self) -> Spending | None:
+        """What its routes spend at each price, if it is finished and says so."""
+        if not self.is_finished():
+            return None
+        try:
+            found = json.loads(self.summary_path.read_text(encoding="utf-8")).get("spending")
+            return None if found is None else Spending(**found)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UsageError(f"{self.summary_path} is damaged: {error}") from error
 
     def lend(
         self, model: LanguageModel, guide: Guide, vocabulary: Vocabulary
