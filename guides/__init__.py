@@ -5,7 +5,7 @@ from pyro_meta.guides.categorical import CategoricalGuide
 from pyro_meta.guides.concrete import ConcreteGuide
 from pyro_meta.guides.depth import BetaDepthGuide, DepthGuide, PointDepthGuide
 from pyro_meta.guides.dirichlet import DirichletGuide
-from pyro_meta.guides.fixed_loads import FixedGuide, PeriodicGuide, RandomGuide
+from pyro_meta.guides.fixed_loads import FixedGuide, LayersGuide, PeriodicGuide, RandomGuide
 from pyro_meta.guides.load import LoadGuide
 from pyro_meta.guides.logistic_normal import LogisticNormalGuide
 from pyro_meta.guides.networks import of_own_token
@@ -23,6 +23,7 @@ __all__ = [
     "DirichletGuide",
     "FixedGuide",
     "Guide",
+    "LayersGuide",
     "LoadGuide",
     "LogisticNormalGuide",
     "PaperGuide",

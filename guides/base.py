@@ -267,6 +267,11 @@ class HeadsGuide(Guide):
         of_all = [list(start) * self._groups for start in bias]
         self.heads = make_heads(inputs or shape.width, width, of_all)
 
+    def begin_at(self, layer: int, logits: Tensor) -> None:
+        """Have the first K outputs of a layer begin near `logits`, [G, K], in place."""
+        bias = self.heads[layer][-1].bias.detach()  # type: ignore[index]
+        bias.view(self._groups, -1)[:, : logits.shape[-1]] = logits
+
     def outputs(self, layer: int, read: Tensor) -> Tensor:
         """What the head of a layer gives for `read` [B, T, inputs], [B, T, outputs].
 

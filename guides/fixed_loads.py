@@ -1,5 +1,6 @@
 """Routes given in advance: the baselines that look at no feature and learn nothing."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,7 +49,38 @@ class FixedGuide(Guide):
         return Point(weights.expand(*features.tokens.shape, -1))
 
 
-class PeriodicGuide(FixedGuide):
+class LayersGuide(FixedGuide):
+    """`full` in the layers that are named, `window` in all others.
+
+    No token has a say; it is hard from the start, and there is no KL. Such layers are often chosen
+    by the loss that leaving `full` costs them (as in arXiv 2606.27791).
+
+    Parameters
+    ----------
+    model
+        The language model, with the mechanisms `full` and `window`.
+    full
+        Layers, from 0 on.
+    """
+
+    is_mixture = False
+
+    def __init__(self, model: LanguageModel, full: Sequence[int] = ()) -> None:
+        names, layers = model.network.mechanism_names, model.network.shape.layers
+        for needed in ("full", "window"):
+            if needed not in names:
+                raise UsageError(
+                    f"guide: {type(self).__name__} needs the mechanism {needed}, and there are "
+                    f"{', '.join(names)}"
+                )
+        for layer in full:
+            if not 0 <= layer < layers:
+                raise UsageError(f"guide.full: {layer} given; 0 to {layers - 1} are allowed")
+        chosen = ("full" if layer in full else "window" for layer in range(layers))
+        super().__init__(model, [[float(name == one) for name in names] for one in chosen])
+
+
+class PeriodicGuide(LayersGuide):
     """`full` in every n-th layer, `window` in all others: the pattern of interleaved models.
 
     Such as Gemma 3 (arXiv 2503.19786), whose every 6th layer is full. No token has a say; it is
@@ -62,21 +94,10 @@ class PeriodicGuide(FixedGuide):
         n, at least 1: layers n - 1, 2 n - 1 and so on are full.
     """
 
-    is_mixture = False
-
     def __init__(self, model: LanguageModel, every: int = 2) -> None:
         if every < 1:
             raise UsageError(f"guide.every: {every} given; at least 1 is allowed")
-        names = model.network.mechanism_names
-        for needed in ("full", "window"):
-            if needed not in names:
-                raise UsageError(
-                    f"guide: PeriodicGuide needs the mechanism {needed}, and there are "
-                    f"{', '.join(names)}"
-                )
-        layers = range(1, model.network.shape.layers + 1)
-        chosen = ("window" if layer % every else "full" for layer in layers)
-        super().__init__(model, [[float(name == one) for name in names] for one in chosen])
+        super().__init__(model, range(every - 1, model.network.shape.layers, every))
 
 
 class RandomGuide(Guide):

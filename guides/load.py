@@ -1,7 +1,7 @@
 """The learned static split: every layer and group of heads has a posterior, and no token a say."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_meta.distributions import Choice
@@ -64,6 +64,11 @@ class LoadGuide(Guide):
         if network.shape.groups > 1:
             outputs = outputs[:, None].repeat(1, network.shape.groups, 1)
         self.outputs = nn.Parameter(outputs)
+
+    def begin_at(self, layer: int, logits: Tensor) -> None:
+        """Have the logits of a layer begin at `logits`, [G, K], in place."""
+        outputs = self.outputs.detach()[layer]
+        outputs[..., : logits.shape[-1]] = logits.view(*outputs.shape[:-1], -1)
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Distribution:

@@ -21,9 +21,10 @@ _NAMES = {
     "distributions": ("Choice", "Concrete", "LogisticNormal", "PointGate"),
     "errors": ("UsageError",),
     "guides": (
-        "Guide", "CategoricalGuide", "ConcreteGuide", "DirichletGuide", "FixedGuide", "LoadGuide",
-        "LogisticNormalGuide", "PaperGuide", "PeriodicGuide", "PointGuide", "PriorGuide",
-        "RandomGuide", "TokenTableGuide", "DepthGuide", "BetaDepthGuide", "PointDepthGuide",
+        "Guide", "CategoricalGuide", "ConcreteGuide", "DirichletGuide", "FixedGuide",
+        "LayersGuide", "LoadGuide", "LogisticNormalGuide", "PaperGuide", "PeriodicGuide",
+        "PointGuide", "PriorGuide", "RandomGuide", "TokenTableGuide",
+        "DepthGuide", "BetaDepthGuide", "PointDepthGuide",
     ),
     "inference": ("RouteELBO",),
     "models": (

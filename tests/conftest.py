@@ -24,6 +24,7 @@ from pyro_meta import (
     FixedGuide,
     Guide,
     LanguageModel,
+    LayersGuide,
     LearnedDirichlet,
     LoadCategorical,
     LoadDirichlet,
@@ -71,9 +72,18 @@ GUIDES = [
     PriorGuide,
     FixedGuide,
     RandomGuide,
+    LayersGuide,
     PeriodicGuide,
 ]
-ANY_FAMILY = {LoadGuide, PointGuide, PriorGuide, FixedGuide, RandomGuide, PeriodicGuide}
+ANY_FAMILY = {
+    LoadGuide,
+    PointGuide,
+    PriorGuide,
+    FixedGuide,
+    RandomGuide,
+    LayersGuide,
+    PeriodicGuide,
+}
 """Guides that go with priors of weights and of choices alike."""
 REFUSED = {
     (LogisticNormalPrior, PaperGuide),

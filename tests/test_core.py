@@ -35,6 +35,7 @@ from pyro_meta import (
     DirichletGuide,
     Guide,
     LanguageModel,
+    LayersGuide,
     LoadCategorical,
     LoadDirichlet,
     LoadGuide,
@@ -403,6 +404,11 @@ def test_periodic_layers() -> None:
         PeriodicGuide(model, every=0)
     with pytest.raises(UsageError, match="needs the mechanism window"):
         build(guide=PeriodicGuide, mechanisms=("full", "linear"))
+    assert LayersGuide(model, [4, 0]).loads[:, 0].tolist() == [1, 0, 0, 0, 1]
+    assert not LayersGuide(model).loads[:, 0].any()
+    for beyond in (-1, 5):
+        with pytest.raises(UsageError, match=rf"guide\.full: {beyond} given; 0 to 4 are"):
+            LayersGuide(model, [beyond])
 
 
 def test_a_choice_of_what_is_not_a_number_is_drawn_as_such() -> None:

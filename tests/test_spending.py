@@ -23,14 +23,10 @@ from pyro_meta import (
     UsageError,
 )
 from pyro_meta.evaluation.beside import routes_beside
-from pyro_meta.evaluation.oracle import (
-    along,
-    choices_of_least_harm,
-    fully,
-    gains_of_full,
-)
+from pyro_meta.evaluation.oracle import choices_of_least_harm, gains_of_full
 from pyro_meta.evaluation.spending import at_price, measured_spending, price_for, visits_at
 from pyro_meta.guides.spending import Spending
+from pyro_meta.network.leaving_full import along, fully
 from pyro_meta.pretrained import PretrainedNetwork, convert, load_routes, restore, save_routes
 from pyro_meta.pretrained.conversion import deployed
 

@@ -45,6 +45,7 @@ def routes_beside(
     batch: int,
     seed: int = 0,
     budgets: Sequence[float] = (),
+    mechanisms: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Losses and key visits of the routes, hard and soft, and of what stands beside them.
 
@@ -61,6 +62,8 @@ def routes_beside(
     budgets
         Shares of key visits: hard routes and random tokens are looked at where the price is moved
         to make so many, instead of at the guide's own price, and soft ones are not.
+    mechanisms
+        Whether each mechanism alone is looked at, too.
 
     Returns
     -------
@@ -83,7 +86,7 @@ def routes_beside(
         if not budgets:
             rows |= _hard(model, guide, windows, batch, seed)
             rows[SOFT] = _followed(network, mean_route(guide, hard=False), windows, batch)
-        for name in network.mechanism_names:
+        for name in network.mechanism_names if mechanisms else ():
             rows[name] = _followed(network, chosen_by_all(network, name), windows, batch)
     return {name: row.figures() for name, row in rows.items()}
 

@@ -6,11 +6,10 @@ Shapes: N sequences, T tokens, L layers, G groups of heads, K mechanisms.
 import torch
 from torch import Tensor
 
-from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import token_nll
 from pyro_meta.evaluation.spending import visits_at
+from pyro_meta.network.leaving_full import along, fully
 from pyro_meta.network.protocol import Network
-from pyro_meta.network.route import Decision, Features, Route
 
 
 def gains_of_full(network: Network, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -33,25 +32,6 @@ def gains_of_full(network: Network, tokens: Tensor, targets: Tensor) -> Tensor:
     full = network.mechanism_names.index("full")
     gains = found - found[..., full, None]
     return gains if network.shape.groups > 1 else gains.unsqueeze(-2)
-
-
-def fully(network: Network, tokens: Tensor) -> list[Tensor]:
-    """Weights of `full` alone by layer, [N, T, K] or [N, T, G, K], of which gradients are kept."""
-    names = network.mechanism_names
-    if "full" not in names:
-        raise UsageError(f"mechanisms: {', '.join(names)} given; full has to be among them")
-    one = torch.zeros(*tokens.shape, *network.shape.of_groups, len(names), device=tokens.device)
-    one[..., names.index("full")] = 1.0
-    return [one.clone().requires_grad_() for _ in range(network.shape.layers)]
-
-
-def along(weights: list[Tensor]) -> Route:
-    """The route of given weights or choices, by layer."""
-
-    def route(layer: int, features: Features) -> Decision:
-        return Decision(weights[layer])
-
-    return route
 
 
 def choices_of_least_harm(network: Network, harms: Tensor, visits: float) -> Tensor:

@@ -23,6 +23,7 @@ from pyro_meta.distributions.simplex import divergence
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.guides.walk import Walked
+from pyro_meta.inference.curvature import of_second_order
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.route import as_weights
 
@@ -62,10 +63,19 @@ class RouteELBO(TraceMeanField_ELBO):
     Handed to `pyro.infer.SVI` it is Pyro's own, and spares a forward pass. `terms` is the same
     estimator (a test compares both, with gradients) without what training does not need: log
     densities of the routes, and a host-device synchronisation per evaluation.
+
+    Parameters
+    ----------
+    num_particles
+        Draws of the routes.
+    second_order
+        Whether `terms` has the curvature of choices in its gradients (see
+        `pyro_meta.inference.curvature`), for one backward pass more. Values stay as they are.
     """
 
-    def __init__(self, num_particles: int = 1) -> None:
+    def __init__(self, num_particles: int = 1, second_order: bool = False) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=3)
+        self.second_order = second_order
 
     def _get_trace(
         self, model: LanguageModel, guide: Guide, args: Any, kwargs: Any
@@ -126,6 +136,8 @@ class RouteELBO(TraceMeanField_ELBO):
         model_trace = poutine.trace(replayed).get_trace(tokens, targets, walked)
         observed: Any = model_trace.nodes["next_token"]
         nll = -observed["fn"].log_prob(observed["value"]).sum()
+        if self.second_order and torch.is_grad_enabled():
+            nll = nll + of_second_order(walked)
         zero = torch.zeros_like(nll)
 
         def by_layer(term: Callable[[str], Tensor], name: str) -> Tensor:

@@ -109,6 +109,34 @@ class Tightening:
 
 
 @dataclass(frozen=True)
+class WarmStart:
+    """Before training: the guide learns what each choice is worth by itself, along full attention.
+
+    See `pyro_meta.inference.warm_start`.
+    """
+
+    texts: int = 0
+    """Batches of text that it learns from, a pass forward and one back for each; 0: it begins as it
+    is made. Only with --pretrained."""
+    passes: int = 5
+    """How often the guide is fitted to each of them; the network is not run again for it."""
+    lr: float = 3e-3
+    """Learning rate of the fit."""
+    sharpness: float = 3.0
+    """By how much the log-odds of full attention rise if leaving it costs e times as much."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("texts", 0), ("passes", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(
+                    f"warm.{name}: {getattr(self, name)} given; at least {least} is allowed"
+                )
+        for name in ("lr", "sharpness"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"warm.{name}: {getattr(self, name)} given; above 0 is allowed")
+
+
+@dataclass(frozen=True)
 class ShortFirst:
     """Short sequences first, and as many times more of them: tokens per step stay the same.
 
@@ -160,6 +188,9 @@ class Optimisation:
     router_end: float = 0.45
     """When the guide stops learning, as a share of all steps; from then on the network trains with
     the routes that the guide gives, and --kl has no effect."""
+    second_order: bool = False
+    """Whether gradients of choices reckon with the curvature of the loss, too: what a token gains
+    by another mechanism is then known far better, for a backward pass more in every step."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip", "router"):

@@ -39,6 +39,9 @@ class Raised(Features):
     In that a guide computes; what it does not read costs nothing.
     """
 
+    def detached(self) -> "Features":
+        return Raised(self[0], self[1].detach(), self[2].detach(), self[3])
+
     @property
     def state(self) -> Tensor:
         return self[1].to(torch.get_default_dtype())

@@ -203,7 +203,10 @@ def _losses(runs: list[Loaded], windows: Windows, options: Namespace) -> Rows:
     rows: Rows = {}
     are_one = _have_one_network(runs)
     for run in runs:
-        found = routes_beside(run.model, run.guide, windows, 1, options.seed, options.budgets or ())
+        is_new = not are_one or run is runs[0]
+        found = routes_beside(
+            run.model, run.guide, windows, 1, options.seed, options.budgets or (), is_new
+        )
         for name, row in found.items():
             rows[name if are_one and not is_of_guide(name) else f"{run.name}: {name}"] = row
     return rows

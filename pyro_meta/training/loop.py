@@ -6,7 +6,7 @@ the killed one bit for bit, and two processes draw what one process with two mic
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -23,8 +23,9 @@ from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import evaluate
 from pyro_meta.guides import Guide
 from pyro_meta.inference.controllers import Controllers, Step
-from pyro_meta.inference.elbo import ELBOTerms, Objective
+from pyro_meta.inference.elbo import ELBOTerms, Objective, RouteELBO
 from pyro_meta.inference.optimiser import drop_resting, make_optimiser, set_lr
+from pyro_meta.inference.warm_start import warm_start
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.costs import costs_at
 from pyro_meta.terminal.progress import Watch
@@ -78,10 +79,14 @@ def train(
     UsageError
         The loss or the gradient is not finite; the last checkpoint stands.
     """
-    objective = Objective(model, guide, teaches=config.target == "model").to(fabric.device)
+    elbo = RouteELBO(second_order=config.optim.second_order)
+    teaches = config.target == "model"
+    objective = Objective(model, guide, elbo, teaches).to(fabric.device)
     parts = {"model": model, "guide": guide, "controllers": controllers}
-    optimiser = make_optimiser(config.optim, objective)
     is_resumed = is_resumed and run.latest_checkpoint() is not None
+    if not is_resumed and config.warm.texts:
+        _start_warm(config, corpus, fabric, guide, say)
+    optimiser = make_optimiser(config.optim, objective)
     if config.compile:
         model.network.compile_blocks()
     if config_yaml is None:
@@ -170,6 +175,28 @@ def train(
             if must_stop:
                 raise Interrupted(step + 1)
     return Outcome(config.steps * config.batch * config.context, seconds)
+
+
+def _start_warm(
+    config: Config, corpus: Corpus, fabric: Fabric, guide: Guide, say: Callable[[str], None]
+) -> None:
+    """Fit the guide to what each choice is worth, on texts behind those that are trained on.
+
+    Every process reads them all, and finds the same.
+    """
+    began = time.perf_counter()
+
+    def texts() -> Iterator[Tensor]:
+        for number in range(config.warm.texts):
+            step = config.steps + number
+            tokens, _ = corpus.batch(config.seed, step, config.batch, config.context)
+            torch.manual_seed(micro_batch_seed(config.seed, step, 0))
+            yield fabric.to_device(tokens)
+
+    with pyro.validation_enabled(config.debug), fabric.autocast():
+        warm_start(guide, texts(), config.warm)
+    seconds = time.perf_counter() - began
+    say(f"warm start: {config.warm.texts} texts in {seconds:.0f} s")
 
 
 def _set_schedules(

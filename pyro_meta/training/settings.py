@@ -19,6 +19,7 @@ from pyro_meta.inference.schedules import (
     Optimisation,
     ShortFirst,
     Tightening,
+    WarmStart,
 )
 from pyro_meta.terminal.commands import TRUST_HELP, command_parser
 from pyro_meta.terminal.help import reword
@@ -162,10 +163,10 @@ class Settings:
     """Network that reads the text so far and says how likely each route is, and how sure it is (the
     posterior over routes): CategoricalGuide (default), of choices; of weights, DirichletGuide
     (default beside a prior of weights), ConcreteGuide, LogisticNormalGuide, PaperGuide,
-    TokenTableGuide; to compare with, LoadGuide (one route
-    for each layer), PointGuide (a router that is never unsure), PriorGuide, PeriodicGuide,
-    FixedGuide and RandomGuide; or the import path of your own. --guide.help NAME lists
-    the options of each, such as --guide.hidden."""
+    TokenTableGuide; to compare with, LoadGuide (one route for each layer), PointGuide (a router
+    that is never unsure), PriorGuide, LayersGuide, PeriodicGuide, FixedGuide and RandomGuide; or
+    the import path of your own. --guide.help NAME lists the options of each, such as
+    --guide.hidden."""
     mechanisms: list[str] = field(default_factory=lambda: ["full", "window", "linear"])
     """Ways to attend that tokens mix at first, and each token later picks from: full (all earlier
     tokens), window (the nearest ones), linear (a running summary of all of them), linear_momentum
@@ -216,6 +217,8 @@ class Settings:
     summed before the step."""
     short: ShortFirst = ShortFirst()
     """Short sequences first"""
+    warm: WarmStart = WarmStart()
+    """What the guide learns before training (only with --pretrained)"""
     optim: Optimisation = Optimisation()
     """The optimiser, AdamW, and its learning rates"""
     kl: KLSchedule = KLSchedule()
@@ -282,6 +285,8 @@ class Settings:
                     "target: model given, and the network learns; text is allowed without "
                     "--pretrained"
                 )
+            if self.warm != WarmStart():
+                raise UsageError("warm: it is given, and does nothing without --pretrained")
             return
         if self.target == "model" and "full" not in self.mechanisms:
             raise UsageError(

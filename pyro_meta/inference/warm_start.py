@@ -1,0 +1,213 @@
+"""A first guess of what each token's choice is worth, before training.
+
+Where every token attends fully, half the curvature of the log-likelihood is what it costs one token
+of one group of heads to leave `full` (see `pyro_meta.inference.curvature`):
+
+    s_k  =  1/2 (d log p(y') / d alpha_k  -  d log p(y') / d alpha_full)^2        y' ~ p(. | full)
+
+in nats, for all layers, groups and tokens by one backward pass, and without a draw of routes. The
+exact posterior of that one choice has exp(-s_k / w) as its factor of the likelihood. s_k is known
+for the texts that are read; the guide learns its mean given what it sees, by regression on a
+logarithmic scale (a Gamma likelihood, for which a square of a normal variable is the noise):
+
+    log q(full) - log q(k)  =  sharpness (log E[s_k | x] - log(mean s) + AHEAD)
+
+Training then goes on from there: what choices do together, loads and budget are its own.
+
+Shapes: B sequences, T tokens, L layers, G groups of heads, K mechanisms.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pyro_meta.attention.ops.precision import at_least_float32
+from pyro_meta.errors import UsageError
+from pyro_meta.guides import Guide
+from pyro_meta.guides.base import HeadsGuide
+from pyro_meta.guides.load import LoadGuide
+from pyro_meta.inference.schedules import WarmStart
+from pyro_meta.network.leaving_full import fully
+from pyro_meta.network.protocol import Network
+from pyro_meta.network.route import Decision, Features
+
+AHEAD = 4.0  # nats: at first who costs more than e^-4 of the average to leave `full` stays there
+ROUND = 10  # texts that are kept in memory, and read again and again
+LEAST = 0.02  # of the mean of a layer and group: below, harms are all alike
+LEAST_SCALE = 1e-3  # of a feature
+DECAY, CLIP = 0.3, 1.0
+
+
+class Told(NamedTuple):
+    """What a text tells of its choices."""
+
+    features: list[Features]
+    """By layer, along full attention."""
+    harms: Tensor
+    """s, [L, B, T, G, K], 0 for `full` itself."""
+
+
+def warm_start(
+    guide: Guide,
+    texts: Iterable[Tensor],
+    options: WarmStart,
+) -> None:
+    """Fit a guide's posterior means to what texts tell of each choice, in place.
+
+    Parameters
+    ----------
+    guide
+        A guide that begins from logits, see `begin_at`.
+    texts
+        Tokens [B, T] each, `options.texts` of them.
+    options
+        How.
+
+    Raises
+    ------
+    UsageError
+        The guide has no logits to begin from, or `full` is none of the mechanisms.
+    """
+    if not isinstance(guide, HeadsGuide | LoadGuide):
+        raise UsageError(
+            f"warm.texts: {options.texts} given, and {type(guide).__name__} has no logits to begin "
+            "from; a guide with a head, or LoadGuide, has"
+        )
+    network = guide.model.network
+    full = network.mechanism_names.index("full") if "full" in network.mechanism_names else -1
+    updates, done, coming = options.passes * options.texts, 0, iter(texts)
+    typical = torch.zeros(())
+    optimiser: torch.optim.Optimizer | None = None
+    order = torch.Generator().manual_seed(options.texts)
+    with standardised(guide) as standardise:
+        while found := [told(network, tokens) for tokens in islice(coming, ROUND)]:
+            if optimiser is None:
+                mean = torch.stack([one.harms.mean((1, 2)) for one in found]).mean(0)  # [L, G, K]
+                typical = mean[mean > 0].mean()
+                standardise([one.features for one in found])
+                logs = (mean / typical).clamp(min=1e-9).log()
+                logits = -options.sharpness * (logs + AHEAD)
+                logits[..., full] = 0.0
+                for layer, of_layer in enumerate(logits):
+                    guide.begin_at(layer, of_layer)
+                floor = LEAST * mean / typical
+                optimiser = torch.optim.AdamW(_grouped(guide), lr=options.lr)
+            for _ in range(options.passes):
+                for index in torch.randperm(len(found), generator=order).tolist():
+                    for group in optimiser.param_groups:
+                        group["lr"] = options.lr * (1 - done / updates)
+                    one = found[index]
+                    with torch.autocast(one.harms.device.type, enabled=False):
+                        loss = deviance(guide, one, typical, floor, full, options.sharpness)
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(_moved(guide), CLIP)
+                    optimiser.step()
+                    optimiser.zero_grad()
+                    done += 1
+
+
+def told(network: Network, tokens: Tensor) -> Told:
+    """What a text [B, T] tells, from one forward and one backward pass."""
+    weights = fully(network, tokens)
+    features: list[Features] = []
+
+    def noting(layer: int, seen: Features) -> Decision:
+        features.append(seen.detached())
+        return Decision(weights[layer])
+
+    with torch.enable_grad():
+        log_p = torch.log_softmax(at_least_float32(network(tokens, noting)), -1)
+        drawn = torch.distributions.Categorical(logits=log_p.detach(), validate_args=False).sample()
+        slopes = torch.stack(torch.autograd.grad(log_p.gather(-1, drawn[..., None]).sum(), weights))
+    slopes = slopes if network.shape.groups > 1 else slopes.unsqueeze(-2)
+    full = network.mechanism_names.index("full")
+    return Told(features, 0.5 * (slopes - slopes[..., full, None]).square())
+
+
+def deviance(
+    guide: Guide, one: Told, typical: Tensor, floor: Tensor, full: int, sharpness: float
+) -> Tensor:
+    """Of harms, given what the guide says of them: y / m + log m, averaged.
+
+    y are harms over the typical one, m what the guide takes them for. `floor` [L, G, K] is added to
+    y. Tokens for which a mechanism sees all that `full` sees are left out.
+    """
+    parts = []
+    for layer, features in enumerate(one.features):
+        mean = guide.routes(layer, features).mean
+        logs = (mean if mean.dim() == 4 else mean.unsqueeze(2)).log()  # [B, T, G, K]
+        told_log = (logs[..., full, None] - logs) / sharpness - AHEAD
+        harms = one.harms[layer]
+        counts = (harms > 0).float()
+        found = (harms / typical + floor[layer]) * torch.exp(-told_log.clamp(min=-30)) + told_log
+        parts.append((found * counts).sum() / counts.sum().clamp(min=1))
+    return torch.stack(parts).mean()
+
+
+def _moved(guide: Guide) -> list[nn.Parameter]:
+    """The parameters that the fit moves: those of the posterior of routes."""
+    of_loads = {id(one) for one in guide.moves_loads}
+    return [one for one in guide.parameters() if id(one) not in of_loads]
+
+
+def _grouped(guide: Guide) -> list[dict[str, Any]]:
+    """The same, of which only the weights of heads decay."""
+    moved = _moved(guide)
+    is_weight = [isinstance(guide, HeadsGuide) and one.dim() > 1 for one in moved]
+    return [
+        {
+            "params": [one for one, ours in zip(moved, is_weight, strict=True) if ours == decays],
+            "weight_decay": DECAY * decays,
+        }
+        for decays in (True, False)
+    ]
+
+
+@dataclass
+class _Standardise:
+    """Pre-hook of a linear layer: its inputs have mean 0 and scale 1."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return ((args[0] - self.mean) / self.scale,)
+
+    def fold(self, first: nn.Linear) -> None:
+        """Make mean and scale part of the layer's own weights."""
+        with torch.no_grad():
+            first.weight.div_(self.scale)
+            first.bias.sub_(first.weight @ self.mean)
+
+
+@contextmanager
+def standardised(guide: Guide) -> Iterator[Callable[[list[list[Features]]], None]]:
+    """Have the heads of a guide learn on inputs of mean 0 and scale 1, once that is called.
+
+    Afterwards mean and scale are part of their weights.
+    """
+    begun: list[tuple[nn.Linear, _Standardise, RemovableHandle]] = []
+
+    def begin(seen: list[list[Features]]) -> None:
+        if not isinstance(guide, HeadsGuide):
+            return
+        for layer, head in enumerate(guide.heads):
+            first: nn.Linear = head[0]  # type: ignore[index]
+            read = torch.cat([text[layer].normed.flatten(0, -2) for text in seen])
+            if read.shape[-1] != first.in_features:  # a guide of one's own, with other inputs
+                continue
+            hook = _Standardise(read.mean(0), read.std(0).clamp(min=LEAST_SCALE))
+            begun.append((first, hook, first.register_forward_pre_hook(hook)))
+
+    try:
+        yield begin
+    finally:
+        for first, hook, handle in begun:
+            handle.remove()
+            hook.fold(first)

@@ -1,0 +1,143 @@
+"""What a guide learns before training: what each choice is worth by itself."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pretrained_models import MODELS, refused, text, wrapped
+from scipy.stats import spearmanr
+
+from pyro_meta import (
+    CategoricalGuide,
+    DirichletGuide,
+    Guide,
+    LanguageModel,
+    LoadCategorical,
+    LoadDirichlet,
+    LoadGuide,
+    LogisticNormalGuide,
+    PointGuide,
+    PriorGuide,
+)
+from pyro_meta.guides.base import HeadsGuide
+from pyro_meta.inference.schedules import WarmStart
+from pyro_meta.inference.warm_start import Told, standardised, told, warm_start
+
+OPTIONS = WarmStart(texts=30, passes=15, lr=1e-2)
+
+
+def made(kind: Any = CategoricalGuide, groups: Any = "kv", prior: Any = None, **more: Any) -> Guide:
+    torch.manual_seed(2)
+    network = wrapped(MODELS["Llama"](), groups=groups)
+    if prior is None:
+        prior = LoadDirichlet if kind in (DirichletGuide, LogisticNormalGuide) else LoadCategorical
+    guide: Guide = kind(LanguageModel(network, prior(network)), **more)
+    return guide
+
+
+def log_odds(guide: Guide, one: Any) -> torch.Tensor:
+    """Of full against the window by layer, [L, B, T, G]."""
+    names = guide.model.network.mechanism_names
+    full, window = names.index("full"), names.index("window")
+    logs = [guide.routes(layer, seen).mean.log() for layer, seen in enumerate(one.features)]
+    found = torch.stack([one[..., full] - one[..., window] for one in logs])
+    return found if guide.model.network.shape.groups > 1 else found.unsqueeze(-1)
+
+
+def texts(count: int = OPTIONS.texts, seed: int = 0) -> list[torch.Tensor]:
+    return [text(2, 33, seed + number) for number in range(count)]
+
+
+def planted(network: Any, tokens: torch.Tensor) -> Told:
+    """Harms that one feature of a token tells, up to the noise of a squared normal variable."""
+    one = told(network, tokens)
+    window = network.mechanism_names.index("window")
+    harms = torch.zeros_like(one.harms)
+    draw = torch.Generator().manual_seed(int(tokens.sum()))
+    for layer, seen in enumerate(one.features):
+        for group in range(harms.shape[3]):
+            mean = torch.exp(seen.normed[..., layer + group] - 3 * group)
+            harms[layer, :, :, group, window] = mean * torch.randn(mean.shape, generator=draw) ** 2
+    return Told(one.features, harms)
+
+
+@pytest.mark.parametrize("groups", ["kv", 1])
+@pytest.mark.parametrize(
+    "kind", [CategoricalGuide, DirichletGuide, LogisticNormalGuide, PointGuide]
+)
+def test_log_odds_follow_what_a_token_tells_of_its_harm(
+    kind: Any, groups: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_meta.inference.warm_start.told", planted)
+    guide = made(kind, groups)
+    warm_start(guide, texts(), OPTIONS)
+    one = planted(guide.model.network, text(4, 33, 999))
+    found = log_odds(guide, one).detach()
+    for layer, seen in enumerate(one.features):
+        for group in range(found.shape[-1]):
+            wanted = seen.normed[..., layer + group]
+            told_of = spearmanr(wanted.flatten(), found[layer, ..., group].flatten()).statistic
+            assert told_of > 0.6
+            slope = float(np.polyfit(wanted.flatten(), found[layer, ..., group].flatten(), 1)[0])
+            if kind is not DirichletGuide:  # whose mean is bounded
+                assert 0.3 < slope / OPTIONS.sharpness < 1.3
+    if groups == "kv":
+        assert float((found[..., 0] - found[..., 1]).mean()) > 2 * OPTIONS.sharpness
+
+
+def test_a_split_learns_the_means_of_its_heads() -> None:
+    guide = made(LoadGuide)
+    torch.manual_seed(0)
+    warm_start(guide, texts(), OPTIONS)
+    network = guide.model.network
+    window = network.mechanism_names.index("window")
+    many = [told(network, one) for one in texts(30, seed=500)]
+    means = torch.stack([one.harms.mean((1, 2)) for one in many]).mean(0)[..., window]
+    found = log_odds(guide, many[0])[:, 0, 0].detach()
+    assert spearmanr(means.flatten(), found.flatten()).statistic > 0.9
+
+
+def test_harms_of_tokens_that_a_window_serves_fully_are_zero() -> None:
+    one = told(made().model.network, text(2, 12))
+    assert one.harms[:, :, :4].abs().max() < 1e-6 < one.harms[:, :, 8:].max()
+
+
+def test_scales_become_weights() -> None:
+    """Once it is over, the guide is one of its kind, and says what it said."""
+    guide = made()
+    assert isinstance(guide, HeadsGuide)
+    one = told(guide.model.network, text(2, 30))
+    names, numbers = list(guide.state_dict()), [id(x) for x in guide.parameters()]
+    with standardised(guide) as begin:
+        begin([one.features])
+        for parameter in guide.parameters():
+            torch.nn.init.normal_(parameter)
+        within = log_odds(guide, one)
+    torch.testing.assert_close(log_odds(guide, one), within)
+    assert list(guide.state_dict()) == names and [id(x) for x in guide.parameters()] == numbers
+
+
+def test_features_begin_centred() -> None:
+    guide = made()
+    one = told(guide.model.network, text(4, 33))
+    with standardised(guide) as begin:
+        begin([one.features])
+        for layer, seen in enumerate(one.features):
+            before = guide.heads[layer][0](seen.normed).detach()  # type: ignore[union-attr, index]
+            assert float(before.mean().abs()) < 0.2 and 0.2 < float(before.std()) < 1.5
+
+
+def test_nothing_but_the_guide_is_moved() -> None:
+    guide = made()
+    network = guide.model.network
+    before = {name: x.clone() for name, x in network.hf_model.state_dict().items()}  # type: ignore[attr-defined]
+    loads = [x.clone() for x in guide.moves_loads]
+    warm_start(guide, texts(3), WarmStart(texts=3))
+    for name, x in network.hf_model.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(x, before[name])
+    assert all(torch.equal(x, y) for x, y in zip(loads, guide.moves_loads, strict=True))
+
+
+def test_a_guide_without_logits_is_refused() -> None:
+    refused(lambda: warm_start(made(PriorGuide), texts(2), WarmStart(texts=2)), "warm.texts: 2")
