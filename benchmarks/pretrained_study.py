@@ -6,7 +6,8 @@ Each run is evaluated by `python -m pyro_meta.evaluate`, its price moved to each
 a file of its own; one that is there already is not made again. Rows that learn nothing stand in
 `others-*.json`: layers chosen by the loss that leaving full attention costs them (arXiv
 2606.27791), every 2nd and 4th layer, tokens drawn alike in every layer and group (the prior,
-which knows no layer), and routes that are read off the labels (`oracle`: an upper bound, and no promise).
+which knows no layer), and routes that are read off the labels (`oracle`: an upper bound, and no
+promise).
 """
 
 import argparse
