@@ -144,6 +144,14 @@ class Guide(MadeWith, StandaloneModule):
         return list((self.load_posterior or self.model.prior).parameters())
 
     @property
+    def offsets(self) -> list[Tensor]:
+        """The parameters that speak for all tokens of a layer or group alike: those of the loads.
+
+        Subclasses add their own.
+        """
+        return [] if self.load_posterior is None else list(self.load_posterior.parameters())
+
+    @property
     def model(self) -> LanguageModel:
         return self._model[0]
 
@@ -227,6 +235,10 @@ class Guide(MadeWith, StandaloneModule):
         return is_own and (self.depth is None or self.depth.is_of_own_token)
 
 
+LEAST_SCALE = 1e-3
+"""Of an input of a head: what hardly moves is not blown up."""
+
+
 class HeadsGuide(Guide):
     """A guide that asks one network of a single hidden layer in every layer of the transformer.
 
@@ -239,13 +251,26 @@ class HeadsGuide(Guide):
     bias
         What the outputs of each layer's head are near at the start, [L][outputs].
     inputs
-        Width of what the heads read (default: the width of the model).
+        Width of what the heads read (default: that of `read`).
+    reads_near
+        Whether they also read what window attention gives the token, as in L2A (arXiv 2603.17484):
+        whether a far look pays shows in what the near one has found. The window is then run for
+        every token, also for those that choose another mechanism.
+
+    Attributes
+    ----------
+    centre, scale
+        What heads take for mean and scale of their inputs, [L, inputs]; at first 0 and 1.
 
     Raises
     ------
     UsageError
-        `hidden` is below 1, or there is no bias for every layer.
+        `hidden` is below 1, or there is no bias for every layer; or the network does not show what
+        is near.
     """
+
+    centre: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -253,9 +278,16 @@ class HeadsGuide(Guide):
         hidden: int | None,
         bias: Sequence[Sequence[float]],
         inputs: int | None = None,
+        reads_near: bool = False,
     ) -> None:
         super().__init__(model)
         shape = model.network.shape
+        if reads_near and not model.network.shows_near:
+            raise UsageError(
+                "guide.reads_near: true given, and the network shows no window attention before a "
+                "route is chosen; --pretrained does, with window among --mechanisms"
+            )
+        self.reads_near = reads_near
         width = default_width(shape) if hidden is None else hidden
         if width < 1:
             raise UsageError(f"guide.hidden: {hidden} given; at least 1 is allowed")
@@ -265,7 +297,32 @@ class HeadsGuide(Guide):
             )
         self._groups = model.network.shape.groups
         of_all = [list(start) * self._groups for start in bias]
-        self.heads = make_heads(inputs or shape.width, width, of_all)
+        of_near = shape.heads * shape.head_width if reads_near else 0
+        inputs = inputs or shape.width + of_near
+        self.heads = make_heads(inputs, width, of_all)
+        self.register_buffer("centre", torch.zeros(shape.layers, inputs))
+        self.register_buffer("scale", torch.ones(shape.layers, inputs))
+
+    @property
+    def offsets(self) -> list[Tensor]:
+        return [*super().offsets, *(head[-1].bias for head in self.heads)]  # type: ignore[index]
+
+    def read(self, features: Features) -> Tensor:
+        """What heads read of a layer, [B, T, inputs]: its normalised input, and what is near."""
+        normed = features.normed
+        if not self.reads_near:
+            return normed
+        if features.near is None:
+            raise UsageError(
+                f"guide.reads_near: {type(self).__name__} was asked where nothing is near"
+            )
+        return torch.cat([normed, features.near().to(normed)], -1)
+
+    def standardise(self, layer: int, read: Tensor) -> None:
+        """Take mean and scale of a layer's inputs from examples of them, [.., inputs], in place."""
+        read = read.flatten(0, -2)
+        self.centre[layer] = read.mean(0)
+        self.scale[layer] = read.std(0).clamp(min=LEAST_SCALE)
 
     def begin_at(self, layer: int, logits: Tensor) -> None:
         """Have the first K outputs of a layer begin near `logits`, [G, K], in place."""
@@ -277,5 +334,5 @@ class HeadsGuide(Guide):
 
         Of several groups it is [B, T, G, outputs].
         """
-        out: Tensor = self.heads[layer](read)
+        out: Tensor = self.heads[layer]((read - self.centre[layer]) / self.scale[layer])
         return out if self._groups == 1 else out.unflatten(-1, (self._groups, -1))

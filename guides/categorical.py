@@ -29,6 +29,8 @@ class CategoricalGuide(HeadsGuide):
     follows
         Whether load and price are factors of the posterior, which then moves with them at once
         (see `pyro_meta.guides.following`); else the network learns them, too.
+    reads_near
+        Whether it also reads what window attention gives the token (see `HeadsGuide`).
     """
 
     of_choices = True
@@ -39,8 +41,9 @@ class CategoricalGuide(HeadsGuide):
         hidden: int | None = None,
         start: float = 3.0,
         follows: bool = False,
+        reads_near: bool = False,
     ) -> None:
-        super().__init__(model, hidden, leads(model.network, start))
+        super().__init__(model, hidden, leads(model.network, start), reads_near=reads_near)
         if follows:
             require_price(model)
         self.follows = follows
@@ -48,7 +51,7 @@ class CategoricalGuide(HeadsGuide):
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Choice:
-        out = self.outputs(layer, features.normed)
+        out = self.outputs(layer, self.read(features))
         if self.follows:
             out = out + known_factors(self.model, self.load(layer))
         return Choice(logits=out)
@@ -56,7 +59,7 @@ class CategoricalGuide(HeadsGuide):
     def decided(self, layer: int, features: Features) -> Tensor:
         if type(self).posterior is not CategoricalGuide.posterior:  # a subclass says otherwise
             return super().decided(layer, features)
-        return (self.outputs(layer, features.normed) + self._lead(layer)).argmax(-1)
+        return (self.outputs(layer, self.read(features)) + self._lead(layer)).argmax(-1)
 
     def _lead(self, layer: int) -> Tensor:
         """What is added to the outputs of a layer before the largest runs, [K] or [G, K]."""

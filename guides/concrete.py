@@ -25,6 +25,8 @@ class ConcreteGuide(HeadsGuide):
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
         `window` half a logit behind, and `window` in the others.
+    reads_near
+        Whether it also reads what window attention gives the token (see `HeadsGuide`).
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class ConcreteGuide(HeadsGuide):
         hidden: int | None = None,
         temperature: float = 0.5,
         start: float = 3.0,
+        reads_near: bool = False,
     ) -> None:
-        super().__init__(model, hidden, leads(model.network, start))
+        super().__init__(model, hidden, leads(model.network, start), reads_near=reads_near)
         if not temperature >= LEAST_TEMPERATURE:
             raise UsageError(
                 f"guide.temperature: {temperature} given; at least {LEAST_TEMPERATURE} is allowed"
@@ -43,4 +46,4 @@ class ConcreteGuide(HeadsGuide):
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Concrete:
-        return Concrete(self.temperature, self.outputs(layer, features.normed))
+        return Concrete(self.temperature, self.outputs(layer, self.read(features)))

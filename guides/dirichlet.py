@@ -46,6 +46,8 @@ class DirichletGuide(HeadsGuide):
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
         `window` half a logit behind, and `window` in the others.
+    reads_near
+        Whether it also reads what window attention gives the token (see `HeadsGuide`).
     """
 
     def __init__(
@@ -54,9 +56,12 @@ class DirichletGuide(HeadsGuide):
         hidden: int | None = None,
         total: float = 5.0,
         start: float = 3.0,
+        reads_near: bool = False,
     ) -> None:
-        super().__init__(model, hidden, start_at(model.network, total, start))
+        super().__init__(
+            model, hidden, start_at(model.network, total, start), reads_near=reads_near
+        )
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Dirichlet:
-        return by_mean_and_total(self.outputs(layer, features.normed))  # from [B, T, K + 1]
+        return by_mean_and_total(self.outputs(layer, self.read(features)))  # from [B, T, K + 1]

@@ -65,6 +65,10 @@ class LoadGuide(Guide):
             outputs = outputs[:, None].repeat(1, network.shape.groups, 1)
         self.outputs = nn.Parameter(outputs)
 
+    @property
+    def offsets(self) -> list[Tensor]:
+        return [*super().offsets, self.outputs]
+
     def begin_at(self, layer: int, logits: Tensor) -> None:
         """Have the logits of a layer begin at `logits`, [G, K], in place."""
         outputs = self.outputs.detach()[layer]

@@ -27,6 +27,8 @@ class LogisticNormalGuide(HeadsGuide):
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
         `window` half a logit behind, and `window` in the others.
+    reads_near
+        Whether it also reads what window attention gives the token (see `HeadsGuide`).
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class LogisticNormalGuide(HeadsGuide):
         hidden: int | None = None,
         scale: float = 0.5,
         start: float = 3.0,
+        reads_near: bool = False,
     ) -> None:
         if not LEAST_SCALE < scale < MOST_SCALE:
             raise UsageError(
@@ -42,9 +45,9 @@ class LogisticNormalGuide(HeadsGuide):
             )
         raw_scale = unbounded(scale, LEAST_SCALE, MOST_SCALE)
         bias = [[*loc, *([raw_scale] * len(loc))] for loc in leads(model.network, start)]
-        super().__init__(model, hidden, bias)
+        super().__init__(model, hidden, bias, reads_near=reads_near)
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> LogisticNormal:
-        loc, scale = self.outputs(layer, features.normed).chunk(2, -1)  # [B, T, K] each
+        loc, scale = self.outputs(layer, self.read(features)).chunk(2, -1)  # [B, T, K] each
         return LogisticNormal(loc, bounded(scale, LEAST_SCALE, MOST_SCALE))

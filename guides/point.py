@@ -21,14 +21,22 @@ class PointGuide(HeadsGuide):
     start
         By how many logits a mechanism is ahead at the start: `full` in the first layer, with
         `window` half a logit behind, and `window` in the others.
+    reads_near
+        Whether it also reads what window attention gives the token (see `HeadsGuide`).
     """
 
     pays_kl = False
     of_choices = None
 
-    def __init__(self, model: LanguageModel, hidden: int | None = None, start: float = 3.0) -> None:
-        super().__init__(model, hidden, leads(model.network, start))
+    def __init__(
+        self,
+        model: LanguageModel,
+        hidden: int | None = None,
+        start: float = 3.0,
+        reads_near: bool = False,
+    ) -> None:
+        super().__init__(model, hidden, leads(model.network, start), reads_near=reads_near)
 
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Point:
-        return Point(torch.softmax(self.outputs(layer, features.normed), -1))
+        return Point(torch.softmax(self.outputs(layer, self.read(features)), -1))

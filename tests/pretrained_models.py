@@ -111,6 +111,13 @@ def text(rows: int = 2, length: int = 19, seed: int = 0) -> Tensor:
     return torch.randint(3, VOCABULARY, (rows, length), generator=draw)
 
 
+class NearGuide(CategoricalGuide):
+    """Reads what window attention gives, too."""
+
+    def __init__(self, model: LanguageModel, hidden: int | None = None) -> None:
+        super().__init__(model, hidden, reads_near=True)
+
+
 def wrapped(made: Any, **more: Any) -> PretrainedNetwork:
     return wrap(made, **{"window": WINDOW, "sinks": SINKS, **more})
 

@@ -11,6 +11,7 @@ from pretrained_models import (
     ROUTED,
     SINKS,
     WINDOW,
+    NearGuide,
     Written,
     converted,
     each_model,
@@ -53,7 +54,7 @@ from pyro_meta.pretrained.conversion import deployed
 
 OF_OWN_TOKEN = [
     CategoricalGuide, ConcreteGuide, DirichletGuide, FixedGuide, LoadGuide, LogisticNormalGuide,
-    PaperGuide, PeriodicGuide, PointGuide, PriorGuide, TokenTableGuide,
+    NearGuide, PaperGuide, PeriodicGuide, PointGuide, PriorGuide, TokenTableGuide,
 ]  # fmt: skip
 
 

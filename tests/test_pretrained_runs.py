@@ -29,7 +29,7 @@ from pyro_meta.training.run import Run
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 SHORT = [
     "--context=32", "--window=4", "--sinks=2", "--steps=12", "--validation_tokens=128",
-    "--checkpoint_every=4", "--accelerator=cpu",
+    "--checkpoint_every=4", "--accelerator=cpu", "--warm.texts=4",
 ]  # fmt: skip
 
 
@@ -206,6 +206,33 @@ def test_runs_are_evaluated_side_by_side(base: Path, routes: Path, tmp_path: Pat
     assert "behind full" in done.stdout and "chance" in done.stdout
 
 
+def test_runs_are_evaluated_at_equal_visits(routes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    done = run_here(
+        "evaluate", routes, "--budgets=[0.5,0.8]", "--lengths=[100]", "--tokens=600",
+        "--retrieval=[passkey]", "--depths=[0.5]", "--questions=1", "--json", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    rows = found["losses"]["100"]["rows"]
+    for visits in (0.5, 0.8):
+        row = rows[f"routes: routes, hard, at {visits}"]
+        assert row["visits"] == pytest.approx(visits, abs=0.03) and "price" in row
+        assert f"routes: random tokens, the same loads, at {visits}" in rows
+        assert f"routes: routes, hard, at {visits}" in found["retrieval"]["passkey"]["rows"]
+    assert not any("soft" in name for name in rows)
+
+
+def test_a_finished_run_knows_what_its_routes_spend(routes: Path) -> None:
+    _, guide, _, _ = Run.open(routes).load()
+    summary = json.loads((routes / "summary.json").read_text())
+    assert guide.spending is not None
+    assert list(guide.spending.visits) == summary["spending"]["visits"]
+    made = guide.model.network.hf_model  # type: ignore[attr-defined]
+    convert(made, guide, budget=0.7, checks=False)
+    assert float(guide.execution.price) == guide.spending.price_for(0.7)
+
+
 def test_losses_by_document(routes: Path, tmp_path: Path) -> None:
     for name, length in (("long.txt", 400), ("longer.txt", 900), ("short.txt", 20)):
         (tmp_path / name).write_text(TEXT[:length])
@@ -224,6 +251,7 @@ def test_losses_by_document(routes: Path, tmp_path: Path) -> None:
         (["--questions=0"], "--questions: 0 given"),
         (["--tokens=0"], "--tokens: 0 given"),
         (["--documents=nowhere.txt"], "nowhere.txt"),
+        (["--budgets=[0.4,0]"], "--budgets: 0.0 given; above 0, at most 1"),
     ],
 )
 def test_bad_words_are_told_in_one_line(routes: Path, more: list[str], message: str) -> None:
@@ -306,6 +334,9 @@ def test_the_example_runs(base: Path, tmp_path: Path) -> None:
         (["--layers=3"], "layers: 3 given, and it does nothing with --pretrained"),
         (["--mechanisms=[window]"], "full is not among --mechanisms"),
         (["--budget=0.0001"], "is allowed in the unit macs"),
+        (["--warm.texts=-1"], "warm.texts: -1 given; at least 0 is allowed"),
+        (["--warm.sharpness=0"], "warm.sharpness: 0.0 given; above 0 is allowed"),
+        (["--prior=CostDirichlet", "--guide=TokenTableGuide"], "TokenTableGuide has no logits"),
         (["--pretrained=/nowhere"], "/nowhere is no folder"),
         (["--prior=CostCategorical", "--budget=null", "--tighten=null"], "no price of compute"),
     ],
@@ -428,7 +459,7 @@ def test_a_study_plans_its_baselines(base: Path) -> None:
     assert {label for label, config in found.items() if config.steps == 4} == learns
     assert found.keys() > {"full alone", "window alone", "every 2nd layer full", "PriorGuide"}
     assert all(config.budget is None for label, config in found.items() if label not in learns)
-    assert found["static split"].optim.lr == 0.05 and found["static split"].budget == 0.4
+    assert found["static split"].optim.offsets == 10 and found["static split"].budget == 0.4
     free = planned(budget=None, prior="CostCategorical", guide={"follows": False})
     assert free["static split"].budget is None
     assert "routed" in planned(prior="CostDirichlet")

@@ -22,7 +22,7 @@ from pyro_meta import (
 )
 from pyro_meta.guides.base import HeadsGuide
 from pyro_meta.inference.schedules import WarmStart
-from pyro_meta.inference.warm_start import Told, standardised, told, warm_start
+from pyro_meta.inference.warm_start import Told, told, warm_start
 
 OPTIONS = WarmStart(texts=30, passes=15, lr=1e-2)
 
@@ -103,29 +103,14 @@ def test_harms_of_tokens_that_a_window_serves_fully_are_zero() -> None:
     assert one.harms[:, :, :4].abs().max() < 1e-6 < one.harms[:, :, 8:].max()
 
 
-def test_scales_become_weights() -> None:
-    """Once it is over, the guide is one of its kind, and says what it said."""
+def test_heads_read_inputs_of_mean_0_and_scale_1() -> None:
     guide = made()
+    warm_start(guide, texts(6), WarmStart(texts=6, passes=1))
     assert isinstance(guide, HeadsGuide)
-    one = told(guide.model.network, text(2, 30))
-    names, numbers = list(guide.state_dict()), [id(x) for x in guide.parameters()]
-    with standardised(guide) as begin:
-        begin([one.features])
-        for parameter in guide.parameters():
-            torch.nn.init.normal_(parameter)
-        within = log_odds(guide, one)
-    torch.testing.assert_close(log_odds(guide, one), within)
-    assert list(guide.state_dict()) == names and [id(x) for x in guide.parameters()] == numbers
-
-
-def test_features_begin_centred() -> None:
-    guide = made()
-    one = told(guide.model.network, text(4, 33))
-    with standardised(guide) as begin:
-        begin([one.features])
-        for layer, seen in enumerate(one.features):
-            before = guide.heads[layer][0](seen.normed).detach()  # type: ignore[union-attr, index]
-            assert float(before.mean().abs()) < 0.2 and 0.2 < float(before.std()) < 1.5
+    features = told(guide.model.network, text(4, 33)).features
+    for layer, seen in enumerate(features):
+        read = (seen.normed - guide.centre[layer]) / guide.scale[layer]
+        assert float(read.mean().abs()) < 0.1 and 0.7 < float(read.std()) < 1.3
 
 
 def test_nothing_but_the_guide_is_moved() -> None:
@@ -140,4 +125,7 @@ def test_nothing_but_the_guide_is_moved() -> None:
 
 
 def test_a_guide_without_logits_is_refused() -> None:
-    refused(lambda: warm_start(made(PriorGuide), texts(2), WarmStart(texts=2)), "warm.texts: 2")
+    refused(
+        lambda: warm_start(made(PriorGuide), texts(2), WarmStart(texts=2)),
+        "PriorGuide has no logits",
+    )

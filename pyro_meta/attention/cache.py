@@ -130,6 +130,18 @@ class LayerCache:
                     self._unread[index] = mechanism.state_of(k[:1, :, :1], v[:1, :, :1], None, none)
         return mixed
 
+    def shown(self, index: int, inputs: Inputs, span: Span) -> Tensor:
+        """What a mechanism gives every new token, [B, S, D], before they have chosen.
+
+        Nothing belongs to the text by this; `extend` reads the same tokens again. Of a mechanism
+        that looks back at keys.
+        """
+        inputs, span = inputs.folded(self.groups), span.folded(self.groups)
+        for name, growing in self.kept.items():
+            if (x := getattr(inputs, name)) is not None:
+                growing.write(x, span)
+        return unfolded(self._of_all(index, inputs, span), self.groups)
+
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor, *more: Tensor, span: Span) -> Tensor:
         """What every new token attends to by the only mechanism, [B, H, S, d], as `extend`.
 
@@ -207,13 +219,19 @@ class LayerCache:
         B, H, S, d = inputs.q.shape
         parts = []
         for index in range(len(self.mechanisms)):
-            rows = self._rows(index, inputs, span, None).flatten(1)
-            if not span.is_full:
-                row, place = span.numbered.to(rows.device).unbind(1)
-                rows = rows.new_zeros(B * S, H * d).index_copy_(0, row * S + place, rows)
+            rows = self._of_all(index, inputs, span).view(B * S, H * d)
             rows = gained(gain[index], rows, torch.arange(B * S, device=rows.device), S)
             parts.append(weights[..., index, None] * rows.view(B, S, H * d))
         return torch.stack(parts).sum(0)
+
+    def _of_all(self, index: int, inputs: Inputs, span: Span) -> Tensor:
+        """What a mechanism gives every new token, [B, S, H d], and zeros where there is none."""
+        B, H, S, d = inputs.q.shape
+        rows = self._rows(index, inputs, span, None).flatten(1)
+        if not span.is_full:
+            row, place = span.numbered.to(rows.device).unbind(1)
+            rows = rows.new_zeros(B * S, H * d).index_copy_(0, row * S + place, rows)
+        return rows.view(B, S, H * d)
 
     def _rows(self, index: int, inputs: Inputs, span: Span, own: list[int] | None) -> Tensor:
         """Rows [N, H, d] of a mechanism for its `own` tokens: numbers among all, or all."""

@@ -108,7 +108,8 @@ def distribution_follows_the_device(subject: Router) -> None:
     """On the device `meta`, which holds no numbers: to read them is to wait for a GPU."""
     model, guide = subject.build()
     model, guide = model.to("meta"), guide.to("meta")
-    features = Features(*(one.to("meta") for one in subject.size.features()))
+    tokens, state, normed, at = (one.to("meta") for one in subject.size.features().tensors)
+    features = Features(tokens, state, normed, at)
     with pyro.validation_enabled(False):
         for layer in subject.layers:
             device = subject.distribution_at(model, guide, layer, features).mean.device.type
@@ -173,7 +174,7 @@ def what_is_given_is_left_as_it_is(subject: Router) -> None:
         for layer in subject.layers:
             before, given = subject.size.features(), subject.size.features()
             subject.distribution_at(model, guide, layer, given)
-            require_left_alone(before, given, f"{subject.call} of layer {layer}")
+            require_left_alone(before.tensors, given.tensors, f"{subject.call} of layer {layer}")
 
 
 def what_is_learned_is_registered(subject: Router) -> None:

@@ -188,7 +188,8 @@ def particles_stand_in_front(subject: Router) -> None:
     with default_dtype(subject.size.dtype):
         model, guide = subject.build()
         alone = [subject.size.features(seed) for seed in (7, 8)]
-        tokens, state, normed = (torch.stack([one[part] for one in alone]) for part in range(3))
+        pairs = zip(*(one.tensors[:3] for one in alone), strict=True)
+        tokens, state, normed = (torch.stack(pair) for pair in pairs)
         together = Features(tokens, state, normed, alone[0].positions)
         with evaluating(model, guide):
             for layer in subject.layers:

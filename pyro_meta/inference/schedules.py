@@ -117,7 +117,7 @@ class WarmStart:
 
     texts: int = 0
     """Batches of text that it learns from, a pass forward and one back for each; 0: it begins as it
-    is made. Only with --pretrained."""
+    is made. A guide that learns nothing has no use for them."""
     passes: int = 5
     """How often the guide is fitted to each of them; the network is not run again for it."""
     lr: float = 3e-3
@@ -183,6 +183,10 @@ class Optimisation:
     router: float = 5.0
     """Learning rate of the guide (the router), and of LearnedDirichlet, as a multiple of
     --optim.lr."""
+    offsets: float = 1.0
+    """Learning rate of what the guide says of all tokens of a layer or group of heads alike, as a
+    multiple of what it says of tokens by --optim.router: there are few such numbers, each told by
+    very many tokens."""
     router_begin: float = 0.25
     """When the guide begins to learn, as a share of all steps; before, only the network learns."""
     router_end: float = 0.45
@@ -193,7 +197,7 @@ class Optimisation:
     by another mechanism is then known far better, for a backward pass more in every step."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "clip", "router"):
+        for name in ("lr", "clip", "router", "offsets"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"optim.{name}: {getattr(self, name)} given; above 0 is allowed")
         for name in ("final_lr", "weight_decay"):

@@ -17,15 +17,12 @@ Training then goes on from there: what choices do together, loads and budget are
 Shapes: B sequences, T tokens, L layers, G groups of heads, K mechanisms.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.errors import UsageError
@@ -40,7 +37,6 @@ from pyro_meta.network.route import Decision, Features
 AHEAD = 4.0  # nats: at first who costs more than e^-4 of the average to leave `full` stays there
 ROUND = 10  # texts that are kept in memory, and read again and again
 LEAST = 0.02  # of the mean of a layer and group: below, harms are all alike
-LEAST_SCALE = 1e-3  # of a feature
 DECAY, CLIP = 0.3, 1.0
 
 
@@ -74,51 +70,75 @@ def warm_start(
     UsageError
         The guide has no logits to begin from, or `full` is none of the mechanisms.
     """
-    if not isinstance(guide, HeadsGuide | LoadGuide):
-        raise UsageError(
-            f"warm.texts: {options.texts} given, and {type(guide).__name__} has no logits to begin "
-            "from; a guide with a head, or LoadGuide, has"
-        )
+    require_startable(guide)
+    assert isinstance(guide, HeadsGuide | LoadGuide)
     network = guide.model.network
-    full = network.mechanism_names.index("full") if "full" in network.mechanism_names else -1
+    full = network.mechanism_names.index("full")
     updates, done, coming = options.passes * options.texts, 0, iter(texts)
-    typical = torch.zeros(())
+    typical = floor = torch.zeros(())
     optimiser: torch.optim.Optimizer | None = None
     order = torch.Generator().manual_seed(options.texts)
-    with standardised(guide) as standardise:
-        while found := [told(network, tokens) for tokens in islice(coming, ROUND)]:
-            if optimiser is None:
-                mean = torch.stack([one.harms.mean((1, 2)) for one in found]).mean(0)  # [L, G, K]
-                typical = mean[mean > 0].mean()
-                standardise([one.features for one in found])
-                logs = (mean / typical).clamp(min=1e-9).log()
-                logits = -options.sharpness * (logs + AHEAD)
-                logits[..., full] = 0.0
-                for layer, of_layer in enumerate(logits):
-                    guide.begin_at(layer, of_layer)
-                floor = LEAST * mean / typical
-                optimiser = torch.optim.AdamW(_grouped(guide), lr=options.lr)
-            for _ in range(options.passes):
-                for index in torch.randperm(len(found), generator=order).tolist():
-                    for group in optimiser.param_groups:
-                        group["lr"] = options.lr * (1 - done / updates)
-                    one = found[index]
-                    with torch.autocast(one.harms.device.type, enabled=False):
-                        loss = deviance(guide, one, typical, floor, full, options.sharpness)
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(_moved(guide), CLIP)
-                    optimiser.step()
-                    optimiser.zero_grad()
-                    done += 1
+    reads_near = isinstance(guide, HeadsGuide) and guide.reads_near
+    while found := [told(network, tokens, reads_near) for tokens in islice(coming, ROUND)]:
+        if optimiser is None:
+            mean = torch.stack([one.harms.mean((1, 2)) for one in found]).mean(0)  # [L, G, K]
+            typical = mean[mean > 0].mean()
+            floor = LEAST * mean / typical
+            _begin(guide, found, mean / typical, full, options.sharpness)
+            optimiser = torch.optim.AdamW(_grouped(guide), lr=options.lr)
+        for _ in range(options.passes):
+            for index in torch.randperm(len(found), generator=order).tolist():
+                for group in optimiser.param_groups:
+                    group["lr"] = options.lr * (1 - done / updates)
+                one = found[index]
+                with torch.autocast(one.harms.device.type, enabled=False):
+                    loss = deviance(guide, one, typical, floor, full, options.sharpness)
+                loss.backward()
+                nn.utils.clip_grad_norm_(_moved(guide), CLIP)
+                optimiser.step()
+                optimiser.zero_grad()
+                done += 1
 
 
-def told(network: Network, tokens: Tensor) -> Told:
-    """What a text [B, T] tells, from one forward and one backward pass."""
+def _begin(
+    guide: HeadsGuide | LoadGuide, found: list[Told], mean: Tensor, full: int, sharpness: float
+) -> None:
+    """Begin at what all tokens of a layer and group say together, harms [L, G, K] over typical."""
+    logits = -sharpness * (mean.clamp(min=1e-9).log() + AHEAD)
+    logits[..., full] = 0.0
+    for layer, of_layer in enumerate(logits):
+        guide.begin_at(layer, of_layer)
+        if isinstance(guide, HeadsGuide):
+            read = torch.cat([guide.read(one.features[layer]).flatten(0, -2) for one in found])
+            if read.shape[-1] == guide.centre.shape[-1]:  # else it reads something of its own
+                guide.standardise(layer, read)
+
+
+def require_startable(guide: Guide) -> None:
+    """Raise `UsageError` as `warm_start`."""
+    if not isinstance(guide, HeadsGuide | LoadGuide):
+        raise UsageError(
+            f"warm.texts: {type(guide).__name__} has no logits to begin from; a guide with heads, "
+            "or LoadGuide, has; --warm.texts 0 does without"
+        )
+    names = guide.model.network.mechanism_names
+    if "full" not in names:
+        raise UsageError(
+            f"warm.texts: mechanisms are {', '.join(names)}, and full is not among them; "
+            "--warm.texts 0 does without"
+        )
+
+
+def told(network: Network, tokens: Tensor, reads_near: bool = False) -> Told:
+    """What a text [B, T] tells, from one forward and one backward pass.
+
+    `reads_near` says whether features are kept with what is near.
+    """
     weights = fully(network, tokens)
     features: list[Features] = []
 
     def noting(layer: int, seen: Features) -> Decision:
-        features.append(seen.detached())
+        features.append(seen.kept(reads_near))
         return Decision(weights[layer])
 
     with torch.enable_grad():
@@ -167,47 +187,3 @@ def _grouped(guide: Guide) -> list[dict[str, Any]]:
         }
         for decays in (True, False)
     ]
-
-
-@dataclass
-class _Standardise:
-    """Pre-hook of a linear layer: its inputs have mean 0 and scale 1."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        return ((args[0] - self.mean) / self.scale,)
-
-    def fold(self, first: nn.Linear) -> None:
-        """Make mean and scale part of the layer's own weights."""
-        with torch.no_grad():
-            first.weight.div_(self.scale)
-            first.bias.sub_(first.weight @ self.mean)
-
-
-@contextmanager
-def standardised(guide: Guide) -> Iterator[Callable[[list[list[Features]]], None]]:
-    """Have the heads of a guide learn on inputs of mean 0 and scale 1, once that is called.
-
-    Afterwards mean and scale are part of their weights.
-    """
-    begun: list[tuple[nn.Linear, _Standardise, RemovableHandle]] = []
-
-    def begin(seen: list[list[Features]]) -> None:
-        if not isinstance(guide, HeadsGuide):
-            return
-        for layer, head in enumerate(guide.heads):
-            first: nn.Linear = head[0]  # type: ignore[index]
-            read = torch.cat([text[layer].normed.flatten(0, -2) for text in seen])
-            if read.shape[-1] != first.in_features:  # a guide of one's own, with other inputs
-                continue
-            hook = _Standardise(read.mean(0), read.std(0).clamp(min=LEAST_SCALE))
-            begun.append((first, hook, first.register_forward_pre_hook(hook)))
-
-    try:
-        yield begin
-    finally:
-        for first, hook, handle in begun:
-            handle.remove()
-            hook.fold(first)

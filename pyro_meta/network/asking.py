@@ -25,9 +25,9 @@ def require_call(tokens: Tensor, cache: Cache | None, lengths: Sequence[int] | N
 
 def asked(route: Route, layer: int, features: Features, of_groups: tuple[int, ...]) -> Decision:
     """What `route` decides, checked."""
-    tokens, state, normed, positions = features
+    tokens, state, normed, positions, near = features
     with torch.autocast(tokens.device.type, enabled=False):
-        wide = Features(tokens, at_least_float32(state), at_least_float32(normed), positions)
+        wide = Features(tokens, at_least_float32(state), at_least_float32(normed), positions, near)
         decision = route(layer, wide)
     if not isinstance(decision, Decision):
         raise TypeError(
@@ -68,13 +68,14 @@ def asked_of_new(
     of_groups: tuple[int, ...],
 ) -> Decision:
     """What `route` decides for the new tokens of a span."""
-    tokens, state, normed, positions = features
-    if cache.keeps_features:
+    tokens, state, normed, positions, near = features
+    if cache.keeps_features:  # what was near to earlier tokens is not kept
         whole = cache.remember(layer, tokens, state, normed, span)
         features = Features(*whole, torch.arange(span.end, device=tokens.device))
     elif not span.is_aligned:  # side by side, as one row of tokens, each at its own position
         tokens, state, normed = (x.flatten(0, 1)[None] for x in (tokens, state, normed))
-        features = Features(tokens, state, normed, positions.flatten())
+        beside = None if near is None else lambda: near().flatten(0, 1)[None]
+        features = Features(tokens, state, normed, positions.flatten(), beside)
     chosen, gate = asked(route, layer, features, of_groups)
     if not is_choice(chosen):
         behind = (*of_groups, chosen.shape[-1])

@@ -36,6 +36,10 @@ class Network(Protocol):
         """Which mechanisms each of L layers should begin with: the first, and who comes second."""
 
     @property
+    def shows_near(self) -> bool:
+        """Whether features tell what window attention gives (`Features.near`)."""
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
 

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from pyro_meta.attention import is_choice
 
+Near = Callable[[], Tensor]
+"""Asks for what window attention gives each token of a layer, [B, T, H d], without gradients."""
+
 
 class Features(NamedTuple):
     """What a router may look at before a layer: the prefix of each token, and no more."""
@@ -20,6 +23,14 @@ class Features(NamedTuple):
     """The layer's normalised input, norm(h) or norm(h + mu v), projected to q, k, v, [B, T, D]."""
     positions: Tensor
     """Positions 0, 1, ..., [T]: absolute, never divided by the length of the sequence."""
+    near: Near | None = None
+    """What window attention gives, which is computed only if somebody asks; None where the network
+    does not know yet (see `Network.shows_near`)."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens, state, normed and positions."""
+        return self.tokens, self.state, self.normed, self.positions
 
     def detached(self) -> "Features":
         """The same, through which no gradient finds back into the network."""
@@ -29,8 +40,21 @@ class Features(NamedTuple):
         """The same, with the sequences in `leading` dimensions as well: [.., B, T]."""
         if not leading:
             return self
-        tokens, state, normed = (x.unflatten(0, (*leading, -1)) for x in self[:3])
-        return Features(tokens, state, normed, self.positions)
+
+        def unfold(x: Tensor) -> Tensor:
+            return x.unflatten(0, (*leading, -1))
+
+        ask = self.near
+        near = None if ask is None else lambda: unfold(ask())
+        tokens, state, normed = map(unfold, (self.tokens, self.state, self.normed))
+        return Features(tokens, state, normed, self.positions, near)
+
+    def kept(self, with_near: bool) -> "Features":
+        """The same to be kept for later, detached: with what is near, which is asked for now."""
+        if not with_near or self.near is None:
+            return self.detached()._replace(near=None)
+        found = self.near()
+        return self.detached()._replace(near=lambda: found)
 
 
 class Raised(Features):
@@ -40,7 +64,7 @@ class Raised(Features):
     """
 
     def detached(self) -> "Features":
-        return Raised(self[0], self[1].detach(), self[2].detach(), self[3])
+        return Raised(self[0], self[1].detach(), self[2].detach(), self[3], self[4])
 
     @property
     def state(self) -> Tensor:

@@ -142,6 +142,11 @@ class Transformer(nn.Module):
         return [("full", "window"), *[("window",)] * (self.shape.layers - 1)]
 
     @property
+    def shows_near(self) -> bool:
+        """No: queries and keys are made after the route was asked."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         return self.embedding.weight.device
 

@@ -24,7 +24,7 @@ from pyro_meta.attention.mixing import mixed_attention
 from pyro_meta.guides import Guide
 from pyro_meta.network.route import Raised
 from pyro_meta.pretrained.interface import Call, Site
-from pyro_meta.pretrained.network import PretrainedNetwork, inputs_of
+from pyro_meta.pretrained.network import PretrainedNetwork, inputs_of, near_of_text
 
 
 @dataclass
@@ -81,11 +81,13 @@ class Deployed:
             tokens = torch.zeros(B, T, dtype=torch.long, device=device)
         places = self._places(call)
         # Rows stand at positions of their own: they are one row of tokens, side by side.
+        layer = site.layer
         features = Raised(
             tokens.reshape(1, B * T),
             state.reshape(1, B * T, -1),
             site.normed.reshape(1, B * T, -1),
             places.reshape(B * T),
+            lambda: self.near(layer, call).reshape(1, B * T, -1),
         )
         is_cast = torch.is_autocast_enabled(device.type)
         with torch.autocast(device.type, enabled=False) if is_cast else nullcontext():
@@ -94,6 +96,19 @@ class Deployed:
             else:
                 route = guide.decided(site.layer, features)
         return route.reshape(B, T, groups, *route.shape[3 - (groups == 1) :])
+
+    def near(self, layer: int, call: Call) -> Tensor:
+        """What window attention gives the new tokens, [B, T, H d]."""
+        network = self.network
+        window = network.mechanisms_of(layer)[network.window_index]
+        T, S = call.query.shape[2], call.key.shape[2]
+        if call.mask is None and not torch.compiler.is_compiling():
+            if T == 1:
+                q, k, v = inputs_of(call)[:3]
+                return window.decode(q, k, v).transpose(1, 2).flatten(2)
+            if T == S:
+                return near_of_text(network, layer, inputs_of(call))
+        return _attended(call, _reach(window, _seen(call))).flatten(2)
 
     def execute(self, site: Site, call: Call, route: Tensor) -> Tensor:
         """What tokens attend to, [B, T, H, d], along a route as `decide` gives it."""
@@ -171,26 +186,28 @@ class Deployed:
         """By one call of attention for choices, in which every row has its own reach."""
         network = self.network
         assert site.layer is not None
-        q, k, v = call.query, call.key, call.value
-        H, G = q.shape[1], k.shape[1]
-        k, v = k.repeat_interleave(H // G, 1), v.repeat_interleave(H // G, 1)
         seen = _seen(call)  # [B, 1, T, S]
         reaches = [_reach(one, seen) for one in network.mechanisms_of(site.layer)]
-        heads = H // network.shape.groups
-
-        def attended(mask: Tensor) -> Tensor:
-            out = F.scaled_dot_product_attention(q, k, v, mask, call.dropout, scale=call.scaling)
-            return out.transpose(1, 2)
-
+        heads = call.query.shape[1] // network.shape.groups
         if is_choice(route):
             choice = route.transpose(1, 2)[..., None]  # [B, n, T, 1]
             mask = torch.zeros_like(choice, dtype=torch.bool)
             for index, reach in enumerate(reaches):
                 mask = mask | ((choice == index) & reach)
-            return attended(mask.repeat_interleave(heads, 1))
+            return _attended(call, mask.repeat_interleave(heads, 1), call.dropout)
         weights = route.repeat_interleave(heads, 2)  # [B, T, H, K]
-        parts = [weights[..., index, None] * attended(one) for index, one in enumerate(reaches)]
+        ways = [_attended(call, one, call.dropout) for one in reaches]
+        parts = [weights[..., index, None] * way for index, way in enumerate(ways)]
         return torch.stack(parts).sum(0)
+
+
+def _attended(call: Call, mask: Tensor, dropout: float = 0.0) -> Tensor:
+    """Attention to the keys of a mask [B, 1 or H, T, S]: [B, T, H, d]."""
+    q, k, v = call.query, call.key, call.value
+    shared = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=call.scaling)
+    return out.transpose(1, 2)
 
 
 def _seen(call: Call) -> Tensor:

@@ -31,9 +31,10 @@ from pyro_meta.attention import (
     is_choice,
 )
 from pyro_meta.attention.mixing import mixed_attention
+from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.errors import UsageError
 from pyro_meta.network.asking import asked, asked_of_new, require_call
-from pyro_meta.network.route import Decision, Features, Raised, Route
+from pyro_meta.network.route import Decision, Features, Near, Raised, Route
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import chosen_by_all
 from pyro_meta.pretrained.fingerprint import fingerprint
@@ -125,6 +126,11 @@ class PretrainedNetwork(nn.Module):
         return [mechanism.name for mechanism in self.mechanisms]
 
     @property
+    def window_index(self) -> int:
+        """Of `window` among the mechanisms."""
+        return self.mechanism_names.index("window")
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The model's own layers, those that are routed."""
         return [site.around for site in self.routing.sites if site.layer is not None]
@@ -133,6 +139,11 @@ class PretrainedNetwork(nn.Module):
     def leading_mechanisms(self) -> list[tuple[str, ...]]:
         """With `full` in every layer: so the model was trained."""
         return [("full",)] * self.shape.layers
+
+    @property
+    def shows_near(self) -> bool:
+        """If `window` is among its mechanisms."""
+        return "window" in self.mechanism_names
 
     @property
     def device(self) -> torch.device:
@@ -290,10 +301,11 @@ class _Whole:
     def attend(self, site: Site, call: Call) -> Tensor:
         if site.layer is None:
             return call.plain()[0]
-        features = features_of(site, self.tokens, self.positions)
+        inputs = inputs_of(call)
+        near = self.near(site.layer, inputs) if self.network.shows_near else None
+        features = features_of(site, self.tokens, self.positions, near)
         decision = asked(self.route, site.layer, features, self.network.shape.of_groups)
         route = without_gate(decision)
-        inputs = inputs_of(call)
         out = mixed_attention(
             self.network.mechanisms_of(site.layer),
             self.network.gain.to(inputs.v.dtype),
@@ -302,6 +314,9 @@ class _Whole:
             self.network.shape.groups,
         )
         return out.unflatten(-1, (self.network.shape.heads, -1)).to(call.value.dtype)
+
+    def near(self, layer: int, inputs: Inputs) -> Near:
+        return lambda: near_of_text(self.network, layer, inputs)
 
 
 @dataclass
@@ -323,7 +338,8 @@ class _Following:
             chosen = self.tokens.new_zeros(*self.tokens.shape, *shape.of_groups)
         else:
             mechanisms = self.network.mechanisms_of(site.layer)
-            features = features_of(site, self.tokens, self.positions)
+            near = self.near(site, inputs) if self.network.shows_near else None
+            features = features_of(site, self.tokens, self.positions, near)
             chosen = without_gate(
                 asked_of_new(
                     self.route, site.layer, features, self.cache, self.span, shape.of_groups
@@ -342,12 +358,32 @@ class _Following:
         out = layer.extend(gain, chosen, inputs, self.span, begin)
         return out.unflatten(-1, (shape.heads, -1)).to(call.value.dtype)
 
+    def near(self, site: Site, inputs: Inputs) -> Near:
+        index, layer = self.network.window_index, self.cache.layers[site.index]
 
-def features_of(site: Site, tokens: Tensor, positions: Tensor) -> Features:
+        def ask() -> Tensor:
+            with torch.no_grad():
+                return layer.shown(index, inputs, self.span)
+
+        return ask
+
+
+def features_of(
+    site: Site, tokens: Tensor, positions: Tensor, near: Near | None = None
+) -> Features:
     """What a router may look at before an attention module."""
     assert site.normed is not None
     state = site.normed if site.state is None else site.state
-    return Raised(tokens, state, site.normed, positions)
+    return Raised(tokens, state, site.normed, positions, near)
+
+
+def near_of_text(network: PretrainedNetwork, layer: int, inputs: Inputs) -> Tensor:
+    """What window attention gives the tokens of a whole text, [B, T, H d]."""
+    window = network.mechanisms_of(layer)[network.window_index]
+    with torch.no_grad():
+        q, k, v, *_ = inputs.read_by(window)
+        H = q.shape[1]
+        return window(q, with_heads(k, H), with_heads(v, H)).transpose(1, 2).flatten(2)
 
 
 def without_gate(decision: Decision) -> Tensor:

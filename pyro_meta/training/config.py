@@ -26,6 +26,7 @@ from pyro_meta.inference.controllers import (
     GateController,
     budget_controller,
 )
+from pyro_meta.inference.warm_start import require_startable
 from pyro_meta.models import CostDirichlet, DepthPrior, LanguageModel, LoadCategorical, Prior
 from pyro_meta.network.measured_costs import timed_on
 from pyro_meta.network.protocol import Network
@@ -127,7 +128,13 @@ class Config(Settings):
             )
             model.gate_execution.price.fill_(gate.price)
         self.controllers(model, guide)  # refuses targets that nobody here can be moved to
+        if self.starts_warm(guide):
+            require_startable(guide)
         return model, guide
+
+    def starts_warm(self, guide: Guide) -> bool:
+        """Whether a guide is fitted before it is trained: none that learns nothing."""
+        return self.warm.texts > 0 and any(one.requires_grad for one in guide.parameters())
 
     def _network(self, vocabulary: int, separators: Callable[[], Sequence[int]]) -> Network:
         """The network, whose weights are drawn, or those of `--pretrained`."""

@@ -84,7 +84,7 @@ def train(
     objective = Objective(model, guide, elbo, teaches).to(fabric.device)
     parts = {"model": model, "guide": guide, "controllers": controllers}
     is_resumed = is_resumed and run.latest_checkpoint() is not None
-    if not is_resumed and config.warm.texts:
+    if not is_resumed and config.starts_warm(guide):
         _start_warm(config, corpus, fabric, guide, say)
     optimiser = make_optimiser(config.optim, objective)
     if config.compile:
