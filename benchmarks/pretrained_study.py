@@ -125,7 +125,20 @@ def others(run: Path, options: argparse.Namespace, length: int, count: int) -> d
                 "visits": visits_of(network, choices),
             }
             print(length, name, round(rows[name]["loss_past"], 4), round(rows[name]["visits"], 3))
-    return {"texts": names[:count], "layers_by_loss": order, "rows": rows}
+    shape = network.shape
+    heads = shape.heads * shape.layers
+    macs = {
+        "dense": network.dense_macs(),
+        "full_attention": heads * 2.0 * shape.head_width * (length + 1) / 2,
+        "router": float(sum(one.numel() for one in guide.parameters() if one.dim() == 2)),
+    }
+    return {
+        "texts": names[:count],
+        "layers_by_loss": order,
+        "harms_of_layers": harms.tolist(),
+        "macs_per_token": macs,
+        "rows": rows,
+    }
 
 
 def main() -> None:

@@ -56,6 +56,8 @@ class Guide(MadeWith, StandaloneModule):
     spending
         What its hard routes spend at each price, once that was measured; it is saved with the
         results of a run, and not with the guide's parameters.
+    reads_near
+        Whether it asks what window attention gives a token.
     is_resting
         Whether it does not learn: before it begins, and once it has settled. Its routes then are
         detached: no gradient passes from them into the network, which does not learn to move them
@@ -94,6 +96,7 @@ class Guide(MadeWith, StandaloneModule):
         self.load_posterior = LoadPosterior(model.network) if learns_loads else None
         self.follows = False
         self.spending = None
+        self.reads_near = False
         self.is_resting = False
         everywhere = torch.arange(model.network.shape.context)
         for mechanism in filter(is_own, model.network.mechanisms):

@@ -78,8 +78,7 @@ def warm_start(
     typical = floor = torch.zeros(())
     optimiser: torch.optim.Optimizer | None = None
     order = torch.Generator().manual_seed(options.texts)
-    reads_near = isinstance(guide, HeadsGuide) and guide.reads_near
-    while found := [told(network, tokens, reads_near) for tokens in islice(coming, ROUND)]:
+    while found := [told(network, tokens, guide.reads_near) for tokens in islice(coming, ROUND)]:
         if optimiser is None:
             mean = torch.stack([one.harms.mean((1, 2)) for one in found]).mean(0)  # [L, G, K]
             typical = mean[mean > 0].mean()

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_meta.attention import Full, Window, is_choice
+from pyro_meta.attention.dispatch import attend, folded, unfolded
 from pyro_meta.attention.mixing import mixed_attention
 from pyro_meta.guides import Guide
 from pyro_meta.network.route import Raised
@@ -87,7 +88,7 @@ class Deployed:
             state.reshape(1, B * T, -1),
             site.normed.reshape(1, B * T, -1),
             places.reshape(B * T),
-            lambda: self.near(layer, call).reshape(1, B * T, -1),
+            lambda: self._asked_near(layer, call).reshape(1, B * T, -1),
         )
         is_cast = torch.is_autocast_enabled(device.type)
         with torch.autocast(device.type, enabled=False) if is_cast else nullcontext():
@@ -97,18 +98,30 @@ class Deployed:
                 route = guide.decided(site.layer, features)
         return route.reshape(B, T, groups, *route.shape[3 - (groups == 1) :])
 
-    def near(self, layer: int, call: Call) -> Tensor:
-        """What window attention gives the new tokens, [B, T, H d]."""
+    def _asked_near(self, layer: int, call: Call) -> Tensor:
+        """What window attention gives the new tokens, [B, T, H, d], noted in the call."""
+        call.near = self._near(layer, call)
+        return call.near
+
+    def _near(self, layer: int, call: Call) -> Tensor:
         network = self.network
         window = network.mechanisms_of(layer)[network.window_index]
         T, S = call.query.shape[2], call.key.shape[2]
         if call.mask is None and not torch.compiler.is_compiling():
             if T == 1:
                 q, k, v = inputs_of(call)[:3]
-                return window.decode(q, k, v).transpose(1, 2).flatten(2)
+                return window.decode(q, k, v).transpose(1, 2)
             if T == S:
-                return near_of_text(network, layer, inputs_of(call))
-        return _attended(call, _reach(window, _seen(call))).flatten(2)
+                near = near_of_text(network, layer, inputs_of(call))
+                return near.unflatten(-1, (network.shape.heads, -1))
+        return _attended(call, _reach(window, _seen(call)))
+
+    def along(self, site: Site, call: Call, route: Tensor) -> Tensor:
+        """All the attention that a route takes, with what the guide reads of it: [B, T, H, d]."""
+        assert site.layer is not None
+        if self.guide.reads_near:
+            self._asked_near(site.layer, call)
+        return self.execute(site, call, route)
 
     def execute(self, site: Site, call: Call, route: Tensor) -> Tensor:
         """What tokens attend to, [B, T, H, d], along a route as `decide` gives it."""
@@ -118,6 +131,8 @@ class Deployed:
             out = self._newest(site, call, route)
         elif not torch.compiler.is_compiling() and self._is_full(route):
             return call.plain()[0]
+        elif is_plain and T == S and call.near is not None and is_choice(route):
+            out = self._beside_near(site, call, call.near, route)
         elif is_plain and T == S:
             out = self._whole(site, call, route)
         else:
@@ -161,13 +176,31 @@ class Deployed:
         )
         return out.unflatten(-1, (shape.heads, -1))
 
+    def _beside_near(self, site: Site, call: Call, near: Tensor, route: Tensor) -> Tensor:
+        """A whole text whose windows were run already: what else was chosen takes their place."""
+        network = self.network
+        assert site.layer is not None
+        shape, inputs = network.shape, inputs_of(call)
+        choice, inputs = folded(route if shape.groups > 1 else route[:, :, 0], inputs, shape.groups)
+        B, T, H, d = near.shape
+        out = near.view(B, T, shape.groups, -1).transpose(1, 2).flatten(0, 2)  # [B n T, D / n]
+        for index, mechanism in enumerate(network.mechanisms_of(site.layer)):
+            own = (choice.flatten() == index).nonzero()[:, 0]
+            if index != network.window_index and len(own):
+                rows = attend(mechanism, inputs.read_by(mechanism), own)
+                out = out.index_copy(0, own, rows.flatten(1).to(out))
+        return unfolded(out.view(B * shape.groups, T, -1), shape.groups).view(B, T, H, d)
+
     def _newest(self, site: Site, call: Call, route: Tensor) -> Tensor:
         """One new token in each row: each group by what it has chosen, like ones at once."""
         network = self.network
         assert site.layer is not None
         mechanisms = network.mechanisms_of(site.layer)
         q, k, v = inputs_of(call)[:3]
+        near = network.window_index if call.near is not None else None
         chosen = route[:, 0].tolist()  # [B][n]
+        if call.near is not None and all(one == near for row in chosen for one in row):
+            return call.near
         if len(same := {choice for row in chosen for choice in row}) == 1:
             return mechanisms[same.pop()].decode(q, k, v).transpose(1, 2)
         B, H = q.shape[:2]
@@ -178,6 +211,9 @@ class Deployed:
                 ours = slice(group * (H // n), (group + 1) * (H // n))
                 theirs = slice(group * (G // n), (group + 1) * (G // n))
                 one = slice(row, row + 1)
+                if call.near is not None and choice == near:
+                    out[row, group] = call.near[row, 0, ours]
+                    continue
                 attended = mechanisms[choice].decode(q[one, ours], k[one, theirs], v[one, theirs])
                 out[row, group] = attended[0, :, 0]
         return out.view(B, 1, H, -1)

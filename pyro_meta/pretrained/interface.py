@@ -44,6 +44,8 @@ class Call:
     ) -> None:
         self.module, self.query, self.key, self.value = module, query, key, value
         self.mask, self.options = mask, options
+        self.near: Tensor | None = None
+        """What window attention gives, [B, T, H, d], once somebody has asked."""
 
     def plain(self) -> tuple[Tensor, Tensor | None]:
         """What `sdpa` gives: [B, T, H, d]."""

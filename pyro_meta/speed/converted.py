@@ -104,7 +104,7 @@ def _of_length(
         decode: Calls = {name: _decode(one, tokens) for name, one in ways.items()}
         attention: Calls = {
             "sdpa": lambda: [call.plain() for _, call, _ in calls],
-            "routed": lambda: [passing.execute(site, call, route) for site, call, route in calls],
+            "routed": lambda: [passing.along(site, call, route) for site, call, route in calls],
         }
         seconds = {
             "prefill": medians(scene.time(prefill)),

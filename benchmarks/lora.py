@@ -1,0 +1,108 @@
+"""What changes when the weights may move a little: LoRA on q and o, beside the guide.
+
+    python benchmarks/lora.py RUN ... --documents build/texts/held_out --json FILE
+
+Each run of a pretrained model goes on for some steps, in which adapters by PEFT (Hu et al. 2021,
+arXiv 2106.09685) learn with its guide. Both are taught by what the model says without adapters when
+every token attends fully. Then routes are compared at equal key visits, with the adapters; `full`
+is the model as it was.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pyro
+import torch
+from next_full import Windows, documents
+
+from pyro_meta.evaluation.beside import PAST, routes_beside
+from pyro_meta.evaluation.figures import evaluating
+from pyro_meta.evaluation.more_full import choices_along, losses_along
+from pyro_meta.folders import write_whole
+from pyro_meta.inference.elbo import RouteELBO
+from pyro_meta.network.transformer import chosen_by_all
+from pyro_meta.pretrained.network import PretrainedNetwork
+from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.training.run import Run
+
+RANK, ALPHA = 8, 16
+OF_ADAPTERS, OF_GUIDE = 2e-4, 1e-3  # learning rates
+
+
+def with_adapters(
+    folder: str, windows: Windows, steps: int, budgets: list[float]
+) -> dict[str, Any]:
+    """Rows of a run once adapters have learned with its guide, and what they were before."""
+    model, guide, _, config = Run.open(folder).load()
+    network = model.network
+    assert isinstance(network, PretrainedNetwork)
+    corpus = config.data.corpus()
+    wanted = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "o_proj"])
+    past = min(PAST, windows[0].shape[1] // 2)
+    with evaluating(model, guide):
+        full = choices_along(network, chosen_by_all(network, "full"), windows)
+        before = losses_along(network, full, windows)[0][:, past:].mean(1)
+    adapted = peft.get_peft_model(network.hf_model, wanted)
+    adapters = [one for one in adapted.parameters() if one.requires_grad]
+    groups = [
+        {"params": adapters, "lr": OF_ADAPTERS},
+        {"params": list(guide.parameters()), "lr": OF_GUIDE},
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
+    peaks = [group["lr"] for group in optimiser.param_groups]
+    model.temperature, elbo = config.kl.weight, RouteELBO()
+    guide.harden_below(1.0)
+    for step in range(steps):
+        tokens, _ = corpus.batch(config.seed, 10**6 + step, 1, config.context)
+        torch.manual_seed(step)
+        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+            group["lr"] = peak * (1 - step / steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            with adapted.disable_adapter():
+                targets = model.own_prediction(tokens)
+            terms = elbo.terms(model, guide, tokens, targets)
+        terms.loss.backward()
+        torch.nn.utils.clip_grad_norm_(adapters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        if step % 10 == 9:
+            print(f"{folder} step {step + 1} nll {float(terms.nll):.4f}", flush=True)
+    rows = routes_beside(model, guide, windows, 1, budgets=budgets)
+    for row in rows.values():
+        behind = torch.tensor(row["by_sequence"]) - before
+        row["behind_full"] = float(behind.mean())
+    return {"full_before": before.tolist(), "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--documents", required=True)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.33, 0.43])
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    found: dict[str, Any] = {
+        "command": f"python benchmarks/lora.py {' '.join(options.runs)} "
+        f"--documents {options.documents} --steps {options.steps} --json {options.json}",
+        "hardware": hardware(),
+        "versions": versions(),
+        "runs": {},
+    }
+    for folder in options.runs:
+        with pyro.validation_enabled(False):
+            words = Run.open(folder).vocabulary()
+            windows, names = documents(options.documents, words.encode, options.length)
+            found["documents"] = names
+            found["runs"][Path(folder).name] = with_adapters(
+                folder, windows, options.steps, options.budgets
+            )
+        write_whole(options.json, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
