@@ -108,15 +108,16 @@ def spent(
         choices = with_more_full(network, base, score, target)
         rows[name] = (losses_along(network, choices, windows)[0], choices)
     rows["full"] = (losses_along(network, full, windows)[0], full)
-    found = {
-        name: {"by_document": nll[:, past:].mean(1).tolist(), "visits": visits_of(network, choices)}
-        for name, (nll, choices) in rows.items()
+    means = {name: nll[:, past:].mean(1) for name, (nll, _) in rows.items()}
+    left = float(means["base"].mean() - means["full"].mean())
+    return {
+        name: {
+            "by_document": mean.tolist(),
+            "visits": visits_of(network, rows[name][1]),
+            "closed": float(means["base"].mean() - mean.mean()) / left,
+        }
+        for name, mean in means.items()
     }
-    left = np.mean(found["base"]["by_document"]) - np.mean(found["full"]["by_document"])
-    for row in found.values():
-        gained = np.mean(found["base"]["by_document"]) - np.mean(row["by_document"])
-        row["closed"] = float(gained / left)
-    return found
 
 
 def main() -> None:

@@ -106,7 +106,9 @@ def others(run: Path, options: argparse.Namespace, length: int, count: int) -> d
     with evaluating(model, guide):
         harms = harms_of_layers(network, (tokens, targets))
         order = harms.argsort(descending=True).tolist()
-        ways = {f"every {n}th layer full": range(n - 1, len(order), n) for n in (2, 4)}
+        ways: dict[str, Sequence[int]] = {
+            f"every {n}th layer full": range(n - 1, len(order), n) for n in (2, 4)
+        }
         each = float(visits_of(network, of_layers(network, [0], windows)))
         none = float(visits_of(network, of_layers(network, [], windows)))
         for visits in options.budgets:

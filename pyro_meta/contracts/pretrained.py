@@ -58,7 +58,8 @@ class PretrainedSubject:
     def guide(self) -> Guide:
         """One of random weights, whose choices are mixed."""
         network = self.wrapped()
-        guide = CategoricalGuide(LanguageModel(network, CostCategorical(network)), hidden=16)
+        model = LanguageModel(network, CostCategorical(network))
+        guide = CategoricalGuide(model, hidden=16, reads_near=True)
         torch.manual_seed(3)
         for parameter in guide.parameters():
             nn.init.normal_(parameter)
