@@ -324,8 +324,8 @@ def test_a_step_walks_the_network_once() -> None:
 
 def test_every_parameter_of_the_gates_is_in_the_group_of_the_router() -> None:
     objective = Objective(*gated())
-    *_, router = make_optimiser(Optimisation(), objective).param_groups
-    own = {id(p) for p in router["params"]}
+    groups = make_optimiser(Optimisation(), objective).param_groups
+    own = {id(p) for group in groups if group["is_router"] for p in group["params"]}
     named = {n: p for n, p in objective.named_parameters() if n.startswith("guide.depth.")}
     assert len(named) == 8 and all(id(p) in own for p in named.values())
 

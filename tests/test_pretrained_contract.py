@@ -75,8 +75,8 @@ def test_a_mask_that_is_dropped_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_route_that_reads_the_next_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def features(site: Any, tokens: Tensor, positions: Tensor) -> Features:
-        found = features_of(site, tokens, positions)
+    def features(site: Any, tokens: Tensor, *more: Any) -> Features:
+        found = features_of(site, tokens, *more)
         return found._replace(tokens=tokens.roll(-1, 1))
 
     monkeypatch.setattr(network_module, "features_of", features)

@@ -48,26 +48,31 @@ def test_the_learning_rate_warms_up_and_falls_on_a_cosine() -> None:
 
 def test_only_weights_of_linear_maps_decay() -> None:
     objective = Objective(*build())
-    decayed, kept, router = make_optimiser(Optimisation(weight_decay=0.3), objective).param_groups
+    groups = make_optimiser(Optimisation(weight_decay=0.3), objective).param_groups
+    decayed, kept, tokens, offsets = groups
     names = {id(p): name for name, p in objective.named_parameters()}
-    assert decayed["weight_decay"] == 0.3 and kept["weight_decay"] == router["weight_decay"] == 0.0
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0, 0.0, 0.0]
     assert all(names[id(p)].endswith("weight") and p.dim() == 2 for p in decayed["params"])
     kept_names = " ".join(names[id(p)] for p in kept["params"])
     assert "embedding" in kept_names and "gain" in kept_names and "bias" in kept_names
-    assert [names[id(p)] for p in router["params"]] == [n for n in names.values() if "guide" in n]
-    assert sum(len(group["params"]) for group in (decayed, kept, router)) == len(names)
+    router = {names[id(p)] for group in (tokens, offsets) for p in group["params"]}
+    assert router == {n for n in names.values() if "guide" in n}
+    of_all_tokens = {names[id(p)] for p in offsets["params"]}
+    assert of_all_tokens == {f"guide.heads.{layer}.2.bias" for layer in range(2)}
+    assert sum(len(group["params"]) for group in groups) == len(names)
     assert isinstance(decayed["params"][0], torch.nn.Parameter)
 
 
 def test_the_guide_begins_later_learns_faster_and_stops() -> None:
     objective = Objective(*build())
-    optim = Optimisation(router=3.0, router_begin=0.4, router_end=0.7)
+    optim = Optimisation(router=3.0, router_begin=0.4, router_end=0.7, offsets=10.0)
     optimiser = make_optimiser(optim, objective)
     for progress, ratio in ((0.1, 0.0), (0.4, 0.0), (0.41, 3.0), (0.7, 3.0), (0.71, 0.0)):
         set_lr(optimiser, optim, progress)
-        *network, router = (group["lr"] for group in optimiser.param_groups)
+        *network, router, offsets = (group["lr"] for group in optimiser.param_groups)
         assert network == [optim.lr_at(progress)] * 2
         assert router == pytest.approx(ratio * optim.lr_at(progress))
+        assert offsets == pytest.approx(10 * router)
 
 
 def test_a_resting_router_counts_in_no_norm_and_no_moment() -> None:
@@ -79,11 +84,12 @@ def test_a_resting_router_counts_in_no_norm_and_no_moment() -> None:
         set_lr(optimiser, optim, progress)
         objective(tokens, tokens).loss.backward()
         drop_resting(optimiser)
-        *network, router = optimiser.param_groups
-        assert all((p.grad is None) == is_resting for p in router["params"])
+        *network, of_tokens, offsets = optimiser.param_groups
+        router = [*of_tokens["params"], *offsets["params"]]
+        assert all((p.grad is None) == is_resting for p in router)
         assert all(p.grad is not None for group in network for p in group["params"])
         optimiser.step()
-        assert all((not optimiser.state[p]) == is_resting for p in router["params"])
+        assert all((not optimiser.state[p]) == is_resting for p in router)
         optimiser.zero_grad()
 
 

@@ -84,8 +84,9 @@ def routes_beside(
                 found = _hard(model, guide, windows, batch, seed)
             rows |= {at_budget(name, visits): row.priced(price) for name, row in found.items()}
         if not budgets:
-            rows |= _hard(model, guide, windows, batch, seed)
-            rows[SOFT] = _followed(network, mean_route(guide, hard=False), windows, batch)
+            found = _hard(model, guide, windows, batch, seed)
+            soft = _followed(network, mean_route(guide, hard=False), windows, batch)
+            rows |= {HARD: found[HARD], SOFT: soft} | found
         for name in network.mechanism_names if mechanisms else ():
             rows[name] = _followed(network, chosen_by_all(network, name), windows, batch)
     return {name: row.figures() for name, row in rows.items()}
