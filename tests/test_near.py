@@ -160,6 +160,25 @@ def test_no_gradient_finds_back_through_it() -> None:
     assert not any(one.requires_grad for one in kept)
 
 
+def test_weights_of_a_converted_model_get_their_gradients() -> None:
+    """What the guide has read is not what runs where gradients are wanted."""
+    tokens = text()
+
+    def learned(kind: Any) -> list[Tensor]:
+        made = MODELS["Llama"]()
+        guide = guide_of(wrapped(made), kind)
+        for parameter in guide.parameters():
+            torch.nn.init.zeros_(parameter)
+        guide.execution.price.fill_(1.0)  # all choose the window
+        routed = convert(made, guide)
+        made.requires_grad_(True)
+        loss = routed(input_ids=tokens, use_cache=False).logits.square().sum()
+        return list(torch.autograd.grad(loss, list(made.parameters())))
+
+    for one, other in zip(learned(NearGuide), learned(CategoricalGuide), strict=True):
+        require_close(one, other, 1e-4)
+
+
 def test_routes_that_read_it_come_back_from_a_folder(tmp_path: Any) -> None:
     made, tokens = MODELS["Llama"](), text()
     guide = guide_of(wrapped(made), CategoricalGuide, reads_near=True, hidden=5)

@@ -65,6 +65,8 @@ class Deployed:
             return call.plain()[0]
         with torch.no_grad():
             route = self.decide(site, call)
+        if torch.is_grad_enabled():  # what a guide has read has no gradient, and what runs may
+            call.near = None
         return self.execute(site, call, route)
 
     def decide(self, site: Site, call: Call) -> Tensor:
