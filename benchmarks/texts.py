@@ -9,8 +9,7 @@
 
 `OUT/train` has some megabytes of both, and prose in which codes are told and asked for again, by
 other words and in other sentences than `pyro_meta.data.retrieval` has. `OUT/held_out` has documents
-that are not in it, each long enough for 4096 tokens. Which is which is told by the hash of a
-document's name.
+that are not in it, each long enough for 4096 tokens. The hash of a document's name decides.
 """
 
 import argparse

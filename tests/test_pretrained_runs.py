@@ -335,6 +335,8 @@ def test_the_example_runs(base: Path, tmp_path: Path) -> None:
         (["--mechanisms=[window]"], "full is not among --mechanisms"),
         (["--budget=0.0001"], "is allowed in the unit macs"),
         (["--warm.texts=-1"], "warm.texts: -1 given; at least 0 is allowed"),
+        (["--warm.texts=0", "--warm.passes=3"], "warm.passes: 3 given, and it does nothing"),
+        (["--optim.second_order=true", "--guide=PointGuide"], "PointGuide draws no choices"),
         (["--warm.sharpness=0"], "warm.sharpness: 0.0 given; above 0 is allowed"),
         (["--prior=CostDirichlet", "--guide=TokenTableGuide"], "TokenTableGuide has no logits"),
         (["--pretrained=/nowhere"], "/nowhere is no folder"),
@@ -459,7 +461,7 @@ def test_a_study_plans_its_baselines(base: Path) -> None:
     assert {label for label, config in found.items() if config.steps == 4} == learns
     assert found.keys() > {"full alone", "window alone", "every 2nd layer full", "PriorGuide"}
     assert all(config.budget is None for label, config in found.items() if label not in learns)
-    assert found["static split"].optim.offsets == 10 and found["static split"].budget == 0.4
+    assert found["static split"].optim.lr == 0.05 and found["static split"].budget == 0.4
     free = planned(budget=None, prior="CostCategorical", guide={"follows": False})
     assert free["static split"].budget is None
     assert "routed" in planned(prior="CostDirichlet")
