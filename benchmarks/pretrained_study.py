@@ -26,7 +26,7 @@ from torch import Tensor
 from pyro_meta.evaluation.beside import PAST
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.evaluation.more_full import losses_along, visits_of
-from pyro_meta.evaluation.oracle import choices_of_least_harm, gains_of_full
+from pyro_meta.evaluation.oracle import choices_of_least_harm, harms_by_label
 from pyro_meta.evaluation.spending import visits_at
 from pyro_meta.folders import write_whole
 from pyro_meta.network.protocol import Network
@@ -88,11 +88,11 @@ def drawn_alike(network: Network, windows: Windows, visits: float, seed: int = 0
 def by_label(network: Network, windows: Windows, visits: float) -> Tensor:
     """Choices that the gradient of the labels tells: the oracle."""
     window = network.mechanism_names.index("window")
-    gains = [
-        gains_of_full(network, windows[0][row : row + 1], windows[1][row : row + 1])[..., window]
+    harms = [
+        harms_by_label(network, windows[0][row : row + 1], windows[1][row : row + 1])[..., window]
         for row in range(len(windows[0]))
     ]
-    return choices_of_least_harm(network, torch.cat(gains, 1), visits)
+    return choices_of_least_harm(network, torch.cat(harms, 1), visits)
 
 
 def others(run: Path, options: argparse.Namespace, length: int, count: int) -> dict[str, Any]:

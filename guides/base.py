@@ -147,6 +147,11 @@ class Guide(MadeWith, StandaloneModule):
         return list((self.load_posterior or self.model.prior).parameters())
 
     @property
+    def draws_choices(self) -> bool:
+        """Whether a draw of its posterior is the choice of one mechanism, and it learns from it."""
+        return self.pays_kl and self.model.prior.of_choices and self.of_choices is not False
+
+    @property
     def offsets(self) -> list[Tensor]:
         """The parameters that speak for all tokens of a layer or group alike: those of the loads.
 

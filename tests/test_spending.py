@@ -23,7 +23,7 @@ from pyro_meta import (
     UsageError,
 )
 from pyro_meta.evaluation.beside import routes_beside
-from pyro_meta.evaluation.oracle import choices_of_least_harm, gains_of_full
+from pyro_meta.evaluation.oracle import choices_of_least_harm, harms_by_label
 from pyro_meta.evaluation.spending import at_price, measured_spending, price_for, visits_at
 from pyro_meta.guides.spending import Spending
 from pyro_meta.network.leaving_full import along, fully
@@ -177,25 +177,25 @@ def harm_of(network: PretrainedNetwork, windows: Any, at: tuple[int, ...], k: in
 
 
 @pytest.mark.parametrize("groups", ["kv", 1])
-def test_gains_are_those_of_one_token_moved(groups: Any) -> None:
+def test_harms_are_those_of_one_token_moved(groups: Any) -> None:
     made = MODELS["Llama"]().double()
     network = wrapped(made, groups=groups)
     windows = pair(text(2, 20))
-    gains = gains_of_full(network, *windows)
-    assert gains.shape == (3, 2, 19, 2 if groups == "kv" else 1, 2)
-    assert not gains[..., network.mechanism_names.index("full")].any()
+    harms = harms_by_label(network, *windows)
+    assert harms.shape == (3, 2, 19, 2 if groups == "kv" else 1, 2)
+    assert not harms[..., network.mechanism_names.index("full")].any()
     other = network.mechanism_names.index("window")
     for at in ((0, 0, 18, 0), (1, 1, 12, -1), (2, 0, 15, 0)):
         place = at if groups == "kv" else at[:-1]
         wanted = harm_of(network, windows, place, other)
-        assert float(gains[(*at, other)]) == pytest.approx(wanted, rel=2e-2, abs=5e-5)
+        assert float(harms[(*at, other)]) == pytest.approx(wanted, rel=2e-2, abs=5e-5)
 
 
-def test_gains_of_early_tokens_are_zero() -> None:
+def test_harms_of_early_tokens_are_zero() -> None:
     """A window that sees everything is full attention."""
     network = wrapped(MODELS["Llama"]())
-    gains = gains_of_full(network, *pair(text(2, 20)))
-    assert gains[:, :, :4].abs().max() < 1e-4 < gains[:, :, 10:].abs().max()
+    harms = harms_by_label(network, *pair(text(2, 20)))
+    assert harms[:, :, :4].abs().max() < 1e-4 < harms[:, :, 10:].abs().max()
 
 
 def test_choices_of_least_harm_meet_the_visits_and_are_the_best() -> None:

@@ -100,7 +100,12 @@ def test_a_split_learns_the_means_of_its_heads() -> None:
 
 def test_harms_of_tokens_that_a_window_serves_fully_are_zero() -> None:
     one = told(made().model.network, text(2, 12))
-    assert one.harms[:, :, :4].abs().max() < 1e-6 < one.harms[:, :, 8:].max()
+    assert not one.harms[:, :, :6].any() and one.harms[:, :, 8:].max() > 1e-6
+
+
+def test_texts_that_a_window_serves_fully_are_refused() -> None:
+    guide, short = made(), [text(2, 6)]
+    refused(lambda: warm_start(guide, short, WarmStart(texts=1)), "in 6 tokens", "--context")
 
 
 def test_heads_read_inputs_of_mean_0_and_scale_1() -> None:

@@ -76,20 +76,22 @@ def routes_beside(
         sees (of a mixture, of every mechanism in it); `price`, where it was moved.
     """
     network = model.network
-    rows: dict[str, _Row] = {}
+    found: dict[str, dict[str, Any]] = {}
     with evaluating(model, guide):
         for visits in budgets:
             price = price_for(model, guide, windows, batch, visits)
             with at_price(guide, price):
-                found = _hard(model, guide, windows, batch, seed)
-            rows |= {at_budget(name, visits): row.priced(price) for name, row in found.items()}
+                rows = _hard(model, guide, windows, batch, seed)
+            for name, row in rows.items():
+                found[at_budget(name, visits)] = row | {"price": price}
         if not budgets:
-            found = _hard(model, guide, windows, batch, seed)
+            rows = _hard(model, guide, windows, batch, seed)
             soft = _followed(network, mean_route(guide, hard=False), windows, batch)
-            rows |= {HARD: found[HARD], SOFT: soft} | found
+            found = {HARD: rows[HARD], SOFT: soft.figures()} | rows
         for name in network.mechanism_names if mechanisms else ():
-            rows[name] = _followed(network, chosen_by_all(network, name), windows, batch)
-    return {name: row.figures() for name, row in rows.items()}
+            alone = _followed(network, chosen_by_all(network, name), windows, batch)
+            found[name] = alone.figures()
+    return found
 
 
 def at_budget(name: str, visits: float) -> str:
@@ -109,11 +111,13 @@ def is_random(name: str) -> bool:
 
 def _hard(
     model: LanguageModel, guide: Guide, windows: tuple[Tensor, Tensor], batch: int, seed: int
-) -> "dict[str, _Row]":
-    """Hard routes, and random tokens with their loads."""
-    rows = {HARD: _followed(model.network, mean_route(guide, hard=True), windows, batch)}
-    if (chosen := rows[HARD].choices) is not None and not model.gated:
-        rows[RANDOM] = _followed(model.network, _shuffled(chosen, seed), windows, batch)
+) -> dict[str, dict[str, Any]]:
+    """Figures of hard routes, and of random tokens with their loads."""
+    hard = _followed(model.network, mean_route(guide, hard=True), windows, batch)
+    rows = {HARD: hard.figures()}
+    if hard.choices is not None and not model.gated:
+        dealt = _followed(model.network, _shuffled(hard.choices, seed), windows, batch)
+        rows[RANDOM] = dealt.figures()
     return rows
 
 
@@ -122,12 +126,6 @@ class _Row:
 
     def __init__(self, nll: Tensor, visits: float, choices: Tensor | None) -> None:
         self.nll, self.visits, self.choices = nll, visits, choices
-        self.of_price: dict[str, float] = {}
-
-    def priced(self, price: float) -> "_Row":
-        """The same, which tells the price that it was decided at."""
-        self.of_price = {"price": price}
-        return self
 
     def figures(self) -> dict[str, Any]:
         T = self.nll.shape[1]
@@ -142,7 +140,6 @@ class _Row:
                 for begin, end in pairwise(edges)
             },
             "by_sequence": past.mean(1).tolist(),
-            **self.of_price,
         }
 
 

@@ -4,13 +4,12 @@ A base of hard routes is given more tokens with full attention, until so many mo
 Shapes: N sequences, T tokens, L layers, G groups of heads.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from pyro_meta.evaluation.figures import batches, by_group, token_nll
 from pyro_meta.evaluation.spending import visits_at
+from pyro_meta.network.leaving_full import along
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features, Route
 
@@ -23,7 +22,8 @@ def losses_along(
     for tokens, targets in batches(windows, batch):
         rows = slice(begun, begun + len(tokens))
         begun = rows.stop
-        logits = network(tokens, _given(choices[:, rows])).float()
+        ours = choices[:, rows] if choices.shape[-1] > 1 else choices[:, rows, :, 0]
+        logits = network(tokens, along(list(ours))).float()
         losses.append(token_nll(logits, targets))
         log_p = torch.log_softmax(logits, -1)
         entropies.append(-(log_p.exp() * log_p).sum(-1))
@@ -77,11 +77,3 @@ def with_more_full(network: Network, base: Tensor, scores: Tensor, visits: float
     is_turned = torch.empty_like(order, dtype=torch.bool)
     is_turned[order] = added[order].cumsum(0) <= visits - visits_of(network, base)
     return torch.where(is_turned.view(base.shape), full, base)
-
-
-def _given(choices: Tensor) -> Callable[[int, Features], Decision]:
-    def route(layer: int, features: Features) -> Decision:
-        ours = choices[layer]
-        return Decision(ours[..., 0] if ours.shape[-1] == 1 else ours)
-
-    return route

@@ -12,7 +12,7 @@ from pyro_meta.network.leaving_full import along, fully
 from pyro_meta.network.protocol import Network
 
 
-def gains_of_full(network: Network, tokens: Tensor, targets: Tensor) -> Tensor:
+def harms_by_label(network: Network, tokens: Tensor, targets: Tensor) -> Tensor:
     """By how much the loss would rise if a token's route left `full`, to first order.
 
     d loss / d alpha_k - d loss / d alpha_full where every token attends fully, and the loss is the
@@ -30,8 +30,8 @@ def gains_of_full(network: Network, tokens: Tensor, targets: Tensor) -> Tensor:
         loss = token_nll(logits, targets).sum()
     found = torch.stack(torch.autograd.grad(loss, weights))
     full = network.mechanism_names.index("full")
-    gains = found - found[..., full, None]
-    return gains if network.shape.groups > 1 else gains.unsqueeze(-2)
+    harms = found - found[..., full, None]
+    return harms if network.shape.groups > 1 else harms.unsqueeze(-2)
 
 
 def choices_of_least_harm(network: Network, harms: Tensor, visits: float) -> Tensor:

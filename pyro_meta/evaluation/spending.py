@@ -3,8 +3,9 @@
 Shapes: N sequences, T tokens, L layers, G groups of heads, K mechanisms.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,8 +32,8 @@ def measured_spending(
 ) -> Spending:
     """The curve of prices and key visits on some text, from one pass along hard routes.
 
-    It holds what the pass says as it is: that other routes would lead to other features is left
-    out, which moves visits by some thousandths (a test looks).
+    It holds what the pass says as it is. That other routes would lead to other features is left
+    out: `price_for` looks again.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ def price_for(
     """
     with evaluating(model, guide), at_price(guide, float(guide.execution.price)):
         for some in (_few(windows), windows):
-            guide.execution.price.fill_(_found(model, guide, some, batch, visits))
+            _move(guide, partial(_Seen, model, guide, some, batch), visits)
         return float(guide.execution.price)
 
 
@@ -87,24 +88,17 @@ def _few(windows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return windows[0][::stride], windows[1][::stride]
 
 
-def _found(
-    model: LanguageModel,
-    guide: Guide,
-    windows: tuple[Tensor, Tensor],
-    batch: int,
-    visits: float,
-) -> float:
-    """The nearest of the prices that are tried, from that of the guide on."""
+def _move(guide: Guide, look: Callable[[], "_Seen"], visits: float) -> None:
+    """Set the price of a guide to the nearest of those that are tried, from its own on."""
     best = float("inf"), 0.0
     for _ in range(PASSES):
-        seen = _Seen(model, guide, windows, batch)
-        tried = float(guide.execution.price)
+        seen, tried = look(), float(guide.execution.price)
         best = min(best, (abs(seen.visits(tried) - visits), tried))
         following = seen.price_for(visits)
         if best[0] < CLOSE or following == tried:
             break
         guide.execution.price.fill_(following)
-    return best[1]
+    guide.execution.price.fill_(best[1])
 
 
 @contextmanager

@@ -4,7 +4,7 @@ The command line reads its options from here before PyTorch is there: no module 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pyro_meta.errors import UsageError
 
@@ -134,6 +134,12 @@ class WarmStart:
         for name in ("lr", "sharpness"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"warm.{name}: {getattr(self, name)} given; above 0 is allowed")
+        for one in fields(self):
+            if self.texts == 0 and getattr(self, one.name) != one.default:
+                raise UsageError(
+                    f"warm.{one.name}: {getattr(self, one.name)} given, and it does nothing "
+                    "without --warm.texts"
+                )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_meta.attention.ops.precision import at_least_float32
+from pyro_meta.attention.prices import macs_at
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.guides.base import HeadsGuide
@@ -46,7 +47,7 @@ class Told(NamedTuple):
     features: list[Features]
     """By layer, along full attention."""
     harms: Tensor
-    """s, [L, B, T, G, K], 0 for `full` itself."""
+    """s, [L, B, T, G, K], 0 for `full` itself and where a mechanism sees all that it sees."""
 
 
 def warm_start(
@@ -68,7 +69,8 @@ def warm_start(
     Raises
     ------
     UsageError
-        The guide has no logits to begin from, or `full` is none of the mechanisms.
+        The guide has no logits to begin from, or `full` is none of the mechanisms; or texts are so
+        short that no mechanism differs from it.
     """
     require_startable(guide)
     assert isinstance(guide, HeadsGuide | LoadGuide)
@@ -81,6 +83,11 @@ def warm_start(
     while found := [told(network, tokens, guide.reads_near) for tokens in islice(coming, ROUND)]:
         if optimiser is None:
             mean = torch.stack([one.harms.mean((1, 2)) for one in found]).mean(0)  # [L, G, K]
+            if not mean.any():
+                raise UsageError(
+                    f"warm.texts: in {found[0].harms.shape[2]} tokens every mechanism sees all "
+                    "that full attention sees; longer texts, by --context, are allowed"
+                )
             typical = mean[mean > 0].mean()
             floor = LEAST * mean / typical
             _begin(guide, found, mean / typical, full, options.sharpness)
@@ -146,7 +153,19 @@ def told(network: Network, tokens: Tensor, reads_near: bool = False) -> Told:
         slopes = torch.stack(torch.autograd.grad(log_p.gather(-1, drawn[..., None]).sum(), weights))
     slopes = slopes if network.shape.groups > 1 else slopes.unsqueeze(-2)
     full = network.mechanism_names.index("full")
-    return Told(features, 0.5 * (slopes - slopes[..., full, None]).square())
+    harms = 0.5 * (slopes - slopes[..., full, None]).square()
+    return Told(features, harms * _differs(network, tokens.shape[1])[:, None])
+
+
+def _differs(network: Network, length: int) -> Tensor:
+    """Where a mechanism costs another number of MACs than `full`, booleans [T, K].
+
+    Elsewhere it sees the same keys, and what sets them apart is rounding.
+    """
+    place = torch.arange(length, dtype=torch.float64)
+    macs = torch.stack([macs_at(one, place) for one in network.mechanisms], -1)
+    full = macs[:, network.mechanism_names.index("full"), None]
+    return (macs != full).to(network.device)
 
 
 def deviance(

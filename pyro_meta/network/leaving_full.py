@@ -28,7 +28,7 @@ def fully(network: Network, tokens: Tensor) -> list[Tensor]:
 
 
 def along(weights: list[Tensor]) -> Route:
-    """The route of given weights, by layer."""
+    """The route of given weights or choices, by layer."""
 
     def route(layer: int, features: Features) -> Decision:
         return Decision(weights[layer])

@@ -130,6 +130,11 @@ class Config(Settings):
         self.controllers(model, guide)  # refuses targets that nobody here can be moved to
         if self.starts_warm(guide):
             require_startable(guide)
+        if self.optim.second_order and not guide.draws_choices:
+            raise UsageError(
+                f"optim.second_order: true given, and {type(guide).__name__} draws no choices of "
+                "one mechanism; a guide that does, such as CategoricalGuide, is allowed"
+            )
         return model, guide
 
     def starts_warm(self, guide: Guide) -> bool:

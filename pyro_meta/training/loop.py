@@ -188,6 +188,9 @@ def _start_warm(
 
     def texts() -> Iterator[Tensor]:
         for number in range(config.warm.texts):
+            if number and number % max(1, config.warm.texts // 6) == 0:
+                left = (time.perf_counter() - began) * (config.warm.texts / number - 1)
+                say(f"warm start: {number} of {config.warm.texts} texts, {left:.0f} s left")
             step = config.steps + number
             tokens, _ = corpus.batch(config.seed, step, config.batch, config.context)
             torch.manual_seed(micro_batch_seed(config.seed, step, 0))
