@@ -2,16 +2,17 @@
 
     python benchmarks/pretrained_study.py studies/pretrained/runs --documents build/texts/held_out
 
-Each run is evaluated by `python -m pyro_meta.evaluate`, its price moved to each budget, and leaves
-a file of its own; one that is there already is not made again. Rows that learn nothing stand in
-`others-*.json`: layers chosen by the loss that leaving full attention costs them (arXiv
-2606.27791), every 2nd and 4th layer, tokens drawn alike in every layer and group (the prior,
+All seeds of a variant are evaluated by one `python -m pyro_meta.evaluate`, the price of each moved
+to each budget, and leave a file; one that is there already is not made again. Rows that learn
+nothing stand in `others-*.json`: layers chosen by the loss that leaving full attention costs them
+(arXiv 2606.27791), every 2nd and 4th layer, tokens drawn alike in every layer and group (the prior,
 which knows no layer), and routes that are read off the labels (`oracle`: an upper bound, and no
 promise).
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -37,19 +38,31 @@ OUT = Path(__file__).parent / "results" / "pretrained" / "study"
 FEW = 4  # documents by which layers are chosen: of the training text, not of those held out
 
 
-def evaluated(run: Path, options: argparse.Namespace, length: int, documents: int) -> None:
-    """Have one run evaluated at one length, unless it was."""
-    path = options.out / f"{run.name}-{length}.json"
+def evaluated(
+    name: str, runs: list[Path], options: argparse.Namespace, length: int, documents: int
+) -> None:
+    """Have all seeds of a variant evaluated at one length, unless they were."""
+    path = options.out / f"{name}-{length}.json"
     if path.exists():
         return
-    words = [sys.executable, "-m", "pyro_meta.evaluate", str(run), "--json", str(path) + ".part"]
-    words += ["--documents", options.documents, f"--lengths=[{length}]"]
-    words += [f"--budgets={json.dumps(options.budgets)}", f"--tokens={documents * length}"]
+    words = [sys.executable, "-m", "pyro_meta.evaluate", *map(str, runs)]
+    words += ["--json", f"{path}.part", "--documents", options.documents]
+    words += [f"--lengths=[{length}]", f"--tokens={documents * length}"]
+    words += [f"--budgets={json.dumps(options.budgets)}"]
     if options.questions:
         words += ["--retrieval=[passkey,pairs]", f"--questions={options.questions}"]
         words += ["--depths=[0.1,0.3,0.5,0.7]"]
     subprocess.run(words, check=True)
-    Path(str(path) + ".part").rename(path)
+    Path(f"{path}.part").rename(path)
+
+
+def by_variant(folder: Path, only: Sequence[str] | None) -> dict[str, list[Path]]:
+    """Folders of runs by the name of their variant, in the order of their seeds."""
+    found: dict[str, list[Path]] = {}
+    for run in sorted(folder.iterdir()):
+        if (run / "summary.json").exists() and (not only or run.name in only):
+            found.setdefault(re.sub(r"-s\d+$", "", run.name), []).append(run)
+    return found
 
 
 def harms_of_layers(network: Network, windows: Windows) -> Tensor:
@@ -85,14 +98,14 @@ def drawn_alike(network: Network, windows: Windows, visits: float, seed: int = 0
     return torch.where(torch.rand(shape, generator=draw) < chance, full, window)
 
 
-def by_label(network: Network, windows: Windows, visits: float) -> Tensor:
-    """Choices that the gradient of the labels tells: the oracle."""
+def harms_of(network: Network, windows: Windows) -> Tensor:
+    """By how much log p(label) falls where a choice leaves full attention, [L, N, T, G]."""
     window = network.mechanism_names.index("window")
     harms = [
         harms_by_label(network, windows[0][row : row + 1], windows[1][row : row + 1])[..., window]
         for row in range(len(windows[0]))
     ]
-    return choices_of_least_harm(network, torch.cat(harms, 1), visits)
+    return torch.cat(harms, 1)
 
 
 def others(run: Path, options: argparse.Namespace, length: int, count: int) -> dict[str, Any]:
@@ -115,9 +128,12 @@ def others(run: Path, options: argparse.Namespace, length: int, count: int) -> d
             most = round((visits - none) / (each - none))
             ways[f"layers by loss, at {visits:g}"] = order[:most]
         chosen = {name: of_layers(network, layers, windows) for name, layers in ways.items()}
+        by_label = harms_of(network, windows)
         for visits in options.budgets:
             chosen[f"drawn alike, at {visits:g}"] = drawn_alike(network, windows, visits)
-            chosen[f"oracle by label, at {visits:g}"] = by_label(network, windows, visits)
+            chosen[f"oracle by label, at {visits:g}"] = choices_of_least_harm(
+                network, by_label, visits
+            )
         past = min(PAST, length // 2)
         for name, choices in chosen.items():
             losses = losses_along(network, choices, windows)[0][:, past:]
@@ -156,9 +172,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for length in options.lengths:
-        for run in sorted(one for one in options.runs.iterdir() if one.is_dir()):
-            if not options.only or run.name in options.only:
-                evaluated(run, options, length, options.count)
+        for name, runs in by_variant(options.runs, options.only).items():
+            evaluated(name, runs, options, length, options.count)
         path = options.out / f"others-{length}.json"
         if not path.exists() and not options.only:
             with pyro.validation_enabled(False):

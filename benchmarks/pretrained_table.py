@@ -43,12 +43,12 @@ class Rows:
                 self.texts = said["losses"][str(length)]["texts"]
         if full is None:
             raise SystemExit(f"{folder}: no run was evaluated at {length} tokens")
-        for path, said in read.items():
+        for said in read.values():
             rows = said["losses"][str(length)]["rows"] if "losses" in said else said["rows"]
-            name = path.name.removesuffix(f"-{length}.json")
-            seed = int(match.group(1)) if (match := re.search(r"-s(\d+)$", name)) else 0
             for row, figures in rows.items():
-                label = re.sub(r"-s\d+: ", ": ", row)
+                of_run = re.match(r"(.*)-s(\d+): (.*)", row)
+                label = f"{of_run[1]}: {of_run[3]}" if of_run else row
+                seed = int(of_run[2]) if of_run else 0
                 found[label][seed] = (figures["by_sequence"], figures["visits"])
         self.behind = {
             label: np.array([np.subtract(by_seed[seed][0], full) for seed in sorted(by_seed)])
