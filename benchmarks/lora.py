@@ -4,12 +4,15 @@
 
 Each run of a pretrained model goes on for some steps, in which adapters by PEFT (Hu et al. 2021,
 arXiv 2106.09685) learn with its guide. Both are taught by what the model says without adapters when
-every token attends fully. Then routes are compared at equal key visits, with the adapters; `full`
-is the model as it was.
+every token attends fully. Then routes are compared at equal key visits, with the adapters. Beside
+it the guide goes on for as many steps by itself. `behind_full` is against the model as it was; the
+row `full` has the adapters.
 """
 
 import argparse
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,10 @@ RANK, ALPHA = 8, 16
 OF_ADAPTERS, OF_GUIDE = 2e-4, 1e-3  # learning rates
 
 
-def with_adapters(
-    folder: str, windows: Windows, steps: int, budgets: list[float]
+def gone_on(
+    folder: str, windows: Windows, steps: int, budgets: list[float], adapts: bool
 ) -> dict[str, Any]:
-    """Rows of a run once adapters have learned with its guide, and what they were before."""
+    """Rows of a run whose guide has gone on, with adapters or without."""
     model, guide, _, config = Run.open(folder).load()
     network = model.network
     assert isinstance(network, PretrainedNetwork)
@@ -45,12 +48,13 @@ def with_adapters(
     with evaluating(model, guide):
         full = choices_along(network, chosen_by_all(network, "full"), windows)
         before = losses_along(network, full, windows)[0][:, past:].mean(1)
-    adapted = peft.get_peft_model(network.hf_model, wanted)
-    adapters = [one for one in adapted.parameters() if one.requires_grad]
-    groups = [
-        {"params": adapters, "lr": OF_ADAPTERS},
-        {"params": list(guide.parameters()), "lr": OF_GUIDE},
-    ]
+    groups: list[dict[str, Any]] = [{"params": list(guide.parameters()), "lr": OF_GUIDE}]
+    unadapted: Callable[[], AbstractContextManager[Any]] = nullcontext
+    if adapts:
+        adapted = peft.get_peft_model(network.hf_model, wanted)
+        adapters = [one for one in adapted.parameters() if one.requires_grad]
+        groups.append({"params": adapters, "lr": OF_ADAPTERS})
+        unadapted = adapted.disable_adapter
     optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
     peaks = [group["lr"] for group in optimiser.param_groups]
     model.temperature, elbo = config.kl.weight, RouteELBO()
@@ -61,11 +65,12 @@ def with_adapters(
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * (1 - step / steps)
         with torch.autocast("cpu", torch.bfloat16):
-            with adapted.disable_adapter():
+            with unadapted():
                 targets = model.own_prediction(tokens)
             terms = elbo.terms(model, guide, tokens, targets)
         terms.loss.backward()
-        torch.nn.utils.clip_grad_norm_(adapters, 1.0)
+        for group in groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         optimiser.step()
         optimiser.zero_grad()
         if step % 10 == 9:
@@ -83,12 +88,15 @@ def main() -> None:
     parser.add_argument("--documents", required=True)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--count", type=int, default=20, help="Documents, at most.")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.33, 0.43])
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     found: dict[str, Any] = {
         "command": f"python benchmarks/lora.py {' '.join(options.runs)} "
-        f"--documents {options.documents} --steps {options.steps} --json {options.json}",
+        f"--documents {options.documents} --length {options.length} --steps {options.steps} "
+        f"--count {options.count} --budgets {' '.join(map(str, options.budgets))} "
+        f"--json {options.json}",
         "hardware": hardware(),
         "versions": versions(),
         "runs": {},
@@ -97,11 +105,13 @@ def main() -> None:
         with pyro.validation_enabled(False):
             words = Run.open(folder).vocabulary()
             windows, names = documents(options.documents, words.encode, options.length)
-            found["documents"] = names
-            found["runs"][Path(folder).name] = with_adapters(
-                folder, windows, options.steps, options.budgets
-            )
-        write_whole(options.json, json.dumps(found, indent=1) + "\n")
+            windows = (windows[0][: options.count], windows[1][: options.count])
+            found["documents"] = names[: options.count]
+            for way, adapts in (("guide alone", False), ("guide and adapters", True)):
+                found["runs"].setdefault(Path(folder).name, {})[way] = gone_on(
+                    folder, windows, options.steps, options.budgets, adapts
+                )
+                write_whole(options.json, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

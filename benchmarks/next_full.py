@@ -56,6 +56,8 @@ def documents(folder: str, encode: Any, length: int) -> tuple[Windows, list[str]
         if len(tokens) > length:
             rows.append(tokens[: length + 1])
             names.append(file.name)
+    if not rows:
+        raise SystemExit(f"{folder}: no document has more than {length} tokens")
     return as_windows(np.stack(rows)), names
 
 

@@ -6,8 +6,8 @@ All seeds of a variant are evaluated by one `python -m pyro_meta.evaluate`, the 
 to each budget, and leave a file; one that is there already is not made again. Rows that learn
 nothing stand in `others-*.json`: layers chosen by the loss that leaving full attention costs them
 (arXiv 2606.27791), every 2nd and 4th layer, tokens drawn alike in every layer and group (the prior,
-which knows no layer), and routes that are read off the labels (`oracle`: an upper bound, and no
-promise).
+which knows no layer), and routes that are read off the labels (`by label`: what leaving full
+attention does to the loss, to first order; no bound, and no promise).
 """
 
 import argparse
@@ -24,7 +24,7 @@ import torch
 from next_full import Windows, documents
 from torch import Tensor
 
-from pyro_meta.evaluation.beside import PAST
+from pyro_meta.evaluation.beside import HARD, PAST
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.evaluation.more_full import losses_along, visits_of
 from pyro_meta.evaluation.oracle import choices_of_least_harm, harms_by_label
@@ -43,7 +43,7 @@ def evaluated(
 ) -> None:
     """Have all seeds of a variant evaluated at one length, unless they were."""
     path = options.out / f"{name}-{length}.json"
-    if path.exists():
+    if path.exists() and _is_of(path, runs, length, options.budgets):
         return
     words = [sys.executable, "-m", "pyro_meta.evaluate", *map(str, runs)]
     words += ["--json", f"{path}.part", "--documents", options.documents]
@@ -54,6 +54,13 @@ def evaluated(
         words += ["--depths=[0.1,0.3,0.5,0.7]"]
     subprocess.run(words, check=True)
     Path(f"{path}.part").rename(path)
+
+
+def _is_of(path: Path, runs: list[Path], length: int, budgets: Sequence[float]) -> bool:
+    """Whether a file has every run at every budget."""
+    rows = json.loads(path.read_text())["losses"][str(length)]["rows"]
+    wanted = {f"{run.name}: {HARD}, at {budget:g}" for run in runs for budget in budgets}
+    return wanted <= {*rows}
 
 
 def by_variant(folder: Path, only: Sequence[str] | None) -> dict[str, list[Path]]:
@@ -120,7 +127,8 @@ def others(run: Path, options: argparse.Namespace, length: int, count: int) -> d
         harms = harms_of_layers(network, (tokens, targets))
         order = harms.argsort(descending=True).tolist()
         ways: dict[str, Sequence[int]] = {
-            f"every {n}th layer full": range(n - 1, len(order), n) for n in (2, 4)
+            f"every {name} layer full": range(n - 1, len(order), n)
+            for name, n in {"2nd": 2, "4th": 4}.items()
         }
         each = float(visits_of(network, of_layers(network, [0], windows)))
         none = float(visits_of(network, of_layers(network, [], windows)))
@@ -131,9 +139,7 @@ def others(run: Path, options: argparse.Namespace, length: int, count: int) -> d
         by_label = harms_of(network, windows)
         for visits in options.budgets:
             chosen[f"drawn alike, at {visits:g}"] = drawn_alike(network, windows, visits)
-            chosen[f"oracle by label, at {visits:g}"] = choices_of_least_harm(
-                network, by_label, visits
-            )
+            chosen[f"by label, at {visits:g}"] = choices_of_least_harm(network, by_label, visits)
         past = min(PAST, length // 2)
         for name, choices in chosen.items():
             losses = losses_along(network, choices, windows)[0][:, past:]
@@ -148,7 +154,9 @@ def others(run: Path, options: argparse.Namespace, length: int, count: int) -> d
     macs = {
         "dense": network.dense_macs(),
         "full_attention": heads * 2.0 * shape.head_width * (length + 1) / 2,
-        "router": float(sum(one.numel() for one in guide.parameters() if one.dim() == 2)),
+        "router": json.loads((run / "summary.json").read_text())["executed"][
+            "macs_per_token_router"
+        ],
     }
     return {
         "texts": names[:count],

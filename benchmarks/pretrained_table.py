@@ -2,8 +2,11 @@
 
     python benchmarks/pretrained_table.py FOLDER --picture docs/pretrained_visits.png
 
-`behind` is how far a row is behind full attention, nats per token past token 256, paired by
-document; intervals of 95% are a bootstrap over documents and, where there are several, seeds.
+`behind` is how far a row is behind full attention, nats per token past token 256. Differences are
+paired by document and by seed; their 95% intervals are for other documents and, of several seeds,
+other seeds (`pyro_meta.analysis.comparison.paired_difference`). A row that was trained with one
+seed is compared with the routes of that seed. Where a row cannot make just as many key visits, what
+it would lose at as many is read off the line between its own two budgets.
 """
 
 import argparse
@@ -17,93 +20,144 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_meta.analysis.comparison import Difference, paired_difference
 from pyro_meta.folders import write_whole
 
-RESAMPLED = 10_000
 HARD, RANDOM = "routes, hard", "random tokens, the same loads"
 ROUTES, SPLIT = "routes", "static-split"
+ALL = -1
+"""The seed of a row that depends on none."""
 
-Behind = NDArray[np.float64]
-"""By seed and document, [S, N]."""
+BySeed = dict[int, NDArray[np.float64]]
+"""Seed -> by document, [N]."""
 
 
 class Rows:
-    """The rows of all files of one length: behind full, and key visits, by seed."""
+    """The rows of all files of one length: losses by document, and key visits, by seed."""
 
     def __init__(self, folder: Path, length: int) -> None:
-        found: dict[str, dict[int, tuple[list[float], float]]] = defaultdict(dict)
-        full: list[float] | None = None
+        self.losses: dict[str, BySeed] = defaultdict(dict)
+        self.visits: dict[str, dict[int, float]] = defaultdict(dict)
         self.texts: list[str] = []
-        files = sorted(folder.glob(f"*-{length}.json"))
-        read = {path: json.loads(path.read_text()) for path in files}
-        for said in read.values():
-            rows = said["losses"][str(length)]["rows"] if "losses" in said else said["rows"]
-            if "full" in rows:
-                full = rows["full"]["by_sequence"]
-                self.texts = said["losses"][str(length)]["texts"]
-        if full is None:
-            raise SystemExit(f"{folder}: no run was evaluated at {length} tokens")
-        for said in read.values():
-            rows = said["losses"][str(length)]["rows"] if "losses" in said else said["rows"]
-            for row, figures in rows.items():
+        self.macs: dict[str, float] = {}
+        for path in sorted(folder.glob(f"*-{length}.json")):
+            said = json.loads(path.read_text())
+            part = said["losses"][str(length)] if "losses" in said else said
+            if self.texts and part["texts"] != self.texts:
+                raise SystemExit(f"{path}: other documents than those of the files before it")
+            self.texts = part["texts"]
+            self.macs = said.get("macs_per_token", self.macs)
+            for row, figures in part["rows"].items():
                 of_run = re.match(r"(.*)-s(\d+): (.*)", row)
                 label = f"{of_run[1]}: {of_run[3]}" if of_run else row
-                seed = int(of_run[2]) if of_run else 0
-                found[label][seed] = (figures["by_sequence"], figures["visits"])
-        self.behind = {
-            label: np.array([np.subtract(by_seed[seed][0], full) for seed in sorted(by_seed)])
-            for label, by_seed in found.items()
-        }
-        others = read.get(folder / f"others-{length}.json", {})
-        self.macs: dict[str, float] = others.get("macs_per_token", {})
-        self.visits = {
-            label: [by_seed[seed][1] for seed in sorted(by_seed)]
-            for label, by_seed in found.items()
-        }
+                seed = int(of_run[2]) if of_run else ALL
+                self.losses[label][seed] = np.array(figures["by_sequence"])
+                self.visits[label][seed] = figures["visits"]
+        if "full" not in self.losses:
+            raise SystemExit(f"{folder}: no run was evaluated at {length} tokens")
+        self.full = self.losses["full"][ALL]
+
+    def behind(self, label: str) -> NDArray[np.float64]:
+        """How far a row is behind full attention, by seed and document, [S, N]."""
+        return (
+            np.stack([self.losses[label][seed] for seed in sorted(self.losses[label])]) - self.full
+        )
+
+    def mean_visits(self, label: str) -> float:
+        return float(np.mean([*self.visits[label].values()]))
 
     def kinds(self) -> dict[str, NDArray[np.bool_]]:
         """Which documents are code, and which are prose."""
         is_prose = np.array([name.startswith("speech") for name in self.texts])
         return {"code": ~is_prose, "prose": is_prose}
 
-
-def interval(behind: Behind, seed: int = 0) -> tuple[float, float]:
-    """95% of the means over documents and seeds, resampled."""
-    rng = np.random.default_rng(seed)
-    S, N = behind.shape
-    seeds = rng.integers(0, S, (RESAMPLED, S))
-    texts = rng.integers(0, N, (RESAMPLED, N))
-    means = np.array([behind[s][:, t].mean() for s, t in zip(seeds, texts, strict=True)])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    def apart(self, ours: str, theirs: str) -> Difference | None:
+        """Theirs minus ours: above 0, ours are ahead."""
+        if ours not in self.losses or theirs not in self.losses:
+            return None
+        mine, other = self.losses[ours], self.losses[theirs]
+        seeds = [*mine] if [*other] == [ALL] else [*other]
+        return paired_difference(_of_seeds(other, seeds), _of_seeds(mine, seeds))
 
 
-def figures_of(behind: Behind, visits: list[float], kinds: dict[str, Any]) -> dict[str, Any]:
+def _of_seeds(losses: BySeed, seeds: list[int]) -> BySeed:
+    """The losses of some seeds; those that depend on none are of every one."""
     return {
-        "behind": float(behind.mean()),
-        "interval": interval(behind),
-        "by_seed": behind.mean(1).tolist(),
-        "visits": visits,
-        **{kind: float(behind[:, which].mean()) for kind, which in kinds.items()},
+        seed: losses.get(seed, losses[ALL]) if ALL in losses else losses[seed]
+        for seed in seeds
+        if seed in losses or ALL in losses
     }
 
 
-def fewer_macs(rows: Rows, visits: float) -> dict[str, float]:
-    """By what share a token has fewer MACs than with full attention: of attention, and of all."""
+def figures_of(rows: Rows, label: str) -> dict[str, Any]:
+    behind = rows.behind(label)
+    found = rows.apart("full", label)
+    assert found is not None
+    return {
+        "behind": float(behind.mean()),
+        "interval": found.interval,
+        "by_seed": behind.mean(1).tolist(),
+        "visits": [*rows.visits[label].values()],
+        **{kind: float(behind[:, which].mean()) for kind, which in rows.kinds().items()},
+    }
+
+
+def fewer_macs(rows: Rows, label: str, reads_near: bool = True) -> dict[str, float]:
+    """By what share a token has fewer MACs than with full attention: of attention, and of all.
+
+    A guide that reads what the window has found runs the window for all tokens, also for those that
+    then attend fully.
+    """
     full, router = rows.macs["full_attention"], rows.macs["router"]
+    visits, window = rows.mean_visits(label), rows.mean_visits("window")
+    is_full = (visits - window) / (1 - window)
+    run = visits + (is_full * window if reads_near else 0.0)
     before = rows.macs["dense"] + full
-    after = rows.macs["dense"] + router + visits * full
-    return {"attention": 1 - visits, "whole_model": 1 - after / before}
+    after = rows.macs["dense"] + router + run * full
+    return {"attention": 1 - run, "whole_model": 1 - after / before}
 
 
-def ahead(rows: Rows, one: str, other: str) -> dict[str, Any] | None:
-    """How far one row is ahead of another, paired by document and, if both have them, seed."""
-    if one not in rows.behind or other not in rows.behind:
+def ahead(rows: Rows, ours: str, theirs: str, budgets: list[float]) -> dict[str, Any] | None:
+    """How far one row is ahead of another, and at which visits both are."""
+    found = rows.apart(ours, theirs)
+    if found is None:
         return None
-    mine, theirs = rows.behind[one], rows.behind[other]
-    seeds = min(len(mine), len(theirs))
-    apart = theirs[:seeds] - mine[:seeds]
-    return {"ahead": float(apart.mean()), "interval": interval(apart), "seeds": seeds}
+    visits = rows.mean_visits(ours), rows.mean_visits(theirs)
+    shift = (visits[1] - visits[0]) * slope(rows, theirs, budgets)
+    return {
+        "ahead": found.mean,
+        "interval": found.interval,
+        "over_documents": found.over_sequences,
+        "seeds": found.seeds,
+        "by_seed": found.by_seed,
+        "visits": visits,
+        "ahead_at_equal_visits": found.mean + shift,
+    }
+
+
+def slope(rows: Rows, label: str, budgets: list[float]) -> float:
+    """What a row gains for each unit of visits, from its two budgets; 0 where it has one."""
+    stem = label.rpartition(", at ")[0]
+    names = [f"{stem}, at {budget:g}" for budget in budgets]
+    if not stem or not all(name in rows.losses for name in names):
+        return 0.0
+    losses = [rows.behind(name).mean() for name in names]
+    visits = [rows.mean_visits(name) for name in names]
+    gained = visits[-1] - visits[0]
+    return float((losses[0] - losses[-1]) / gained) if gained else 0.0
+
+
+OPPONENTS = {
+    "static split": "static-split: {hard}, at {budget:g}",
+    "random tokens": "routes: {random}, at {budget:g}",
+    "drawn alike (the prior)": "drawn alike, at {budget:g}",
+    "prior-free": "prior-free: {hard}, at {budget:g}",
+    "weights with loads": "weights-with-loads: {hard}, at {budget:g}",
+    "routes by layers": "routes-by-layers: {hard}, at {budget:g}",
+    "split by layers": "split-by-layers: {hard}, at {budget:g}",
+    "layers by loss": "layers by loss, at {budget:g}",
+    "routes trained at twice the budget": "routes-trained-at-0.66: {hard}, at {budget:g}",
+}
 
 
 def summary(folder: Path, lengths: list[int], budgets: list[float]) -> dict[str, Any]:
@@ -111,32 +165,22 @@ def summary(folder: Path, lengths: list[int], budgets: list[float]) -> dict[str,
     found: dict[str, Any] = {}
     for length in lengths:
         rows = Rows(folder, length)
-        kinds = rows.kinds()
-        compared = {
-            f"{label}, at {budget:g}": ahead(rows, f"{ROUTES}: {HARD}, at {budget:g}", other)
-            for budget in budgets
-            for label, other in {
-                "static split": f"{SPLIT}: {HARD}, at {budget:g}",
-                "random tokens": f"{ROUTES}: {RANDOM}, at {budget:g}",
-                "prior-free": f"prior-free: {HARD}, at {budget:g}",
-                "weights with loads": f"weights-with-loads: {HARD}, at {budget:g}",
-                "routes by layers": f"routes-by-layers: {HARD}, at {budget:g}",
-                "split by layers": f"split-by-layers: {HARD}, at {budget:g}",
-                "layers by loss": f"layers by loss, at {budget:g}",
-            }.items()
-        }
+        compared = {}
+        for budget in budgets:
+            ours = f"{ROUTES}: {HARD}, at {budget:g}"
+            for name, pattern in OPPONENTS.items():
+                theirs = pattern.format(hard=HARD, random=RANDOM, budget=budget)
+                if (one := ahead(rows, ours, theirs, budgets)) is not None:
+                    compared[f"{name}, at {budget:g}"] = one
         found[str(length)] = {
             "documents": len(rows.texts),
-            "rows": {
-                label: figures_of(behind, rows.visits[label], kinds)
-                for label, behind in rows.behind.items()
-            },
+            "rows": {label: figures_of(rows, label) for label in rows.losses},
             "fewer_macs": {
-                label: fewer_macs(rows, float(np.mean(visits)))
-                for label, visits in rows.visits.items()
+                label: fewer_macs(rows, label)
+                for label in rows.losses
                 if rows.macs and label.startswith(f"{ROUTES}: {HARD}")
             },
-            "routes_ahead_of": {name: one for name, one in compared.items() if one is not None},
+            "routes_ahead_of": compared,
         }
     return found
 
@@ -154,15 +198,15 @@ def picture(folder: Path, length: int, path: Path) -> None:
     }
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     for prefix, (label, colour, mark) in shown.items():
-        names = [name for name in rows.behind if name.startswith(f"{prefix}, at ")]
-        points = sorted((np.mean(rows.visits[name]), name) for name in names)
-        means = [rows.behind[name].mean() for _, name in points]
+        names = [name for name in rows.losses if name.startswith(f"{prefix}, at ")]
+        points = sorted((rows.mean_visits(name), name) for name in names)
+        means = [rows.behind(name).mean() for _, name in points]
         axes.plot([x for x, _ in points], means, color=colour, marker=mark, label=label)
         for x, name in points:
-            of_seeds = rows.behind[name].mean(1)
+            of_seeds = rows.behind(name).mean(1)
             axes.plot([x] * len(of_seeds), of_seeds, ".", color=colour, markersize=4)
-    if "window" in rows.behind:
-        near = rows.behind["window"].mean()
+    if "window" in rows.losses:
+        near = rows.behind("window").mean()
         axes.axhline(near, color="#777", linestyle=":", linewidth=1)
         axes.annotate("window everywhere", (axes.get_xlim()[0], near), va="bottom", fontsize=8)
     axes.set_xlabel("key visits, share of full attention's")
@@ -191,7 +235,12 @@ def main() -> None:
             )
         for name, one in part["routes_ahead_of"].items():
             low, high = one["interval"]
-            print(f"  routes ahead of {name:40s} {one['ahead']:+.4f} ({low:+.4f} to {high:+.4f})")
+            ours, theirs = one["visits"]
+            print(
+                f"  routes ahead of {name:44s} {one['ahead']:+.4f} ({low:+.4f} to {high:+.4f}), "
+                f"{one['seeds']} seeds, visits {ours:.3f} and {theirs:.3f}; at equal ones "
+                f"{one['ahead_at_equal_visits']:+.4f}"
+            )
     if options.json:
         write_whole(options.json, json.dumps(found, indent=1) + "\n")
     if options.picture:

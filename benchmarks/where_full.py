@@ -39,7 +39,8 @@ from pyro_meta.terminal.machine import hardware, versions
 from pyro_meta.training.run import Run
 
 MARKS = {"line end": "\n", "full stop": ".", "comma": ",", "bracket": "(", "quote": '"'}
-SPANS = (256, 384, 512, 640, 768, 896, 1024)
+PARTS = 6
+"""Stretches of the positions past token 256."""
 
 
 def repeats(tokens: NDArray[np.int64], window: int) -> dict[str, NDArray[np.bool_]]:
@@ -125,7 +126,7 @@ def looked_at(folder: str, where: str, length: int, visits: float) -> dict[str, 
         "by_token": shares(of_token, late | of_kind),
         "by_position": {
             f"{begin}-{end - 1}": float(of_token[:, begin - PAST : end - PAST].mean())
-            for begin, end in pairwise(SPANS)
+            for begin, end in pairwise(np.linspace(PAST, length, PARTS + 1).astype(int).tolist())
         },
     }
 
@@ -162,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args(argv)
+    if options.length <= PAST:
+        parser.error(f"--length: {options.length} given; more than {PAST} tokens are needed")
     torch.manual_seed(0)
     with pyro.validation_enabled(False):
         found = looked_at(options.run, options.documents, options.length, options.visits)

@@ -72,6 +72,8 @@ class Guide(MadeWith, StandaloneModule):
     of_choices: ClassVar[bool | None] = False
     """Whether it infers choices of one mechanism, rather than weights of all; None: either, as the
     prior says. One that pays no KL goes with any prior."""
+    fitted: ClassVar[tuple[str, ...]] = ()
+    """Buffers that are found from text, as parameters are; the others are as options say."""
     depth: DepthGuide | None
     load_posterior: LoadPosterior | None
     spending: Spending | None
@@ -277,6 +279,7 @@ class HeadsGuide(Guide):
         is near.
     """
 
+    fitted = ("centre", "scale")
     centre: Tensor
     scale: Tensor
 

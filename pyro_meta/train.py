@@ -98,7 +98,7 @@ def _train(request: Request, out: Console) -> int:
     torch.manual_seed(config.seed)
     model, guide = config.build(corpus.vocabulary.size, corpus.vocabulary.separators)
     require_sound(model, guide)
-    origin = _begun_from(request, opened, corpus, model, guide, say)
+    origin, has_begun = _begun_from(request, opened, corpus, model, guide, say)
     controllers = config.controllers(model, guide)
     if opened is None:
         controllers.require_reachable()
@@ -121,7 +121,7 @@ def _train(request: Request, out: Console) -> int:
             with over_training(config.steps, _saved_step(run), progress_out) as watch:
                 outcome = train(
                     config, corpus, run, fabric, model, guide, controllers, watch,
-                    opened is not None, config_yaml, say,
+                    opened is not None, has_begun, config_yaml, say,
                 )  # fmt: skip
             if fabric.is_global_zero:
                 eager = torch.compiler.set_stance("force_eager")  # lengths vary from here on
@@ -180,18 +180,24 @@ def _begun_from(
     model: "LanguageModel",
     guide: "Guide",
     say: Callable[[str], None],
-) -> "Origin | None":
-    """Give a model that has not begun the weights of another run; where they are from."""
+) -> "tuple[Origin | None, bool]":
+    """Give a model that has not begun the weights of another run.
+
+    Returns
+    -------
+    Origin or None, bool
+        Where they are from, and whether those of the guide are among them.
+    """
     from pyro_meta.training.run import Run
 
     if resumed is None:
         if request.begun_from is None:
-            return None
+            return None, False
         source, known = Run.open(request.begun_from, request.trusts), None
     else:
         known = resumed.origin()
         if known is None or resumed.latest_checkpoint() is not None:
-            return known
+            return known, False
         source = Run.open(known.run, request.trusts)
     origin, anew = source.lend(model, guide, corpus.vocabulary)
     if known is not None and origin != known:
@@ -201,7 +207,14 @@ def _begun_from(
         )
     fresh = f"; begun anew: {', '.join(anew)}" if anew else ""
     say(f"from: {source.folder} after step {origin.step}{fresh}")
-    return origin
+    has_begun = type(guide).__name__ not in anew
+    warm = [word for word in request.options if word.startswith("--warm")]
+    if has_begun and warm:
+        raise UsageError(
+            f"option {warm[0]}: given beside --from, whose {type(guide).__name__} has begun; "
+            "without it, or another guide, is allowed"
+        )
+    return origin, has_begun
 
 
 def _told_by_first(fabric: "Fabric", act: Callable[[], str]) -> str:

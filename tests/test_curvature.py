@@ -132,6 +132,16 @@ def test_values_stay_and_the_gradient_is_that_of_both_orders(
         assert bool(more.any())
 
 
+def test_a_guide_that_rests_pays_for_no_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(walked: Any) -> list[Tensor]:
+        raise AssertionError("a backward pass for nothing")
+
+    monkeypatch.setattr("pyro_meta.inference.curvature.curvature", never)
+    model, guide = build(CostCategorical, CategoricalGuide)
+    guide.is_resting = True
+    RouteELBO(second_order=True).terms(model, guide, *own_text())
+
+
 def test_nothing_where_nobody_learns() -> None:
     _, guide = build(CostCategorical, PriorGuide)
     assert float(of_second_order(drawn_walk(guide, own_text()[0]))) == 0

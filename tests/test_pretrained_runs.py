@@ -82,8 +82,8 @@ def test_a_run_leaves_what_its_routes_cost_and_gain(routes: Path) -> None:
     assert rows["full"]["visits"] == pytest.approx(1.0)
     assert rows["window"]["visits"] <= rows["routes, hard"]["visits"] < 1
     assert rows["random tokens, the same loads"]["visits"] == pytest.approx(
-        rows["routes, hard"]["visits"], abs=0.01
-    ), "dealt out among tokens of the same positions"
+        rows["routes, hard"]["visits"], abs=0.03
+    ), "dealt out among near tokens of the same sequence"
     assert summary["prior"]["lambda"] != 0
 
 
@@ -337,6 +337,20 @@ def test_the_example_runs(base: Path, tmp_path: Path) -> None:
         (["--warm.texts=-1"], "warm.texts: -1 given; at least 0 is allowed"),
         (["--warm.texts=0", "--warm.passes=3"], "warm.passes: 3 given, and it does nothing"),
         (["--optim.second_order=true", "--guide=PointGuide"], "PointGuide draws no choices"),
+        (
+            [
+                "--guide=TokenTableGuide",
+                "--prior=CostDirichlet",
+                "--warm.texts=0",
+                "--budget=null",
+                "--optim.offsets=5",
+            ],
+            "optim.offsets: 5 given, and TokenTableGuide",
+        ),
+        (
+            ["--warm.texts=2", "--context=6", "--budget=null", "--tighten=null"],
+            "warm.texts: in 6 tokens",
+        ),
         (["--warm.sharpness=0"], "warm.sharpness: 0.0 given; above 0 is allowed"),
         (["--prior=CostDirichlet", "--guide=TokenTableGuide"], "TokenTableGuide has no logits"),
         (["--pretrained=/nowhere"], "/nowhere is no folder"),
@@ -349,6 +363,22 @@ def test_what_cannot_be_is_told_in_one_line(
     with pytest.raises(UsageError, match=re.escape(message)):
         train(*words(base, tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_guide_that_has_begun_starts_warm_no_more(
+    base: Path, routes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    still = ["--steps=1", "--optim.lr=1e-9", "--optim.final_lr=0"]
+    begun = ["--from", str(routes), *still, f"--out={tmp_path / 'on'}"]
+    assert train(*begun) == 0 and "warm start" not in capsys.readouterr().out
+    ours, theirs = (Run.open(one).load()[1].state_dict() for one in (tmp_path / "on", routes))
+    for name, value in theirs.items():
+        if name.startswith(("heads", "centre", "scale")):
+            torch.testing.assert_close(ours[name], value, atol=1e-6, rtol=0)
+    with pytest.raises(UsageError, match=r"option --warm\.texts=2: given beside --from"):
+        train("--from", str(routes), "--warm.texts=2", f"--out={tmp_path / 'two'}")
+    other = ["--from", str(routes), *still, "--guide=LoadGuide", f"--out={tmp_path / 'split'}"]
+    assert train(*other) == 0 and "warm start" in capsys.readouterr().out, "it begins anew"
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,21 @@ def test_visits_along_the_curve_are_those_that_routes_make(name: str, kind: Any)
     assert float(guide.execution.price) == own
 
 
+@pytest.mark.parametrize("kind", [CategoricalGuide, LoadGuide])
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.04, 0.5, 0.96, 0.98, 0.99])
+def test_budgets_near_the_ends_of_the_curve_are_met_too(share: float, kind: Any) -> None:
+    """The ends are prices at which the last token turns, and no figures beyond all of them."""
+    guide, windows = routed(kind=kind), pair(text(4, 41))
+    curve = measured_spending(guide.model, guide, windows, 2)
+    least, most = curve.visits[0], curve.visits[-1]
+    wanted = least + share * (most - least)
+    with at_price(guide, curve.price_for(wanted)):
+        gaps = [b - a for a, b in zip(curve.visits, curve.visits[1:], strict=False)]
+        assert visits_of(guide, windows) == pytest.approx(wanted, abs=max(gaps) + 0.02)
+    steps = [a - b for a, b in zip(curve.prices, curve.prices[1:], strict=False)]
+    assert max(steps) < 100, "between two points a straight line means something"
+
+
 @pytest.mark.parametrize("visits", [0.45, 0.7])
 def test_a_budget_is_met_by_passes(visits: float) -> None:
     guide, windows = routed(), pair(text(6, 41))
@@ -96,8 +111,13 @@ def test_mixtures_have_no_price() -> None:
 
 
 @pytest.mark.parametrize(
-    ("visits", "prices"), [([], []), ([0.2, 0.1], [1, 2]), ([0.1, 0.2], [1, 2]), ([0.1], [1, 2])]
-)
+    ("visits", "prices"),
+    [
+        ([], []), ([0.2, 0.1], [1, 2]), ([0.1, 0.2], [1, 2]), ([0.1], [1, 2]),
+        ([0.1, float("nan"), 1.0], [2, 1, 0]), ([0.1, 0.2], [float("inf"), 1]),
+        ([[0.1], [0.2]], [2, 1]), (["0.1", "0.2"], [2, 1]),
+    ],
+)  # fmt: skip
 def test_curves_that_are_none(visits: Any, prices: Any) -> None:
     with pytest.raises(UsageError, match="rise as prices fall"):
         Spending(visits, prices)
@@ -106,8 +126,9 @@ def test_curves_that_are_none(visits: Any, prices: Any) -> None:
 def test_between_points_by_a_straight_line() -> None:
     curve = Spending([0.2, 0.4, 1.0], [10.0, 2.0, -4.0])
     assert curve.price_for(0.3) == pytest.approx(6) and curve.price_for(1.0) == -4
-    for beyond in (0.19, 1.01):
-        refused(lambda beyond=beyond: curve.price_for(beyond), str(beyond), "0.200 to 1.000")  # type: ignore[misc]
+    assert curve.price_for(0.1999) == 10 and curve.price_for(1.0001) == -4, "to rounding"
+    for beyond in (0.19, 1.01, float("nan"), -1, "0.3", None, True):
+        refused(lambda beyond=beyond: curve.price_for(beyond), repr(beyond), "0.200 to 1.000")  # type: ignore[misc]
 
 
 # -- at run time ---------------------------------------------------------------------------------
@@ -213,3 +234,22 @@ def test_choices_of_least_harm_meet_the_visits_and_are_the_best() -> None:
         if len(left):
             assert left.max() <= kept.min()
     assert (choices_of_least_harm(network, harms, 1.0)[:, :, 10:] == full).all()
+
+
+def test_random_tokens_keep_the_loads_of_every_text_and_head() -> None:
+    from pyro_meta.evaluation.beside import _shuffled
+
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.rand(2, 3, 1, 2, generator=generator)
+    choices = (torch.rand(2, 3, 300, 2, generator=generator) < chance).to(torch.int8)
+    route = _shuffled(choices, 0)
+    dealt = []
+    for layer in range(2):
+        features: Any = type("F", (), {"tokens": torch.zeros(3, 300)})
+        dealt.append(route(layer, features).route)
+    found = torch.stack(dealt)
+    assert not torch.equal(found, choices.long())
+    assert torch.equal(found.sum(2), choices.long().sum(2)), "of each text and head"
+    for begin in (0, 128, 256):
+        near = slice(begin, begin + 128)
+        assert torch.equal(found[:, :, near].sum(2), choices[:, :, near].long().sum(2))

@@ -1,7 +1,8 @@
 """Routes of a model that was trained without them, beside what needs no router.
 
 Where the network's weights stay as they are, each mechanism alone can be run as it is. So can
-random tokens with the very loads of the routes: what they lose is what knowing the token is worth.
+random tokens with the very loads of the routes, in each text and head: what they lose is what
+knowing the token is worth, and which heads look far together.
 Losses in nats per token. Shapes: N sequences, T tokens, L layers, G groups of heads, K mechanisms.
 """
 
@@ -34,8 +35,8 @@ HARD, SOFT, RANDOM, FULL = (
 )
 ROUTES = (HARD, SOFT, RANDOM)
 """Rows that depend on a guide, at its own price."""
-NEAR = 16
-"""Positions among which random tokens are dealt their routes."""
+NEAR = 128
+"""Positions of a sequence among which random tokens are dealt their routes."""
 
 
 def routes_beside(
@@ -69,11 +70,12 @@ def routes_beside(
     -------
     dict
         By name, `routes, hard`, `routes, soft`, `random tokens, the same loads` (the same choices,
-        dealt out anew among tokens that are near each other in position, so that key visits are the
-        same; none of a mixture, nor where tokens skip layers) and each mechanism alone: `loss` over
-        all tokens; `loss_past`, past token 256, and `by_sequence`, the same of each; `by_position`,
-        from each edge to the next; `visits`, keys that are seen as a share of what full attention
-        sees (of a mixture, of every mechanism in it); `price`, where it was moved.
+        dealt out anew among near tokens of the same sequence, by each layer and group for itself,
+        so that key visits are the same but for chance; none of a mixture, nor where tokens skip
+        layers) and each mechanism alone: `loss` over all tokens; `loss_past`, past token 256, and
+        `by_sequence`, the same of each; `by_position`, from each edge to the next; `visits`, keys
+        that are seen as a share of what full attention sees (of a mixture, of every mechanism in
+        it); `price`, where it was moved.
     """
     network = model.network
     found: dict[str, dict[str, Any]] = {}
@@ -172,17 +174,16 @@ def _followed(network: Network, route: Route, windows: tuple[Tensor, Tensor], ba
 
 
 def _shuffled(choices: Tensor, seed: int) -> Route:
-    """A route by which others have the choices [L, N, T, G] of tokens near in position.
+    """A route by which others of the same sequence have the choices [L, N, T, G] of tokens.
 
-    It is asked layer by layer of sequence after sequence.
+    Each layer and group deals for itself, in stretches of `NEAR` positions. It is asked layer by
+    layer of sequence after sequence.
     """
     generator = torch.Generator().manual_seed(seed)
     dealt = choices.clone()
-    for of_layer in dealt.unbind():
-        for of_group in of_layer.unbind(-1):
-            for near in of_group.split(NEAR, 1):
-                order = torch.randperm(near.numel(), generator=generator)
-                near.copy_(near.flatten()[order].view_as(near))
+    for near in dealt.split(NEAR, 2):
+        order = torch.rand(near.shape, generator=generator).argsort(2)
+        near.copy_(near.gather(2, order))
     begun = [0] * len(choices)
 
     def route(layer: int, features: Features) -> Decision:

@@ -1,4 +1,4 @@
-"""Routes that are read off the labels: an upper bound, and no promise.
+"""Routes that are read off the labels, to first order: no bound, and no promise.
 
 Shapes: N sequences, T tokens, L layers, G groups of heads, K mechanisms.
 """

@@ -6,6 +6,7 @@ Shapes: N sequences, T tokens, L layers, G groups of heads, K mechanisms.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features
 
 POINTS = 25  # of a curve
-MOST_PRICE = 1e4  # nats for each unit of cost
+BEYOND = 1.0  # nats for each unit of cost: so far outside all prices at which something turns
 HALVINGS = 40  # of the prices between which one is looked for
 CLOSE, PASSES = 0.002, 4  # how near visits are to be, and how many passes that may take
 FEW = 4  # sequences that are asked first
@@ -51,9 +52,9 @@ def measured_spending(
     """
     with evaluating(model, guide):
         seen = _Seen(model, guide, windows, batch)
-    least, most = (seen.visits(price) for price in (MOST_PRICE, -MOST_PRICE))
-    wanted = torch.linspace(least, most, POINTS).tolist()
-    prices = [seen.price_for(visits) for visits in wanted]
+    least, most = (seen.visits(price) for price in (seen.dearest, seen.cheapest))
+    wanted = torch.linspace(least, most, POINTS, dtype=torch.float64).tolist()
+    prices = [seen.dearest, *map(seen.price_for, wanted[1:-1]), seen.cheapest]
     reached = sorted({(seen.visits(price), -price) for price in prices})
     visits, negative = zip(*dict(reached).items(), strict=True)
     return Spending(visits, [-price for price in negative])
@@ -137,7 +138,7 @@ class _Seen:
 
         for tokens, _ in batches(windows, batch):
             network.states(tokens.to(network.device), noting)
-        shares = visits_at(network, windows[0].shape[1]).float()[:, None]  # [T, 1, K]
+        shares = visits_at(network, windows[0].shape[1])[:, None]  # [T, 1, K]
         # of each layer and sequence, and of each group in it, full attention adds up to 1
         self.full = sum(one.shape[0] * one.shape[2] for one in logs)
         self.logs = torch.cat([one.flatten(0, 2) for one in logs])  # [M, K]
@@ -145,6 +146,7 @@ class _Seen:
             (shares * run[..., None]).expand(one.shape) for one, run in zip(logs, runs, strict=True)
         ]
         self.shares = torch.cat([one.flatten(0, 2) for one in seen])
+        self.cheapest, self.dearest = self._prices_that_turn_all()
 
     def visits(self, price: float) -> float:
         """Key visits at a price, as a share of what full attention sees."""
@@ -152,9 +154,20 @@ class _Seen:
         seen = self.shares.gather(-1, chosen[:, None])
         return float(seen.sum(dtype=torch.float64)) / self.full
 
+    def _prices_that_turn_all(self) -> tuple[float, float]:
+        """Prices below and above all at which one mechanism takes the place of another."""
+        turning = [torch.zeros(1)]
+        for one, other in combinations(range(len(self.costs)), 2):
+            dearer = float(self.costs[one] - self.costs[other])
+            if dearer:
+                turning.append((self.logs[:, one] - self.logs[:, other]).double() / dearer)
+        every = torch.cat([one.double() for one in turning])
+        every = every[every.isfinite()]
+        return float(every.min()) - BEYOND, float(every.max()) + BEYOND
+
     def price_for(self, visits: float) -> float:
         """The price whose visits are nearest."""
-        low, high = -MOST_PRICE, MOST_PRICE
+        low, high = self.cheapest, self.dearest
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             if self.visits(middle) > visits:

@@ -136,7 +136,7 @@ class RouteELBO(TraceMeanField_ELBO):
         model_trace = poutine.trace(replayed).get_trace(tokens, targets, walked)
         observed: Any = model_trace.nodes["next_token"]
         nll = -observed["fn"].log_prob(observed["value"]).sum()
-        if self.second_order and torch.is_grad_enabled():
+        if self.second_order and torch.is_grad_enabled() and not guide.is_resting:
             nll = nll + of_second_order(walked)
         zero = torch.zeros_like(nll)
 

@@ -72,22 +72,18 @@ def warm_start(
         The guide has no logits to begin from, or `full` is none of the mechanisms; or texts are so
         short that no mechanism differs from it.
     """
-    require_startable(guide)
-    assert isinstance(guide, HeadsGuide | LoadGuide)
     network = guide.model.network
-    full = network.mechanism_names.index("full")
     updates, done, coming = options.passes * options.texts, 0, iter(texts)
     typical = floor = torch.zeros(())
     optimiser: torch.optim.Optimizer | None = None
     order = torch.Generator().manual_seed(options.texts)
-    while found := [told(network, tokens, guide.reads_near) for tokens in islice(coming, ROUND)]:
+    while some := list(islice(coming, ROUND)):
+        require_startable(guide, some[0].shape[1])
+        assert isinstance(guide, HeadsGuide | LoadGuide)
+        full = network.mechanism_names.index("full")
+        found = [told(network, tokens, guide.reads_near) for tokens in some]
         if optimiser is None:
             mean = torch.stack([one.harms.mean((1, 2)) for one in found]).mean(0)  # [L, G, K]
-            if not mean.any():
-                raise UsageError(
-                    f"warm.texts: in {found[0].harms.shape[2]} tokens every mechanism sees all "
-                    "that full attention sees; longer texts, by --context, are allowed"
-                )
             typical = mean[mean > 0].mean()
             floor = LEAST * mean / typical
             _begin(guide, found, mean / typical, full, options.sharpness)
@@ -120,8 +116,8 @@ def _begin(
                 guide.standardise(layer, read)
 
 
-def require_startable(guide: Guide) -> None:
-    """Raise `UsageError` as `warm_start`."""
+def require_startable(guide: Guide, length: int) -> None:
+    """Raise `UsageError` as `warm_start`, for texts of so many tokens."""
     if not isinstance(guide, HeadsGuide | LoadGuide):
         raise UsageError(
             f"warm.texts: {type(guide).__name__} has no logits to begin from; a guide with heads, "
@@ -132,6 +128,11 @@ def require_startable(guide: Guide) -> None:
         raise UsageError(
             f"warm.texts: mechanisms are {', '.join(names)}, and full is not among them; "
             "--warm.texts 0 does without"
+        )
+    if not _differs(guide.model.network, length).any():
+        raise UsageError(
+            f"warm.texts: in {length} tokens every mechanism sees all that full attention sees; "
+            "longer texts, by --context, are allowed"
         )
 
 

@@ -172,7 +172,8 @@ class Checkpoints:
         for module, there in ((model, others), (guide, of_guide)):
             here = {k: v.shape for k, v in module.state_dict().items() if k not in own}
             if {k: v.shape for k, v in there.items()} == here:
-                learned = dict(module.named_parameters())  # the rest is as the options say
+                # the rest is as the options say
+                learned = {*dict(module.named_parameters()), *getattr(module, "fitted", ())}
                 taken = {k: v for k, v in there.items() if k in learned}
                 module.load_state_dict(taken, strict=False)
             else:

@@ -129,11 +129,16 @@ class Config(Settings):
             model.gate_execution.price.fill_(gate.price)
         self.controllers(model, guide)  # refuses targets that nobody here can be moved to
         if self.starts_warm(guide):
-            require_startable(guide)
+            require_startable(guide, self.context)
         if self.optim.second_order and not guide.draws_choices:
             raise UsageError(
                 f"optim.second_order: true given, and {type(guide).__name__} draws no choices of "
                 "one mechanism; a guide that does, such as CategoricalGuide, is allowed"
+            )
+        if self.optim.offsets != 1 and not guide.offsets:
+            raise UsageError(
+                f"optim.offsets: {self.optim.offsets:g} given, and {type(guide).__name__} says "
+                "nothing of all tokens alike; 1 is allowed"
             )
         return model, guide
 

@@ -60,6 +60,7 @@ def train(
     controllers: Controllers,
     watch: Watch,
     is_resumed: bool = False,
+    has_begun: bool = False,
     config_yaml: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
@@ -67,6 +68,8 @@ def train(
 
     Parameters
     ----------
+    has_begun
+        Whether the guide has weights of another run, and so no warm start.
     config_yaml
         What config.yaml is to hold; None: it stays as it is.
     say
@@ -84,7 +87,7 @@ def train(
     objective = Objective(model, guide, elbo, teaches).to(fabric.device)
     parts = {"model": model, "guide": guide, "controllers": controllers}
     is_resumed = is_resumed and run.latest_checkpoint() is not None
-    if not is_resumed and config.starts_warm(guide):
+    if not is_resumed and not has_begun and config.starts_warm(guide):
         _start_warm(config, corpus, fabric, guide, say)
     optimiser = make_optimiser(config.optim, objective)
     if config.compile:
