@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pretrained_table
 import pytest
 import svi
 import targets
@@ -175,3 +176,45 @@ def test_all_targets_are_judged_from_the_files_that_are_there(
     assert "SVI step over the same step in plain PyTorch" in known
     assert not any("T=8192" in what and "dense" not in what for what in known), "longer than asked"
     assert "targets" in capsys.readouterr().out
+
+
+# -- the study of a pretrained model ---------------------------------------------------------------
+
+
+def left(folder: Path, name: str, rows: dict[str, tuple[list[float], float]], **more: Any) -> None:
+    """A file as the study leaves it: losses by document, and visits."""
+    found = {row: {"by_sequence": one, "visits": visits} for row, (one, visits) in rows.items()}
+    part = {"texts": ["library-a", "speech-b", "speech-c"], "rows": found} | more
+    (folder / f"{name}-64.json").write_text(json.dumps({"losses": {"64": part}}))
+
+
+def test_rows_of_the_study_are_paired_by_seed_and_document(tmp_path: Path) -> None:
+    """Seeds and documents that are harder than others make no difference between rows."""
+    hard = [0.0, 0.2, 0.5]
+    left(tmp_path, "a", {"full": (hard, 1.0), "window": ([x + 1 for x in hard], 0.2)})
+    for name, seeds, behind in (("routes", (0, 1, 2), 0.1), ("static-split", (1, 2), 0.3)):
+        rows = {
+            f"{name}-s{seed}: routes, hard, at {at}": (
+                [x + behind / (1 + (at > 0.4)) + 0.05 * seed for x in hard],
+                at + 0.01 * (name != "routes"),
+            )
+            for seed in seeds
+            for at in (0.33, 0.43)
+        }
+        left(tmp_path, name, rows)
+    left(tmp_path, "layers", {"layers by loss, at 0.33": ([x + 0.4 for x in hard], 0.33)})
+    found = pretrained_table.summary(tmp_path, [64], [0.33, 0.43])["64"]
+    ahead = found["routes_ahead_of"]
+    split = ahead["static split, at 0.33"]
+    assert split["ahead"] == pytest.approx(0.2) and [*split["by_seed"]] == [1, 2]
+    assert split["interval"] == pytest.approx((0.2, 0.2)), "what is alike in both is left out"
+    # the split gains .15 from .34 to .44 of the visits, and has .01 more than the routes
+    assert split["ahead_at_equal_visits"] == pytest.approx(0.2 + 0.01 * 1.5)
+    layers = ahead["layers by loss, at 0.33"]
+    assert layers["ahead"] == pytest.approx(0.4 - 0.1 - 0.05) and layers["seeds"] == 3
+    assert found["rows"]["routes: routes, hard, at 0.33"]["by_seed"] == pytest.approx(
+        [0.1, 0.15, 0.2]
+    )
+    left(tmp_path, "other", {"full": (hard, 1.0)}, texts=["x", "y", "z"])
+    with pytest.raises(SystemExit, match="other documents"):
+        pretrained_table.summary(tmp_path, [64], [0.33])
