@@ -185,6 +185,54 @@ def summary(folder: Path, lengths: list[int], budgets: list[float]) -> dict[str,
     return found
 
 
+SHOWN = {
+    "window of 128 and 4 sinks everywhere": "window",
+    "every 4th layer full": "every 4th layer full",
+    "every 2nd layer full": "every 2nd layer full",
+    "tokens drawn alike everywhere (the prior)": "drawn alike, at {budget:g}",
+    "layers chosen by loss": "layers by loss, at {budget:g}",
+    "split by layers, learned": "split-by-layers: {hard}, at {budget:g}",
+    "**split by heads, learned**": "static-split: {hard}, at {budget:g}",
+    "routes by layers": "routes-by-layers: {hard}, at {budget:g}",
+    "random tokens, the routes' loads": "routes: {random}, at {budget:g}",
+    "routes trained at 0.66, moved": "routes-trained-at-0.66: {hard}, at {budget:g}",
+    "routes, weights with loads": "weights-with-loads: {hard}, at {budget:g}",
+    "routes, prior-free": "prior-free: {hard}, at {budget:g}",
+    "**routes** (choices with loads)": "routes: {hard}, at {budget:g}",
+    "read off the labels, to first order": "by label, at {budget:g}",
+}
+
+
+def markdown(found: dict[str, Any], budgets: list[float]) -> str:
+    """The table of one length, for the docs: rows are named, and not tied to a budget if alike."""
+    rows = found["rows"]
+    heads = [f"behind full at {budget:g}" for budget in budgets]
+    lines = [
+        f"| tokens | {' | '.join(heads)} | code | prose | seeds |",
+        "|---" * (len(heads) + 4) + "|",
+    ]
+    for label, pattern in SHOWN.items():
+        names = [pattern.format(hard=HARD, random=RANDOM, budget=budget) for budget in budgets]
+        if names[0] not in rows:
+            continue
+        cells = [_cell(rows[name], budget) for name, budget in zip(names, budgets, strict=True)]
+        if len({*names}) == 1:  # it has visits of its own
+            cells = [f"{rows[names[0]]['behind']:.3f} (visits {rows[names[0]]['visits'][0]:.2f})"]
+            cells += [""] * (len(budgets) - 1)
+        first = rows[names[0]]
+        kinds = [f"{first[kind]:.3f}" for kind in ("code", "prose")]
+        seeds = str(len(first["by_seed"]))
+        lines.append("| " + " | ".join([label, *cells, *kinds, seeds]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any], budget: float) -> str:
+    low, high = row["interval"]
+    visits = float(np.mean(row["visits"]))
+    told = "" if abs(visits - budget) < 0.005 else f", visits {visits:.2f}"
+    return f"{row['behind']:.3f} ({low:.3f} to {high:.3f}{told})"
+
+
 def picture(folder: Path, length: int, path: Path) -> None:
     """Loss against visits: routes, their loads at random, and the static split, by seed."""
     matplotlib.use("Agg")
@@ -223,6 +271,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.33, 0.43])
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path, help="The table of the first length.")
     options = parser.parse_args()
     found = summary(options.folder, options.lengths, options.budgets)
     for length, part in found.items():
@@ -241,6 +290,9 @@ def main() -> None:
                 f"{one['seeds']} seeds, visits {ours:.3f} and {theirs:.3f}; at equal ones "
                 f"{one['ahead_at_equal_visits']:+.4f}"
             )
+    if options.markdown:
+        first = found[str(options.lengths[0])]
+        write_whole(options.markdown, markdown(first, options.budgets))
     if options.json:
         write_whole(options.json, json.dumps(found, indent=1) + "\n")
     if options.picture:
