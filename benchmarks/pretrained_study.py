@@ -2,8 +2,8 @@
 
     python benchmarks/pretrained_study.py studies/pretrained/runs --documents build/texts/held_out
 
-All seeds of a variant are evaluated by one `python -m pyro_meta.evaluate`, the price of each moved
-to each budget, and leave a file; one that is there already is not made again. Rows that learn
+Each run is evaluated by `python -m pyro_meta.evaluate`, its price moved to each budget, and leaves
+a file of its own; one that is there already is not made again. Rows that learn
 nothing stand in `others-*.json`: layers chosen by the loss that leaving full attention costs them
 (arXiv 2606.27791), every 2nd and 4th layer, tokens drawn alike in every layer and group (the prior,
 which knows no layer), and routes that are read off the labels (`by label`: what leaving full
@@ -12,13 +12,16 @@ attention does to the loss, to first order; no bound, and no promise).
 
 import argparse
 import json
-import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from next_full import Windows, documents
@@ -35,41 +38,42 @@ from pyro_meta.terminal.machine import hardware, versions
 from pyro_meta.training.run import Run
 
 OUT = Path(__file__).parent / "results" / "pretrained" / "study"
+FIRST = "routes-s0"
 FEW = 4  # documents by which layers are chosen: of the training text, not of those held out
 
 
-def evaluated(
-    name: str, runs: list[Path], options: argparse.Namespace, length: int, documents: int
-) -> None:
-    """Have all seeds of a variant evaluated at one length, unless they were."""
-    path = options.out / f"{name}-{length}.json"
-    if path.exists() and _is_of(path, runs, length, options.budgets):
+def evaluated(run: Path, options: argparse.Namespace, length: int, documents: Path) -> None:
+    """Have one run evaluated at one length, unless it was; the first has full attention beside."""
+    path = options.out / f"{run.name}-{length}.json"
+    if path.exists() and _has(path, run, length, options.budgets):
         return
-    words = [sys.executable, "-m", "pyro_meta.evaluate", *map(str, runs)]
-    words += ["--json", f"{path}.part", "--documents", options.documents]
-    words += [f"--lengths=[{length}]", f"--tokens={documents * length}"]
-    words += [f"--budgets={json.dumps(options.budgets)}"]
+    words = [sys.executable, "-m", "pyro_meta.evaluate", str(run), "--json", f"{path}.part"]
+    words += [f"--documents={documents}", f"--lengths=[{length}]", f"--tokens={10**9}"]
+    words += [f"--budgets={json.dumps(options.budgets)}", f"--alone={run.name == FIRST}"]
     if options.questions:
         words += ["--retrieval=[passkey,pairs]", f"--questions={options.questions}"]
         words += ["--depths=[0.1,0.3,0.5,0.7]"]
     subprocess.run(words, check=True)
-    Path(f"{path}.part").rename(path)
+    said = Path(f"{path}.part").read_text().replace(str(documents), str(options.documents))
+    write_whole(path, said)
+    Path(f"{path}.part").unlink()
 
 
-def _is_of(path: Path, runs: list[Path], length: int, budgets: Sequence[float]) -> bool:
-    """Whether a file has every run at every budget."""
+def _has(path: Path, run: Path, length: int, budgets: Sequence[float]) -> bool:
+    """Whether a file has a run at every budget."""
     rows = json.loads(path.read_text())["losses"][str(length)]["rows"]
-    wanted = {f"{run.name}: {HARD}, at {budget:g}" for run in runs for budget in budgets}
-    return wanted <= {*rows}
+    return all(f"{run.name}: {HARD}, at {budget:g}" in rows for budget in budgets)
 
 
-def by_variant(folder: Path, only: Sequence[str] | None) -> dict[str, list[Path]]:
-    """Folders of runs by the name of their variant, in the order of their seeds."""
-    found: dict[str, list[Path]] = {}
-    for run in sorted(folder.iterdir()):
-        if (run / "summary.json").exists() and (not only or run.name in only):
-            found.setdefault(re.sub(r"-s\d+$", "", run.name), []).append(run)
-    return found
+@contextmanager
+def spread(folder: Path, count: int) -> Iterator[Path]:
+    """So many documents of a folder, spread over all of them: of every kind some."""
+    files = sorted(folder.iterdir())
+    chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
+    with tempfile.TemporaryDirectory() as place:
+        for number in chosen:
+            shutil.copy(files[number], place)
+        yield Path(place)
 
 
 def harms_of_layers(network: Network, windows: Windows) -> Tensor:
@@ -115,12 +119,11 @@ def harms_of(network: Network, windows: Windows) -> Tensor:
     return torch.cat(harms, 1)
 
 
-def others(run: Path, options: argparse.Namespace, length: int, count: int) -> dict[str, Any]:
+def others(run: Path, options: argparse.Namespace, length: int, folder: Path) -> dict[str, Any]:
     """Rows that need no training, on the network of a run."""
     model, guide, words, config = Run.open(run).load()
     network = model.network
-    windows, names = documents(options.documents, words.encode, length)
-    windows = (windows[0][:count], windows[1][:count])
+    windows, names = documents(str(folder), words.encode, length)
     tokens, targets = config.data.corpus().batch(0, 0, FEW, 1024)
     rows: dict[str, Any] = {}
     with evaluating(model, guide):
@@ -159,7 +162,7 @@ def others(run: Path, options: argparse.Namespace, length: int, count: int) -> d
         ],
     }
     return {
-        "texts": names[:count],
+        "texts": names,
         "layers_by_loss": order,
         "harms_of_layers": harms.tolist(),
         "macs_per_token": macs,
@@ -170,7 +173,7 @@ def others(run: Path, options: argparse.Namespace, length: int, count: int) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, help="Folder of runs; routes-s0 is among them.")
-    parser.add_argument("--documents", required=True)
+    parser.add_argument("--documents", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="Names of runs (default: all).")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.33, 0.43])
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024])
@@ -179,15 +182,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for length in options.lengths:
-        for name, runs in by_variant(options.runs, options.only).items():
-            evaluated(name, runs, options, length, options.count)
-        path = options.out / f"others-{length}.json"
-        if not path.exists() and not options.only:
-            with pyro.validation_enabled(False):
-                found = others(options.runs / "routes-s0", options, length, options.count)
-            found |= {"hardware": hardware(), "versions": versions()}
-            write_whole(path, json.dumps(found, indent=1) + "\n")
+    runs = sorted(one for one in options.runs.iterdir() if (one / "summary.json").exists())
+    runs.sort(key=lambda one: one.name != FIRST)
+    with spread(options.documents, options.count) as texts:
+        for length in options.lengths:
+            for run in runs:
+                if not options.only or run.name in options.only:
+                    evaluated(run, options, length, texts)
+            path = options.out / f"others-{length}.json"
+            if not path.exists() and not options.only:
+                with pyro.validation_enabled(False):
+                    found = others(options.runs / FIRST, options, length, texts)
+                found |= {"hardware": hardware(), "versions": versions()}
+                write_whole(path, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -221,6 +221,19 @@ def test_runs_are_evaluated_at_equal_visits(routes: Path, tmp_path: Path) -> Non
         assert f"routes: random tokens, the same loads, at {visits}" in rows
         assert f"routes: routes, hard, at {visits}" in found["retrieval"]["passkey"]["rows"]
     assert not any("soft" in name for name in rows)
+    assert {"full", "window"} <= rows.keys()
+    done = run_here(
+        "evaluate", routes, "--budgets=[0.5]", "--lengths=[100]", "--tokens=600", "--alone=false",
+        "--retrieval=[passkey]", "--depths=[0.5]", "--questions=1", "--json", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    less = json.loads(out.read_text())
+    name = "routes: routes, hard, at 0.5"
+    assert less["losses"]["100"]["rows"].keys() == {
+        name, "routes: random tokens, the same loads, at 0.5",
+    }  # fmt: skip
+    assert less["losses"]["100"]["rows"][name] == rows[name]
+    assert less["retrieval"]["passkey"]["rows"].keys() == {name}
 
 
 def test_a_finished_run_knows_what_its_routes_spend(routes: Path) -> None:

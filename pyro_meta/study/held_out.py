@@ -203,7 +203,7 @@ def _losses(runs: list[Loaded], windows: Windows, options: Namespace) -> Rows:
     rows: Rows = {}
     are_one = _have_one_network(runs)
     for run in runs:
-        is_new = not are_one or run is runs[0]
+        is_new = options.alone and (not are_one or run is runs[0])
         found = routes_beside(
             run.model, run.guide, windows, 1, options.seed, options.budgets or (), is_new
         )
@@ -231,8 +231,10 @@ class _Way(NamedTuple):
     """At which routes are decided, by length; none: as they were trained."""
 
 
-def _ways(runs: list[Loaded], losses: dict[str, Any], budgets: list[float]) -> Iterator[_Way]:
-    """Each run's hard routes, at each budget, and each mechanism of its network alone.
+def _ways(
+    runs: list[Loaded], losses: dict[str, Any], budgets: list[float], alone: bool
+) -> Iterator[_Way]:
+    """Each run's hard routes, at each budget, and if asked each mechanism of its network alone.
 
     Budgets are met by the prices that met them on the texts of each length.
     """
@@ -244,7 +246,7 @@ def _ways(runs: list[Loaded], losses: dict[str, Any], budgets: list[float]) -> I
             name = f"{run.name}: {row}"
             prices = {int(T): found["rows"][name].get("price") for T, found in losses.items()}
             yield _Way(name, run.model, run.guide, hard, prices if budgets else {})
-        for mechanism in run.model.network.mechanism_names:
+        for mechanism in run.model.network.mechanism_names if alone else ():
             name = mechanism if are_one else f"{run.name}: {mechanism}"
             if name not in seen:
                 seen.add(name)
@@ -256,7 +258,7 @@ def _retrieved(
     runs: list[Loaded], retrieval: Retrieval, losses: dict[str, Any], options: Namespace
 ) -> dict[str, list[Cell]]:
     """The cells of each way, by its name."""
-    ways = list(_ways(runs, losses, options.budgets or []))
+    ways = list(_ways(runs, losses, options.budgets or [], options.alone))
     lengths = [int(length) for length in losses]
     steps = len(ways) * len(lengths)
     found: dict[str, list[Cell]] = {}
