@@ -37,7 +37,7 @@ from pyro_meta.network.protocol import Network
 from pyro_meta.terminal.machine import hardware, versions
 from pyro_meta.training.run import Run
 
-OUT = Path(__file__).parent / "results" / "pretrained" / "study"
+OUT = Path("benchmarks") / "results" / "pretrained" / "study"
 FIRST = "routes-s0"
 FEW = 4  # documents by which layers are chosen: of the training text, not of those held out
 
