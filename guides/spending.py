@@ -13,7 +13,7 @@ import numpy as np
 
 from pyro_meta.errors import UsageError
 
-CLOSE = 0.005
+TOLERANCE = 0.005
 """Share of the key visits by which a budget may lie beyond the curve: it gets the nearest."""
 
 
@@ -53,7 +53,7 @@ class Spending:
         """
         least, most = self.visits[0], self.visits[-1]
         is_number = isinstance(visits, int | float) and not isinstance(visits, bool)
-        if not is_number or not least - CLOSE <= visits <= most + CLOSE:
+        if not is_number or not least - TOLERANCE <= visits <= most + TOLERANCE:
             raise UsageError(
                 f"budget: {visits!r} given; {least:.3f} to {most:.3f} of the key visits are "
                 "allowed, which this guide's routes can reach"

@@ -43,7 +43,7 @@ def _parser() -> ArgumentParser:
         help="Shares of key visits at which hard routes are compared, such as [0.33,0.43]; the "
         "price of each run is moved until it makes so many (default: as each was trained).",
     )  # fmt: skip
-    add("--alone", type=bool, default=True, help="Whether each mechanism alone stands beside them.")
+    add("--alone", type=bool, default=True, help="Whether each mechanism alone is evaluated, too.")
     add("--tokens", type=int, default=16384, help="Tokens to read at each length, at most.")
     add(
         "--retrieval", type=list[Literal["passkey", "pairs"]] | None,

@@ -70,9 +70,9 @@ def routes_beside(
     -------
     dict
         By name, `routes, hard`, `routes, soft`, `random tokens, the same loads` (the same choices,
-        dealt out anew among near tokens of the same sequence, by each layer and group for itself,
-        so that key visits are the same but for chance; none of a mixture, nor where tokens skip
-        layers) and each mechanism alone: `loss` over all tokens; `loss_past`, past token 256, and
+        dealt out anew among near tokens of the same sequence, by each layer and group for itself;
+        key visits differ by chance alone; none of a mixture, nor where tokens skip layers) and each
+        mechanism alone: `loss` over all tokens; `loss_past`, past token 256, and
         `by_sequence`, the same of each; `by_position`, from each edge to the next; `visits`, keys
         that are seen as a share of what full attention sees (of a mixture, of every mechanism in
         it); `price`, where it was moved.
