@@ -55,7 +55,7 @@ def evaluated(run: Path, options: argparse.Namespace, length: int, documents: Pa
         words += ["--depths=[0.1,0.3,0.5,0.7]"]
     subprocess.run(words, check=True)
     said = Path(f"{path}.part").read_text().replace(str(documents), str(options.documents))
-    write_whole(path, said)
+    write_whole(path, said.replace(f"{path}.part", str(path)))
     Path(f"{path}.part").unlink()
 
 
