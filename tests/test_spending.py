@@ -237,12 +237,12 @@ def test_choices_of_least_harm_meet_the_visits_and_are_the_best() -> None:
 
 
 def test_random_tokens_keep_the_loads_of_every_text_and_head() -> None:
-    from pyro_meta.evaluation.beside import _shuffled
+    from pyro_meta.evaluation.beside import _along, _dealt
 
     generator = torch.Generator().manual_seed(0)
     chance = torch.rand(2, 3, 1, 2, generator=generator)
     choices = (torch.rand(2, 3, 300, 2, generator=generator) < chance).to(torch.int8)
-    route = _shuffled(choices, 0)
+    route = _along(_dealt(choices, 0))
     dealt = []
     for layer in range(2):
         features: Any = type("F", (), {"tokens": torch.zeros(3, 300)})
@@ -253,3 +253,5 @@ def test_random_tokens_keep_the_loads_of_every_text_and_head() -> None:
     for begin in (0, 128, 256):
         near = slice(begin, begin + 128)
         assert torch.equal(found[:, :, near].sum(2), choices[:, :, near].long().sum(2))
+    alike = choices[:, :, :1].expand_as(choices)
+    assert torch.equal(_dealt(alike, 0), alike), "nothing to deal where all tokens are alike"

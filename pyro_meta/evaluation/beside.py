@@ -118,8 +118,10 @@ def _hard(
     hard = _followed(model.network, mean_route(guide, hard=True), windows, batch)
     rows = {HARD: hard.figures()}
     if hard.choices is not None and not model.gated:
-        dealt = _followed(model.network, _shuffled(hard.choices, seed), windows, batch)
-        rows[RANDOM] = dealt.figures()
+        dealt = _dealt(hard.choices, seed)
+        is_alike = torch.equal(dealt, hard.choices)  # as of a static split
+        other = hard if is_alike else _followed(model.network, _along(dealt), windows, batch)
+        rows[RANDOM] = other.figures()
     return rows
 
 
@@ -173,23 +175,27 @@ def _followed(network: Network, route: Route, windows: tuple[Tensor, Tensor], ba
     return _Row(torch.cat(losses), float(visits), choices)
 
 
-def _shuffled(choices: Tensor, seed: int) -> Route:
-    """A route by which others of the same sequence have the choices [L, N, T, G] of tokens.
+def _dealt(choices: Tensor, seed: int) -> Tensor:
+    """The choices [L, N, T, G] of tokens, dealt out anew among tokens of the same sequence.
 
-    Each layer and group deals for itself, in stretches of `NEAR` positions. It is asked layer by
-    layer of sequence after sequence.
+    Each layer and group deals for itself, in stretches of `NEAR` positions.
     """
     generator = torch.Generator().manual_seed(seed)
     dealt = choices.clone()
     for near in dealt.split(NEAR, 2):
         order = torch.rand(near.shape, generator=generator).argsort(2)
         near.copy_(near.gather(2, order))
+    return dealt
+
+
+def _along(choices: Tensor) -> Route:
+    """A route of choices [L, N, T, G]; it is asked layer by layer of sequence after sequence."""
     begun = [0] * len(choices)
 
     def route(layer: int, features: Features) -> Decision:
         first = begun[layer]
         begun[layer] += len(features.tokens)
-        ours = dealt[layer, first : begun[layer]].to(features.tokens.device, torch.long)
+        ours = choices[layer, first : begun[layer]].to(features.tokens.device, torch.long)
         return Decision(ours[..., 0] if ours.shape[-1] == 1 else ours)
 
     return route
