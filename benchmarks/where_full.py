@@ -131,26 +131,40 @@ def looked_at(folder: str, where: str, length: int, visits: float) -> dict[str, 
     }
 
 
+NAMED = 0.45
+"""Groups of which more tokens attend fully bear their layer and number in the picture."""
+
+
 def picture(found: dict[str, Any], path: Path) -> None:
     """Groups by what their heads do, and tokens by class."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     share = np.array(found["by_group"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
-    far = np.array(found["of_groups"]["far"])
-    induction = np.array(found["of_groups"]["induction"])
-    dots = left.scatter(far, induction, c=share, cmap="viridis", s=40, edgecolors="grey")
-    for layer, group in np.argwhere((induction > 0.3) | (far > 0.3)):
-        left.annotate(f"{layer}.{group}", (far[layer, group], induction[layer, group]), fontsize=7)
-    left.set_xlabel("weight beyond the window, of the strongest head")
-    left.set_ylabel("induction score, of the strongest head")
-    figure.colorbar(dots, ax=left, label="share of tokens that attend fully")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.8), layout="constrained")
+    scores = {name: np.array(one) for name, one in found["of_groups"].items()}
+    copies = np.maximum(scores["induction"], scores["copy"])
+    dots = left.scatter(
+        copies, share, c=scores["far"], cmap="viridis", s=36, edgecolors="#666", linewidths=0.6
+    )
+    for layer, group in np.argwhere(share > NAMED):
+        left.annotate(
+            f"{layer}.{group}", (copies[layer, group], share[layer, group]), fontsize=8,
+            xytext=(5, 2), textcoords="offset points",
+        )  # fmt: skip
+    left.set_xscale("symlog", linthresh=0.01)
+    left.set_xlim(left=0)
+    left.set_xlabel("weight on the same token or what followed it, strongest head")
+    left.set_ylabel("share of tokens that attend fully")
+    left.set_title("Groups of heads (layer.group)", fontsize=10)
+    figure.colorbar(dots, ax=left, label="weight beyond the window, strongest head")
     classes = found["by_token"]
     order = sorted(classes, key=lambda name: classes[name]["share_full"])
-    right.barh(order, [classes[name]["share_full"] for name in order], color="#4a7")
-    right.axvline(found["mean_share"], color="grey", linestyle=":")
-    right.set_xlabel("share of groups that attend fully (dotted: all tokens)")
+    right.plot([classes[name]["share_full"] for name in order], order, "o", color="#16a")
+    right.axvline(found["mean_share"], color="#777", linestyle=":", linewidth=1)
+    right.grid(axis="y", color="#ddd", linewidth=0.6)
+    right.set_title("Classes of tokens (dotted: all tokens)", fontsize=10)
+    right.set_xlabel("mean share of groups that attend fully")
     figure.savefig(path, dpi=110)
 
 
