@@ -19,6 +19,10 @@ token 256, paired by document.
 
 import argparse
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +63,17 @@ def documents(folder: str, encode: Any, length: int) -> tuple[Windows, list[str]
     if not rows:
         raise SystemExit(f"{folder}: no document has more than {length} tokens")
     return as_windows(np.stack(rows)), names
+
+
+@contextmanager
+def spread(folder: Path, count: int) -> Iterator[Path]:
+    """So many documents of a folder, spread over all of them: of every kind some."""
+    files = sorted(folder.iterdir())
+    chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
+    with tempfile.TemporaryDirectory() as place:
+        for number in chosen:
+            shutil.copy(files[number], place)
+        yield Path(place)
 
 
 def odds_along(guide: Guide, windows: Windows) -> Tensor:
@@ -127,6 +142,7 @@ def main() -> None:
     parser.add_argument("--routes", nargs="+", required=True, help="Runs, one for each seed.")
     parser.add_argument("--split", nargs="+", required=True, help="Static splits, as many.")
     parser.add_argument("--documents", required=True)
+    parser.add_argument("--count", type=int, default=40, help="Documents, spread over all.")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--visits", type=float, default=0.33)
     parser.add_argument("--more", type=float, default=0.05)
@@ -134,7 +150,8 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = {
         "command": f"python benchmarks/next_full.py --routes {' '.join(options.routes)} --split "
-        f"{' '.join(options.split)} --documents {options.documents} --length {options.length} "
+        f"{' '.join(options.split)} --documents {options.documents} --count {options.count} "
+        f"--length {options.length} "
         f"--visits {options.visits} --more {options.more} --json {options.json}",
         "hardware": hardware(),
         "versions": versions(),
@@ -143,7 +160,8 @@ def main() -> None:
     for seed, folders in enumerate(zip(options.routes, options.split, strict=True)):
         with pyro.validation_enabled(False):
             (_, routes, words, _), (_, split, _, _) = (Run.open(one).load() for one in folders)
-            windows, names = documents(options.documents, words.encode, options.length)
+            with spread(Path(options.documents), options.count) as texts:
+                windows, names = documents(str(texts), words.encode, options.length)
             with evaluating(routes.model, routes, split):
                 row = spent(routes, split, windows, options.visits, options.more, seed)
         found["documents"] = names

@@ -12,19 +12,15 @@ attention does to the loss, to first order; no bound, and no promise).
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
-from next_full import Windows, documents
+from next_full import Windows, documents, spread
 from torch import Tensor
 
 from pyro_meta.evaluation.beside import HARD, PAST
@@ -63,17 +59,6 @@ def _has(path: Path, run: Path, length: int, budgets: Sequence[float]) -> bool:
     """Whether a file has a run at every budget."""
     rows = json.loads(path.read_text())["losses"][str(length)]["rows"]
     return all(f"{run.name}: {HARD}, at {budget:g}" in rows for budget in budgets)
-
-
-@contextmanager
-def spread(folder: Path, count: int) -> Iterator[Path]:
-    """So many documents of a folder, spread over all of them: of every kind some."""
-    files = sorted(folder.iterdir())
-    chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
-    with tempfile.TemporaryDirectory() as place:
-        for number in chosen:
-            shutil.copy(files[number], place)
-        yield Path(place)
 
 
 def harms_of_layers(network: Network, windows: Windows) -> Tensor:
