@@ -5,6 +5,7 @@ The command line reads its options from here before PyTorch is there: no module 
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from pyro_meta.errors import UsageError
 
@@ -50,9 +51,10 @@ class KLSchedule:
 
 @dataclass(frozen=True)
 class HardeningSchedule:
-    """Threshold on the uncertainty below which a token is executed hard, from 0 to 1.
+    """Threshold on the rank below which a token is executed hard, from 0 to 1.
 
-    Uncertainty is E_q[H(alpha)] / log K. At the end every token is hard, unless `final` says less.
+    A rank is the uncertainty of the token's route, E_q[H(alpha)] / log K, unless `order` says
+    otherwise. At the end every token is hard, unless `final` says less.
     """
 
     begin: float = 0.45
@@ -60,17 +62,25 @@ class HardeningSchedule:
     end: float = 0.6
     """When the threshold, which rises from 0, reaches --harden.final, as a share of all steps."""
     final: float = 1.0
-    """Final threshold: a token whose route is less uncertain than this, from 0 to 1, is hard. 1:
-    every token is hard, 0: none is."""
+    """Final threshold: a token whose route is less uncertain than this, from 0 to 1, is hard (in
+    another --harden.order, whose rank is below). 1: every token is hard, 0: none is."""
     price: float = 0.7
     """How much hard tokens avoid cost: by how many nats (natural-log units) a mechanism must be
     likelier for each unit that it costs more. 1 unit is full attention, in multiply-adds averaged
     over the context; 0 ignores cost."""
+    order: Literal["uncertain_last", "reversed", "random", "all_at_once"] = "uncertain_last"
+    """Which tokens turn hard first as the threshold rises: those whose route is the least uncertain
+    (uncertain_last), the most uncertain (reversed), random ones, the same whenever they are asked
+    (random); or all of them half-way between --harden.begin and --harden.end (all_at_once)."""
 
     def __post_init__(self) -> None:
         _check_span("harden", self.begin, self.end)
         if not 0 <= self.final <= 1:
             raise UsageError(f"harden.final: {self.final} given; between 0 and 1 is allowed")
+        if self.order == "all_at_once" and self.final != 1:
+            raise UsageError(
+                f"harden.final: {self.final} given; 1 is allowed where harden.order is all_at_once"
+            )
         if not 0 <= self.price < LARGEST:  # it is kept in single precision
             raise UsageError(f"harden.price: {self.price} given; 0 to {LARGEST:.3g} is allowed")
 
@@ -78,6 +88,8 @@ class HardeningSchedule:
         """The threshold after a share `progress` in [0, 1] of training."""
         span = self.end - self.begin
         share = (progress - self.begin) / span if span else float(progress >= self.end)
+        if self.order == "all_at_once":
+            return float(share >= 0.5)
         return self.final * min(1.0, max(0.0, share))
 
 

@@ -120,6 +120,7 @@ class Config(Settings):
             model = LanguageModel(network, prior, depth_prior)
             if self.budget is not None:
                 model.charge_compute()
+        model.harden_in(self.harden.order, self.seed)
         model.text_tokens = self.steps * self.batch * self.context
         guide = made(Guide, "is_resting", "guide", self.guide, model)
         if make_depth is not None:
