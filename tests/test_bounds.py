@@ -58,7 +58,7 @@ def test_bounds_are_those_of_every_pattern_of_choices() -> None:
     model.compute.rate.fill_(0.8)
     with torch.no_grad():
         for parameter in model.network.parameters():
-            parameter.mul_(3)  # so that routes matter
+            parameter.mul_(2)  # so that routes matter
     guide.harden_below(1.0)
     tokens, targets = text(batch=1, length=2)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_bounds_are_those_of_every_pattern_of_choices() -> None:
     assert z_score(found.elbo, -(nll + kl)) < 4
     assert z_score(found.objective(0.1), nll + 0.1 * kl) < 4
     many = bounds(model, guide, tokens.expand(20, -1), targets.expand(20, -1), draws=400).iwae
-    assert many is not None and float(many.mean()) == pytest.approx(evidence, abs=2e-2)
+    assert many is not None and iwae < float(many.mean()) < evidence + 2e-2, "it rises with S"
 
 
 @pytest.mark.parametrize(
