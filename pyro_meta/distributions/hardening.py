@@ -2,8 +2,8 @@
 
 A token whose rank lies below a threshold runs one mechanism alone (or, of a depth gate, runs the
 layer or skips it), and all others run as they are; its rank is its uncertainty, unless another
-order is asked for. Everything that decides about this stands
-here; the model, evaluation, read-out and generation ask the same `Execution`.
+order is asked for. Everything that decides about this stands here; the model, evaluation, read-out
+and generation ask the same `Execution`.
 
 Batch shapes are usually [B, T]; K mechanisms.
 """
