@@ -44,8 +44,9 @@ def run_study(
     """Train pairs under seeds; the exit code of `pyro_meta.ablate`."""
     out.mkdir(parents=True, exist_ok=True)
     variants = {pair.name: pair.options for pair in pairs}
+    asked = study | {"variants": variants, "seeds": seeds}
     path = out / "asked.yaml"
-    write_whole(path, yaml.safe_dump(study | {"variants": variants, "seeds": seeds}))
+    write_whole(path, yaml.safe_dump(asked, sort_keys=False))
     return ablate.main([str(path), f"--out={out}", *words])
 
 
