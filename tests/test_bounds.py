@@ -145,8 +145,10 @@ def test_one_draw_is_that_of_the_objective() -> None:
     terms = RouteELBO().terms(model, guide, tokens, targets)
     torch.manual_seed(5)
     found = bounds(model, guide, tokens, targets, draws=1)
-    torch.testing.assert_close(found.nll.mean(), terms.nll.detach(), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(found.objective(0.3).mean(), terms.loss.detach(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.kl.mean(), terms.kl.detach().sum(), rtol=1e-10, atol=1e-10)
+    close = {"rtol": 1e-6, "atol": 0.0}  # losses are read in single precision
+    torch.testing.assert_close(found.nll.mean(), terms.nll.detach(), **close)
+    torch.testing.assert_close(found.objective(0.3).mean(), terms.loss.detach(), **close)
 
 
 def test_a_point_has_no_bound_and_loads_are_at_their_means() -> None:
@@ -160,7 +162,7 @@ def test_a_point_has_no_bound_and_loads_are_at_their_means() -> None:
     found = bounds(model, guide, tokens, targets, draws=2)
     with torch.no_grad():
         route = walk(model, guide, tokens, along_means(False)).posteriors[0].route.mean
-    load = guide.load(0)
+        load = guide.load(0)
     assert load is not None and model.compute is not None
     costs = model.compute.costs(torch.arange(3))
     expected = 0.0
@@ -198,7 +200,7 @@ def test_noise_of_the_gradient_is_its_variance_over_draws() -> None:
 def test_who_draws_nothing_has_no_noise() -> None:
     model, guide = build(prior=CostDirichlet, guide=PointGuide)
     found = gradient_noise(model, guide, *text(), kl_weight=0.1, draws=3)
-    assert found is not None and found.variance == pytest.approx(0, abs=1e-20)
+    assert found is not None and found.noise < 1e-12, "nothing but rounding"
     for still in (PriorGuide, FixedGuide):
         model, guide = build(prior=CostDirichlet, guide=still)
         assert gradient_noise(model, guide, *text(), kl_weight=0.1) is None
