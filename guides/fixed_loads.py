@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_meta.distributions.hashing import scramble, uniform
 from pyro_meta.distributions.simplex import Point
 from pyro_meta.errors import UsageError
 from pyro_meta.guides.base import Guide
@@ -134,9 +135,8 @@ class RandomGuide(Guide):
             key = scramble(key + part)
         if (G := self.model.network.shape.groups) > 1:
             key = scramble(key[..., None] + torch.arange(G, device=key.device))
-        u = (key & _LOW_BITS).to(torch.float64) / (_LOW_BITS + 1)  # uniform on [0, 1)
         ends = self.loads[layer].double().cumsum(-1)
-        choice = torch.searchsorted(ends[:-1].contiguous(), u, right=True)
+        choice = torch.searchsorted(ends[:-1].contiguous(), uniform(key), right=True)
         return Point(F.one_hot(choice, len(ends)).to(features.state.dtype))
 
 
@@ -161,27 +161,3 @@ def shares(network: Network, loads: Loads) -> Tensor:
             raise UsageError(f"guide.loads: {row} given; shares of at least 0 that sum to 1 needed")
     table = torch.tensor(rows, dtype=torch.get_default_dtype())
     return table / table.sum(-1, keepdim=True)
-
-
-_LOW_BITS = (1 << 40) - 1
-
-
-def scramble(key: Tensor) -> Tensor:
-    """The output function of SplitMix64 on int64 (Steele et al. 2014, doi:10.1145/2660193.2660195).
-
-    Neighbouring keys give unrelated bits.
-    """
-    key = key + _signed(0x9E3779B97F4A7C15)
-    key = (key ^ _shifted(key, 30)) * _signed(0xBF58476D1CE4E5B9)
-    key = (key ^ _shifted(key, 27)) * _signed(0x94D049BB133111EB)
-    return key ^ _shifted(key, 31)
-
-
-def _signed(word: int) -> int:
-    """The int64 of the same 64 bits."""
-    return word - (1 << 64) if word >> 63 else word
-
-
-def _shifted(key: Tensor, bits: int) -> Tensor:
-    """A right shift that brings in zeros."""
-    return (key >> bits) & ((1 << (64 - bits)) - 1)

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 
 from pyro_meta.attention import Cache
 from pyro_meta.distributions.for_pyro import for_pyro
+from pyro_meta.distributions.hardening import Place
 from pyro_meta.models.language_model import Draw, LanguageModel, Passed, sampled_gate
 from pyro_meta.models.plates import Plates
 from pyro_meta.network.route import Decision, Features, Route
@@ -149,19 +150,25 @@ def along_means(hard: bool | None = None) -> How:
     def how(
         guide: Router, layer: int, features: Features, posterior: Latents
     ) -> tuple[Draw, Decision]:
-        return Draw(posterior.route.mean, posterior.gate.mean), of_means(guide, posterior, hard)
+        run = of_means(guide, posterior, place_of(layer, features), hard)
+        return Draw(posterior.route.mean, posterior.gate.mean), run
 
     return how
 
 
-def of_means(guide: Router, posterior: Latents, hard: bool | None = None) -> Decision:
+def place_of(layer: int, features: Features) -> Place:
+    """Where the tokens of a layer are."""
+    return Place(layer, features.positions)
+
+
+def of_means(guide: Router, posterior: Latents, place: Place, hard: bool | None = None) -> Decision:
     """What runs along the means of a layer's posterior; `hard` as of `Execution.of_mean`."""
-    route = _of_mean(guide, posterior.route, hard)
-    return Decision(route, guide.model.gate_execution.of_mean(posterior.gate, hard))
+    route = _of_mean(guide, posterior.route, place, hard)
+    return Decision(route, guide.model.gate_execution.of_mean(posterior.gate, hard, place))
 
 
-def _of_mean(guide: Router, routes: Distribution, hard: bool | None) -> Tensor:
-    return guide.model.execution.of_mean(routes, False if guide.is_mixture else hard)
+def _of_mean(guide: Router, routes: Distribution, place: Place, hard: bool | None) -> Tensor:
+    return guide.model.execution.of_mean(routes, False if guide.is_mixture else hard, place)
 
 
 def drawn(
@@ -170,7 +177,8 @@ def drawn(
     """Draw every latent; each draw decides for itself what runs."""
     model = guide.model
     route, gate = posterior.route.rsample(), posterior.gate.rsample()
-    run = Decision(model.execution.of_draw(route), model.gate_execution.of_draw(gate))
+    place = place_of(layer, features)
+    run = Decision(model.execution.of_draw(route, place), model.gate_execution.of_draw(gate, place))
     return Draw(route, gate), run
 
 
@@ -189,12 +197,13 @@ def sampled(plates: Plates, along_means: bool = False) -> How:
             route = pyro.sample(f"route_{layer}", for_pyro(posterior.route))
         if layer in model.gated:
             gate = sampled_gate(f"depth_{layer}", posterior.gate, model.network.shape.groups)
-        draw = Draw(route, gate)
+        draw, place = Draw(route, gate), place_of(layer, features)
         of_routes, of_gates = model.execution, model.gate_execution
         if along_means:
-            runs = of_routes.straight_through_mean(posterior.route)
-            return draw, Decision(runs, of_gates.straight_through_mean(posterior.gate))
-        return draw, Decision(of_routes(route), None if gate is None else of_gates(gate))
+            runs = of_routes.straight_through_mean(posterior.route, place)
+            return draw, Decision(runs, of_gates.straight_through_mean(posterior.gate, place))
+        opened = None if gate is None else of_gates(gate, place)
+        return draw, Decision(of_routes(route, place), opened)
 
     return how
 
@@ -210,10 +219,11 @@ def mean_route(guide: Router, hard: bool | None = None) -> Route:
 
     def route(layer: int, features: Features) -> Decision:
         if layer in guide.model.gated:
-            return of_means(guide, guide.latents(layer, features), hard)
+            return of_means(guide, guide.latents(layer, features), place_of(layer, features), hard)
         # a decoded token has no time for gates that are not there, nor for distributions
         if not guide.is_mixture and (hard or (hard is None and execution.is_hard_everywhere)):
             return Decision(guide.decided(layer, features))
-        return Decision(_of_mean(guide, guide.routes(layer, features), hard))
+        routes = guide.routes(layer, features)
+        return Decision(_of_mean(guide, routes, place_of(layer, features), hard))
 
     return route

@@ -38,6 +38,7 @@ from pyro_meta.distributions import GateExecution, RouteExecution
 from pyro_meta.distributions.by_group import for_each_group
 from pyro_meta.distributions.for_pyro import for_pyro
 from pyro_meta.distributions.gates import open_gate
+from pyro_meta.distributions.hardening import Place
 from pyro_meta.distributions.simplex import scored
 from pyro_meta.distributions.soft_target import SoftTarget
 from pyro_meta.errors import UsageError
@@ -126,7 +127,7 @@ class LanguageModel(StandaloneModule):
         self.text_tokens: int | None = None
         everywhere = torch.arange(network.shape.context)
         costs = costs_at(network, "macs", everywhere).mean(0)  # [K]
-        self.execution = RouteExecution(costs / network.shape.groups)
+        self.execution = RouteExecution(costs / network.shape.groups, network.shape.groups)
         self.gate_execution = GateExecution()
 
     def forward(
@@ -159,7 +160,7 @@ class LanguageModel(StandaloneModule):
         is_along = handed is not None and _are_same(handed.draws, drawn)
         met = handed if is_along else None
         with outside_autocast:
-            decided = self._executed(drawn, met, plates)
+            decided = self._executed(drawn, met, positions, plates)
             self._charge(positions, drawn, plates)
         if met is None:
             wide = tokens.expand(*plates.leading, *tokens.shape)
@@ -282,9 +283,17 @@ class LanguageModel(StandaloneModule):
         return charged * (draw.gate if self.network.shape.groups == 1 else draw.gate[..., None])
 
     def harden_below(self, threshold: float) -> None:
-        """Set the uncertainty below which a token's route and gates are hard."""
+        """Set the uncertainty below which a token's route and gates are hard.
+
+        In another order (`harden_in`) it is the rank.
+        """
         self.execution.threshold.fill_(threshold)
         self.gate_execution.threshold.fill_(threshold)
+
+    def harden_in(self, order: str, seed: int = 0) -> None:
+        """Set in which order tokens turn hard, see `Execution.order`; not saved with the model."""
+        for execution in (self.execution, self.gate_execution):
+            execution.order, execution.seed = order, seed
 
     @property
     def gated(self) -> range:
@@ -331,15 +340,16 @@ class LanguageModel(StandaloneModule):
             return Draw(route, sampled_gate(f"depth_{layer}", gates, self.network.shape.groups))
 
     def _executed(
-        self, drawn: Sequence[Draw], met: Handed | None, plates: Plates
+        self, drawn: Sequence[Draw], met: Handed | None, positions: Tensor, plates: Plates
     ) -> list[Decision]:
         """What runs for the draws, kept as deterministic sites."""
         decided = []
         K = len(self.network.mechanisms)
         for layer, draw in enumerate(drawn):
             if met is None:
-                gate = None if draw.gate is None else self.gate_execution(draw.gate)
-                decision = Decision(self.execution(draw.route), gate)
+                place = Place(layer, positions)
+                gate = None if draw.gate is None else self.gate_execution(draw.gate, place)
+                decision = Decision(self.execution(draw.route, place), gate)
             else:
                 decision = met.passed.decisions[layer]
             with plates.of_tokens(), plates.of_groups():

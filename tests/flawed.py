@@ -24,6 +24,7 @@ from pyro_meta import (
 from pyro_meta.attention import Queries
 from pyro_meta.attention.mechanisms import Attend
 from pyro_meta.distributions import RouteExecution
+from pyro_meta.distributions.hardening import Place
 from pyro_meta.guides.networks import of_own_token
 from pyro_meta.network.blocks import ResidualBlock, Stream
 
@@ -623,8 +624,10 @@ class GuideThatCrashesInHalfPrecision(SoundGuide):
 class Backward(RouteExecution):
     """It runs the mechanisms in the opposite order."""
 
-    def of_mean(self, dist: Distribution, hard: bool | None = None) -> Tensor:
-        run = super().of_mean(dist, hard)
+    def of_mean(
+        self, dist: Distribution, hard: bool | None = None, place: Place | None = None
+    ) -> Tensor:
+        run = super().of_mean(dist, hard, place)
         return run.flip(-1) if run.is_floating_point() else len(self.costs) - 1 - run
 
 

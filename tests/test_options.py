@@ -170,6 +170,11 @@ class Misshapen(DirichletGuide):
         (["--resume", "taken"], "taken is not a run"),
         (["--resume", "taken", "--width", "3"], "--width given beside it"),
         (["--kl.weight", "0"], "kl.weight: 0.0 given"),
+        (["--harden.order", "sideways"], "sideways given; one of 'uncertain_last', 'reversed'"),
+        (["--harden.order", "all_at_once", "--harden.final", "0.5"], "harden.final: 0.5 given"),
+        (["--optim.refit", "-1"], "optim.refit: -1 given; at least 0"),
+        (["--optim.refit", "20"], "optim.refit: 20 given; at most steps = 12"),
+        (["--optim.refit", "4", "--guide", "FixedGuide"], "neither FixedGuide nor"),
         (["--kl.begin", "0.5", "--kl.end", "0.6"], "kl.begin: 0.5 given; below optim.router_end"),
     ],
 )

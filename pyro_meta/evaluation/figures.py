@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_meta.distributions.hardening import Place
 from pyro_meta.distributions.simplex import divergence, entropy, uncertainty
 from pyro_meta.guides import Guide, along_means, walk
 from pyro_meta.guides.walk import Latents
@@ -70,12 +71,13 @@ class _Totals:
     depth_kl: float = 0.0
 
     def add(
-        self, layer: int, guide: Guide, q: Latents, p: Latents, nominal: Tensor, macs: Tensor
+        self, place: Place, guide: Guide, q: Latents, p: Latents, nominal: Tensor, macs: Tensor
     ) -> None:
-        """Take in what posterior and prior say of a layer for some tokens [B, T].
+        """Take in what posterior and prior say of some tokens [B, T] at their place.
 
         Loads, costs and shares are averaged over groups of heads; a KL is the sum of theirs.
         """
+        layer = place.layer
         mean = by_group(q.route.mean, 4)  # [B, T, G, K]
         undecided, G = uncertainty(q.route), mean.shape[2]
         choice = guide.shares(mean)  # [B, T, G, K]
@@ -96,7 +98,7 @@ class _Totals:
         self.entropy += float(entropy(mean).sum()) / G
         self.uncertainty += float(undecided.sum()) / G
         self.kl += float(divergence(q.route, p.route).sum())
-        self.hard_tokens += float(guide.execution.is_hard(undecided).sum()) / G
+        self.hard_tokens += float(guide.execution.is_hard(undecided, place).sum()) / G
 
 
 def by_group(x: Tensor, dims: int) -> Tensor:
@@ -201,7 +203,7 @@ def _pass(
     for tokens, targets in batches(windows, batch):
         walked = walk(model, guide, tokens.to(device), along_means(hard))
         for layer, (q, p) in enumerate(zip(walked.posteriors, walked.priors, strict=True)):
-            totals.add(layer, guide, q, p, nominal, macs)
+            totals.add(Place(layer, positions), guide, q, p, nominal, macs)
         nll = token_nll(walked.logits, targets.to(device))
         totals.nll += float(nll.sum())
         totals.sequences += nll.mean(1).tolist()

@@ -16,7 +16,7 @@ from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import batches, by_group, evaluating
 from pyro_meta.guides import Guide
 from pyro_meta.guides.spending import Spending
-from pyro_meta.guides.walk import of_means
+from pyro_meta.guides.walk import of_means, place_of
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features
@@ -130,7 +130,7 @@ class _Seen:
 
         def noting(layer: int, features: Features) -> Decision:
             latents = guide.latents(layer, features)
-            decision = of_means(guide, latents, hard=True)
+            decision = of_means(guide, latents, place_of(layer, features), hard=True)
             logs.append(by_group(latents.route.mean, 4).log().cpu())
             is_run = torch.ones(features.tokens.shape) if decision.gate is None else decision.gate
             runs.append(is_run.float().cpu()[..., None])

@@ -35,9 +35,14 @@ def set_lr(optimiser: torch.optim.Optimizer, optim: Optimisation, progress: floa
         group["lr"] = group["times"] * lr_at(progress)
 
 
-def drop_resting(optimiser: torch.optim.Optimizer) -> None:
-    """Drop the gradients of a router that rests, so that no norm or moment holds them."""
+def drop_resting(optimiser: torch.optim.Optimizer, is_refitting: bool = False) -> None:
+    """Drop the gradients of what rests, so that no norm or moment holds them, and nothing moves.
+
+    That is the router before it begins and once it has settled, and the network while the router is
+    refitted to it.
+    """
     for group in optimiser.param_groups:
-        if group["is_router"] and group["lr"] == 0:
+        rests = group["lr"] == 0 if group["is_router"] else is_refitting
+        if rests:
             for parameter in group["params"]:
                 parameter.grad = None

@@ -1,10 +1,14 @@
 """What changes over training: pure functions of the share of training that is done.
 
+That share, `progress`, goes from 0 to 1; and on to 2 in a last phase that refits the guide, if
+there is one (`optim.refit`).
+
 The command line reads its options from here before PyTorch is there: no module here needs it.
 """
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from pyro_meta.errors import UsageError
 
@@ -50,9 +54,10 @@ class KLSchedule:
 
 @dataclass(frozen=True)
 class HardeningSchedule:
-    """Threshold on the uncertainty below which a token is executed hard, from 0 to 1.
+    """Threshold on the rank below which a token is executed hard, from 0 to 1.
 
-    Uncertainty is E_q[H(alpha)] / log K. At the end every token is hard, unless `final` says less.
+    A rank is the uncertainty of the token's route, E_q[H(alpha)] / log K, unless `order` says
+    otherwise. At the end every token is hard, unless `final` says less.
     """
 
     begin: float = 0.45
@@ -60,17 +65,25 @@ class HardeningSchedule:
     end: float = 0.6
     """When the threshold, which rises from 0, reaches --harden.final, as a share of all steps."""
     final: float = 1.0
-    """Final threshold: a token whose route is less uncertain than this, from 0 to 1, is hard. 1:
-    every token is hard, 0: none is."""
+    """Final threshold: a token whose route is less uncertain than this, from 0 to 1, is hard (in
+    another --harden.order, whose rank is below). 1: every token is hard, 0: none is."""
     price: float = 0.7
     """How much hard tokens avoid cost: by how many nats (natural-log units) a mechanism must be
     likelier for each unit that it costs more. 1 unit is full attention, in multiply-adds averaged
     over the context; 0 ignores cost."""
+    order: Literal["uncertain_last", "reversed", "random", "all_at_once"] = "uncertain_last"
+    """Which tokens turn hard first as the threshold rises: those whose route is the least uncertain
+    (uncertain_last), the most uncertain (reversed), random ones, the same whenever they are asked
+    (random); or all of them half-way between --harden.begin and --harden.end (all_at_once)."""
 
     def __post_init__(self) -> None:
         _check_span("harden", self.begin, self.end)
         if not 0 <= self.final <= 1:
             raise UsageError(f"harden.final: {self.final} given; between 0 and 1 is allowed")
+        if self.order == "all_at_once" and self.final != 1:
+            raise UsageError(
+                f"harden.final: {self.final} given; 1 is allowed where harden.order is all_at_once"
+            )
         if not 0 <= self.price < LARGEST:  # it is kept in single precision
             raise UsageError(f"harden.price: {self.price} given; 0 to {LARGEST:.3g} is allowed")
 
@@ -78,6 +91,8 @@ class HardeningSchedule:
         """The threshold after a share `progress` in [0, 1] of training."""
         span = self.end - self.begin
         share = (progress - self.begin) / span if span else float(progress >= self.end)
+        if self.order == "all_at_once":
+            return float(share >= 0.5)
         return self.final * min(1.0, max(0.0, share))
 
 
@@ -198,6 +213,9 @@ class Optimisation:
     router_end: float = 0.45
     """When the guide stops learning, as a share of all steps; from then on the network trains with
     the routes that the guide gives, and --kl has no effect."""
+    refit: int = 0
+    """Steps at the end of training, out of --steps, in which the network is frozen and guide and
+    prior are fitted to it as it is: all other schedules have run their course before. 0: none."""
     second_order: bool = False
     """Whether gradients of choices reckon with the curvature of the loss, too: what a token gains
     by another mechanism is then known far better, for a backward pass more in every step."""
@@ -211,6 +229,8 @@ class Optimisation:
                 raise UsageError(
                     f"optim.{name}: {getattr(self, name)} given; at least 0 is allowed"
                 )
+        if self.refit < 0:
+            raise UsageError(f"optim.refit: {self.refit} given; at least 0 is allowed")
         for name in ("warmup", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(
@@ -222,23 +242,42 @@ class Optimisation:
                 "given; 0 <= begin <= end <= 1 is allowed"
             )
 
+    def progress(self, step: int, steps: int) -> float:
+        """The share of training that is done after `step` of `steps`; above 1 while it refits."""
+        before = steps - self.refit
+        if step <= before and before:
+            return step / before
+        return 1 + (step - before) / self.refit
+
     def lr_at(self, progress: float) -> float:
-        """Learning rate after a share `progress` in [0, 1] of training."""
+        """Learning rate of the network after a share `progress` of training; 0 while it refits."""
+        return 0.0 if self.is_refitting(progress) else self._lr(progress)
+
+    def router_lr_at(self, progress: float) -> float:
+        """Learning rate of guide and prior after a share `progress` of training.
+
+        A refit warms up and falls anew, as training did.
+        """
+        if self.is_refitting(progress):
+            return self.router * self._lr(progress - 1)
+        return 0.0 if self.is_resting(progress) else self.router * self._lr(progress)
+
+    def _lr(self, progress: float) -> float:
         if progress < self.warmup:
             return self.lr * progress / self.warmup
         return self.lr + (self.final_lr - self.lr) * _rise(progress, self.warmup, 1.0)
 
-    def router_lr_at(self, progress: float) -> float:
-        """Learning rate of guide and prior after a share `progress` in [0, 1] of training."""
-        return 0.0 if self.is_resting(progress) else self.router * self.lr_at(progress)
+    def is_refitting(self, progress: float) -> bool:
+        """Whether the network is frozen, and the guide is fitted to it."""
+        return progress > 1
 
     def has_begun(self, progress: float) -> bool:
         """Whether the guide has begun to learn."""
         return progress > self.router_begin
 
     def has_settled(self, progress: float) -> bool:
-        """Whether the guide has stopped for good."""
-        return progress > self.router_end
+        """Whether the guide has stopped, for good or until it is refitted."""
+        return progress > self.router_end and not self.is_refitting(progress)
 
     def is_resting(self, progress: float) -> bool:
         """Whether the guide does not learn: before it begins, and once it has settled."""

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.distributions import Dirichlet, Distribution
 
 from pyro_meta.distributions.simplex import Point, log_ratio
-from pyro_meta.guides.walk import Latents, Router, Walked
+from pyro_meta.guides.walk import Latents, Router, Walked, place_of
 from pyro_meta.models.language_model import Draw
 from pyro_meta.network.route import Decision, Features
 
@@ -32,8 +32,10 @@ def weighed(
     model = guide.model
     prior = model.route_dist(layer, features.positions, guide.load(layer))
     draw = _drawn_from(route, prior).rsample()
-    run = model.execution.of_draw(draw.to(features.state.dtype))
-    return Draw(draw, gate.mean), Decision(run, model.gate_execution.of_mean(gate))
+    place = place_of(layer, features)
+    run = model.execution.of_draw(draw.to(features.state.dtype), place)
+    opened = model.gate_execution.of_mean(gate, place=place)
+    return Draw(draw, gate.mean), Decision(run, opened)
 
 
 def log_ratios(walked: Walked, newest: int) -> Tensor:

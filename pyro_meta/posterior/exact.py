@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_meta.distributions.hardening import Place
 from pyro_meta.guides import Guide, along_means, walk
-from pyro_meta.guides.walk import Latents, Router
+from pyro_meta.guides.walk import Latents, Router, place_of
 from pyro_meta.models.language_model import Draw
 from pyro_meta.network.route import Decision, Features, as_weights
 from pyro_meta.posterior.drawing import has_density, in_double, log_ratios, weighed
@@ -123,7 +124,11 @@ class Handful:
 
     def log_likelihood(self, routes: Tensor) -> Tensor:
         """log p(y | alpha) [S] of the last tokens for routes [S, L, n, K], as they are executed."""
-        run = self.model.execution(routes)
+        execution = self.model.execution
+        layers = [
+            execution(one, Place(layer, self.newest)) for layer, one in enumerate(routes.unbind(1))
+        ]
+        run = torch.stack(layers, 1)
         return torch.cat([self._likelihood(part) for part in run.split(ROWS_AT_ONCE)])
 
     def _likelihood(self, routes: Tensor) -> Tensor:
@@ -132,7 +137,9 @@ class Handful:
         def route(layer: int, features: Features) -> Decision:
             newest = routes[:, layer].to(features.state.dtype)
             gate = self.guide.latents(layer, features).gate
-            run = self.guide.gate_execution.of_mean(gate) if layer in self.model.gated else None
+            if layer not in self.model.gated:
+                return Decision(self._with_past(layer, newest))
+            run = self.guide.gate_execution.of_mean(gate, place=place_of(layer, features))
             return Decision(self._with_past(layer, newest), run)
 
         logits = self.model.network(self.tokens.expand(S, -1), route)[:, -self.count :]

@@ -15,7 +15,7 @@ from pyro_meta.attention import Cache
 from pyro_meta.distributions.simplex import divergence
 from pyro_meta.evaluation.figures import token_nll
 from pyro_meta.guides import Guide, mean_route, walk
-from pyro_meta.guides.walk import Latents, Router
+from pyro_meta.guides.walk import Latents, Router, place_of
 from pyro_meta.models import LanguageModel
 from pyro_meta.models.language_model import Draw
 from pyro_meta.network.route import Decision, Features
@@ -54,8 +54,9 @@ def _drawn(
     """Draw the routes, and run them as the model does; gates are as deployed."""
     route, gate = posterior
     draw = Draw(route.rsample(), gate.mean)
-    model = guide.model
-    return draw, Decision(model.execution(draw.route), model.gate_execution.of_mean(gate))
+    model, place = guide.model, place_of(layer, features)
+    opened = model.gate_execution.of_mean(gate, place=place)
+    return draw, Decision(model.execution(draw.route, place), opened)
 
 
 def averaged(guide: Guide, tokens: Tensor, loss: Loss, draws: int, seed: int = 0) -> Parts:

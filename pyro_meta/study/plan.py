@@ -276,6 +276,8 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
     ) -> None:
         if is_kept_whole and kind not in LEARNED:
             layers = [*layers, WITHOUT_LEARNING]
+        if group.config.optim.refit and kind not in LEARNED:
+            layers = [*layers, _without_refit(group)]
         group.baselines.append((kind, groups.add(kind, label, layers, seeds, of)))
 
     if chosen.mechanisms:
@@ -313,6 +315,11 @@ def _add_baselines(groups: _Groups, study: Study, group: Group, own: list[Option
             shared = [_without(layer, unused) for layer in [*study.base, *own]]
             own_seeds = [s for s in _baseline_seeds(study, kind) if s in group.seeds]
             add(kind, f"{kind} loads of {group.label}", shared, own_seeds, group)
+
+
+def _without_refit(group: Group) -> Options:
+    """Options of what has no routes to refit: its network takes as many steps as the group's."""
+    return {"optim.refit": 0, "steps": group.config.steps_before_refit}
 
 
 def _split_by_heads() -> Options:

@@ -120,7 +120,9 @@ class Config(Settings):
             model = LanguageModel(network, prior, depth_prior)
             if self.budget is not None:
                 model.charge_compute()
-        model.text_tokens = self.steps * self.batch * self.context
+        model.harden_in(self.harden.order, self.seed)
+        steps = self.steps_before_refit or self.steps
+        model.text_tokens = steps * self.batch * self.context
         guide = made(Guide, "is_resting", "guide", self.guide, model)
         if make_depth is not None:
             guide.depth = made(
@@ -130,6 +132,13 @@ class Config(Settings):
         self.controllers(model, guide)  # refuses targets that nobody here can be moved to
         if self.starts_warm(guide):
             require_startable(guide, self.context)
+        if self.optim.refit and not any(
+            one.requires_grad for part in (guide, model.prior) for one in part.parameters()
+        ):
+            raise UsageError(
+                f"optim.refit: {self.optim.refit} given, and neither {type(guide).__name__} nor "
+                f"{type(model.prior).__name__} learns anything; 0 is allowed"
+            )
         if self.optim.second_order and not guide.draws_choices:
             raise UsageError(
                 f"optim.second_order: true given, and {type(guide).__name__} draws no choices of "

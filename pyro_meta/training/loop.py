@@ -130,10 +130,10 @@ def train(
             save(0)
         for step in range(first, config.steps):
             started = time.perf_counter()
-            progress = (step + 1) / config.steps
+            progress = config.progress(step + 1)
             _set_schedules(config, progress, model, guide, controllers, optimiser)
             terms = _accumulate(config, corpus, fabric, module, per_step, step)
-            drop_resting(optimiser)
+            drop_resting(optimiser, config.optim.is_refitting(progress))
             norm = _clipped(config, fabric, module, fabric_optimiser)
             figures = _figures(model, terms, costs)
             figures |= {"grad_norm": float(norm), "stop": float(is_asked_to_stop())}
@@ -161,6 +161,7 @@ def train(
                 **controllers.figures(),
                 "entropy_by_layer": _entropy_by_layer(_means(terms)),
                 **_schedules(model, guide, optimiser),
+                **({"is_refitting": True} if config.optim.is_refitting(progress) else {}),
                 "tokens": (step + 1) * config.batch * config.context,
                 "tokens_per_second": config.batch * config.context / elapsed,
             }
@@ -250,7 +251,7 @@ def _accumulate(
     step: int,
 ) -> list[ELBOTerms]:
     """Backward through every micro-batch of this process; gradients average over all of them."""
-    factor = config.short(step / config.steps)
+    factor = config.short(config.progress(step))
     size, context = config.batch * factor, config.context // factor
     tokens, targets = corpus.batch(config.seed, step, size, context)
     collected = []

@@ -271,11 +271,25 @@ class Settings:
         if self.budget is None and self.tighten != Tightening():
             raise UsageError("tighten: it is given without budget, and does nothing; add --budget")
         self._require_pretrained()
+        if self.optim.refit > self.steps:
+            raise UsageError(
+                f"optim.refit: {self.optim.refit} given; at most steps = {self.steps}, of which "
+                "they are the last, is allowed"
+            )
         if self.kl.begin >= self.optim.router_end < 1:
             raise UsageError(
                 f"kl.begin: {self.kl.begin} given; below optim.router_end = "
                 f"{self.optim.router_end} is allowed (once the guide stops the KL moves nothing)"
             )
+
+    @property
+    def steps_before_refit(self) -> int:
+        """Steps in which the network learns."""
+        return self.steps - self.optim.refit
+
+    def progress(self, step: int) -> float:
+        """The share of training that is done after `step` steps; above 1 while it refits."""
+        return self.optim.progress(step, self.steps)
 
     def _require_pretrained(self) -> None:
         """Raise `UsageError` for options that do not go with --pretrained, or only with it."""
@@ -288,6 +302,11 @@ class Settings:
             if self.warm != WarmStart():
                 raise UsageError("warm: it is given, and does nothing without --pretrained")
             return
+        if self.optim.refit:
+            raise UsageError(
+                f"optim.refit: {self.optim.refit} given, and the network of --pretrained is frozen "
+                "from the start; more --steps are allowed"
+            )
         if self.target == "model" and "full" not in self.mechanisms:
             raise UsageError(
                 "target: model given, which attends fully, and full is not among --mechanisms"
