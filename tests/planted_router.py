@@ -66,15 +66,21 @@ class Planted(nn.Module):
     def new_cache(self, rows: int, keeps_features: bool = True) -> Past:
         return Past(rows)
 
-    def features(self, tokens: Tensor, start: int) -> Features:
-        state = nn.functional.one_hot(tokens, self.shape.width).float()
-        return Features(tokens, state, state, torch.arange(start, start + tokens.shape[1]))
+    def features(self, tokens: Tensor, cache: Past | None) -> Features:
+        """What is seen of a token: itself, and the one before it."""
+        start = 0 if cache is None else cache.tokens.shape[1]
+        whole = tokens if cache is None else torch.cat([cache.tokens, tokens], 1)
+        here = nn.functional.one_hot(whole, V).float()
+        before = nn.functional.pad(here[:, :-1], (0, 0, 1, 0))
+        state = torch.cat([here, before], -1)[:, start:]
+        return Features(tokens, state, state, torch.arange(start, whole.shape[1]))
 
     def states(self, tokens: Tensor, route: Route, cache: Any = None) -> Tensor:
         start = 0 if cache is None else cache.tokens.shape[1]
+        features = self.features(tokens, cache)
         added = torch.zeros(tokens.shape)
         for layer in range(L):
-            chosen = route(layer, self.features(tokens, start)).route
+            chosen = route(layer, features).route
             if chosen.dim() == 3:  # weights
                 is_right = chosen.gather(-1, self.needs[layer][tokens][..., None])[..., 0]
             else:
@@ -126,6 +132,7 @@ def expected(network: Planted) -> Tensor:
     out = torch.zeros(L, V, V, K)
     for layer in range(L):
         for k in range(K):
+
             def route(at: int, features: Features, layer: int = layer, k: int = k) -> Decision:
                 chosen = network.needs[at][features.tokens].clone()
                 if at == layer:
@@ -151,9 +158,10 @@ class Table(Guide):
         self.logits, self.swapped = logits, swapped
         self.places = torch.rand(64, V, V, generator=torch.Generator().manual_seed(4))
 
+    @of_own_token
     def posterior(self, layer: int, features: Features) -> Choice:
         tokens, positions = features.tokens, features.positions
-        before = torch.cat([tokens[:, :1], tokens[:, :-1]], 1)
+        before = features.normed[..., V:].argmax(-1)
         logits = self.logits[layer][before, tokens]
         is_swapped = self.places[positions, before, tokens] < self.swapped
         wrong = logits[..., [0, 2, 1]]
@@ -163,7 +171,7 @@ class Table(Guide):
 def router(swapped: float = 0.0) -> Table:
     """p_w(z | x) of each layer, exactly; or with a share of its tokens swapped."""
     network = Planted()
-    model = LanguageModel(network, CostCategorical(network, rate=1.0))  # type: ignore[arg-type]
+    model = LanguageModel(network, CostCategorical(network, 1.0, "nominal"))  # type: ignore[arg-type]
     logits = expected(network) / W
     positions = torch.arange(1)
     for layer in range(L):

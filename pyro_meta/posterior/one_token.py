@@ -37,14 +37,15 @@ from pyro_meta.posterior.drawing import has_density, in_double
 Array = NDArray[np.floating]
 Index = NDArray[np.integer]
 
-TEXTS, PLACES, WHOLE_PLACES = 16, 16, 3
-FEW_TEXTS, FEW_PLACES = 8, 2
+TEXTS, PLACES, WHOLE_PLACES, HORIZON = 16, 32, 2, 128
+FEW_TEXTS, FEW_PLACES, LEAST_HORIZON = 8, 2, 8
 """Of a network that is too large for the above."""
-MOST_MACS = 2.5e12
-"""Outside attention, in all forward passes together; minutes on two cores."""
-LEAST_HORIZON = 8
+MOST_MACS = 2e12
+"""Outside attention, in all forward passes together: a minute or two on two cores."""
 MOST_PATTERNS = 100
 TOKENS_AT_ONCE = 8192
+KEPT_AT_ONCE = 1 << 26
+"""Numbers in caches of keys and values."""
 LOGITS_AT_ONCE = 1 << 25
 DRAWS = 2000
 """Draws of weights, from which the chance of each choice is taken."""
@@ -119,10 +120,11 @@ def effort_for(network: Network, length: int) -> Effort:
     is_few = S * math.log(K) <= math.log(MOST_PATTERNS)
     whole = WHOLE_PLACES if is_few else 0
     passes = TEXTS * (PLACES * rows + (whole * K**S if is_few else 0))
-    if passes * of_token * length / 2 <= MOST_MACS:
-        return Effort(TEXTS, PLACES, whole, length)
+    horizon = min(length, HORIZON)
+    if passes * of_token * horizon <= MOST_MACS:
+        return Effort(TEXTS, PLACES, whole, horizon)
     affordable = MOST_MACS / (FEW_TEXTS * FEW_PLACES * rows * of_token)
-    return Effort(FEW_TEXTS, FEW_PLACES, 0, min(length, max(LEAST_HORIZON, int(affordable))))
+    return Effort(FEW_TEXTS, FEW_PLACES, 0, min(horizon, max(LEAST_HORIZON, int(affordable))))
 
 
 def try_all(
@@ -163,12 +165,9 @@ def try_all(
 
 
 def _places(length: int, effort: Effort, seed: int) -> Tensor:
-    """Places spread over a text, each anywhere in a stretch of its own; late ones where the
-    horizon is short, since the mechanisms differ most there."""
-    begin = 0 if effort.horizon >= length else length // 2
-    end = length if effort.horizon >= length else length - effort.horizon + 1
-    count = min(effort.places, end - begin)
-    edges = np.linspace(begin, end, count + 1)
+    """Places spread over a text, each anywhere in a stretch of its own."""
+    count = min(effort.places, length)
+    edges = np.linspace(0, length, count + 1)
     shares = np.random.default_rng(seed).random(count)
     return torch.tensor((edges[:-1] + shares * np.diff(edges)).astype(np.int64)).unique()
 
@@ -300,7 +299,9 @@ class _Scene:
         [B, R]; and log q of them, as the guide says where it is asked in the midst of them, else 0.
         """
         span = min(self.horizon, self.tokens.shape[1] - self._read)
-        at_once = max(1, TOKENS_AT_ONCE // (span * len(self.tokens)))
+        B, shape = len(self.tokens), self.network.shape
+        kept = 2 * shape.layers * shape.width * (self._read + span)
+        at_once = max(1, min(TOKENS_AT_ONCE // (span * B), KEPT_AT_ONCE // (kept * B)))
         found = [self._try_some(part, span, asks) for part in shifts.split(at_once)]
         likelihood, log_q = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         return likelihood, log_q
