@@ -56,7 +56,7 @@ def test_every_layer_is_asked_by_itself() -> None:
     """Three layers of four are one mechanism: that is what is said, and not that it has not."""
     rng = np.random.default_rng(1)
     means = rng.dirichlet(np.full(3, 0.5), (4, 500))
-    means[1:] = 0.05 * means[1:] + 0.95 * np.eye(3)[1]
+    means[1:] = 0.2 * means[1:] + 0.8 * np.eye(3)[1]
     kl = np.full((4, 500), 0.5)
     kl[3] = 0.0
     found = asked(means, kl)
