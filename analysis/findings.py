@@ -1,13 +1,13 @@
 """All numbers of a report, gathered: what goes into report.json, and what the pictures draw."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from pyro_meta.analysis import collapse, diversity
+from pyro_meta.analysis import collapse, diversity, verdicts
 from pyro_meta.analysis.calibration import (
     ByUncertainty,
     Calibration,
@@ -18,41 +18,17 @@ from pyro_meta.analysis.calibration import (
 )
 from pyro_meta.analysis.comparison import bootstrap_interval
 from pyro_meta.analysis.diversity import Array, Mask
-from pyro_meta.analysis.importance_weights import (
-    USABLE,
-    WANTED,
-    Weights,
-    reliable_below,
-    shape_alone,
-    weigh,
-)
+from pyro_meta.analysis.estimates import State
+from pyro_meta.analysis.importance_weights import Weights, reliable_below, shape_alone, weigh
 from pyro_meta.analysis.json_values import plain
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.analysis.token_classes import Piece, frequencies, kinds, ranked_pieces
+from pyro_meta.analysis.verdicts import Judgement
 
-MOST_GAP = 0.01
-"""Amortisation gap that is wanted at most, as a share of the loss."""
+BLOCK = 4
+"""Tokens in a block whose k-hat is shown first."""
 MOST_UNCERTAIN = 12
 """Kinds of tokens that are listed as the most, and as the least uncertain."""
-
-
-COLLAPSES = {
-    "prior": "a guide that only repeats its prior has learned nothing",
-    "token-blind": "a router that tells every token the same could be a constant",
-    "one mechanism": "where one runs for all tokens there is nothing to route",
-}
-"""What each collapse would mean."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One line of the verdict box."""
-
-    question: str
-    answer: str
-    is_good: bool | None
-    """None: it does not apply, or was not looked at."""
-    reason: str
 
 
 class Findings:
@@ -138,7 +114,17 @@ class Findings:
         run = self.reading
         quantiles = np.quantile(run.kl, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1).T
         return {
-            "verdicts": [
+            "checks_by_layer": [
+                {
+                    "question": check.question,
+                    "threshold": check.threshold,
+                    "values": [one.value for one in check.estimates],
+                    "intervals": [one.interval for one in check.estimates],
+                    "states": check.states,
+                }
+                for check in run.checks
+            ],
+            "whole_router": [
                 asdict(verdict) | {"is_collapsed": verdict.is_collapsed}
                 for verdict in run.verdicts()
             ],
@@ -183,10 +169,14 @@ class Findings:
 
     @cached_property
     def judged(self) -> Weights | None:
-        """Weights of the longest blocks, for the tempered posterior; None without a density."""
+        """Weights of blocks of 4 tokens, for the tempered posterior given x; None without any.
+
+        Of shorter ones, where texts are shorter.
+        """
         if not self.block_lengths:
             return None
-        return self.weights(self.block_lengths[-1], self.reading.kl_weight)
+        length = max(one for one in self.block_lengths if one <= max(BLOCK, self.block_lengths[0]))
+        return self.weights(length, self.reading.kl_weight, without_y=True)
 
     @cached_property
     def tail_of_shapes(self) -> Array | None:
@@ -219,7 +209,7 @@ class Findings:
         out["reliable_below"] = reliable_below(max(2, len(self.reading.blocks.log_ratio)))
         tail = self.tail_of_shapes
         out["tail_of_shapes_quantiles"] = None if tail is None else _quantiles(tail)
-        return out | self.belief
+        return out | {k: v for k, v in self.belief.items() if k != "one_token"}
 
     # -- use ---------------------------------------------------------------------------------
 
@@ -286,34 +276,34 @@ class Findings:
     # -- the whole ---------------------------------------------------------------------------
 
     def judgements(self) -> list[Judgement]:
-        """The verdict box: three collapses, belief and use, each good, bad or not known."""
+        """The verdict box: three collapses by layer, single tokens and use."""
         run = self.reading
-        lines = [
-            Judgement(
-                verdict.question, "yes" if verdict.is_collapsed else "no",
-                not verdict.is_collapsed, f"{COLLAPSES[verdict.name]}: {verdict}",
-            )
-            for verdict in run.verdicts()
-        ]  # fmt: skip
-        lines.append(_of_weights(self.judged, self.block_lengths, run.kl_weight))
-        lines.append(_of_gap(self.belief, run.kl_weight))
-        lines.append(_of_hardening(run))
-        return lines
+        losses = run.sequence_losses
+        return [
+            *(verdicts.of_layers(check, run.layer_names) for check in run.checks),
+            *verdicts.of_single_tokens(self.belief),
+            verdicts.of_hardening(losses["soft"], losses["hard"]),
+        ]
 
     def headline(self) -> str:
         """The verdict in a sentence."""
-        collapses = [verdict for verdict in self.reading.verdicts() if verdict.is_collapsed]
-        lines = self.judgements()
-        rest = [line for line in lines[3:] if line.is_good is False]
+        run = self.reading
+        routing, count = verdicts.routing_layers(run.checks), len(run.means)
+        layers = "layer" if int(run.facts["groups"]) == 1 else "pair of layer and head group"
         first = (
-            f"The router has collapsed in {len(collapses)} of three ways"
-            if collapses
-            else "The router has not collapsed"
+            f"Tokens are told apart, between several mechanisms, in {routing} of {count} {layers}s"
+            if count > 1
+            else "Tokens are told apart, between several mechanisms"
+            if routing
+            else "Tokens are not told apart between several mechanisms"
         )
+        rest = self.judgements()[len(run.checks) :]
+        failed = sum(line.is_good is False for line in rest)
+        undecided = sum(line.answer == State.UNDECIDED for line in rest)
         other = (
-            f"{len(rest)} of {len(lines) - 3} other checks failed" if rest else "no check failed"
+            f"{failed} of {len(rest)} other checks failed" if failed else "no other check failed"
         )
-        return f"{first}; {other}."
+        return f"{first}; {other}{f', {undecided} undecided' if undecided else ''}."
 
     def to_json(self) -> dict[str, Any]:
         """Every number, as report.json holds it; None for what is no number."""
@@ -330,61 +320,12 @@ class Findings:
                 "spread": self.spread(),
                 "uncertain_tokens": self.uncertain_tokens(),
                 "collapse": self.collapse(),
+                "one_token": self.belief.get("one_token"),
                 "belief": self.believed(),
                 "use": self.used(),
                 **({} if run.depth is None else {"depth": run.depth.to_json(run.text)}),
             }
         )
-
-
-def _of_weights(found: Weights | None, lengths: list[int], w: float) -> Judgement:
-    question = "Could draws of the guide stand for the posterior?"
-    if found is None:
-        why = "no blocks of tokens were drawn (--readout.block_draws), or it has no density"
-        return Judgement(question, "not looked at", None, why)
-    is_good = found.usable >= WANTED
-    return Judgement(
-        question,
-        "yes" if is_good else "no",
-        is_good,
-        f"k-hat is below {USABLE} for {found.usable:.0%} of {len(found.k_hat)} blocks of "
-        f"{lengths[-1]} tokens ({WANTED:.0%} wanted; median {np.median(found.k_hat):.2g}), "
-        f"against the posterior tempered with w = {w:g}",
-    )
-
-
-def _of_gap(belief: Mapping[str, Any], w: float) -> Judgement:
-    question = "Does the guide find each token's best posterior?"
-    if "amortisation" not in belief:
-        return Judgement(question, "not looked at", None, "it needs the checkpoint and the text")
-    if not belief["amortisation"]:
-        why = "it is measured where all heads of a layer share a route, and of a posterior"
-        return Judgement(question, "does not apply", None, why)
-    found = belief["amortisation"][0]
-    gap, further = found["amortisation"], found["conditioning"]
-    is_good = gap["share_of_loss"] <= MOST_GAP
-    low, high = gap["interval"]
-    return Judgement(
-        question,
-        "yes" if is_good else "no",
-        is_good,
-        f"a posterior fitted to every token by itself gains {gap['gap']:.4f} nats per token "
-        f"({low:.4f} to {high:.4f}), {gap['share_of_loss']:.1%} of the loss (at most "
-        f"{MOST_GAP:.0%} wanted), w = {w:g}; with the target in sight, which a router never has, "
-        f"it would gain {further['gap']:.4f} more",
-    )
-
-
-def _of_hardening(run: Reading) -> Judgement:
-    soft, hard = run.summary["val_nll_soft"], run.summary["val_nll_hard"]
-    share = (hard - soft) / soft
-    return Judgement(
-        "Do hard routes keep the loss of soft ones?",
-        "yes" if share <= MOST_GAP else "no",
-        share <= MOST_GAP,
-        f"{soft:.4f} soft, {hard:.4f} hard: {hard - soft:+.4f} nats per token ({share:+.1%}; at "
-        f"most {MOST_GAP:+.0%} wanted)",
-    )
 
 
 def _quantiles(values: Array) -> dict[str, float]:

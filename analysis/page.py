@@ -24,9 +24,10 @@ SECTIONS = {
     "uncertainty": "How sure the router is",
     "depth": "Depth: which layers tokens skip",
     "training": "How it came about",
-    "collapse": "Has it collapsed?",
+    "collapse": "Does every layer route?",
     "belief": "Is it the posterior?",
     "use": "What is the uncertainty good for?",
+    "appendix": "Appendix: importance weights of blocks",
 }
 
 
@@ -115,7 +116,9 @@ def render(
         judgements=findings.judgements(),
         by_section=by_section,
         sections={
-            name: SECTIONS[name] for name in by_section if name != "depth" or by_section[name]
+            name: SECTIONS[name]
+            for name in by_section
+            if name not in ("depth", "appendix") or by_section[name]
         },
         passage=passage(findings),
         palette=[PALETTE[k % len(PALETTE)] for k in range(len(findings.reading.mechanisms))],
@@ -123,6 +126,8 @@ def render(
         uncertain=findings.uncertain_tokens(),
         diversity=findings.reading.diversity(),
         averaging=findings.averaging(),
+        single=findings.belief.get("one_token"),
+        objective=findings.belief.get("objective"),
         executed=executed,
         comparison=comparison,
         visible=lambda text: visible(text, spaces=True),

@@ -10,7 +10,7 @@ import numpy as np
 
 from pyro_meta import checksums
 from pyro_meta.analysis import documents, stored_posterior
-from pyro_meta.analysis.collapse import Verdict, collapse_verdicts
+from pyro_meta.analysis.collapse import Check, Verdict, checks, collapse_verdicts, split
 from pyro_meta.analysis.depth_gates import Depth
 from pyro_meta.analysis.diversity import (
     Array,
@@ -330,16 +330,28 @@ class Reading:
         return (self.total if self.is_of_choices else self.expected) / self.log_k
 
     def verdicts(self) -> list[Verdict]:
+        """The collapses of the whole router, as studies compare them."""
         return collapse_verdicts(self.means, self.kl, self.loads)
 
+    @cached_property
+    def checks(self) -> list[Check]:
+        """The collapses, asked of every layer and group."""
+        return checks(self.means, self.kl, self.choice, self.runs, self.sequence)
+
     def diversity(self) -> list[dict[str, float]]:
-        """By layer: effective numbers of mechanisms, information, entropies and KL."""
+        """By layer: effective numbers of mechanisms, information, entropies and KL.
+
+        The KL is that of information and the marginal one (see `collapse.split`).
+        """
+        information = routing_information(self.means)  # [L]
+        marginal = split(self.kl.mean(1, dtype=float), information)
         return [
             {
                 "effective_by_load": float(effective_number(self.loads[layer])),
                 "effective_by_mean": float(effective_number(means.mean(0, dtype=float))),
                 "effective_per_token": float(np.exp(entropy(means).mean(dtype=float))),
-                "information": float(routing_information(means)),
+                "information": float(information[layer]),
+                "marginal_kl": float(marginal[layer]),
                 "entropy": float(entropy(means).mean(dtype=float) / self.log_k),
                 "total": float(self.total[layer].mean(dtype=float)),
                 "expected": float(self.expected[layer].mean(dtype=float)),

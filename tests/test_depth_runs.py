@@ -32,13 +32,14 @@ from pyro_meta.data.vocabulary import CharVocabulary
 from pyro_meta.distributions import GateExecution
 from pyro_meta.evaluation.figures import evaluate, evaluating
 from pyro_meta.evaluation.known_truth import score_against_truth
-from pyro_meta.guides import mean_route
+from pyro_meta.guides import along_means, mean_route, walk
 from pyro_meta.inference.controllers import BudgetController, GateController, Step
 from pyro_meta.inference.elbo import Objective
+from pyro_meta.network.route import Decision
 from pyro_meta.posterior import nuts
-from pyro_meta.posterior.amortisation import amortisation_gap
 from pyro_meta.posterior.exact import Handful
 from pyro_meta.posterior.importance import block_terms
+from pyro_meta.posterior.one_token import Effort, try_all
 from pyro_meta.posterior.readout import write_posterior
 from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.devices import make_fabric
@@ -416,14 +417,12 @@ def test_belief_examines_routes_given_the_gates(threshold: float, depth: Any) ->
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_gaps_and_exact_posteriors_are_had_of_a_gated_model(threshold: float) -> None:
+def test_exact_posteriors_are_had_of_a_gated_model(threshold: float) -> None:
     torch.manual_seed(0)
     _, guide = gated()
     guide.eval()
     guide.harden_below(threshold)
     windows = torch.randint(13, (2, 10)), torch.randint(13, (2, 10))
-    gap = amortisation_gap(guide, windows, 0.5, steps=2, draws=2)
-    assert np.isfinite(gap.loss) and np.isfinite(gap.amortisation.gap)
     handful = Handful(guide, windows[0][0], windows[1][0], 1, 0.5)
     exact = handful.enumerate()
     chain = nuts.sample(handful, handful.means, warmup=2, samples=4, depth=1)
@@ -446,6 +445,31 @@ def test_the_likelihood_of_a_handful_is_that_of_the_gated_network() -> None:
         deployed = model.network(tokens[None], mean_route(guide))[0, -2:].double().log_softmax(-1)
     expected = deployed.gather(-1, targets[-2:, None]).sum()
     assert float(found) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("depth", [BetaDepthGuide, Prefix])
+def test_choices_of_single_tokens_are_those_of_the_gated_network(depth: Any) -> None:
+    torch.manual_seed(0)
+    model, guide = gated(depth)
+    guide.harden_below(1.0)
+    tokens, targets = torch.randint(13, (2, 10)), torch.randint(13, (2, 10))
+    with evaluating(model, guide):
+        found = try_all(guide, (tokens, targets), Effort(2, 2, 1, 10))
+        assert found is not None
+        follow, row, site, k = mean_route(guide), 1, 2, 1
+        t = int(found.position[row])
+
+        def route(layer: int, features: Features) -> Decision:
+            chosen = follow(layer, features)
+            walked_route = deployed[layer].clone()
+            if layer == site:
+                walked_route[0, t] = k
+            return Decision(walked_route, chosen.gate)
+
+        deployed = [one.route for one in walk(model, guide, tokens[:1], along_means()).decisions]
+        log_p = model.network(tokens[:1], route)[0].log_softmax(-1)
+    wanted = log_p[t:].gather(-1, targets[0, t:, None]).sum()
+    assert found.log_likelihood[row, site, k] == pytest.approx(float(wanted), abs=1e-4)
 
 
 def test_who_passes_by_uses_no_full_attention() -> None:

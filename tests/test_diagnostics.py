@@ -6,15 +6,20 @@ from scipy import stats as laws
 
 from pyro_meta.analysis.calibration import by_uncertainty, calibration, risk_coverage
 from pyro_meta.analysis.collapse import (
+    Check,
     active_units,
     against_prior,
+    checks,
     collapse_verdicts,
     dead_mechanisms,
     kl_histogram,
     share_at_prior,
+    split,
 )
-from pyro_meta.analysis.diversity import load
+from pyro_meta.analysis.diversity import load, routing_information
+from pyro_meta.analysis.estimates import State, of_texts, resampled
 from pyro_meta.analysis.importance_weights import k_hat, reliable_below, shape_alone, weigh
+from pyro_meta.analysis.verdicts import of_hardening, of_layers, routing_layers
 
 
 def healthy(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +43,105 @@ def test_each_collapse_is_recognised_and_a_healthy_router_is_not() -> None:
     assert collapsed(one, kl) == ["one mechanism"]
     verdict = collapse_verdicts(means, np.zeros_like(kl), load(means.argmax(-1), means))[0]
     assert "is 0 (collapsed below 0.01)" in str(verdict)
+
+
+def asked(means: np.ndarray, kl: np.ndarray, sequences: int = 20) -> list[Check]:
+    """Every token runs its likeliest mechanism, and all run every layer."""
+    N = means.shape[1]
+    sequence = np.repeat(np.arange(sequences), N // sequences)
+    return checks(means, kl, means.argmax(-1), np.ones(kl.shape, bool), sequence)
+
+
+def test_every_layer_is_asked_by_itself() -> None:
+    """Three layers of four are one mechanism: that is what is said, and not that it has not."""
+    rng = np.random.default_rng(1)
+    means = rng.dirichlet(np.full(3, 0.5), (4, 500))
+    means[1:] = 0.2 * means[1:] + 0.8 * np.eye(3)[1]
+    kl = np.full((4, 500), 0.5)
+    kl[3] = 0.0
+    found = asked(means, kl)
+    yes, no = State.YES, State.NO
+    assert [one.states for one in found] == [[yes, yes, yes, no], [yes, yes, yes, yes],
+                                             [yes, no, no, no]]  # fmt: skip
+    names = [f"layer {layer}" for layer in range(4)]
+    lines = [of_layers(one, names) for one in found]
+    assert [(line.answer, line.is_good) for line in lines] == [
+        ("in 3 of 4 layers", None), ("yes", True), ("in 1 of 4 layers", False),
+    ]  # fmt: skip
+    assert routing_layers(found) == 1
+    wide = asked(means, kl, sequences=1)
+    assert {state for one in wide for state in one.states} == {State.UNDECIDED}, "one text"
+
+
+def test_the_numbers_of_layers_by_the_slow_way() -> None:
+    """Mean, variance and load by loops; intervals by drawing sequences one by one."""
+    rng = np.random.default_rng(2)
+    means, kl = rng.dirichlet(np.ones(3), (2, 60)), rng.gamma(1.0, 0.02, (2, 60))
+    sequence = np.repeat(np.arange(6), 10)
+    runs = rng.random((2, 60)) < 0.7
+    choice = means.argmax(-1)
+    found = checks(means, kl, choice, runs, sequence)
+    for layer in range(2):
+        values = [one.estimates[layer].value for one in found]
+        centre = sum(means[layer]) / 60
+        spread = sum(((one - centre) ** 2).sum() for one in means[layer]) / 60
+        counts = [sum((choice[layer] == k) & runs[layer]) for k in range(3)]
+        wanted = [sum(kl[layer]) / 60, spread, max(counts) / runs[layer].sum()]
+        assert values == pytest.approx(wanted)
+        drawn = []
+        for _ in range(2000):
+            rows = np.concatenate(
+                [np.flatnonzero(sequence == one) for one in rng.integers(6, size=6)]
+            )
+            drawn.append([kl[layer, rows].mean(), means[layer, rows].var(0).sum()])
+        for one, ends in zip(found[:2], np.quantile(drawn, [0.025, 0.975], axis=0).T, strict=True):
+            width = ends[1] - ends[0]
+            assert one.estimates[layer].interval == pytest.approx(ends, abs=0.15 * width)
+
+
+def test_a_layer_that_nobody_runs_is_judged_by_all() -> None:
+    means, kl = healthy(np.random.default_rng(0))
+    runs = np.stack([np.zeros(500, bool), np.ones(500, bool)])
+    found = checks(means, kl, means.argmax(-1), runs, np.arange(500) // 25)
+    assert all(np.isfinite(one.value) for check in found for one in check.estimates)
+    mixed = checks(means, kl, np.full((2, 500), -1), runs, np.arange(500) // 25)
+    assert mixed[2].estimates[0].value == pytest.approx(means[0].mean(0).max())
+
+
+def test_an_interval_that_straddles_the_threshold_is_undecided() -> None:
+    found = of_texts(np.array([1.0, 2.0, 3.0]))
+    half = 4.302653 / 3**0.5  # t of 2 degrees of freedom
+    assert found.interval == pytest.approx((2 - half, 2 + half), rel=1e-5)
+    assert found.at_most(5.0) is State.YES and found.at_most(-1.0) is State.NO
+    assert found.at_least(-1.0) is State.YES and found.at_least(5.0) is State.NO
+    assert found.at_most(2.1) is found.at_least(2.1) is State.UNDECIDED
+    assert of_texts(np.ones(1)).at_most(2.0) is State.UNDECIDED, "one text tells of no others"
+    values = np.random.default_rng(0).normal(size=400)
+    drawn = resampled(lambda some: float(values[some].mean()), 400, 2000)
+    low, high = of_texts(values).interval
+    assert drawn.value == pytest.approx(values.mean())
+    assert drawn.interval == pytest.approx((low, high), abs=0.02)
+    assert resampled(lambda some: 3.0, 1).interval == (-np.inf, np.inf)
+
+
+def test_hardening_is_judged_with_an_interval() -> None:
+    soft = np.linspace(1.9, 2.1, 50)
+    assert of_hardening(soft, soft + 0.001).answer == "yes"
+    assert of_hardening(soft, soft + 0.1).answer == "no"
+    noise = np.random.default_rng(0).normal(0.02, 0.1, 50)
+    assert of_hardening(soft, soft + noise).answer == "undecided"
+
+
+def test_the_kl_is_information_and_marginal_kl() -> None:
+    """Hoffman and Johnson 2016: of choices under one prior, by the sums themselves."""
+    rng = np.random.default_rng(3)
+    means, prior = rng.dirichlet(np.ones(3), 200), np.array([0.2, 0.3, 0.5])
+    kl = sum((q * np.log(q / prior)).sum() for q in means) / 200
+    average = sum(means) / 200
+    information = sum((q * np.log(q / average)).sum() for q in means) / 200
+    assert routing_information(means) == pytest.approx(information)
+    marginal = split(np.array([kl]), np.array([information]))[0]
+    assert marginal == pytest.approx((average * np.log(average / prior)).sum())
 
 
 def test_active_and_dead_by_hand() -> None:

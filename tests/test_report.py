@@ -59,9 +59,14 @@ def test_every_picture_and_every_number_is_there(page: Path) -> None:
     assert names == drawn | extra
     assert 'id="depth"' not in page.read_text(), "there are no gates"
     numbers = json.loads((page.parent / "report.json").read_text())
-    assert len(numbers["verdicts"]) == 6 and numbers["verdicts"][0]["question"] == "Is q = p?"
-    w = numbers["facts"]["kl_weight"]
-    assert w < 1 and [gap["kl_weight"] for gap in numbers["belief"]["amortisation"]] == [w, 1.0]
+    questions = [line["question"] for line in numbers["verdicts"]]
+    assert len(questions) == 7 and questions[0] == "Does it say more than its prior?"
+    w, single = numbers["facts"]["kl_weight"], numbers["one_token"]
+    assert w < 1 and single["kl_weight"] == w and 0 < single["efficiency_median"] <= 1
+    assert set(single["gap"]) == {"value", "interval", "share_of_loss"}
+    assert numbers["belief"]["objective"]["uniform"] < 0 and "one_token" not in numbers["belief"]
+    rows = numbers["diversity_by_layer"]
+    assert all(row["marginal_kl"] + row["information"] == pytest.approx(row["kl"]) for row in rows)
     assert numbers["belief"]["beside_truth"][0]["method"] == "enumeration"
     assert numbers["comparison"]["pairs"][0]["mean"] == pytest.approx(-0.5)
     assert numbers["comparison"]["pairs"][0]["interval"] == pytest.approx([-0.5, -0.5])
@@ -82,7 +87,7 @@ def test_what_the_network_said_is_kept(page: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(belief, "measure", never)
     found = believe(Run.open(page.parents[1]))
-    assert found is not None and found["amortisation"]
+    assert found is not None and found["one_token"]
 
 
 def test_without_a_checkpoint_the_rest_is_read(
@@ -92,7 +97,7 @@ def test_without_a_checkpoint_the_rest_is_read(
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint", "belief.json"))
     report.main([str(folder)])
     assert "not looked at" in capsys.readouterr().out
-    assert not (folder / "report" / "gaps.png").exists()
+    assert not (folder / "report" / "single_tokens.png").exists()
 
 
 def test_one_mechanism_two_mechanisms_and_guides_without_density(tmp_path: Path) -> None:

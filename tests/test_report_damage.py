@@ -29,7 +29,7 @@ from harm import COUNTS, Disk, damages, harmed, write
 from processes import finish, others_may_read, started
 
 from pyro_meta import checksums, report
-from pyro_meta.analysis import stored_posterior
+from pyro_meta.analysis import one_token, stored_posterior
 from pyro_meta.analysis.patient_file import PAGE, PatientFile
 from pyro_meta.analysis.plots import PICTURES, routes
 from pyro_meta.analysis.plots.style import as_png, legible, styled
@@ -56,6 +56,16 @@ def folder(trained: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "run"
     shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("checkpoint", "report"))
     return copy
+
+
+NOTHING: dict[str, Any] = {"objective": None, "one_token": None, "beside_truth": []}
+GAP = {"value": 0.1, "share_of_loss": 0.05, "interval": [None, 0.2]}
+SINGLE: dict[str, Any] = {
+    **dict.fromkeys(one_token.NUMBERS, 0.5), "of": "whole routes", "gap": GAP, "conditioning": GAP,
+    "efficiency_interval": [0.1, 0.9], "indifference": None, "indifference_interval": [None, None],
+    "by_site": [{**dict.fromkeys(one_token.OF_SITE, 0.5), "gap": GAP, "indifference": -0.1}],
+}  # fmt: skip
+"""What belief.json may say of single tokens."""
 
 
 @pytest.fixture
@@ -290,7 +300,7 @@ def test_a_run_that_cannot_be_written_is_refused_first(
 def test_a_report_goes_where_out_says(
     read_only: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(belief, "measure", lambda *args: {"amortisation": [], "beside_truth": []})
+    monkeypatch.setattr(belief, "measure", lambda *args: NOTHING)
     shutil.copytree(trained / "checkpoint", read_only / "checkpoint")
     before = sorted(read_only.rglob("*"))
     report.main([str(read_only), f"--out={tmp_path / 'here'}"])
@@ -633,17 +643,20 @@ def test_what_is_no_file_is_not_opened(
 
 def test_belief_that_is_damaged_is_measured_again(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "belief.json"
-    good: dict[str, Any] = {
-        "amortisation": [], "beside_truth": [], "version": belief.VERSION, "checkpoint": "x",
-    }  # fmt: skip
+    good: dict[str, Any] = {**NOTHING, "version": belief.VERSION, "checkpoint": "x"}
     path.write_text(checksums.sealed(good))
     assert belief._kept(path, "x") == good and belief._kept(path, "y") is None
-    part = {"gap": 1.0, "share_of_loss": 0.1, "interval": [0.0, 1.0]}
-    gap = {"kl_weight": 1.0, "amortisation": part, "conditioning": part}
-    for amortisation in (1, [1], [{}], [gap | {"kl_weight": "1"}], [gap | {"conditioning": []}],
-                         [gap | {"amortisation": part | {"interval": [1]}}]):  # fmt: skip
-        path.write_text(checksums.sealed(good | {"amortisation": amortisation}))
-        assert belief._kept(path, "x") is None
+    whole = good | {"one_token": SINGLE}
+    path.write_text(checksums.sealed(whole))
+    assert belief._kept(path, "x") == whole
+    gap = SINGLE["gap"]
+    for single in (1, [1], {}, *(SINGLE | {key: [0]} for key in SINGLE if key != "by_site"),
+                      SINGLE | {"gap": gap | {"interval": [1]}}, SINGLE | {"by_site": [{}]},
+                      SINGLE | {"by_site": []}, SINGLE | {"loss": 0.0}):  # fmt: skip
+        path.write_text(checksums.sealed(good | {"one_token": single}))
+        assert belief._kept(path, "x") is None, single
+    path.write_text(checksums.sealed(good | {"objective": {"nll": 1.0}}))
+    assert belief._kept(path, "x") is None
     for content in ("", "[]", DEEP, "null", json.dumps(good)):
         path.write_text(content)
         assert belief._kept(path, "x") is None

@@ -8,7 +8,14 @@ from matplotlib.figure import Figure
 
 from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.importance_weights import USABLE
-from pyro_meta.analysis.plots import calibration, depth_gates, posterior_checks, routes, training
+from pyro_meta.analysis.plots import (
+    calibration,
+    depth_gates,
+    posterior_checks,
+    routes,
+    single_tokens,
+    training,
+)
 from pyro_meta.analysis.reading import MOST_ROWS
 
 
@@ -100,9 +107,12 @@ def _k_hats(findings: Findings) -> str:
     return "k-hat. " + "; ".join(rows) + "."
 
 
-def _gaps(findings: Findings) -> str:
-    rows = [f"{name} {value:.3g}" for name, value, _ in posterior_checks.gap_rows(findings.belief)]
-    return "Gaps in nats per token: " + "; ".join(rows) + "."
+def _single_tokens(findings: Findings) -> str:
+    rows = [
+        f"{name} {site['efficiency_median']:.2f}, {site['gap']['value']:.2g}"
+        for name, site in single_tokens.shown(findings)
+    ]
+    return "Effective share of draws, and gap in nats per token: " + "; ".join(rows) + "."
 
 
 def _beside(findings: Findings) -> str:
@@ -188,17 +198,12 @@ PICTURES = (
         lambda findings: posterior_checks.kl_by_layer(findings.reading), _kl,
     ),
     Picture(
-        "k_hat", "belief", "Importance weights: k-hat",
-        "Each dot is a short block of tokens; left of .7 its draws could stand for the posterior "
-        "that is named, right of it they cannot.",
-        posterior_checks.k_hats, _k_hats, lambda findings: bool(findings.block_lengths),
-    ),
-    Picture(
-        "gaps", "belief", "Gaps of the objective",
-        "How much the objective would fall if each token had the best posterior of its own "
-        "(amortisation), if that had seen the target too (conditioning), and if it were no "
-        "Dirichlet (approximation); black lines are 95% intervals.",
-        posterior_checks.gaps, _gaps, lambda findings: bool(findings.belief.get("amortisation")),
+        "single_tokens", "belief", "The choices of single tokens",
+        "Left, how many of the guide's draws count in full as draws of the best posterior found "
+        "that sees no more than the guide; right, what that posterior gains on real targets, with "
+        "95% intervals.",
+        single_tokens.by_layer, _single_tokens,
+        lambda findings: bool(findings.belief.get("one_token")),
     ),
     Picture(
         "beside_truth", "belief", "A handful of tokens beside the truth",
@@ -218,6 +223,12 @@ PICTURES = (
         "Keep the surest tokens and count the errors among them: the lower the line to the left, "
         "the more its uncertainty knows.",
         calibration.risk_coverage, _risk,
+    ),
+    Picture(
+        "k_hat", "appendix", "Importance weights: k-hat",
+        "Each dot is a short block of tokens; left of .7 its draws could stand for the posterior "
+        "that is named, right of it they cannot. Where y is known, no guide of this kind passes.",
+        posterior_checks.k_hats, _k_hats, lambda findings: bool(findings.block_lengths),
     ),
     Picture(
         "calibration", "use", "Calibration of the next token",

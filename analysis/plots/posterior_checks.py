@@ -1,7 +1,5 @@
 """Whether the posterior is one: KL, importance weights, and the truth where it is known."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -11,7 +9,6 @@ from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.importance_weights import GOOD, USABLE
 from pyro_meta.analysis.plots.style import (
     BLUE,
-    FAINT,
     GREEN,
     INK,
     ORANGE,
@@ -63,49 +60,6 @@ def k_hats(findings: Findings) -> Figure:
     axes.invert_yaxis()
     axes.tick_params(left=False)
     return figure
-
-
-def gaps(findings: Findings) -> Figure:
-    """The gaps of whole texts, and of a handful of tokens, in nats per token."""
-    rows = gap_rows(findings.belief)
-    figure = canvas(0.8 + 0.42 * len(rows))
-    axes = figure.subplots()
-    for row, (_, value, interval) in enumerate(rows):
-        axes.barh(row, value, 0.55, color=BLUE)
-        if interval is not None:
-            axes.plot(interval, [row, row], color=INK, lw=1.4)
-        axes.annotate(
-            f"{value:.3g}", (max(value, *(interval or (0,)), 0), row), xytext=(5, 0),
-            textcoords="offset points", va="center", fontsize=9,
-        )  # fmt: skip
-    axes.set(yticks=range(len(rows)), yticklabels=[name for name, *_ in rows])
-    axes.set(xlabel="nats per token")
-    axes.set_xscale("symlog", linthresh=0.01)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.margins(x=0.15)
-    axes.invert_yaxis()
-    axes.axvline(0, color=FAINT, lw=0.8)
-    axes.tick_params(left=False)
-    return figure
-
-
-def gap_rows(belief: dict[str, Any]) -> list[tuple[str, float, tuple[float, float] | None]]:
-    """Name, value and interval of every gap in belief.json, nats per token."""
-    rows: list[tuple[str, float, tuple[float, float] | None]] = []
-    for found in belief.get("amortisation", []):
-        for kind in ("amortisation", "conditioning"):
-            gap = found[kind]
-            rows.append(
-                (f"{kind}, texts, w = {found['kl_weight']:g}", gap["gap"], tuple(gap["interval"]))
-            )
-    beside = belief.get("beside_truth", [])
-    for kind in ("amortisation", "approximation") if beside else ():
-        values = [found[kind] for found in beside]
-        name = "both of these" if kind == "amortisation" else "approximation"
-        rows.append(
-            (f"{name}, handful, w = {beside[0]['kl_weight']:g}", float(np.mean(values)), None)
-        )
-    return rows
 
 
 def beside_truth(findings: Findings) -> Figure:

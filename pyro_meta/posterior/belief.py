@@ -1,7 +1,11 @@
 """belief.json: what only the network itself can say about its posterior, measured once and kept.
 
-amortisation      per tempering: gaps on whole texts, see `amortisation`
+one_token         the guide beside the exact posterior of single tokens, see `token_figures`; None
+                  where that is not defined: of routes that end soft, of one mechanism, or of a
+                  guide without a KL or a density
 beside_truth      the guide beside the exact posterior of a handful of tokens
+objective         the evidence lower bound and its parts beside that of a uniform guess, nats per
+                  token; None of a guide without a KL
 checkpoint        of which weights this holds
 """
 
@@ -16,21 +20,25 @@ import torch
 from torch import Tensor
 
 from pyro_meta import checksums
-from pyro_meta.analysis import documents
+from pyro_meta.analysis import documents, one_token
+from pyro_meta.analysis.json_values import plain
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.folders import write_whole
 from pyro_meta.guides import Guide
-from pyro_meta.posterior.amortisation import amortisation_gap
 from pyro_meta.posterior.approximation import beside_truth
 from pyro_meta.posterior.exact import MOST_PATTERNS, Handful
+from pyro_meta.posterior.objective import against, averaged
+from pyro_meta.posterior.one_token import effort_for, is_tried, try_all
+from pyro_meta.posterior.token_figures import figures
 from pyro_meta.training.run import Run
 
 NAME = "belief.json"
 MOMENTS = ("guide_mean", "guide_deviation", "truth_mean", "truth_deviation")
 METHODS = ("enumeration", "NUTS")
-VERSION = 1
+VERSION = 2
 """Of belief.json; another one is measured anew."""
+OBJECTIVE_TEXTS, OBJECTIVE_DRAWS = 4, 2
 ENDS = (24, 32)
 """Lengths of the texts whose last tokens are a handful."""
 
@@ -75,12 +83,11 @@ def _kept(path: Path, identity: object) -> dict[str, Any] | None:
         kept = checksums.unsealed(path)
         if kept.get("version") != VERSION or kept.get("checkpoint") != identity:
             return None
-        for gap in kept["amortisation"]:
-            documents.number(gap, "kl_weight", NAME)
-            for one in (gap["amortisation"], gap["conditioning"]):
-                documents.number(one, "gap", NAME)
-                documents.number(one, "share_of_loss", NAME)
-                _low, _high = documents.numbers(one, "interval", NAME)
+        if kept["objective"] is not None:
+            for key in ("nll", "kl", "elbo", "uniform"):
+                documents.number(kept["objective"], key, NAME)
+        if kept["one_token"] is not None:
+            one_token.require_whole(kept["one_token"], NAME)
         for beside in kept["beside_truth"]:
             for key in ("kl_weight", "amortisation", "approximation"):
                 documents.number(beside, key, NAME)
@@ -100,23 +107,48 @@ def measure(
 ) -> dict[str, Any]:
     """All of it, for tokens and targets [B, T] and the final weight of the KL.
 
-    Nothing of a guide without a KL, nor of one that routes groups of heads.
+    A handful beside the truth only of a guide with a KL that routes all heads of a layer together.
     """
+    network = guide.model.network
+    out: dict[str, Any] = {"objective": None, "one_token": None}
+    if guide.pays_kl:
+        tell("the evidence lower bound")
+        out["objective"] = _objective(guide, windows)
+    if is_tried(guide):
+        tell("every choice of single tokens")
+        tried = try_all(guide, windows, effort_for(network, windows[0].shape[1]))
+        if tried is not None:
+            tell("the best posterior that sees what the guide sees")
+            out["one_token"] = plain(figures(tried, kl_weight))
+    return out | {"beside_truth": _beside(guide, windows, kl_weight, tell)}
+
+
+def _objective(guide: Guide, windows: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """The bound of a few texts by draws of all routes; what loads pay once is not in it."""
+    device = guide.model.network.device
+    tokens, targets = (part[:OBJECTIVE_TEXTS].to(device) for part in windows)
+    found = averaged(guide, tokens, against(targets), OBJECTIVE_DRAWS)
+    nll, kl = (float(part.mean()) for part in found)
+    uniform = -math.log(guide.model.network.shape.vocabulary)
+    return {"nll": nll, "kl": kl, "elbo": -(nll + kl), "uniform": uniform}
+
+
+def _beside(
+    guide: Guide, windows: tuple[Tensor, Tensor], kl_weight: float, tell: Tell
+) -> list[dict[str, Any]]:
+    """The guide beside the truth on a handful of tokens, by text."""
     if not guide.pays_kl or guide.model.network.shape.groups > 1:
-        return {"amortisation": [], "beside_truth": []}
-    gaps, beside = [], []
+        return []
+    found = []
     with torch.enable_grad():
-        for w in dict.fromkeys((kl_weight, 1.0)):
-            tell(f"amortisation gap, w = {w:g}")
-            gaps.append(asdict(amortisation_gap(guide, windows, w)))
         for row, end in enumerate(ENDS[: len(windows[0])]):
             tell(f"a handful of tokens beside the truth, {row + 1} of {len(ENDS)}")
             length = min(end, windows[0].shape[1])
             tokens, targets = (part[row, :length] for part in windows)
-            found = beside_truth(Handful(guide, tokens, targets, _count(guide), kl_weight))
-            if found is not None:
-                beside.append(asdict(found) | {"ids": tokens.tolist()})
-    return {"amortisation": gaps, "beside_truth": beside}
+            beside = beside_truth(Handful(guide, tokens, targets, _count(guide), kl_weight))
+            if beside is not None:
+                found.append(asdict(beside) | {"ids": tokens.tolist()})
+    return found
 
 
 def _count(guide: Guide) -> int:

@@ -27,8 +27,8 @@ from pyro_meta.models import LanguageModel
 from pyro_meta.posterior.drawing import has_density, log_ratios, weighed
 from pyro_meta.posterior.objective import against_prediction
 
-LENGTHS = (1, 16)
-"""Tokens in a block; the last is the one that is judged, the others show how k-hat grows."""
+LENGTHS = (1, 4, 16)
+"""Tokens in a block: 4 are judged, the others show how k-hat grows."""
 DRAWS = 256
 ENDS, ROWS = 8, 6
 """Blocks of each length: at so many places of the context, in so many sequences."""

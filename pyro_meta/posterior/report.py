@@ -27,7 +27,7 @@ from pyro_meta.terminal.consoles import console, printable
 from pyro_meta.terminal.progress import Tell, step_by_step
 from pyro_meta.terminal.tables import executed_rows, table_of_figures, table_of_pairs
 
-STEPS_OF_BELIEF = 5
+STEPS_OF_BELIEF = 6
 FIRST_FILES = {"report.json", "belief.json"}
 """What a report writes before all else; a folder without them is not ours."""
 MOST_PAIRS = 60
@@ -277,6 +277,7 @@ def _side_by_side(found: Sequence[Findings]) -> list[tuple[str, list[str]]]:
             "effective mechanisms, load": _mean(layers, "effective_by_load"),
             "effective mechanisms, token": _mean(layers, "effective_per_token"),
             "routing information, nats": _mean(layers, "information"),
+            "marginal KL by layer, nats": _mean(layers, "marginal_kl"),
             "expected entropy, nats": _mean(layers, "expected"),
             "epistemic entropy, nats": _mean(layers, "epistemic"),
             "KL by layer, nats": _mean(layers, "kl"),
@@ -284,11 +285,12 @@ def _side_by_side(found: Sequence[Findings]) -> list[tuple[str, list[str]]]:
         for line in findings.judgements():
             figures[line.question] = line.answer
         weights = findings.judged
-        figures["k-hat below 0.7"] = "" if weights is None else f"{weights.usable:.0%}"
-        for gap in findings.belief.get("amortisation", [])[:1]:
-            figures["amortisation gap, share of the loss"] = (
-                f"{gap['amortisation']['share_of_loss']:.2%}"
+        figures["k-hat below 0.7, given x"] = "" if weights is None else f"{weights.usable:.0%}"
+        if found_single := findings.belief.get("one_token"):
+            figures["effective share of draws, one token"] = (
+                f"{found_single['efficiency_median']:.2f}"
             )
+            figures["gap, share of the loss"] = f"{found_single['gap']['share_of_loss']:.2%}"
         for name, found_one in findings.calibrated().items():
             figures[f"calibration error, {name}"] = f"{found_one.error:.3f}"
         for name, curve in findings.selective().items():
