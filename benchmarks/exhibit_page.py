@@ -75,6 +75,7 @@ def render(rows: Sequence[Row], pairs: Pairs, facts: dict[str, Any]) -> str:
             for row in ordered
         },
         square=square(rows, pairs),
+        refused=pairs.refused,
         priors=[prior.__name__ for prior in PRIORS],
         most_cost=MOST_COST,
         facts=facts,

@@ -91,7 +91,7 @@ def test_the_page_shows_every_pair_and_loads_nothing() -> None:
         assert f">{column.head}</button>" in page
     assert "1.7100 ± 0.0141" in page and "1.6000</td>" in page
     assert "a &lt;mistake&gt;" in page and "a &lt;cpu&gt;" in page and "<mistake>" not in page
-    assert "it infers &lt;choices&gt;" in page
+    assert "<li>CategoricalGuide under CostDirichlet: it infers &lt;choices&gt;.</li>" in page
     assert page.index("PointGuide<small>") < page.index("PriorGuide<small>"), "dear ones come last"
     assert '<tr class="dear"><td>PriorGuide' in page
     best = page[page.index('id="best"') : page.index('id="square"')]
