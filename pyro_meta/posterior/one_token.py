@@ -110,7 +110,7 @@ class Tried:
 
 
 def is_tried(guide: Guide) -> bool:
-    """Whether a guide pays a KL, and its tokens run one mechanism each, which a cache can follow."""
+    """Whether a guide pays a KL and its tokens run one mechanism each, as a cache can follow."""
     is_hard = guide.execution.is_hard_everywhere and not guide.is_mixture
     return guide.pays_kl and is_hard and _is_cached(guide.model.network)
 
