@@ -7,8 +7,10 @@ routes does not speak for the others. L layers, N tokens, K mechanisms; KL in na
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyro_meta.analysis.diversity import Array, Choices, Mask, spread
 from pyro_meta.analysis.estimates import CONFIDENCE, RESAMPLES, Estimate, State
@@ -115,7 +117,7 @@ class _Sums:
     """Each with a dimension of draws in front; None: there is a single sequence."""
 
     @classmethod
-    def over(cls, sequence: Choices, **values: Array) -> "_Sums":
+    def over(cls, sequence: Choices, **values: NDArray[Any]) -> "_Sums":
         """Of values [L, N, ..], and of how many tokens there are, `count`."""
         starts = np.concatenate([[0], np.flatnonzero(np.diff(sequence)) + 1])
         texts = len(starts)

@@ -21,7 +21,7 @@ NUMBERS = (
     "best_efficiency_median_given_targets",
 )  # fmt: skip
 OF_SITE = ("layer", "group", "efficiency_median", "kl_mean", "at_stake_mean")
-UNITS = ("whole routes", "one layer and group")
+UNITS = ("whole routes", "choices of one layer and group")
 
 
 def require_whole(found: Any, name: str) -> None:

@@ -106,7 +106,7 @@ def _of_efficiency(question: str, found: Mapping[str, Any]) -> Judgement:
         question,
         median.at_least(EFFICIENT),
         f"effective share of draws for p_w(z | x), the best posterior found that sees what the "
-        f"guide sees: {_told(median, '.2f')} in the median of {found['judged']} choices of "
+        f"guide sees: {_told(median, '.2f')} in the median of {found['judged']} "
         f"{found['of']} (at least {EFFICIENT:g} wanted), KL {found['kl_mean']:.3f} nats",
     )
 

@@ -19,6 +19,7 @@ Where the model has depth gates, the deployed ones belong to the network: the gu
 from the features that it meets, and the routes alone are examined.
 
 The guide sees x and never y. So even the best guide misses p_w(alpha | x, y) by what y says about
-the routes, the conditioning gap (Bayer et al. 2021, arXiv 2101.07046). Where it is told apart, y is
-replaced by what the deployed route predicts.
+the routes, the conditioning gap (Bayer et al. 2021, arXiv 2101.07046). Of single tokens it is told
+apart by the best posterior that sees no more than the guide, learned from other texts
+(`cross_fitted`); of blocks, y is replaced by what the deployed route predicts.
 """

@@ -1,8 +1,8 @@
 """belief.json: what only the network itself can say about its posterior, measured once and kept.
 
 one_token         the guide beside the exact posterior of single tokens, see `token_figures`; None
-                  where that is not defined: of routes that end soft, of one mechanism, or of a
-                  guide without a KL or a density
+                  where that is not defined: of routes that end soft, of one mechanism, of a
+                  guide without a KL or a density, or of a network that has no cache
 beside_truth      the guide beside the exact posterior of a handful of tokens
 objective         the evidence lower bound and its parts beside that of a uniform guess, nats per
                   token; None of a guide without a KL

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_meta.attention import Cache
+from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import by_group, token_nll
 from pyro_meta.guides import Guide, along_means, walk
 from pyro_meta.guides.walk import Latents, Router, Walked
@@ -109,8 +110,18 @@ class Tried:
 
 
 def is_tried(guide: Guide) -> bool:
-    """Whether a guide is one of densities, whose tokens run one mechanism each."""
-    return guide.pays_kl and not guide.is_mixture and guide.execution.is_hard_everywhere
+    """Whether a guide pays a KL and its tokens run one mechanism each, as a cache can follow."""
+    is_hard = guide.execution.is_hard_everywhere and not guide.is_mixture
+    return guide.pays_kl and is_hard and _is_cached(guide.model.network)
+
+
+def _is_cached(network: Network) -> bool:
+    """Whether a network can go on from what it has read; not every pretrained one can."""
+    try:
+        network.new_cache(1)
+    except UsageError:
+        return False
+    return True
 
 
 def effort_for(network: Network, length: int) -> Effort:

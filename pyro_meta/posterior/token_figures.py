@@ -129,7 +129,7 @@ def _judged(tried: Tried, log_x: Array, log_y: Array, kl_weight: float) -> dict[
     found = efficiency(log_q, log_x)
     median = resampled(lambda some: _median(found, text, some), text.max() + 1)
     out = {
-        "of": "whole routes" if whole is not None else "one layer and group",
+        "of": "whole routes" if whole is not None else "choices of one layer and group",
         "judged": len(log_q),
         "choices": log_q.shape[-1],
         "efficiency_median": median.value,
