@@ -17,7 +17,7 @@ from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
 
-SIZES = {"chain": 1, "draw": 4, "layer": 2, "position": 3, "block_draw": 6}
+SIZES = {"chain": 1, "draw": 4, "layer": 2, "group": 1, "block_draw": 6}
 
 
 def write(path: Path, pieces: int = 6) -> None:

@@ -84,7 +84,7 @@ def stored(path: Path, name: str) -> xr.Dataset:
         return group.load()
 
 
-SIZES = {"chain": 1, "draw": 4, "layer": 2, "position": 3, "block_draw": 6}
+SIZES = {"chain": 1, "draw": 4, "layer": 2, "group": 1, "block_draw": 6}
 
 
 def test_pieces_become_one_file(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ import numpy as np
 from pathlib import Path
 from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
 
-sizes = {"chain": 1, "draw": 4, "layer": 4, "position": 3, "block_draw": 6}
+sizes = {"chain": 1, "draw": 4, "layer": 4, "group": 1, "block_draw": 6}
 piece = np.full((4, 8192, 3), 0.5, np.float32)
 with PosteriorWriter(Path(sys.argv[1]), sizes, ["a", "b", "c"], {}) as out:
     for _ in range(128):
