@@ -75,7 +75,7 @@ INDEX = (0, 2**31 - 1)
 _BY_LAYER = ("layer", "group", "token")
 _BY_MECHANISM = (*_BY_LAYER, "mechanism")
 _DRAWN = ("chain", "draw")
-_UNKNOWN = (-np.inf, np.inf, True)
+_UNKNOWN = (-MOST_NATS, MOST_NATS, True)
 """Of a density that may not be there."""
 
 _ROUTE = Variable((*_DRAWN, *_BY_MECHANISM), "f4", "", *SHARE)
