@@ -28,6 +28,7 @@ from pyro_meta.analysis.importance_weights import (
 )
 from pyro_meta.analysis.json_values import plain
 from pyro_meta.analysis.reading import Reading
+from pyro_meta.analysis.sensitivity import Sensitivity, power_scaled, verdict
 from pyro_meta.analysis.token_classes import Piece, frequencies, kinds, ranked_pieces
 
 MOST_GAP = 0.01
@@ -221,6 +222,11 @@ class Findings:
         out["tail_of_shapes_quantiles"] = None if tail is None else _quantiles(tail)
         return out | self.belief
 
+    @cached_property
+    def sensitivity(self) -> Sensitivity | None:
+        """What loads react to when prior or likelihood count more."""
+        return power_scaled(self.reading)
+
     # -- use ---------------------------------------------------------------------------------
 
     @cached_property
@@ -297,6 +303,7 @@ class Findings:
         ]  # fmt: skip
         lines.append(_of_weights(self.judged, self.block_lengths, run.kl_weight))
         lines.append(_of_gap(self.belief, run.kl_weight))
+        lines.append(_of_sensitivity(self.sensitivity))
         lines.append(_of_hardening(run))
         return lines
 
@@ -331,6 +338,7 @@ class Findings:
                 "uncertain_tokens": self.uncertain_tokens(),
                 "collapse": self.collapse(),
                 "belief": self.believed(),
+                "sensitivity": None if self.sensitivity is None else self.sensitivity.to_json(),
                 "use": self.used(),
                 **({} if run.depth is None else {"depth": run.depth.to_json(run.text)}),
             }
@@ -373,6 +381,10 @@ def _of_gap(belief: Mapping[str, Any], w: float) -> Judgement:
         f"{MOST_GAP:.0%} wanted), w = {w:g}; with the target in sight, which a router never has, "
         f"it would gain {further['gap']:.4f} more",
     )
+
+
+def _of_sensitivity(found: Sensitivity | None) -> Judgement:
+    return Judgement("Does the text, not the prior alone, decide loads?", *verdict(found))
 
 
 def _of_hardening(run: Reading) -> Judgement:
