@@ -59,10 +59,12 @@ def test_every_picture_and_every_number_is_there(page: Path) -> None:
     assert names == drawn | extra
     assert 'id="depth"' not in page.read_text(), "there are no gates"
     numbers = json.loads((page.parent / "report.json").read_text())
-    assert len(numbers["verdicts"]) == 6 and numbers["verdicts"][0]["question"] == "Is q = p?"
+    assert len(numbers["verdicts"]) == 7 and numbers["verdicts"][0]["question"] == "Is q = p?"
     w = numbers["facts"]["kl_weight"]
     assert w < 1 and [gap["kl_weight"] for gap in numbers["belief"]["amortisation"]] == [w, 1.0]
     assert numbers["belief"]["beside_truth"][0]["method"] == "enumeration"
+    sensitivity = numbers["sensitivity"]
+    assert sensitivity["rows"] == [0, 1] and len(sensitivity["prior"]["load_by_layer"]) == 2
     assert numbers["comparison"]["pairs"][0]["mean"] == pytest.approx(-0.5)
     assert numbers["comparison"]["pairs"][0]["interval"] == pytest.approx([-0.5, -0.5])
     assert all(row["k_hat_quantiles"] for row in numbers["belief"]["blocks"])
