@@ -6,7 +6,7 @@ such as the load of a layer: the share that each mechanism has of its tokens.
 Shapes: S draws, L layers (and groups), M drawn tokens, K mechanisms.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,9 +47,9 @@ def of_loads(
 
 
 def dataset(
-    values: dict[str, Array],
-    dims: dict[str, tuple[str, ...]],
-    names: dict[str, Sequence[Any]] | None = None,
+    values: Mapping[str, Array],
+    dims: Mapping[str, tuple[str, ...]],
+    names: Mapping[str, Sequence[Any]] | None = None,
 ) -> xr.Dataset:
     """A group of one chain from values [S, ..], whose further dimensions are named."""
     given = {

@@ -185,7 +185,10 @@ def _figure(plot: str, data: Any, size: Size, **options: Any) -> Figure:
         mpl.use("agg")  # no window
     from matplotlib import pyplot
 
-    on_white = {"figure.facecolor": "white", "axes.facecolor": "white"}  # it chooses its ink by it
+    on_white: Any = {
+        "figure.facecolor": "white",
+        "axes.facecolor": "white",
+    }  # it chooses its ink by it
     with _quiet(), mpl.rc_context(on_white):
         draw = getattr(_arviz("arviz_plots"), plot)
         made = draw(data, backend="matplotlib", figure_kwargs={"figsize": size}, **options)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyro_meta import checksums
 from pyro_meta.analysis import documents, stored_posterior
@@ -375,7 +376,7 @@ class Reading:
         ]
 
 
-def _by_row(name: str, values: Array, groups: int) -> Array:
+def _by_row(name: str, values: NDArray[Any], groups: int) -> NDArray[Any]:
     """Values of a variable with layers and groups of heads joined in one axis, if it has any.
 
     What is of the layer is so for each of its groups.
@@ -402,7 +403,7 @@ def _log_prior(parts: dict[str, Array], sequence: Choices) -> Array:
     return total + _by_draw(parts["load"])[:, None] if "load" in parts else total
 
 
-def _by_draw(values: Array) -> Array:
+def _by_draw(values: NDArray[Any]) -> NDArray[Any]:
     """Values with chains and draws joined in the first axis."""
     return values.reshape(-1, *values.shape[2:])
 

@@ -14,7 +14,7 @@ chance.
 Shapes: S draws, B texts, L layers (and groups), K mechanisms.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from pyro_meta.analysis import arviz_versions
 from pyro_meta.analysis.arviz_groups import dataset
-from pyro_meta.analysis.diversity import Array
+from pyro_meta.analysis.diversity import Array, Choices
 from pyro_meta.analysis.reading import MOST_ROWS, Reading
 
 COMPONENTS = ("prior", "likelihood")
@@ -125,7 +125,7 @@ def step(density: Array) -> float:
 
 
 def _react(
-    component: str, density: Array, load: Array, cost: Array, order: list[Array]
+    component: str, density: Array, load: Array, cost: Array, order: Sequence[Choices]
 ) -> tuple[Array, Array, float, Array]:
     """Distances of load [S, L, K] and cost [S] -> [L], chance [n, L], scalar, chance [n]."""
     dealt = np.stack([load[one] for one in order], 1)  # [S, n, L, K]

@@ -4,8 +4,9 @@ A figure of a draw is one number, so that ArviZ's plots apply as they are: fores
 posterior, predictive check and LOO-PIT.
 """
 
+from typing import Any
+
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -63,10 +64,8 @@ def pit_values(reading: Reading) -> np.ndarray:
 def _inked(figure: Figure) -> Figure:
     """The figure with all that is black in our ink, which follows the reader's light or dark."""
 
-    def is_black(artist: Artist) -> bool:
-        is_drawn = isinstance(artist, (Line2D, Text))
-        return is_drawn and same_color(artist.get_color(), arviz_versions.INK)
-
-    for artist in figure.findobj(is_black):
-        artist.set_color(INK)  # type: ignore[attr-defined]
+    artists: list[Any] = figure.findobj(Line2D) + figure.findobj(Text)
+    for artist in artists:
+        if same_color(artist.get_color(), arviz_versions.INK):
+            artist.set_color(INK)
     return figure

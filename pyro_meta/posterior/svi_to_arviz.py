@@ -153,16 +153,17 @@ def _observed(trace: Trace) -> dict[str, Site]:
 def _require_whole(drawn: Trace, replayed: Trace) -> None:
     """Raise `UsageError` unless guide and model are of all data and of the same latents."""
     for trace in (drawn, replayed):
-        for name, site in trace.nodes.items():
-            if site["type"] == "sample" and site_is_subsample(site):
+        for name, plate in trace.nodes.items():
+            if plate["type"] == "sample" and site_is_subsample(plate):
+                site: Any = plate
                 size, shown = site["fn"].size, len(site["value"])
                 if shown < size:
                     raise UsageError(
                         f"plate {name}: {shown} of {size} are subsampled, so that every draw is of "
                         "other data; call it without subsample_size, with all of the data"
                     )
-    for name, site in _latent(replayed).items():
-        if name not in drawn.nodes and not _is_deterministic(site):
+    for name, latent in _latent(replayed).items():
+        if name not in drawn.nodes and not _is_deterministic(latent):
             raise UsageError(
                 f"site {name}: the model samples it and the guide does not, so that it has no "
                 "posterior; a guide of all latents is needed, or one that marginalises it"
