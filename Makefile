@@ -59,7 +59,7 @@ analysis:  ## The tests of the analysis without torch: make analysis PYTHON=pyth
 	$(PYTHON) -m venv build/analysis
 	build/analysis/bin/pip install --quiet 'arviz>=0.23.3,<2' h5netcdf h5py matplotlib mpltern jinja2 scipy pyyaml rich jsonargparse docstring-parser pytest pytest-timeout
 	build/analysis/bin/pip install --quiet --no-deps .
-	cd tests && PYTHONSAFEPATH=1 ../build/analysis/bin/python -m pytest --noconftest test_analysis.py test_diagnostics.py test_comparison.py
+	cd tests && PYTHONSAFEPATH=1 ../build/analysis/bin/python -m pytest --noconftest test_analysis.py test_diagnostics.py test_comparison.py test_sensitivity.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ class Depth:
 
     @classmethod
     def of(cls, stats: Mapping[str, Array]) -> "Depth | None":
-        """From the group `sample_stats`, [L, N] each; None where there are no gates."""
+        """From the group `tokens`, [L, N] each; None where there are no gates."""
         if "depth_mean" not in stats:
             return None
         return cls(*(stats[f"depth_{name}"] for name in ("mean", "prior_mean", "runs", "kl")))

@@ -22,6 +22,7 @@ from pyro_meta.analysis.estimates import State
 from pyro_meta.analysis.importance_weights import Weights, reliable_below, shape_alone, weigh
 from pyro_meta.analysis.json_values import plain
 from pyro_meta.analysis.reading import Reading
+from pyro_meta.analysis.sensitivity import Sensitivity, power_scaled
 from pyro_meta.analysis.token_classes import Piece, frequencies, kinds, ranked_pieces
 from pyro_meta.analysis.verdicts import Judgement
 
@@ -211,6 +212,11 @@ class Findings:
         out["tail_of_shapes_quantiles"] = None if tail is None else _quantiles(tail)
         return out | {k: v for k, v in self.belief.items() if k != "one_token"}
 
+    @cached_property
+    def sensitivity(self) -> Sensitivity | None:
+        """What loads react to when prior or likelihood count more."""
+        return power_scaled(self.reading)
+
     # -- use ---------------------------------------------------------------------------------
 
     @cached_property
@@ -282,6 +288,7 @@ class Findings:
         return [
             *(verdicts.of_layers(check, run.layer_names) for check in run.checks),
             *verdicts.of_single_tokens(self.belief),
+            verdicts.of_sensitivity(self.sensitivity),
             verdicts.of_hardening(losses["soft"], losses["hard"]),
         ]
 
@@ -322,6 +329,7 @@ class Findings:
                 "collapse": self.collapse(),
                 "one_token": self.belief.get("one_token"),
                 "belief": self.believed(),
+                "sensitivity": None if self.sensitivity is None else self.sensitivity.to_json(),
                 "use": self.used(),
                 **({} if run.depth is None else {"depth": run.depth.to_json(run.text)}),
             }

@@ -1,20 +1,32 @@
 """posterior.nc: what it holds, and how it is written piece by piece.
 
-    posterior       route [chain, draw, layer, token, mechanism]       draws of q(alpha | x)
-    prior           route [chain, draw, layer, position, mechanism]    draws of p(alpha)
-    log_likelihood  next_token [chain, draw, sequence]                 log p(y | alpha) by sequence
-    observed_data   next_token, input_token, text [token]
-    sample_stats    by token, by draw and by block: see `LAYOUT`
+Draws, by ArviZ's InferenceData schema, of the first validation tokens:
 
-A model with depth gates has, besides, `depth` in posterior and prior, like `route` but a number,
-and `depth_...` in sample_stats (`GATES`).
+    posterior             route [.., layer, group, token, mechanism]    draws of q(alpha | x)
+    prior                 the same variables with the same dimensions, drawn from p(alpha)
+    posterior_predictive  next_token [.., token]                  y drawn from p(y | alpha)
+    log_likelihood        next_token [.., token]                  log p(y | alpha) of what came
+    log_prior             route, compute [.., layer, group, token]      log p(alpha), by site
+    sample_stats          lp, log_guide, cost [..]                one number for each draw
+    observed_data         next_token [token]                      y
+    constant_data         input_token, sequence, position, cost   x, and what mechanisms cost there
 
-`token` counts all validation tokens in `observed_data` and `sample_stats`; draws are of the first
-of them alone, whole sequences if one fits, and so `token` is shorter in `posterior`. What is known
-of drawn tokens only is NaN for the others. Every group is one netCDF group, as ArviZ wants it, and
-grows along its unlimited dimensions: memory is that of one piece, however long the text.
+Figures in closed form, which need no draws, of all validation tokens, and importance weights of
+short blocks, in two groups beside the schema:
 
-Dimensions: S draws, L layers, N tokens, K mechanisms.
+    tokens                see `LAYOUT`
+    blocks                terms of the weights, by block
+
+`..` is chain, draw. A model with loads has, besides, `load` in posterior, prior and log_prior
+(`LOADS`), one with depth gates `depth` there and `depth_...` in tokens (`GATES`). Every group has
+the attributes of the file: which data, model, guide, weights, seed and versions.
+
+`token` counts validation tokens. Draws are of the first of them alone, whole sequences if one fits,
+so that it is longer in `tokens` than in the other groups; what is known of drawn tokens only is NaN
+there for the others. Every group is one netCDF group and grows along its unlimited dimensions:
+memory is that of one piece, however long the text.
+
+Dimensions: S draws, L layers, G groups of heads, N tokens, K mechanisms.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,11 +45,11 @@ from pyro_meta.analysis.own_thread import OwnThread
 from pyro_meta.analysis.patient_file import PatientFile
 from pyro_meta.folders import replacing
 
-VERSION = 3
+VERSION = 4
 """Of the layout; what reads a file compares it."""
 
 TEXT = h5py.string_dtype()
-GROWING = ("token", "sequence", "block")
+GROWING = ("token", "block")
 CHUNK_VALUES = 1 << 16
 MOST_NATS = 1e9
 """No loss, entropy or log density is as large; whatever is computed of them stays finite."""
@@ -60,45 +72,73 @@ SHARE = (-1e-3, 1 + 1e-3)
 INDEX = (0, 2**31 - 1)
 """Bounds of what is counted from 0."""
 
-_BY_MECHANISM = ("layer", "token", "mechanism")
-_ROUTE_DRAWS = ("chain", "draw", "layer", "token", "mechanism")
-_PRIOR_DRAWS = ("chain", "draw", "layer", "position", "mechanism")
+_BY_LAYER = ("layer", "group", "token")
+_BY_MECHANISM = (*_BY_LAYER, "mechanism")
+_DRAWN = ("chain", "draw")
+_UNKNOWN = (-MOST_NATS, MOST_NATS, True)
+"""Of a density that may not be there."""
+
+_ROUTE = Variable((*_DRAWN, *_BY_MECHANISM), "f4", "", *SHARE)
+_LOAD = Variable((*_DRAWN, "layer", "group", "mechanism"), "f4", "", *SHARE)
+_DEPTH = Variable((*_DRAWN, "layer", "token"), "f4", "", *SHARE)
 
 LAYOUT: dict[str, dict[str, Variable]] = {
-    "posterior": {"route": Variable(_ROUTE_DRAWS, "f4", "draws of q(alpha | x)", *SHARE)},
-    "prior": {"route": Variable(_PRIOR_DRAWS, "f4", "draws of p(alpha)", *SHARE)},
-    "log_likelihood": {
-        "next_token": Variable(
-            ("chain", "draw", "sequence"), "f8", "log p(y | alpha), nats per sequence"
-        )
+    "posterior": {"route": _ROUTE._replace(meaning="draws of q(alpha | x)")},
+    "prior": {"route": _ROUTE._replace(meaning="draws of p(alpha)")},
+    "posterior_predictive": {
+        "next_token": Variable((*_DRAWN, "token"), "i4", "y drawn from p(y | alpha)", *INDEX)
     },
-    "observed_data": {
+    "log_likelihood": {
+        "next_token": Variable((*_DRAWN, "token"), "f4", "log p(y | alpha), nats, untempered")
+    },
+    "log_prior": {
+        "route": Variable(
+            (*_DRAWN, *_BY_LAYER), "f4", "log p(alpha | load), nats; NaN without density", *_UNKNOWN
+        ),
+        "compute": Variable(
+            (*_DRAWN, *_BY_LAYER), "f4", "-lambda E_k[c], what compute costs, nats"
+        ),
+    },
+    "sample_stats": {
+        "lp": Variable(
+            _DRAWN, "f8", "log p(alpha) + log p(y | alpha) / kl_weight, nats, drawn tokens",
+            *_UNKNOWN,
+        ),
+        "log_guide": Variable(
+            _DRAWN, "f8", "log q(alpha | x), nats, drawn tokens; NaN without density", *_UNKNOWN
+        ),
+        "cost": Variable(_DRAWN, "f8", "mean cost of the routes, full attention = 1"),
+    },
+    "observed_data": {"next_token": Variable(("token",), "i4", "y", *INDEX)},
+    "constant_data": {
+        "input_token": Variable(("token",), "i4", "x", *INDEX),
+        "sequence": Variable(("token",), "i4", "which validation sequence", *INDEX),
+        "position": Variable(("token",), "i4", "place in its sequence, from 0", *INDEX),
+        "cost": Variable(
+            ("token", "mechanism"), "f4", "MACs of the mechanism there, full attention = 1"
+        ),
+    },
+    "tokens": {
         "next_token": Variable(("token",), "i4", "y", *INDEX),
         "input_token": Variable(("token",), "i4", "x", *INDEX),
         "text": Variable(("token",), TEXT, "what x adds to the text"),
-    },
-    "sample_stats": {
         "sequence": Variable(("token",), "i4", "which validation sequence", *INDEX),
         "position": Variable(("token",), "i4", "place in its sequence, from 0", *INDEX),
         "posterior_mean": Variable(_BY_MECHANISM, "f4", "E_q[alpha]", *SHARE),
         "prior_mean": Variable(_BY_MECHANISM, "f4", "E_p[alpha]", *SHARE),
         "choice": Variable(
-            ("layer", "token"),
-            "i1",
-            "mechanism that runs once it is hard; -1: a mixture runs",
-            -1,
-            127,
+            _BY_LAYER, "i1", "mechanism that runs once it is hard; -1: a mixture runs", -1, 127
         ),
         "concentration": Variable(
-            ("layer", "token"), "f4", "a_0 of a Dirichlet, else NaN", 0, np.inf, True
+            _BY_LAYER, "f4", "a_0 of a Dirichlet, else NaN", 0, np.inf, True
         ),
         "prior_concentration": Variable(
-            ("layer", "token"), "f4", "the same of the prior", 0, np.inf, True
+            _BY_LAYER, "f4", "the same of the prior", 0, np.inf, True
         ),
-        "entropy_total": Variable(("layer", "token"), "f4", "H(E_q[alpha]), nats"),
-        "entropy_expected": Variable(("layer", "token"), "f4", "E_q[H(alpha)], nats"),
-        "entropy_epistemic": Variable(("layer", "token"), "f4", "total - expected, nats"),
-        "kl": Variable(("layer", "token"), "f4", "KL(q || p), nats"),
+        "entropy_total": Variable(_BY_LAYER, "f4", "H(E_q[alpha]), nats"),
+        "entropy_expected": Variable(_BY_LAYER, "f4", "E_q[H(alpha)], nats"),
+        "entropy_epistemic": Variable(_BY_LAYER, "f4", "total - expected, nats"),
+        "kl": Variable(_BY_LAYER, "f4", "KL(q || p), nats"),
         "nll_soft": Variable(("token",), "f4", "-log p(y) along posterior means, nats", -1e-3),
         "nll_hard": Variable(("token",), "f4", "-log p(y) along hard routes, nats", -1e-3),
         "nll_averaged": Variable(
@@ -112,26 +152,40 @@ LAYOUT: dict[str, dict[str, Variable]] = {
             ("token",), "f4", "the same, averaged over draws", *SHARE, True
         ),
         "top_is_right_averaged": Variable(("token",), "f4", "likewise", *SHARE, True),
-        "block_sequence": Variable(("block",), "i4", "sequence of the block", *INDEX),
-        "block_position": Variable(("block",), "i4", "position of its first token", *INDEX),
-        "block_length": Variable(("block",), "i4", "tokens in it", 1, INDEX[1]),
-        "block_log_likelihood": Variable(
+    },
+    "blocks": {
+        "sequence": Variable(("block",), "i4", "sequence of the block", *INDEX),
+        "position": Variable(("block",), "i4", "position of its first token", *INDEX),
+        "length": Variable(("block",), "i4", "tokens in it", 1, INDEX[1]),
+        "log_likelihood": Variable(
             ("block_draw", "block"), "f8", "log p(y | alpha) of the block, nats"
         ),
-        "block_expected_log_likelihood": Variable(
+        "expected_log_likelihood": Variable(
             ("block_draw", "block"), "f8", "the same, expected for y as the deployed route predicts"
         ),
-        "block_log_ratio": Variable(
+        "log_ratio": Variable(
             ("block_draw", "block"), "f8", "log p(alpha) - log q(alpha) of the block, nats"
         ),
     },
-}
+}  # fmt: skip
 """Every variable of every group."""
 
+LOADS: dict[str, dict[str, Variable]] = {
+    "posterior": {"load": _LOAD._replace(meaning="draws of q(pi)")},
+    "prior": {"load": _LOAD._replace(meaning="draws of p(pi)")},
+    "log_prior": {
+        "load": Variable((*_DRAWN, "layer", "group"), "f4", "log p(pi), nats", *_UNKNOWN)
+    },
+}
+"""What a model whose prior has loads has besides."""
+
 GATES: dict[str, dict[str, Variable]] = {
-    "posterior": {"depth": Variable(_ROUTE_DRAWS[:-1], "f4", "draws of q(g | x)", *SHARE)},
-    "prior": {"depth": Variable(_PRIOR_DRAWS[:-1], "f4", "draws of p(g)", *SHARE)},
-    "sample_stats": {
+    "posterior": {"depth": _DEPTH._replace(meaning="draws of q(g | x)")},
+    "prior": {"depth": _DEPTH._replace(meaning="draws of p(g)")},
+    "log_prior": {
+        "depth": Variable((*_DRAWN, "layer", "token"), "f4", "log p(g), nats", *_UNKNOWN)
+    },
+    "tokens": {
         "depth_mean": Variable(
             ("layer", "token"), "f4", "E_q[g], how far open the gate is", *SHARE
         ),
@@ -145,6 +199,12 @@ GATES: dict[str, dict[str, Variable]] = {
 """What a model with depth gates has besides."""
 
 
+def layout(has_loads: bool = False, is_gated: bool = False) -> dict[str, dict[str, Variable]]:
+    """Every variable of every group of a file."""
+    loads, gates = LOADS if has_loads else {}, GATES if is_gated else {}
+    return {name: own | loads.get(name, {}) | gates.get(name, {}) for name, own in LAYOUT.items()}
+
+
 class PosteriorWriter:
     """Writes posterior.nc under a temporary name, and renames it once it is whole.
 
@@ -156,11 +216,13 @@ class PosteriorWriter:
     path
         The file to be.
     sizes
-        Lengths of the fixed dimensions: chain, draw, layer, position and block_draw.
+        Lengths of the fixed dimensions: chain, draw, layer, group and block_draw.
     mechanisms
         Their names, in the order of the weights.
     facts
-        What belongs to the whole file, kept as attributes of `sample_stats`.
+        What belongs to the whole file, kept as attributes of every group.
+    has_loads
+        Whether the prior has loads.
     is_gated
         Whether there are depth gates.
     """
@@ -171,10 +233,10 @@ class PosteriorWriter:
         sizes: Mapping[str, int],
         mechanisms: Sequence[str],
         facts: Mapping[str, Any],
+        has_loads: bool = False,
         is_gated: bool = False,
     ) -> None:
-        more = GATES if is_gated else {}
-        self._layout = {name: own | more.get(name, {}) for name, own in LAYOUT.items()}
+        self._layout = layout(has_loads, is_gated)
         self._path = path
         self._file: Any = None
         self._sizes = dict(sizes) | {"mechanism": len(mechanisms)}
@@ -207,7 +269,7 @@ class PosteriorWriter:
         Parameters
         ----------
         dim
-            `token`, `sequence` or `block`.
+            `token` or `block`.
         pieces
             Group -> variable -> values, all of one length along `dim`.
 
@@ -242,8 +304,9 @@ class PosteriorWriter:
     def _open(self) -> None:
         self._file = h5netcdf.File(self._disk, "w")
         for name, variables in self._layout.items():
-            self._begin(self._file.create_group(name), variables)
-        self._file["sample_stats"].attrs.update(self._facts | {"layout": VERSION})
+            group = self._file.create_group(name)
+            self._begin(group, variables)
+            group.attrs.update(self._facts | {"layout": VERSION})
 
     def _append(self, dim: str, pieces: Mapping[str, Mapping[str, ArrayLike]]) -> None:
         for name, values in pieces.items():
@@ -272,8 +335,6 @@ class PosteriorWriter:
         for dim in used:
             group.dimensions[dim] = None if dim in GROWING else self._sizes[dim]
         for dim in used:
-            if dim in variables:  # as in `sample_stats`, where `position` is one of each token
-                continue
             if dim == "mechanism":
                 group.create_variable(dim, (dim,), TEXT)[...] = np.array(self._mechanisms, object)
                 continue

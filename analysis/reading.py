@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyro_meta import checksums
 from pyro_meta.analysis import documents, stored_posterior
@@ -22,6 +23,7 @@ from pyro_meta.analysis.diversity import (
     routing_information,
 )
 from pyro_meta.analysis.json_values import plain
+from pyro_meta.analysis.posterior_file import layout
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.consoles import printable
 
@@ -102,6 +104,17 @@ class Reading:
     """Posterior draws of the routes, [S, L, M, K]."""
     log_likelihood: Array
     """log p(y | alpha) of drawn sequences, [S, B], nats."""
+    log_prior: Array
+    """log p(alpha) of drawn sequences, [S, B], nats, price of compute and loads included; NaN
+    without a density."""
+    prior_loads: Array
+    """Mean route of the drawn tokens in draws of the prior, [S, L, K]."""
+    predicted: Choices
+    """y drawn from p(y | alpha), [S, M]."""
+    costs: Array
+    """Cost of each mechanism at the drawn tokens, full attention = 1, [M, K]."""
+    targets: Choices
+    """y of the drawn tokens, [M]."""
     means: Array
     """Posterior means along the deployed route, [L, N, K]."""
     prior_means: Array
@@ -214,7 +227,11 @@ class Reading:
             raise
         except DAMAGE as error:
             raise ValueError(f"posterior.nc: {error or type(error).__name__}") from error
-        stats = stored.groups["sample_stats"]
+        stats = {
+            name: _by_row(name, values, stored.facts["groups"])
+            for name, values in stored.groups["tokens"].items()
+        }
+        blocks, drawn = stored.groups["blocks"], stored.groups["constant_data"]
         L, N, K = stats["posterior_mean"].shape
         losses = _sequence_losses(folder / "sequences.json")
         _agree(
@@ -233,10 +250,19 @@ class Reading:
         def by_step(name: str) -> Array:
             return np.array([record[name] for record in metrics])
 
+        sequence = drawn["sequence"]
+        log_likelihood = _by_draw(stored.groups["log_likelihood"]["next_token"])
         return cls(
             folder=folder,
-            draws=_by_draw(stored.groups["posterior"]["route"]),
-            log_likelihood=_by_draw(stored.groups["log_likelihood"]["next_token"]),
+            draws=_by_draw(
+                _by_row("route", stored.groups["posterior"]["route"], stored.facts["groups"])
+            ),
+            log_likelihood=_by_sequence(log_likelihood, sequence),
+            log_prior=_log_prior(stored.groups["log_prior"], sequence),
+            prior_loads=_by_draw(stored.groups["prior"]["route"]).reshape(-1, L, K),
+            predicted=_by_draw(stored.groups["posterior_predictive"]["next_token"]),
+            costs=drawn["cost"],
+            targets=stored.groups["observed_data"]["next_token"],
             means=stats["posterior_mean"],
             prior_means=stats["prior_mean"],
             choice=stats["choice"],
@@ -249,15 +275,15 @@ class Reading:
             depth=Depth.of(stats),
             tokens={name: stats[name] for name in BY_TOKEN},
             blocks=Blocks(
-                stats["block_length"],
-                stats["block_position"],
-                stats["block_log_likelihood"],
-                stats["block_expected_log_likelihood"],
-                stats["block_log_ratio"],
+                blocks["length"],
+                blocks["position"],
+                blocks["log_likelihood"],
+                blocks["expected_log_likelihood"],
+                blocks["log_ratio"],
             ),
             sequence=stats["sequence"],
             position=stats["position"],
-            ids=stored.groups["observed_data"]["input_token"],
+            ids=stats["input_token"],
             mechanisms=stored.mechanisms,
             text=stored.text,
             kl_weight=stored.facts["kl_weight"],
@@ -362,7 +388,34 @@ class Reading:
         ]
 
 
-def _by_draw(values: Array) -> Array:
+def _by_row(name: str, values: NDArray[Any], groups: int) -> NDArray[Any]:
+    """Values of a variable with layers and groups of heads joined in one axis, if it has any.
+
+    What is of the layer is so for each of its groups.
+    """
+    dims = layout(True, True)["posterior" if name == "route" else "tokens"][name].dims
+    if "layer" not in dims:
+        return values
+    at = dims.index("layer")
+    if "group" not in dims:
+        return values.repeat(groups, at)
+    return values.reshape(*values.shape[:at], -1, *values.shape[at + 2 :])
+
+
+def _by_sequence(values: Array, sequence: Choices) -> Array:
+    """Sums [S, B] over the tokens of each sequence, of values [S, M] in their order."""
+    starts = np.flatnonzero(np.diff(sequence, prepend=-1))
+    return np.add.reduceat(values.astype(float), starts, axis=1)
+
+
+def _log_prior(parts: dict[str, Array], sequence: Choices) -> Array:
+    """Log prior of the routes, gates and loads that sequences have, [S, B]."""
+    of_tokens = [_by_draw(values) for name, values in parts.items() if name != "load"]
+    total = _by_sequence(np.sum(of_tokens, axis=0), sequence)
+    return total + _by_draw(parts["load"])[:, None] if "load" in parts else total
+
+
+def _by_draw(values: NDArray[Any]) -> NDArray[Any]:
     """Values with chains and draws joined in the first axis."""
     return values.reshape(-1, *values.shape[2:])
 

@@ -25,12 +25,11 @@ from numpy.typing import NDArray
 
 from pyro_meta.analysis.posterior_file import (
     CHUNK_VALUES,
-    GATES,
     GROWING,
-    LAYOUT,
     TEXT,
     VERSION,
     Variable,
+    layout,
 )
 from pyro_meta.checksums import require_plain
 
@@ -42,10 +41,16 @@ STRINGS_AT_ONCE = 4096
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 FACTS = {
     "kl_weight": float, "guide": str, "prior": str, "is_mixture": int, "context": int,
-    "hard_below": float, "layout": int, "groups": int,
+    "hard_below": float, "layout": int, "groups": int, "seed": int, "data": str,
+    "data_sha256": str, "weights_sha256": str,
 }  # fmt: skip
-"""Attributes of `sample_stats`, and their types."""
-UNREAD = {"prior": {"route", "depth"}, "posterior": {"depth"}, "observed_data": {"next_token"}}
+"""Attributes that are read, and their types; every group has them, and those of `sample_stats`
+count."""
+UNREAD = {
+    "posterior": {"load", "depth"}, "prior": {"load", "depth"},
+    "constant_data": {"input_token", "position"}, "tokens": {"next_token"},
+    "sample_stats": {"log_guide", "lp"},
+}  # fmt: skip
 """Variables that no diagnostic needs."""
 
 
@@ -57,7 +62,9 @@ class Stored(NamedTuple):
     """What a posterior.nc holds."""
 
     groups: dict[str, dict[str, NDArray[Any]]]
-    """Group -> variable -> values, in the order of dimensions that the layout gives."""
+    """Group -> variable -> values, in the order of dimensions that the layout gives. Of the prior's
+    routes the mean over tokens is kept, [1, S, L, G, K], of each part of the log prior the sum over
+    all but draws and tokens, [1, S, M], or over all but draws, [1, S]."""
     facts: dict[str, Any]
     mechanisms: list[str]
     text: list[str]
@@ -121,33 +128,35 @@ def _read(path: Path) -> Stored:
         version = _fact(stats, "layout", int)
         if version != VERSION:
             raise OtherVersion(f"it has layout {version}, and this is version {VERSION}")
-        wanted = _wanted("depth_mean" in stats)
+        wanted = _wanted(file)
         found = {
             name: {key: _dataset(_group(file, name), key) for key in variables}
             for name, variables in wanted.items()
         }
-        names = _dataset(stats, "mechanism")
+        names = _dataset(_group(file, "tokens"), "mechanism")
         _check(found, wanted, names, size)
         facts = {name: _fact(stats, name, kind) for name, kind in FACTS.items()}
+        if found["posterior"]["route"].shape[3] != facts["groups"]:
+            raise ValueError(f"groups is {facts['groups']}, and others are in the file")
         mechanisms = list(_strings(names, size))
-        text = list(_strings(found["observed_data"].pop("text"), size))
+        text = list(_strings(found["tokens"].pop("text"), size))
         groups = {
-            name: {key: _values(key, data, wanted[name][key]) for key, data in variables.items()}
+            name: {
+                key: _READ.get(name, _values)(key, data, wanted[name][key])
+                for key, data in variables.items()
+            }
             for name, variables in found.items()
         }
     return Stored(groups, facts, mechanisms, text)
 
 
-def _wanted(is_gated: bool) -> dict[str, dict[str, Variable]]:
-    more = GATES if is_gated else {}
+def _wanted(file: h5py.File) -> dict[str, dict[str, Variable]]:
+    whole = layout("load" in _group(file, "prior"), "depth_mean" in _group(file, "tokens"))
     return {
         name: {
-            key: variable
-            for key, variable in (variables | more.get(name, {})).items()
-            if key not in UNREAD.get(name, ())
+            key: variable for key, variable in variables.items() if key not in UNREAD.get(name, ())
         }
-        for name, variables in LAYOUT.items()
-        if name != "prior"
+        for name, variables in whole.items()
     }
 
 
@@ -187,7 +196,7 @@ def _check(
     """Types, lengths and sizes, before anything is read of a file of `size` bytes."""
     lengths: dict[str, int] = {}
     for group, variables in found.items():
-        drawn = "drawn " if group == "posterior" else ""  # `token` is shorter there
+        drawn = "" if group == "tokens" else "drawn "  # `token` is shorter there
         for name, data in variables.items():
             dims = wanted[group][name].dims
             _check_type(name, data, wanted[group][name].dtype)
@@ -272,15 +281,50 @@ def _values(name: str, data: h5py.Dataset, variable: Variable) -> NDArray[Any]:
     values = np.empty(data.shape, np.dtype(variable.dtype))
     if values.size:
         data.read_direct(values)
-        low, high = (
-            (np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None))
-            if variable.has_gaps
-            else (values.min(), values.max())
-        )
-        is_empty = variable.has_gaps and np.isnan(low)
-        if not (is_empty or (low >= variable.least and high <= variable.most)):
-            raise ValueError(
-                f"{name} holds values from {low:.3g} to {high:.3g}; possible are "
-                f"{variable.least:g} to {variable.most:g}"
-            )
+        _require_bounds(name, values, variable)
     return values
+
+
+def _require_bounds(name: str, values: NDArray[Any], variable: Variable) -> None:
+    low, high = (
+        (np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None))
+        if variable.has_gaps
+        else (values.min(), values.max())
+    )
+    is_empty = variable.has_gaps and np.isnan(low)
+    if not (is_empty or (low >= variable.least and high <= variable.most)):
+        raise ValueError(
+            f"{name} holds values from {low:.3g} to {high:.3g}; possible are "
+            f"{variable.least:g} to {variable.most:g}"
+        )
+
+
+def _by_tokens(name: str, data: h5py.Dataset, variable: Variable) -> Iterator[NDArray[Any]]:
+    """The values of a variable, piece by piece along the tokens, all within its bounds."""
+    axis = variable.dims.index("token")
+    for start in range(0, data.shape[axis], data.chunks[axis]):
+        values = np.asarray(
+            data[(slice(None),) * axis + (slice(start, start + data.chunks[axis]),)]
+        )
+        _require_bounds(name, values, variable)
+        yield values.astype(float)
+
+
+def _mean_over_tokens(name: str, data: h5py.Dataset, variable: Variable) -> NDArray[Any]:
+    """The mean over tokens of a variable that is large, [.., token, ..] -> [.., ..]."""
+    axis = variable.dims.index("token")
+    total = sum(values.sum(axis) for values in _by_tokens(name, data, variable))
+    return np.asarray(total) / data.shape[axis]
+
+
+def _sum_over_sites(name: str, data: h5py.Dataset, variable: Variable) -> NDArray[Any]:
+    """The sum over all dimensions but draws and tokens, [1, S, M]; of loads over all, [1, S]."""
+    if "token" not in variable.dims:
+        return _values(name, data, variable).sum((2, 3), dtype=float)
+    axis = variable.dims.index("token")
+    pieces = [values.sum(tuple(range(2, axis))) for values in _by_tokens(name, data, variable)]
+    return np.concatenate(pieces, -1)
+
+
+_READ = {"prior": _mean_over_tokens, "log_prior": _sum_over_sites}
+"""How groups are read that would take much room and are needed in sum only."""

@@ -14,6 +14,7 @@ from pyro_meta.analysis import one_token
 from pyro_meta.analysis.collapse import Check
 from pyro_meta.analysis.estimates import Estimate, State, of_texts
 from pyro_meta.analysis.one_token import EFFICIENT, MOST_GAP
+from pyro_meta.analysis.sensitivity import Sensitivity, verdict
 
 MOST_HARDENING = 0.01
 """By how much of the loss hard routes may be worse than soft ones."""
@@ -135,6 +136,11 @@ def _of_indifference(question: str, found: Mapping[str, Any]) -> Judgement:
         f"rank correlation of a choice's entropy with how far the losses of its alternatives lie "
         f"apart: {_told(rank, '.2f')} (below 0 wanted)",
     )
+
+
+def of_sensitivity(found: Sensitivity | None) -> Judgement:
+    """What loads react to, by power-scaling."""
+    return Judgement("Does the text, not the prior alone, decide loads?", *verdict(found))
 
 
 def of_hardening(soft: Sequence[float], hard: Sequence[float]) -> Judgement:

@@ -40,7 +40,7 @@ def main() -> None:
         training = measured("pyro_meta.train", *options, "--out", str(run))
         report = measured("pyro_meta.report", str(run))
         file = run / "posterior.nc"
-        with xr.open_dataset(file, group="observed_data", engine="h5netcdf") as data:
+        with xr.open_dataset(file, group="tokens", engine="h5netcdf") as data:
             tokens = data.sizes["token"]
     facts = {
         "command": f"python benchmarks/report_memory.py {target} {shlex.join(options)}",

@@ -32,6 +32,7 @@ _NAMES = {
         "LoadCategorical", "LoadDirichlet", "LoadPrior", "LogisticNormalPrior", "PaperDirichlet",
         "SymmetricDirichlet", "DepthPrior",
     ),
+    "posterior.svi_to_arviz": ("from_pyro_svi",),
     "network": (
         "Decision", "Features", "Shape", "Transformer", "pinned", "Block", "ResidualBlock",
         "MomentumBlock", "PlainMomentumBlock",

@@ -60,6 +60,7 @@ from pyro_meta.network import (
     Transformer,
     pinned,
 )
+from pyro_meta.posterior.svi_to_arviz import from_pyro_svi
 
 __version__: str
 __all__ = [
@@ -119,5 +120,6 @@ __all__ = [
     "Transformer",
     "UsageError",
     "Window",
+    "from_pyro_svi",
     "pinned",
 ]

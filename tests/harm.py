@@ -17,7 +17,7 @@ from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
 
-SIZES = {"chain": 1, "draw": 4, "layer": 2, "position": 3, "block_draw": 6}
+SIZES = {"chain": 1, "draw": 4, "layer": 2, "group": 1, "block_draw": 6}
 
 
 def write(path: Path, pieces: int = 6) -> None:
@@ -25,15 +25,14 @@ def write(path: Path, pieces: int = 6) -> None:
     rng = np.random.default_rng(0)
     with PosteriorWriter(path, SIZES, ["a", "b", "c"], {"kl_weight": 0.1}) as out:
         for _ in range(pieces):
-            means = rng.random((2, 1000, 3), dtype=np.float32)
+            means = rng.random((2, 1, 1000, 3), dtype=np.float32)
             out.append(
                 "token",
                 {
-                    "sample_stats": {"posterior_mean": means},
-                    "observed_data": {"text": as_text(["xy"] * 1000)},
+                    "tokens": {"posterior_mean": means, "text": as_text(["xy"] * 1000)},
                 },
             )
-        out.put("prior", "route", rng.random((1, 4, 2, 3, 3)))
+        out.put("sample_stats", "lp", rng.random((1, 4)))
 
 
 class Disk:

@@ -23,7 +23,7 @@ from pyro_meta.analysis.diversity import (
     spread_between,
 )
 from pyro_meta.analysis.plots.depth_gates import skipped
-from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
+from pyro_meta.analysis.posterior_file import LAYOUT, PosteriorWriter, as_text
 from pyro_meta.analysis.token_classes import frequencies, kinds
 
 
@@ -84,13 +84,13 @@ def stored(path: Path, name: str) -> xr.Dataset:
         return group.load()
 
 
-SIZES = {"chain": 1, "draw": 4, "layer": 2, "position": 3, "block_draw": 6}
+SIZES = {"chain": 1, "draw": 4, "layer": 2, "group": 1, "block_draw": 6}
 
 
 def test_pieces_become_one_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    means = rng.dirichlet(np.ones(3), (2, 10)).astype(np.float32)
-    route, prior = rng.random((1, 4, 2, 5, 3)), rng.random((1, 4, 2, 3, 3))
+    means = rng.dirichlet(np.ones(3), (2, 1, 10)).astype(np.float32)
+    route, prior = rng.random((2, 1, 4, 2, 1, 5, 3))
     text = ["a", "\n", "<b>", "ß", "", "\0", "b", "c", "d", "e"]
     path = tmp_path / "posterior.nc"
     names = ["full", "window", "linear"]
@@ -99,22 +99,29 @@ def test_pieces_become_one_file(tmp_path: Path) -> None:
             out.append(
                 "token",
                 {
-                    "sample_stats": {"posterior_mean": means[:, piece]},
-                    "observed_data": {"text": as_text(text[piece])},
+                    "tokens": {
+                        "posterior_mean": means[:, :, piece],
+                        "text": as_text(text[piece]),
+                    }
                 },
             )
-        out.append("token", {"posterior": {"route": route}})
-        out.update("sample_stats", "token", 2, {"nll_averaged": np.ones(5)})
-        out.put("prior", "route", prior)
-    stats = stored(path, "sample_stats")
+        out.append("token", {"posterior": {"route": route}, "prior": {"route": prior}})
+        out.update("tokens", "token", 2, {"nll_averaged": np.ones(5)})
+        out.put("sample_stats", "lp", np.arange(4.0)[None])
+    stats = stored(path, "tokens")
     np.testing.assert_array_equal(stats["posterior_mean"].values, means)
     np.testing.assert_allclose(stored(path, "posterior")["route"].values, route, rtol=1e-6)
     np.testing.assert_allclose(stored(path, "prior")["route"].values, prior, rtol=1e-6)
     assert list(stats["mechanism"].values) == names and stats.attrs["kl_weight"] == 0.01
-    assert list(stored(path, "observed_data")["text"].values) == [*text[:5], "\u2400", *text[6:]]
+    assert list(stats["text"].values) == [*text[:5], "\u2400", *text[6:]]
     filled = np.isfinite(stats["nll_averaged"].values)
     assert filled.tolist() == [False] * 2 + [True] * 5 + [False] * 3
     assert [file.name for file in tmp_path.iterdir()] == ["posterior.nc"]
+    drawn = [stored(path, name)["route"] for name in ("posterior", "prior")]
+    assert drawn[0].dims == drawn[1].dims and drawn[0].sizes == drawn[1].sizes
+    assert list(stored(path, "sample_stats")["lp"].values[0]) == [0, 1, 2, 3]
+    for name in LAYOUT:
+        assert stored(path, name).attrs["kl_weight"] == 0.01, "every group says what it is of"
 
 
 def test_gates_are_in_the_file_where_there_are_any(tmp_path: Path) -> None:
@@ -124,11 +131,11 @@ def test_gates_are_in_the_file_where_there_are_any(tmp_path: Path) -> None:
     path = tmp_path / "posterior.nc"
     with PosteriorWriter(path, SIZES, ["full"], {}, is_gated=True) as out:
         stats = {"depth_mean": means, "depth_runs": runs, "depth_prior_mean": means / 2}
-        out.append("token", {"sample_stats": stats | {"depth_kl": means}})
-        out.put("prior", "depth", rng.random((1, 4, 2, 3)))
-    written = stored(path, "sample_stats")
+        out.append("token", {"tokens": stats | {"depth_kl": means}})
+        out.append("token", {"prior": {"depth": rng.random((1, 4, 2, 3))}})
+    written = stored(path, "tokens")
     depth = Depth.of({str(name): written[name].values for name in written})
-    assert depth is not None and stored(path, "prior")["depth"].dims[2:] == ("layer", "position")
+    assert depth is not None and stored(path, "prior")["depth"].dims[2:] == ("layer", "token")
     assert [row["skipped"] for row in depth.by_layer()] == [0.0, 0.5]
     assert depth.by_layer()[1]["skipped_prior"] == pytest.approx(1 - means[1].mean() / 2)
     text = ["a", "b"] * 6
@@ -142,7 +149,7 @@ def test_gates_are_in_the_file_where_there_are_any(tmp_path: Path) -> None:
     assert [label.get_text() for label in right.get_yticklabels()] == ["a", "b", "a", "b"]
     assert len(left.patches) == 4
     with PosteriorWriter(path, SIZES, ["full"], {}) as out:
-        out.append("token", {"sample_stats": {"nll_soft": np.ones(2)}})
+        out.append("token", {"tokens": {"nll_soft": np.ones(2)}})
     assert Depth.of({"nll_soft": np.ones(2)}) is None
 
 
@@ -153,7 +160,7 @@ def test_a_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
         pytest.raises(ValueError, match="too many values"),
         PosteriorWriter(path, SIZES, ["full"], {}) as out,
     ):
-        out.append("token", {"sample_stats": ragged})
+        out.append("token", {"tokens": ragged})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -165,13 +172,12 @@ import numpy as np
 from pathlib import Path
 from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
 
-sizes = {"chain": 1, "draw": 4, "layer": 4, "position": 3, "block_draw": 6}
-piece = np.full((4, 8192, 3), 0.5, np.float32)
+sizes = {"chain": 1, "draw": 4, "layer": 4, "group": 1, "block_draw": 6}
+piece = np.full((4, 1, 8192, 3), 0.5, np.float32)
 with PosteriorWriter(Path(sys.argv[1]), sizes, ["a", "b", "c"], {}) as out:
     for _ in range(128):
         stats = {"posterior_mean": piece, "prior_mean": piece, "kl": piece[..., 0]}
-        text = as_text(["x"] * 8192)
-        out.append("token", {"sample_stats": stats, "observed_data": {"text": text}})
+        out.append("token", {"tokens": stats | {"text": as_text(["x"] * 8192)}})
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
 print(int(peak[1]) // 1024)
 """

@@ -355,11 +355,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, Guide
 
 def test_the_file_holds_gates_beside_routes(file: tuple[LanguageModel, Guide, Path]) -> None:
     model, guide, path = file
-    stats, posterior, prior, observed = (
+    stats, posterior, prior, log_prior = (
         xr.open_dataset(path, group=group, engine="h5netcdf")
-        for group in ("sample_stats", "posterior", "prior", "observed_data")
+        for group in ("tokens", "posterior", "prior", "log_prior")
     )
-    tokens = torch.from_numpy(observed["input_token"].values).long().view(4, 12)
+    tokens = torch.from_numpy(stats["input_token"].values).long().view(4, 12)
     gates: list[Tensor] = []
 
     def route(layer: int, features: Features) -> Any:
@@ -377,7 +377,11 @@ def test_the_file_holds_gates_beside_routes(file: tuple[LanguageModel, Guide, Pa
     assert (stats["depth_mean"].values[0] == 1).all() and (stats["depth_kl"].values[0] == 0).all()
     assert (stats["depth_kl"].values[1:] > 0).all()
     assert posterior["depth"].dims == ("chain", "draw", "layer", "token")
-    assert posterior["depth"].shape == (1, 6, 3, 24) and prior["depth"].shape == (1, 6, 3, 12)
+    assert posterior["depth"].shape == (1, 6, 3, 24) and prior["depth"].shape == (1, 6, 3, 24)
+    assert (
+        log_prior["depth"].shape == (1, 6, 3, 24)
+        and (log_prior["depth"].values[:, :, 0] == 0).all()
+    )
     for drawn in (posterior["depth"].values, prior["depth"].values):
         assert ((drawn >= 0) & (drawn <= 1)).all() and (drawn[:, :, 0] == 1).all()
         assert drawn[:, :, 1:].std() > 0.05
@@ -399,7 +403,7 @@ def test_what_runs_is_that_of_the_hard_walk_before_tokens_are_hard(tmp_path: Pat
         0.1,
         Readout(draws=2, tokens=12),
     )
-    stats = xr.open_dataset(path, group="sample_stats", engine="h5netcdf")
+    stats = xr.open_dataset(path, group="tokens", engine="h5netcdf")
     skipped = 1 - stats["depth_runs"].mean("token").values
     assert skipped == pytest.approx(evaluate(model, guide, windows, 4)["depth"]["skipped_by_layer"])
 

@@ -12,6 +12,7 @@ from commands import MOMENT, error_line, run, run_here, train
 from PIL import Image
 
 from pyro_meta import CategoricalGuide, checksums, report
+from pyro_meta.analysis.posterior_file import LAYOUT
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
 from pyro_meta.generation.sampling import Sampling, continue_tokens
@@ -176,10 +177,10 @@ def test_the_posterior_file_has_the_promised_groups(trained: Path) -> None:
 
     path = trained / "posterior.nc"
     route = xr.open_dataset(path, group="posterior", engine="h5netcdf")["route"]
-    assert route.dims == ("chain", "draw", "layer", "token", "mechanism")
+    assert route.dims == ("chain", "draw", "layer", "group", "token", "mechanism")
     assert list(route["mechanism"].values) == ["full", "window", "linear"]
     np.testing.assert_allclose(route.sum("mechanism"), 1, atol=1e-5)
-    for group in ("observed_data", "sample_stats"):
+    for group in ("observed_data", "tokens"):
         assert xr.open_dataset(path, group=group, engine="h5netcdf").sizes["token"] > 0
 
 
@@ -201,8 +202,7 @@ def test_the_file_opens_in_arviz(trained: Path) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         import arviz as az
     data = az.from_netcdf(str(trained / "posterior.nc"), engine="h5netcdf")
-    groups = {"posterior", "prior", "log_likelihood", "observed_data", "sample_stats"}
-    assert set(data.groups()) == groups
+    assert set(data.groups()) == set(LAYOUT)
     summary = az.summary(data, var_names=["route"], coords={"layer": [0], "token": [0, 1]},
                          kind="stats", hdi_prob=0.9)  # fmt: skip
     assert len(summary) == 6

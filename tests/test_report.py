@@ -60,7 +60,7 @@ def test_every_picture_and_every_number_is_there(page: Path) -> None:
     assert 'id="depth"' not in page.read_text(), "there are no gates"
     numbers = json.loads((page.parent / "report.json").read_text())
     questions = [line["question"] for line in numbers["verdicts"]]
-    assert len(questions) == 7 and questions[0] == "Does it say more than its prior?"
+    assert len(questions) == 8 and questions[0] == "Does it say more than its prior?"
     w, single = numbers["facts"]["kl_weight"], numbers["one_token"]
     assert w < 1 and single["kl_weight"] == w and 0 < single["efficiency_median"] <= 1
     assert set(single["gap"]) == {"value", "interval", "share_of_loss"}
@@ -68,6 +68,8 @@ def test_every_picture_and_every_number_is_there(page: Path) -> None:
     rows = numbers["diversity_by_layer"]
     assert all(row["marginal_kl"] + row["information"] == pytest.approx(row["kl"]) for row in rows)
     assert numbers["belief"]["beside_truth"][0]["method"] == "enumeration"
+    sensitivity = numbers["sensitivity"]
+    assert sensitivity["rows"] == [0, 1] and len(sensitivity["prior"]["load_by_layer"]) == 2
     assert numbers["comparison"]["pairs"][0]["mean"] == pytest.approx(-0.5)
     assert numbers["comparison"]["pairs"][0]["interval"] == pytest.approx([-0.5, -0.5])
     assert all(row["k_hat_quantiles"] for row in numbers["belief"]["blocks"])

@@ -6,6 +6,7 @@ files do not hold.
 
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -33,6 +34,7 @@ from pyro_meta.analysis import one_token, stored_posterior
 from pyro_meta.analysis.patient_file import PAGE, PatientFile
 from pyro_meta.analysis.plots import PICTURES, routes
 from pyro_meta.analysis.plots.style import as_png, legible, styled
+from pyro_meta.analysis.posterior_file import LAYOUT
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
 from pyro_meta.posterior import belief, readout
@@ -100,7 +102,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(
         assert path.read_bytes() == whole, "what was there stays"
     monkeypatch.undo()
     write(path)
-    assert stored_posterior.h5py.File(path, "r")["prior/route"].shape == (1, 4, 2, 3, 3)
+    assert stored_posterior.h5py.File(path, "r")["sample_stats/lp"].shape == (1, 4)
 
 
 def test_a_process_outlives_a_full_disk(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_rereading_at_once_leaves_one_whole_file(
     write = readout.write_posterior
 
     def few(*given: Any) -> None:
-        write(*given[:-1], Readout(draws=4, tokens=32))
+        write(*given[:-2], Readout(draws=4, tokens=32), given[-1])
 
     monkeypatch.setattr(readout, "write_posterior", few)
     folder = tmp_path / "run"
@@ -445,7 +447,7 @@ def _put(file: h5py.File, name: str, value: float) -> None:
 
 
 def _virtual(file: h5py.File) -> None:
-    name, source = "sample_stats/kl", Path(file.filename).with_name("pipe")
+    name, source = "tokens/kl", Path(file.filename).with_name("pipe")
     os.mkfifo(source)  # whoever opens it waits for ever
     layout = h5py.VirtualLayout(file[name].shape, "f4")
     layout[...] = h5py.VirtualSource(str(source), "x", file[name].shape)
@@ -454,10 +456,10 @@ def _virtual(file: h5py.File) -> None:
 
 
 def _external(file: h5py.File) -> None:
-    shape = file["sample_stats/kl"].shape
-    del file["sample_stats/kl"]
+    shape = file["tokens/kl"].shape
+    del file["tokens/kl"]
     file.create_dataset(
-        "sample_stats/kl", shape, "f4", external=[("/etc/passwd", 0, 4 * shape[0] * shape[1])]
+        "tokens/kl", shape, "f4", external=[("/etc/passwd", 0, 4 * math.prod(shape))]
     )
 
 
@@ -470,37 +472,37 @@ def _link(name: str, link: Any) -> Callable[[h5py.File], None]:
 
 
 def _lengthen(file: h5py.File) -> None:
-    for group in ("sample_stats", "observed_data"):
+    for group in ("tokens",):
         for data in file[group].values():
             if (at := _token_axis(data)) is not None and data.maxshape[at] is None:
                 data.resize(10**9, at)
 
 
 def _token_axis(data: h5py.Dataset) -> int | None:
-    dims = stored_posterior.LAYOUT[data.parent.name.strip("/")].get(data.name.rpartition("/")[2])
+    dims = LAYOUT[data.parent.name.strip("/")].get(data.name.rpartition("/")[2])
     return dims.dims.index("token") if dims is not None and "token" in dims.dims else None
 
 
 DAMAGES: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
     "a thousand million tokens": (_lengthen, "cannot hold|in full"),
     "draws without content": (
-        lambda file: file["sample_stats/block_log_ratio"].resize(10**6, 1), "others"
+        lambda file: file["blocks/log_ratio"].resize(10**6, 1), "others"
     ),
     "another file's group": (
         _link("sample_stats", h5py.ExternalLink("/etc/passwd", "/")), "of its own"
     ),
     "another file's variable": (
-        _link("sample_stats/kl", h5py.ExternalLink("pipe", "/kl")), "of its own"
+        _link("tokens/kl", h5py.ExternalLink("pipe", "/kl")), "of its own"
     ),
-    "another name": (_link("sample_stats/kl", h5py.SoftLink("/sample_stats/choice")), "of its own"),
-    "a loop": (_link("sample_stats/kl", h5py.SoftLink("/sample_stats/kl")), "of its own"),
+    "another name": (_link("tokens/kl", h5py.SoftLink("/tokens/choice")), "of its own"),
+    "a loop": (_link("tokens/kl", h5py.SoftLink("/tokens/kl")), "of its own"),
     "a virtual variable": (_virtual, "another file"),
     "storage elsewhere": (_external, "another file"),
     "no group": (lambda file: file.__delitem__("posterior"), "posterior"),
     "a group that is none": (_link("posterior", np.ones(3)), "no group"),
-    "no variable": (lambda file: file.__delitem__("sample_stats/kl"), "kl"),
+    "no variable": (lambda file: file.__delitem__("tokens/kl"), "kl"),
     "a variable that is a group": (
-        lambda file: (file.__delitem__("sample_stats/kl"), file.create_group("sample_stats/kl")),
+        lambda file: (file.__delitem__("tokens/kl"), file.create_group("tokens/kl")),
         "no variable",
     ),
     "no fact": (lambda file: file["sample_stats"].attrs.__delitem__("kl_weight"), "kl_weight"),
@@ -514,29 +516,40 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
         lambda file: file["sample_stats"].attrs.__setitem__("guide", 3), "guide"
     ),
     "integers": (
-        lambda file: _replace(file, "sample_stats/kl", lambda kl: kl.astype("i4")), "of type"
+        lambda file: _replace(file, "tokens/kl", lambda kl: kl.astype("i4")), "of type"
     ),
     "strings": (
-        lambda file: _replace(file, "sample_stats/kl", lambda kl: kl.astype("S")), "of type"
+        lambda file: _replace(file, "tokens/kl", lambda kl: kl.astype("S")), "of type"
     ),
     "complex": (
-        lambda file: _replace(file, "sample_stats/kl", lambda kl: kl.astype("c8")), "of type"
+        lambda file: _replace(file, "tokens/kl", lambda kl: kl.astype("c8")), "of type"
     ),
     "a shorter one": (
-        lambda file: _replace(file, "sample_stats/kl", lambda kl: kl[:, :-1]), "others"
+        lambda file: _replace(file, "tokens/kl", lambda kl: kl[..., :-1]), "others"
     ),
     "one dimension less": (
-        lambda file: _replace(file, "sample_stats/kl", lambda kl: kl[0]), "shape"
+        lambda file: _replace(file, "tokens/kl", lambda kl: kl[0]), "shape"
     ),
-    "NaN": (lambda file: _put(file, "sample_stats/kl", np.nan), "values from"),
-    "infinity": (lambda file: _put(file, "sample_stats/nll_hard", np.inf), "values from"),
-    "a negative sequence": (lambda file: _put(file, "sample_stats/sequence", -1), "values from"),
-    "a sequence of many": (lambda file: _put(file, "sample_stats/sequence", 10**6), "of one run"),
-    "a far position": (lambda file: _put(file, "sample_stats/position", 2**31 - 1), "position"),
-    "a mechanism of many": (lambda file: _put(file, "sample_stats/choice", 9), "choice"),
+    "NaN": (lambda file: _put(file, "tokens/kl", np.nan), "values from"),
+    "infinity": (lambda file: _put(file, "tokens/nll_hard", np.inf), "values from"),
+    "a negative sequence": (lambda file: _put(file, "tokens/sequence", -1), "values from"),
+    "a sequence of many": (lambda file: _put(file, "tokens/sequence", 10**6), "of one run"),
+    "a far position": (lambda file: _put(file, "tokens/position", 2**31 - 1), "position"),
+    "a mechanism of many": (lambda file: _put(file, "tokens/choice", 9), "choice"),
     "a weight of two": (lambda file: _put(file, "posterior/route", 2.0), "values from"),
+    "a weight of two in the prior": (lambda file: _put(file, "prior/route", 2.0), "values from"),
+    "an infinite log prior": (
+        lambda file: _put(file, "log_prior/route", np.inf), "values from"
+    ),
+    "a prior of fewer tokens": (
+        lambda file: file["prior/route"].resize(3, 4), "others"
+    ),
+    "many groups": (
+        lambda file: file["sample_stats"].attrs.__setitem__("groups", 10**9), "groups"
+    ),
+    "no log prior": (lambda file: file.__delitem__("log_prior"), "log_prior"),
     "other mechanisms": (
-        lambda file: file["sample_stats/mechanism"].__setitem__(0, "fool"), "of one run"
+        lambda file: file["tokens/mechanism"].__setitem__(0, "fool"), "of one run"
     ),
 }  # fmt: skip
 

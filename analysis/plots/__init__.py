@@ -6,17 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_meta.analysis.arviz_groups import loads_by_draw, of_predictions
 from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.importance_weights import USABLE
 from pyro_meta.analysis.plots import (
+    by_arviz,
     calibration,
     depth_gates,
     posterior_checks,
+    power_scaling,
     routes,
     single_tokens,
     training,
 )
 from pyro_meta.analysis.reading import MOST_ROWS
+from pyro_meta.analysis.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Picture:
     """What is to be seen, in words: the alternative text."""
     applies: Callable[[Findings], bool] = lambda findings: True
     is_narrow: bool = False
+
+
+def _known(found: Sensitivity | None) -> Sensitivity:
+    assert found is not None
+    return found
 
 
 def _percent(values: dict[str, float]) -> str:
@@ -125,6 +134,55 @@ def _beside(findings: Findings) -> str:
     )
 
 
+def _loads_of_draws(findings: Findings) -> str:
+    run = findings.reading
+    draws, prior = loads_by_draw(run), run.prior_loads
+    means = [one[..., 0].mean(0) for one in (draws, prior)]
+    told = [
+        f"{run.layer_names[row]}: {means[0][row]:.0%} (prior {means[1][row]:.0%})"
+        for row in run.rows[: MOST_ROWS // 2]
+    ]
+    return f"Share of {run.mechanisms[0]} in draws of the posterior. " + "; ".join(told) + "."
+
+
+def _predicted(findings: Findings) -> str:
+    run = findings.reading
+    data = of_predictions(run)
+    came, drawn = (
+        data[group]["rank"].values for group in ("observed_data", "posterior_predictive")
+    )
+    return (
+        f"The median rank of a token by frequency is {np.median(came):.1f} in the text and "
+        f"{np.median(drawn):.1f} in {len(run.predicted)} predictive draws of it."
+    )
+
+
+def _pit(findings: Findings) -> str:
+    values = by_arviz.pit_values(findings.reading)
+    edges = np.quantile(values, [0.25, 0.5, 0.75])
+    return (
+        f"Quartiles of LOO-PIT over {len(values):,} tokens: "
+        + ", ".join(f"{edge:.2f}" for edge in edges)
+        + " (right predictions: 0.25, 0.50, 0.75)."
+    )
+
+
+def _sensitive(findings: Findings) -> str:
+    found = findings.sensitivity
+    assert found is not None
+    rows = [
+        f"{component}: "
+        + ", ".join(
+            f"{findings.reading.layer_names[row]} {moved:.2g} (chance {chance:.2g})"
+            for row, moved, chance in zip(
+                found.rows, reaction.by_layer, reaction.chance, strict=True
+            )
+        )
+        for component, reaction in found.of.items()
+    ]
+    return "Distance that loads move by per doubling. " + "; ".join(rows) + "."
+
+
 def _harm(findings: Findings) -> str:
     found = findings.hardening()
     return (
@@ -179,6 +237,20 @@ PICTURES = (
         lambda findings: _medians(findings),
     ),
     Picture(
+        "loads_of_draws", "uncertainty", "Loads of the draws, by ArviZ",
+        "A dot or the middle of a line is the median load over draws of the posterior, thick lines "
+        "hold half of them and thin ones 90%: how well the load of a layer is known.",
+        lambda findings: by_arviz.loads(findings.reading), _loads_of_draws,
+        lambda findings: len(findings.reading.mechanisms) > 1,
+    ),
+    Picture(
+        "prior_and_posterior", "uncertainty", "Prior against posterior, by ArviZ",
+        "Two humps apart are a load that the text has moved, a narrow one in a broad one a load "
+        "that it has settled; one on the other it has said nothing.",
+        lambda findings: by_arviz.prior_and_posterior(findings.reading), _loads_of_draws,
+        lambda findings: bool(by_arviz.compared_rows(findings.reading)),
+    ),
+    Picture(
         "skipped", "depth", "Who skips layers",
         "Wide bars say how many tokens skip a layer once gates are hard, thin ones what the "
         "prior would do; to the right the tokens that do it most, and below the line least.",
@@ -211,6 +283,27 @@ PICTURES = (
         "posterior once the target is known; lines are one standard deviation.",
         posterior_checks.beside_truth, _beside,
         lambda findings: bool(findings.belief.get("beside_truth")),
+    ),
+    Picture(
+        "power_scaling", "belief", "Sensitivity to prior and likelihood",
+        "Bars say how far loads would move if the prior, or the likelihood, counted twice; bars "
+        "that do not pass their black mark are no more than chance.",
+        lambda findings: power_scaling.power_scaling(
+            findings.reading, _known(findings.sensitivity)
+        ),
+        _sensitive, lambda findings: findings.sensitivity is not None,
+    ),
+    Picture(
+        "predictive_check", "use", "Posterior predictive check, by ArviZ",
+        "Ids are ranked by frequency, the commonest first; where the line of the text lies among "
+        "those of the draws, common and rare tokens are predicted as often as they come.",
+        lambda findings: by_arviz.predictive_check(findings.reading), _predicted,
+    ),
+    Picture(
+        "loo_pit", "use", "LOO-PIT, by ArviZ",
+        "The rank of what came among predictions that had not seen it, against a uniform one: a "
+        "line inside the band is a prediction neither too high, too low, too sure nor too unsure.",
+        lambda findings: by_arviz.pit(findings.reading), _pit,
     ),
     Picture(
         "harm_by_uncertainty", "use", "Does uncertainty foretell what turning hard costs?",

@@ -21,7 +21,7 @@ from pyro_meta.generation.sampling import Sampling, continue_tokens
 from pyro_meta.guides import Guide
 from pyro_meta.inference.controllers import Controllers
 from pyro_meta.models import LanguageModel
-from pyro_meta.posterior.readout import write_posterior
+from pyro_meta.posterior.readout import Source, write_posterior
 from pyro_meta.terminal.machine import versions
 from pyro_meta.terminal.tables import closing_table
 from pyro_meta.training.config import Config
@@ -91,7 +91,7 @@ def close(
     with out.status("drawing from the posterior"):
         write_posterior(
             run.posterior_path, model, guide, windows, corpus.vocabulary, config.batch,
-            config.seed, config.kl.weight, config.readout,
+            config.seed, config.kl.weight, config.readout, Source.of(run, corpus),
         )  # fmt: skip
     run.write_summary(summary)  # the last of all: it says that the others are there
     closing_table(summary, ngrams, gap, out)

@@ -2,10 +2,8 @@
 
 What has a closed form is written of every token: means, concentrations, entropies, KL, choices and
 losses. Draws need a forward pass each, since the features of a layer depend on the
-routes drawn below it; they are of the first sequences alone. The variables are those of
-`pyro_meta.analysis.posterior_file`.
-
-Where every group of heads has a route of its own, each group of each layer is a layer of the file.
+routes drawn below it; they are of the first sequences alone (`pyro_meta.posterior.text_draws`). The
+variables are those of `pyro_meta.analysis.posterior_file`.
 
 Shapes: B sequences, T tokens, L layers, G groups of heads, K mechanisms, S draws, V vocabulary.
 """
@@ -13,7 +11,7 @@ Shapes: B sequences, T tokens, L layers, G groups of heads, K mechanisms, S draw
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,15 +20,39 @@ from torch.distributions import Dirichlet, Distribution
 from pyro_meta import checksums
 from pyro_meta.analysis.posterior_file import PosteriorWriter, as_text
 from pyro_meta.analysis.reading import require_finished
+from pyro_meta.data.corpus import Corpus
 from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.distributions.simplex import divergence, entropy, expected_entropy
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.figures import batches, evaluating, token_nll
-from pyro_meta.guides import Guide, along_means, drawn, walk
+from pyro_meta.guides import Guide, along_means, walk
 from pyro_meta.models import LanguageModel
-from pyro_meta.posterior import importance
+from pyro_meta.network.costs import costs_at
+from pyro_meta.posterior import importance, text_draws
+from pyro_meta.posterior.text_draws import Loads
+from pyro_meta.terminal.consoles import printable
+from pyro_meta.terminal.machine import versions
 from pyro_meta.training.run import Run
 from pyro_meta.training.settings import Readout
+
+
+class Source(NamedTuple):
+    """Where the text and the weights of a posterior come from."""
+
+    data: str
+    """The text in words."""
+    data_sha256: str
+    weights_sha256: str
+    """Of the checkpoint's file of weights."""
+
+    @classmethod
+    def of(cls, run: Run, corpus: Corpus) -> "Source":
+        """Of the newest checkpoint of a run."""
+        weights = run.state()["files"]["model.safetensors"]["sha256"]
+        return cls(printable(corpus.description), corpus.sha256, weights)
+
+
+UNKNOWN = Source("unknown", "unknown", "unknown")
 
 
 def write_posterior(
@@ -43,6 +65,7 @@ def write_posterior(
     seed: int,
     kl_weight: float,
     readout: Readout = Readout(),
+    source: Source = UNKNOWN,
 ) -> None:
     """Write posterior.nc at `path` for tokens and targets [B, T], `batch` sequences at a time.
 
@@ -52,57 +75,152 @@ def write_posterior(
     network = model.network
     T = windows[0].shape[1]
     rows, cut = max(1, readout.tokens // T), min(T, readout.tokens)
-    draws = readout.draws
-    device = network.device
     torch.manual_seed(seed)
     sizes = {
         "chain": 1,
-        "draw": draws,
-        "layer": network.shape.layers * network.shape.groups,
-        "position": cut,
+        "draw": readout.draws,
+        "layer": network.shape.layers,
+        "group": network.shape.groups,
         "block_draw": readout.block_draws or importance.DRAWS,  # a length is needed, of none too
     }
-    facts = {
-        "kl_weight": kl_weight,
+    facts = _facts(model, guide, seed, kl_weight) | source._asdict()
+    names = network.mechanism_names
+    with (
+        evaluating(model, guide),
+        PosteriorWriter(path, sizes, names, facts, model.has_loads, bool(model.gated)) as out,
+    ):
+        _write_all_tokens(out, model, guide, windows, vocabulary, batch)
+        some = tuple(part[:rows, :cut] for part in windows)
+        _write_draws(out, guide, (some[0], some[1]), readout.draws, batch, kl_weight)
+        if readout.block_draws:
+            _write_blocks(out, model, guide, windows, readout.block_draws)
+
+
+def _facts(model: LanguageModel, guide: Guide, seed: int, kl_weight: float) -> dict[str, Any]:
+    """What every group says of model and guide, and by what it was made."""
+    network, known = model.network, versions()
+    return {
+        "inference_library": "pyro",
+        "inference_library_version": known["pyro-ppl"],
+        "creation_library": "pyro-meta",
+        "creation_library_version": known["pyro-meta"],
+        "creation_library_language": "Python",
+        "torch_version": known["torch"],
+        "model": f"{type(model).__name__} of {type(network).__name__}",
         "guide": type(guide).__name__,
         "prior": type(model.prior).__name__,
+        "kl_weight": kl_weight,
         "is_mixture": int(guide.is_mixture),
         "context": network.shape.context,
         "groups": network.shape.groups,
         "hard_below": float(guide.execution.threshold),
+        "seed": seed,
     }
-    with (
-        evaluating(model, guide),
-        PosteriorWriter(path, sizes, network.mechanism_names, facts, bool(model.gated)) as out,
-    ):
-        for number, (tokens, targets) in enumerate(batches(windows, batch)):
-            x, y = tokens.to(device), targets.to(device)
-            pieces = [piece for row in tokens.tolist() for piece in vocabulary.pieces(row)]
-            stats = _by_token(model, guide, x, y)
-            stats["sequence"] = number * batch + torch.arange(len(x)).repeat_interleave(T)
-            stats["position"] = torch.arange(T).repeat(len(x))
-            observed = {"next_token": targets.flatten(), "input_token": tokens.flatten()}
-            out.append(
-                "token",
-                {
-                    "observed_data": observed | {"text": as_text(pieces)},
-                    "sample_stats": stats,
-                },
-            )
-        for row in range(min(rows, len(windows[0]))):
-            x, y = (part[row, :cut].to(device) for part in windows)
-            _append_draws(out, row * T, model, guide, x, y, draws, batch)
-        routes, gates = _draw_prior(model, cut, draws)
-        out.put("prior", "route", routes[None])
+
+
+def _write_all_tokens(
+    out: PosteriorWriter,
+    model: LanguageModel,
+    guide: Guide,
+    windows: tuple[Tensor, Tensor],
+    vocabulary: Vocabulary,
+    batch: int,
+) -> None:
+    """Write what has a closed form, of tokens and targets [B, T]."""
+    T = windows[0].shape[1]
+    for number, (tokens, targets) in enumerate(batches(windows, batch)):
+        x, y = (part.to(model.network.device) for part in (tokens, targets))
+        pieces = [piece for row in tokens.tolist() for piece in vocabulary.pieces(row)]
+        stats = _by_token(model, guide, x, y)
+        first = number * batch
+        stats["sequence"] = torch.arange(first, first + len(x)).repeat_interleave(T)
+        stats["position"] = torch.arange(T).repeat(len(x))
+        stats |= {"next_token": targets.flatten(), "input_token": tokens.flatten()}
+        out.append("token", {"tokens": stats | {"text": as_text(pieces)}})
+
+
+def _write_draws(
+    out: PosteriorWriter,
+    guide: Guide,
+    windows: tuple[Tensor, Tensor],
+    draws: int,
+    batch: int,
+    kl_weight: float,
+) -> None:
+    """Write draws of posterior, prior and prediction, text by text of tokens, targets [B, T]."""
+    model = guide.model
+    device, T = model.network.device, windows[0].shape[1]
+    positions = torch.arange(T, device=device)
+    cost = costs_at(model.network, "macs", positions).cpu()  # [T, K]
+    loads = text_draws.draw_loads(guide, draws)
+    prior_loads = text_draws.draw_loads(guide, draws, from_prior=True)
+    log_prior, log_likelihood, log_guide, paid = torch.zeros(4, draws, dtype=torch.float64)
+    if (densities := text_draws.log_density_of_loads(guide, loads)) is not None:
+        out.put("posterior", "load", _loads_by_group(loads))
+        out.put("prior", "load", _loads_by_group(prior_loads))
+        out.put("log_prior", "load", densities[0].cpu()[None])
+        log_prior += densities[0].cpu().sum((1, 2))
+        log_guide += densities[1].cpu().sum((1, 2))
+    for row, (tokens, targets) in enumerate(zip(*windows, strict=True)):
+        x, y = tokens.to(device), targets.to(device)
+        text = text_draws.draw_text(guide, x, y, loads, draws, batch)
+        routes, gates = text_draws.draw_prior(model, positions, prior_loads, draws)
+        of_draws = {"route": text.routes[None]}, {"route": routes[None]}
         if model.gated:
-            out.put("prior", "depth", gates[None])
-        if not readout.block_draws:
-            return
-        for terms in importance.block_terms(
-            model, guide, (windows[0].to(device), windows[1].to(device)), readout.block_draws
-        ):
-            named = {f"block_{name}": value for name, value in terms._asdict().items()}
-            out.append("block", {"sample_stats": named})
+            for group, drawn in zip(of_draws, (text.gates, gates), strict=True):
+                group["depth"] = drawn[None]
+        x_facts = {"sequence": torch.full((T,), row), "position": torch.arange(T), "cost": cost}
+        pieces = {
+            "posterior": of_draws[0],
+            "prior": of_draws[1],
+            "posterior_predictive": {"next_token": text.predicted[None]},
+            "log_likelihood": {"next_token": text.log_likelihood[None]},
+            "log_prior": {name: value[None] for name, value in text.log_prior.items()},
+            "observed_data": {"next_token": targets},
+            "constant_data": x_facts | {"input_token": tokens},
+        }
+        out.append("token", pieces)
+        out.update("tokens", "token", row * T, _averaged(text.averaged, targets))
+        log_prior += torch.stack([part.flatten(1).sum(1) for part in text.log_prior.values()]).sum(
+            0
+        )
+        log_likelihood += text.log_likelihood.sum(1)
+        log_guide += text.log_guide
+        paid += (text.routes * cost).sum(-1).mean((1, 2, 3)) / len(windows[0])
+    lp = log_prior + log_likelihood / kl_weight
+    for name, value in {"lp": lp, "log_guide": log_guide, "cost": paid}.items():
+        out.put("sample_stats", name, value[None])
+
+
+def _averaged(p: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Figures of predictions [T, V] that are averaged over draws, for targets [T]."""
+    top, best = p.max(-1)
+    return {
+        "nll_averaged": -p.gather(-1, targets[:, None])[:, 0].log(),
+        "top_probability_averaged": top,
+        "top_is_right_averaged": (best == targets).float(),
+    }
+
+
+def _loads_by_group(loads: Loads) -> Tensor:
+    """Draws of the loads as one chain, [1, S, L, G, K]."""
+    layers = [load for load in loads if load is not None]
+    return torch.stack([load.reshape(len(load), -1, load.shape[-1]) for load in layers], 1).cpu()[
+        None
+    ]
+
+
+def _write_blocks(
+    out: PosteriorWriter,
+    model: LanguageModel,
+    guide: Guide,
+    windows: tuple[Tensor, Tensor],
+    draws: int,
+) -> None:
+    """Write terms of the importance weights of short blocks."""
+    tokens, targets = (part.to(model.network.device) for part in windows)
+    for terms in importance.block_terms(model, guide, (tokens, targets), draws):
+        out.append("block", {"blocks": terms._asdict()})
 
 
 @contextmanager
@@ -147,7 +265,7 @@ def _rewrite(run: Run) -> None:
     windows = corpus.windows(config.context, config.validation_tokens)
     write_posterior(
         run.posterior_path, model, guide, windows, vocabulary, config.batch, config.seed,
-        config.kl.weight, config.readout,
+        config.kl.weight, config.readout, Source.of(run, corpus),
     )  # fmt: skip
 
 
@@ -162,25 +280,22 @@ def _by_token(
     soft, hard = (walk(model, guide, tokens, along_means(is_hard)) for is_hard in (False, True))
     deployed = hard if guide.execution.is_hard_everywhere else soft
     G = model.network.shape.groups
-    facts: dict[str, list[Tensor]] = {}
-    for q, p, hard_q in zip(deployed.posteriors, deployed.priors, hard.posteriors, strict=True):
-        of_layer = {k: _by_group(v, G) for k, v in _facts_of(q.route, p.route).items()}
+    none = tokens.new_full((*tokens.shape, *model.network.shape.of_groups), -1)
+    routes: dict[str, list[Tensor]] = {}
+    gates: dict[str, list[Tensor]] = {}
+    pairs = zip(deployed.posteriors, deployed.priors, hard.posteriors, hard.decisions, strict=True)
+    for q, p, hard_q, decision in pairs:
+        choice = none if guide.is_mixture else decision.route
+        for name, value in (_facts_of(q.route, p.route) | {"choice": choice}).items():
+            routes.setdefault(name, []).append(_by_group(value, G))
         if model.gated:
             runs = guide.gate_execution.of_mean(hard_q.gate, hard=True)  # it belongs to the choices
-            gates = _facts_of_gates(q.gate, p.gate) | {"depth_runs": runs.float()}
-            of_layer |= {k: [v] * G for k, v in gates.items()}
-        for name, values in of_layer.items():
-            facts.setdefault(name, []).extend(values)
-    none = tokens.new_full(tokens.shape, -1)
-    choices = [
-        choice
-        for decision in hard.decisions
-        for choice in ([none] * G if guide.is_mixture else _by_group(decision.route, G))
-    ]
+            for name, value in (_facts_of_gates(q.gate, p.gate) | {"depth_runs": runs}).items():
+                gates.setdefault(name, []).append(value)
     top, best = deployed.logits.float().softmax(-1).max(-1)
     return {
-        **{name: torch.stack(layers).flatten(1, 2).cpu() for name, layers in facts.items()},
-        "choice": torch.stack(choices).flatten(1).to(torch.int8).cpu(),
+        **{name: torch.stack(layers).flatten(2, 3).cpu() for name, layers in routes.items()},
+        **{name: torch.stack(layers).flatten(1, 2).cpu() for name, layers in gates.items()},
         "nll_soft": token_nll(soft.logits, targets).flatten().cpu(),
         "nll_hard": token_nll(hard.logits, targets).flatten().cpu(),
         "top_probability": top.flatten().cpu(),
@@ -188,9 +303,9 @@ def _by_token(
     }
 
 
-def _by_group(x: Tensor, groups: int) -> list[Tensor]:
-    """x [B, T, ..], or [B, T, G, ..] of several groups, as one tensor for each group."""
-    return [x] if groups == 1 else list(x.unbind(2))
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    """x [B, T, ..], or [B, T, G, ..] of several groups, as [G, B, T, ..]."""
+    return x[None] if groups == 1 else x.movedim(2, 0)
 
 
 def _facts_of(dist: Distribution, prior: Distribution) -> dict[str, Tensor]:
@@ -222,68 +337,3 @@ def _concentration(dist: Distribution, like: Tensor) -> Tensor:
     if not isinstance(dist, Dirichlet):
         return torch.full_like(like, torch.nan)
     return dist.concentration.sum(-1).expand_as(like)
-
-
-def _append_draws(
-    out: PosteriorWriter,
-    start: int,
-    model: LanguageModel,
-    guide: Guide,
-    tokens: Tensor,
-    targets: Tensor,
-    draws: int,
-    batch: int,
-) -> None:
-    """Draw the latents of one sequence, tokens and targets [T], whose tokens begin at `start`."""
-    T, K, G = len(tokens), len(model.network.mechanisms), model.network.shape.groups
-    L = model.network.shape.layers * G
-    routes, gates = torch.empty(draws, L, T, K), torch.ones(draws, L, T)
-    log_likelihood = torch.empty(draws, T, dtype=torch.float64)
-    averaged: Tensor | None = None  # mean over draws of p(y | x, alpha), [T, V]
-    for span in torch.arange(draws).split(batch):
-        x, y = tokens.expand(len(span), -1), targets.expand(len(span), -1)
-        walked = walk(model, guide, x, drawn)
-        by_group = [part for one in walked.draws for part in _by_group(one.route.float().cpu(), G)]
-        routes[span] = torch.stack(by_group, 1)
-        if model.gated:
-            drawn_gates = [one.gate for one in walked.draws if one.gate is not None]
-            by_group = [gate.float().cpu() for gate in drawn_gates for _ in range(G)]
-            gates[span] = torch.stack(by_group, 1)
-        logits = walked.logits
-        log_likelihood[span] = -token_nll(logits, y).double().cpu()
-        share = logits.float().softmax(-1).sum(0) / draws
-        averaged = share if averaged is None else averaged + share
-    assert averaged is not None
-    top, best = averaged.max(-1)
-    of_target = averaged.gather(-1, targets[:, None])[:, 0]
-    of_gates = {"depth": gates[None]} if model.gated else {}
-    out.append("token", {"posterior": {"route": routes[None]} | of_gates})
-    out.append("sequence", {"log_likelihood": {"next_token": log_likelihood.sum(1)[None, :, None]}})
-    out.update(
-        "sample_stats",
-        "token",
-        start,
-        {
-            "nll_averaged": -of_target.log().cpu(),
-            "top_probability_averaged": top.cpu(),
-            "top_is_right_averaged": (best == targets).float().cpu(),
-        },
-    )
-
-
-def _draw_prior(model: LanguageModel, length: int, draws: int) -> tuple[Tensor, Tensor]:
-    """Routes [S, L, T, K] and gates [S, L, T] drawn from the prior, loads and all."""
-    positions = torch.arange(length, device=model.network.device)
-    G = model.network.shape.groups
-    size = (length, *model.network.shape.of_groups)
-    of_routes, of_gates = [], []
-    for layer in range(model.network.shape.layers):
-        routes = model.route_dist(layer, positions)
-        gates = model.gate_dist(layer, positions, routes).expand(torch.Size([length]))
-        if model.has_loads:
-            loads = model.load_dist(layer).sample(torch.Size([draws, 1]))  # [S, 1, K], [S, 1, G, K]
-            routes = model.route_dist(layer, positions, loads)
-        drawn = routes.expand(torch.Size([draws, *size])).sample()
-        of_routes += _by_group(drawn.float().cpu(), G)
-        of_gates += [gates.sample(torch.Size([draws])).float().cpu()] * G
-    return torch.stack(of_routes, 1), torch.stack(of_gates, 1)
