@@ -2,10 +2,12 @@
 
 import importlib
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import xarray
 
 from pyro_meta.errors import UsageError
 
@@ -27,6 +29,13 @@ def _arviz(module: str = "arviz") -> Any:
             return importlib.import_module(module)
         except (OSError, ValueError, LookupError) as error:
             raise UsageError(f"ArviZ does not start, as of a broken arvizrc: {error}") from error
+
+
+def from_groups(groups: Mapping[str, xarray.Dataset]) -> Any:
+    """What ArviZ reads: an `InferenceData` of 0.23, or the `xarray.DataTree` of 1.x."""
+    if IS_LEGACY:
+        return _arviz().InferenceData(**groups)
+    return xarray.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
 
 def pareto_k(log_weights: np.ndarray) -> float:

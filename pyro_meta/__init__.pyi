@@ -1,5 +1,7 @@
 """The public names, for type checkers: at run time `__init__.py` imports each on first use."""
 
+from typing import Any
+
 from pyro_meta import pretrained as pretrained
 from pyro_meta.attention import (
     Chunk,
@@ -49,6 +51,7 @@ from pyro_meta.models import (
     Prior,
     SymmetricDirichlet,
 )
+from pyro_meta.interactive import Passage, TextELBO, TrainedRun, load
 from pyro_meta.network import (
     Block,
     Decision,
@@ -62,6 +65,10 @@ from pyro_meta.network import (
 )
 
 __version__: str
+NAMED_BY_FILES: list[str]
+
+def train(**options: Any) -> TrainedRun: ...  # the door `pyro_meta.train`, called
+
 __all__ = [
     "BetaDepthGuide",
     "Block",
@@ -101,6 +108,7 @@ __all__ = [
     "MomentumBlock",
     "PaperDirichlet",
     "PaperGuide",
+    "Passage",
     "PeriodicGuide",
     "PlainMomentumBlock",
     "PointDepthGuide",
@@ -115,9 +123,13 @@ __all__ = [
     "Shape",
     "SymmetricDirichlet",
     "Text",
+    "TextELBO",
     "TokenTableGuide",
+    "TrainedRun",
     "Transformer",
     "UsageError",
     "Window",
+    "load",
     "pinned",
+    "train",
 ]

@@ -92,7 +92,7 @@ def write_posterior(
         for row in range(min(rows, len(windows[0]))):
             x, y = (part[row, :cut].to(device) for part in windows)
             _append_draws(out, row * T, model, guide, x, y, draws, batch)
-        routes, gates = _draw_prior(model, cut, draws)
+        routes, gates = draw_prior(model, cut, draws)
         out.put("prior", "route", routes[None])
         if model.gated:
             out.put("prior", "depth", gates[None])
@@ -271,8 +271,11 @@ def _append_draws(
     )
 
 
-def _draw_prior(model: LanguageModel, length: int, draws: int) -> tuple[Tensor, Tensor]:
-    """Routes [S, L, T, K] and gates [S, L, T] drawn from the prior, loads and all."""
+def draw_prior(model: LanguageModel, length: int, draws: int) -> tuple[Tensor, Tensor]:
+    """Routes [S, L, T, K] and gates [S, L, T] drawn from the prior, loads and all.
+
+    Every group of heads is a layer: of G groups L is G times as many.
+    """
     positions = torch.arange(length, device=model.network.device)
     G = model.network.shape.groups
     size = (length, *model.network.shape.of_groups)

@@ -456,7 +456,7 @@ class _Choice:
         if not chosen:
             raise UsageError(f"option --{self.option}: it is empty; the name of a class is needed")
         reason = _why_not_imported(chosen)
-        if (reason or not chosen.isidentifier() or chosen not in pyro_meta.__all__) and (
+        if (reason or not chosen.isidentifier() or chosen not in pyro_meta.NAMED_BY_FILES) and (
             advice := _instead(self.option, chosen)
         ):
             raise UsageError(advice)
