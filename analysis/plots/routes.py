@@ -40,7 +40,7 @@ def strength(reading: Reading, shown: slice) -> Array:
 
 
 def certainty(means: Array, chosen: Array) -> Array:
-    """Where the mean m of the chosen one [..] lies between 1/K and 1, of means [.., K], in [0, 1]."""
+    """Of means [.., K] that of the chosen one [..]: 0 at 1/K or below, 1 at 1."""
     K = means.shape[-1]
     m = np.take_along_axis(means, chosen[..., None].astype(int), -1)[..., 0]
     return np.clip((m - 1 / K) / (1 - 1 / K), 0, 1) if K > 1 else np.ones_like(m)
