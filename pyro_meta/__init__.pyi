@@ -37,6 +37,7 @@ from pyro_meta.guides import (
     TokenTableGuide,
 )
 from pyro_meta.inference import RouteELBO
+from pyro_meta.interactive import Passage, TextELBO, TrainedRun, load
 from pyro_meta.models import (
     CostCategorical,
     CostDirichlet,
@@ -51,7 +52,6 @@ from pyro_meta.models import (
     Prior,
     SymmetricDirichlet,
 )
-from pyro_meta.interactive import Passage, TextELBO, TrainedRun, load
 from pyro_meta.network import (
     Block,
     Decision,

@@ -148,7 +148,7 @@ def test_hard_routes_are_what_runs(name: str) -> None:
     for layer in range(found.sizes["layer"]):
         for group in range(found.sizes["group"]):
             for token in range(len(SAID)):
-                at = dict(layer=layer, group=group, token=token)
+                at = {"layer": layer, "group": group, "token": token}
                 scores = np.log(means.isel(at).values) - float(price) * costs.numpy()
                 wanted = np.eye(3)[scores.argmax()] * runs[layer, token]
                 assert found.isel(at).values.tolist() == wanted.tolist()
@@ -287,7 +287,7 @@ def test_a_passage_says_what_every_token_runs() -> None:
         for at, (token, name, mean, piece) in enumerate(
             said[row * len(SAID) : (row + 1) * len(SAID)]
         ):
-            here = dict(layer=layer, group=group, token=at)
+            here = {"layer": layer, "group": group, "token": at}
             assert (int(token), piece) == (at, SAID[at])
             assert name == str(hard.isel(here).idxmax("mechanism").values)
             assert float(mean) == pytest.approx(
