@@ -86,12 +86,15 @@ def _train(request: Request, out: Console) -> int:
     from pyro_meta.data.soundness import sound_corpus
     from pyro_meta.posterior.closing import close, count
     from pyro_meta.training.devices import launch, make_fabric
+    from pyro_meta.training.loggers import logging_to, make_logger, require_logger
     from pyro_meta.training.loop import Interrupted, train
     from pyro_meta.training.run import Run, require_new
 
     def say(line: str) -> None:
         out.print(escape(line), soft_wrap=True)
 
+    if request.logger is not None:
+        require_logger(request.logger)
     opened, config, config_yaml = _options(request, say)
     fabric = make_fabric(config)
     if opened is None and place().launcher != "pyro-meta":  # whose first process may have made it
@@ -124,7 +127,13 @@ def _train(request: Request, out: Console) -> int:
             say(_describe_model(config, model, guide, count(model), count(guide)))
             say(f"run: {run.folder}")
             held.enter_context(profiled(of_this_machine(fabric.device)))
-            with over_training(config.steps, _saved_step(run), progress_out) as watch:
+            logger = None
+            if request.logger is not None and fabric.is_global_zero:
+                logger = make_logger(request.logger, run.folder)
+            with (
+                over_training(config.steps, _saved_step(run), progress_out) as shown,
+                logging_to(logger, shown) as watch,
+            ):
                 outcome = train(
                     config, corpus, run, fabric, model, guide, controllers, watch,
                     opened is not None, has_begun, config_yaml, say,

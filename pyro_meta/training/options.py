@@ -31,7 +31,7 @@ Options = dict[str, Any]
 """Options of a run by name, nested or dotted, as a file gives them."""
 
 PRESETS = Path(__file__).parent / "presets"
-OF_THE_COMMAND = ("config", "resume", "from", "trust")
+OF_THE_COMMAND = ("config", "resume", "from", "trust", "logger")
 """Options that no file may set."""
 NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\.\w+)*")
 """The name of an option in a message."""
