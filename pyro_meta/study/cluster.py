@@ -104,5 +104,7 @@ class Command:
         if self._process is not None:
             with suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self._process.pid, signal.SIGTERM)
-                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+                # without its locks, one of which `__call__` may hold
+                ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED)
+                self._process.returncode = None if ended is None else ended.si_status
         return submitit.helpers.DelayedSubmission(Command(self.words, self.folder))
