@@ -39,7 +39,7 @@ def strength(reading: Reading, shown: slice) -> Array:
     return certainty(means, np.where(choice < 0, means.argmax(-1), choice))
 
 
-def certainty(means: Array, chosen: Array) -> Array:
+def certainty(means: Array, chosen: Choices) -> Array:
     """Of means [.., K] that of the chosen one [..]: 0 at 1/K or below, 1 at 1."""
     K = means.shape[-1]
     m = np.take_along_axis(means, chosen[..., None].astype(int), -1)[..., 0]
@@ -214,7 +214,7 @@ def passage(reading: Reading) -> Figure:
 def coloured(
     pieces: Sequence[str],
     names: Sequence[str],
-    chosen: Array,
+    chosen: Choices,
     strong: Array,
     mechanisms: Sequence[str],
     cell: int | None = None,
@@ -254,7 +254,7 @@ def _cell(piece: str, width: int) -> str:
 
 
 def _colour_block(
-    axes: Axes, labels: list[str], choice: Array, strong: Array, size: tuple[int, int]
+    axes: Axes, labels: list[str], choice: Choices, strong: Array, size: tuple[int, int]
 ) -> None:
     """Fill a grid of lines and columns with tokens, each on the colour of its choice."""
     grid = np.ones((*size, 4))

@@ -12,6 +12,8 @@ other, so that leaving one out by weights (LOO) means nothing here.
 Shapes: S draws, T tokens, L layers, G groups of heads, K mechanisms.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import xarray
@@ -42,7 +44,7 @@ def groups_of_draws(
     }
     found = {}
     for name, (route, gate) in groups.items():
-        values = {"route": (OF_ROUTES, route[None].numpy())}
+        values: dict[str, tuple[tuple[str, ...], Any]] = {"route": (OF_ROUTES, route[None].numpy())}
         if model.gated:
             values["depth"] = (OF_GATES, gate[None].numpy())
         found[name] = xarray.Dataset(values, labels | _counted(draws))

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning_fabric.loggers.csv_logs import CSVLogger
+from lightning_fabric.loggers.logger import Logger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.naming import NoSuchClass, find_class
