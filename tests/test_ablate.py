@@ -597,6 +597,8 @@ def test_jobs_of_a_launcher_run_to_their_end(tmp_path: Path) -> None:
     assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["done", "done"]
     with pytest.raises(UsageError, match=r"option --launcher: local takes no jobs: .*nodez"):
         cluster.submit("local", tmp_path / "logs", commands, {"nodez": 3})
+    with pytest.raises(UsageError, match="tasks_per_node: 2 given; 1 is allowed"):
+        cluster.submit("local", tmp_path / "logs", commands, {"tasks_per_node": 2})
     if shutil.which("srun") is None:
         with pytest.raises(UsageError, match="option --launcher: slurm takes no jobs"):
             cluster.submit("slurm", tmp_path / "logs", commands, {})

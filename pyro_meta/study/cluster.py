@@ -18,6 +18,7 @@ from pyro_meta.errors import UsageError
 
 DEFAULTS: Mapping[str, Any] = {"name": "pyro-meta", "timeout_min": 24 * 60}
 """What a job asks for, unless it is said otherwise."""
+ONE_EACH = ("nodes", "tasks_per_node")
 POLL_SECONDS = 0.2
 GOOD = (0, 1)
 """Exit codes of a shard that has done what it could: 1 says that a run has failed."""
@@ -42,8 +43,15 @@ def submit(
     Raises
     ------
     UsageError
-        submitit is not installed, there is no such cluster here, or a parameter is not known.
+        submitit is not installed, there is no such cluster here, or a parameter is not known or
+        asks for several tasks.
     """
+    for name in ONE_EACH:
+        if asked.get(name, 1) != 1:
+            raise UsageError(
+                f"option --launcher_options: {name}: {asked[name]} given; 1 is allowed, since a job "
+                "is one command"
+            )
     try:
         import submitit
     except ModuleNotFoundError as error:
