@@ -409,12 +409,13 @@ def test_options_are_those_of_the_command_line() -> None:
         "steps": 3, "kl__weight": 0.1, "kl": {"peak": 2}, "harden.final": 0.5, "from_": "runs/a",
         "prior__rate": 2.0, "prior": CostDirichlet, "guide": {"class_path": "PointGuide",
         "init_args": {"hidden": np.int64(7)}}, "mechanisms": ["full", "window"], "debug": True,
-        "data": {"path": Path("a b.txt")}, "budget": None,
+        "data": {"path": Path("a b.txt")}, "budget": None, "resume": "null", "out": "~/run",
     }  # fmt: skip
     assert sorted(words_of(given)) == sorted([
         "--steps=3", "--from=runs/a", "--prior=pyro_meta.CostDirichlet", "--guide=PointGuide",
         '--mechanisms=["full", "window"]', "--debug=true", "--kl.weight=0.1", "--kl.peak=2",
         "--harden.final=0.5", "--prior.rate=2.0", "--guide.hidden=7", "--data.path=a b.txt",
+        "--resume=null", f"--out={Path.home() / 'run'}",
     ])  # fmt: skip
     words = words_of(given)
     assert words.index("--prior=pyro_meta.CostDirichlet") < words.index("--prior.rate=2.0")

@@ -52,5 +52,5 @@ def encoded(vocabulary: Vocabulary, text: str, context: int, least: int = 1) -> 
             "next one"
         )
     if said := lost.said():
-        warnings.warn(f"text: {said}", stacklevel=3)
+        warnings.warn(f"text: {said}", stacklevel=4)
     return Encoded(torch.from_numpy(ids), vocabulary.pieces(ids.tolist()))

@@ -1,6 +1,7 @@
 """What a person does with a trained run: routes, posterior, ELBO, continuation and picture."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,7 +190,7 @@ class TrainedRun:
         sampling = Sampling(temperature, top_k, top_p, greedy)
         if max_tokens < 0:
             raise UsageError(f"max_tokens: {max_tokens} given; at least 0 is allowed")
-        prompt = encoded(self.vocabulary, text, len(text.encode()) or 1).tokens.tolist()
+        prompt = encoded(self.vocabulary, text, sys.maxsize).tokens.tolist()
         with self._asking(), profiled(of_this_machine(self.model.network.device)):
             new = list(
                 continue_tokens(self.model, self.guide, prompt, max_tokens, sampling, seed, cache)

@@ -7,6 +7,7 @@ from typing import Any
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.naming import public_name
 from pyro_meta.terminal.option_files import as_word
+from pyro_meta.training.options import OF_THE_COMMAND, at_home
 
 AS_IN_FILES = ("class_path", "init_args")
 """Levels that a file has between a class option and its arguments, and a command line has not."""
@@ -52,8 +53,10 @@ def _word(name: str, value: Any) -> str:
                 "is allowed, so that the run can be read later"
             )
         return public_name(value)
-    if isinstance(value, Path):
-        value = str(value)
+    if isinstance(value, str | Path):
+        value = at_home(str(value))
+        if name in (*OF_THE_COMMAND, "preset"):  # which take a value as it is spelled
+            return value
     if hasattr(value, "tolist"):  # of NumPy or torch
         value = value.tolist()
     return as_word(value)

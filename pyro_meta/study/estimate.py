@@ -2,7 +2,7 @@
 
     seconds = steps s + passes p,      s of a step of training, p of a forward pass of one batch
 
-Passes are those of validation, soft and hard, and of the draws of the read-out. What a run does
+A text of a warm start counts as a step. Passes are those of validation, soft and hard, and of the draws of the read-out. What a run does
 besides, such as starting and timing itself, is left out.
 """
 
@@ -49,7 +49,8 @@ def seconds_of_run(config: Config, step: float, forward: float) -> float:
     validations = 1 + (config.steps - 1) // config.validate_every if config.validate_every else 1
     tokens = 2 * validations * config.validation_tokens
     tokens += config.readout.draws * config.readout.tokens
-    return config.steps * step + tokens / (config.batch * config.context) * forward
+    steps = config.steps + (config.warm.texts if config.pretrained is not None else 0)
+    return steps * step + tokens / (config.batch * config.context) * forward
 
 
 def _key(config_yaml: str) -> str:
