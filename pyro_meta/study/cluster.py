@@ -49,8 +49,8 @@ def submit(
     for name in ONE_EACH:
         if asked.get(name, 1) != 1:
             raise UsageError(
-                f"option --launcher_options: {name}: {asked[name]} given; 1 is allowed, since a job "
-                "is one command"
+                f"option --launcher_options: {name}: {asked[name]} given; 1 is allowed, since a "
+                "job is one command"
             )
     try:
         import submitit

@@ -2,8 +2,8 @@
 
     seconds = steps s + passes p,      s of a step of training, p of a forward pass of one batch
 
-A text of a warm start counts as a step. Passes are those of validation, soft and hard, and of the draws of the read-out. What a run does
-besides, such as starting and timing itself, is left out.
+A text of a warm start counts as a step. Passes are those of validation, soft and hard, and of the
+draws of the read-out. What a run does besides, such as starting and timing itself, is left out.
 """
 
 import time
