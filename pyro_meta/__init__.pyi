@@ -1,5 +1,7 @@
 """The public names, for type checkers: at run time `__init__.py` imports each on first use."""
 
+from typing import Any
+
 from pyro_meta import pretrained as pretrained
 from pyro_meta.attention import (
     Chunk,
@@ -35,6 +37,7 @@ from pyro_meta.guides import (
     TokenTableGuide,
 )
 from pyro_meta.inference import RouteELBO
+from pyro_meta.interactive import Passage, TextELBO, TrainedRun, load
 from pyro_meta.models import (
     CostCategorical,
     CostDirichlet,
@@ -63,6 +66,10 @@ from pyro_meta.network import (
 from pyro_meta.posterior.svi_to_arviz import from_pyro_svi
 
 __version__: str
+NAMED_BY_FILES: list[str]
+
+def train(**options: Any) -> TrainedRun: ...  # the door `pyro_meta.train`, called
+
 __all__ = [
     "BetaDepthGuide",
     "Block",
@@ -102,6 +109,7 @@ __all__ = [
     "MomentumBlock",
     "PaperDirichlet",
     "PaperGuide",
+    "Passage",
     "PeriodicGuide",
     "PlainMomentumBlock",
     "PointDepthGuide",
@@ -116,10 +124,14 @@ __all__ = [
     "Shape",
     "SymmetricDirichlet",
     "Text",
+    "TextELBO",
     "TokenTableGuide",
+    "TrainedRun",
     "Transformer",
     "UsageError",
     "Window",
     "from_pyro_svi",
+    "load",
     "pinned",
+    "train",
 ]

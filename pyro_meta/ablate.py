@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from pyro_meta.errors import UsageError
-from pyro_meta.folders import write_whole
+from pyro_meta.folders import locked, write_whole
 from pyro_meta.study.description import Study
 from pyro_meta.terminal.commands import (
     INTERRUPTED,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pyro_meta.study.job import Job
     from pyro_meta.study.plan import Group
     from pyro_meta.study.results import Results, Table
+    from pyro_meta.study.shards import Shard
 
 DESCRIPTION = """Train every combination of a grid of options under several seeds, with the
 baselines that each routed setting has to beat, and compare them. Every other option is one of
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
     limit = options.time_limit
     if limit is not None and not (limit > 0 and math.isfinite(limit)):
         raise UsageError(f"option --time_limit: {limit} given; minutes above 0 are allowed")
+    _require_one_way(options)
     out = _folder(options.out, options.study)
     study = _read_study(options, out, grid, base)
     command = shlex.join(["python", "-m", "pyro_meta.ablate", *argv])
@@ -105,29 +107,80 @@ def _parser() -> ArgumentParser:
         help="Let the study.yaml of --out import classes that pyro_meta does not ship: their code "
         "is run (default: false).",
     )
+    parser.add_argument(
+        "--shard",
+        type=str | None,
+        metavar="i/n",
+        help="Train share i of n, such as 2/4: for shards that share the folder of the study, each "
+        "begun by itself, by any scheduler (default: all runs).",
+    )
+    parser.add_argument(
+        "--launcher",
+        type=Literal["here", "slurm", "local"],
+        default="here",
+        help="Where to train: here, or as --workers jobs of slurm, or local ones of this machine, "
+        "both through submitit. The command then ends at once.",
+    )
+    parser.add_argument(
+        "--launcher_options",
+        type=dict[str, Any] | None,
+        help="What submitit is to ask for, such as '{timeout_min: 600, slurm_partition: gpu}' "
+        "(default: a day for each job).",
+    )
     parser.add_argument("--report_only", type=bool, default=False, help="Train nothing.")
-    parser.add_argument("--dry_run", type=bool, default=False, help="List the runs and stop.")
+    parser.add_argument(
+        "--dry_run",
+        type=bool,
+        default=False,
+        help="List the runs, time a few steps of each setting, say how many hours all will take, "
+        "and stop.",
+    )
     return parser
+
+
+def _require_one_way(options: Namespace) -> None:
+    """Raise `UsageError` for ways of running a study that do not go together."""
+    is_elsewhere = options.launcher != "here"
+    for name, is_given in (("shard", options.shard is not None), ("launcher", is_elsewhere)):
+        if is_given and options.report_only:
+            raise UsageError(f"option --{name}: it is given beside --report_only, and trains")
+    if is_elsewhere and options.shard is not None:
+        raise UsageError(
+            f"option --shard: given beside --launcher {options.launcher}, which gives one to each "
+            "of --workers jobs"
+        )
+    if options.launcher_options is not None and not is_elsewhere:
+        raise UsageError("option --launcher_options: it does nothing without --launcher slurm")
 
 
 def _run(study: Study, options: Namespace, out: Path, command: str) -> int:
     """Look whether all that is asked for can be done, then do it."""
     from pyro_meta.study.plan import expand  # what needs PyTorch comes once words are understood
     from pyro_meta.study.runner import study_lock
+    from pyro_meta.study.shards import Shard
 
+    shard = None if options.shard is None else Shard.read(options.shard)
     shown, errors = console(), console(stderr=True)
     with errors.status("reading the options of every run"):
         groups = expand(study)
     if options.dry_run:
-        _list(groups, shown)
+        jobs = _jobs(groups) if shard is None else shard.of(_jobs(groups))
+        _list(groups, jobs, shown)
+        with errors.status("timing a few steps of every setting"):
+            shown.print(f"{len(jobs)} runs, {_hours(jobs, out)}", soft_wrap=True)
         return 0
     _require_place(out)
     if not options.report_only:
         with errors.status("preparing the text"):
             _prepare(groups)
     _make(out)
-    with study_lock(out), keep_going():  # whether anybody still looks or not
-        return _train(groups, study, options, out, command, shown, errors)
+    if options.launcher != "here":
+        with study_lock(out):
+            write_whole(out / "study.yaml", study.as_yaml())
+        _launch(groups, study, options, out, shown)
+        return 0
+    with study_lock(out, shard, options.report_only), keep_going():  # whether anybody looks or not
+        return _train(groups, study, options, out, shard, command, shown, errors)
 
 
 def _train(
@@ -135,6 +188,7 @@ def _train(
     study: Study,
     options: Namespace,
     out: Path,
+    shard: "Shard | None",
     command: str,
     shown: Console,
     errors: Console,
@@ -144,14 +198,17 @@ def _train(
     from pyro_meta.study.live import watching
     from pyro_meta.study.results import Results
     from pyro_meta.study.runner import Interrupted, execute
-    from pyro_meta.study.shelf import Shelf, place_known
+    from pyro_meta.study.shelf import Shelf, as_they_are, place_known
 
-    jobs = _jobs(groups)
+    whole = _jobs(groups)
+    jobs = whole if shard is None else shard.of(whole)
     write_whole(out / "study.yaml", study.as_yaml())
 
     def report() -> Results:
-        results = Results(groups, jobs, options.cost)
-        results.write(out, command, study.as_yaml())
+        with locked(out / ".results.lock", busy="", waits=True):  # shards may end at once
+            found = whole if shard is None else as_they_are(whole, jobs, out / "runs")
+            results = Results(groups, found, options.cost)
+            results.write(out, command, study.as_yaml())
         return results
 
     is_interrupted = False
@@ -178,7 +235,7 @@ def _train(
                 is_interrupted = True
     results = report()
     if is_interrupted:
-        _show_way_on(jobs, study, out, shown)
+        _show_way_on(jobs, study, out, shard, shown)
         return INTERRUPTED
     _show(results, out, shown)
     failed = [job for job in jobs if job.state == State.FAILED]
@@ -325,19 +382,65 @@ def _prepare(groups: "list[Group]") -> None:
 # -- what is shown ---------------------------------------------------------------------------
 
 
-def _list(groups: "list[Group]", shown: Console) -> None:
+def _list(groups: "list[Group]", jobs: "list[Job]", shown: Console) -> None:
     for group in groups:
-        seeds = ", ".join(map(str, group.seeds))
-        line = f"{escape(printable(group.label))}  [dim]seeds {seeds}[/dim]"
-        shown.print(line, highlight=False, soft_wrap=True)
-    shown.print(f"{sum(len(group.seeds) for group in groups)} runs")
+        if seeds := ", ".join(str(job.seed) for job in jobs if job.group is group):
+            line = f"{escape(printable(group.label))}  [dim]seeds {seeds}[/dim]"
+            shown.print(line, highlight=False, soft_wrap=True)
 
 
-def _show_way_on(jobs: "list[Job]", study: Study, out: Path, shown: Console) -> None:
+def _hours(jobs: "list[Job]", out: Path) -> str:
+    """How long the runs will take, but for what of them is there already, in words."""
+    from pyro_meta.study.estimate import seconds_of
+    from pyro_meta.study.job import State
+    from pyro_meta.study.shelf import Shelf, place_known
+
+    groups = list({id(job.group): job.group for job in jobs}.values())
+    if (out / "runs").is_dir():
+        place_known(jobs, Shelf(out / "runs"))
+    left = [job for job in jobs if job.state != State.FINISHED]
+    finished = f"{len(jobs) - len(left)} finished; " if len(left) < len(jobs) else ""
+    seconds = seconds_of(groups) if left else {}
+    hours = sum(seconds[job.group.label] * (1 - job.step / job.steps) for job in left) / 3600
+    return f"{finished}about {hours:.2g} hours on this machine, one after the other"
+
+
+def _words_on(study: Study, out: Path) -> list[str]:
+    """The words behind `python` that go on with a study."""
+    words = ["-m", "pyro_meta.ablate", "--out", str(out)]
+    return [*words, "--trust"] if any(foreign_classes(_options_of(study))) else words
+
+
+def _launch(
+    groups: "list[Group]", study: Study, options: Namespace, out: Path, shown: Console
+) -> None:
+    """Hand in a job for each shard, and say how to follow them."""
+    from pyro_meta.study.cluster import submit
+    from pyro_meta.study.shards import Shard
+
+    count = min(options.workers, len(_jobs(groups)))
+    words = [*_words_on(study, out), f"--cost={options.cost}"]
+    if options.time_limit is not None:
+        words.append(f"--time_limit={options.time_limit:g}")
+    shards = [Shard(index, count) for index in range(1, count + 1)]
+    commands = [[*words, f"--shard={shard}"] for shard in shards]
+    logs = out / "cluster"
+    ids = submit(options.launcher, logs, commands, options.launcher_options or {})
+    follow = shlex.join(["python", *_words_on(study, out), "--report_only"])
+    shown.print(
+        f"{count} jobs: {', '.join(ids)}; what they say is in {escape(str(logs))}, and what has "
+        f"finished is shown by {escape(follow)}",
+        soft_wrap=True,
+    )
+
+
+def _show_way_on(
+    jobs: "list[Job]", study: Study, out: Path, shard: "Shard | None", shown: Console
+) -> None:
     """How to go on with a study that was interrupted."""
-    words = ["python", "-m", "pyro_meta.ablate", "--out", str(out)]
-    if any(foreign_classes(_options_of(study))):
-        words.append("--trust")
+    words = ["python", *_words_on(study, out)]
+    if shard is not None:
+        words += ["--shard", str(shard)]
     cut_short = [job.name for job in jobs if job.is_cut_short]
     saved = "interrupted" if cut_short else "interrupted and saved"
     shown.print(f"{saved}; go on with {escape(shlex.join(words))}", soft_wrap=True)

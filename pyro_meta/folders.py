@@ -74,7 +74,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def locked(path: Path, busy: str, waits: bool = False) -> Iterator[None]:
+def locked(path: Path, busy: str, waits: bool = False, is_shared: bool = False) -> Iterator[None]:
     """Hold a folder, or a file that is made if it is missing, against all others who ask so.
 
     A file system without locks is warned of, and gone on with.
@@ -87,6 +87,8 @@ def locked(path: Path, busy: str, waits: bool = False) -> Iterator[None]:
         What to say where somebody else holds it.
     waits
         Wait until they are done instead.
+    is_shared
+        Hold it beside others who share it, too.
 
     Raises
     ------
@@ -96,17 +98,18 @@ def locked(path: Path, busy: str, waits: bool = False) -> Iterator[None]:
     way = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     handle = os.open(path, way | os.O_CLOEXEC, 0o666)
     try:
-        if not hold(handle, waits):
+        if not hold(handle, waits, is_shared):
             raise UsageError(busy)
         yield
     finally:
         os.close(handle)
 
 
-def hold(handle: int, waits: bool = False) -> bool:
+def hold(handle: int, waits: bool = False, is_shared: bool = False) -> bool:
     """Lock an open file until it is closed; whether it is ours, or there are no locks here."""
+    kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        fcntl.flock(handle, kind | (0 if waits else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in BUSY:
             return False

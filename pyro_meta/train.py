@@ -1,9 +1,14 @@
-"""`python -m pyro_meta.train`: train a routed language model and leave a run."""
+"""`python -m pyro_meta.train`: train a routed language model and leave a run.
 
+The module can be called, too: `pyro_meta.train(steps=200)` trains from Python.
+"""
+
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,6 +31,7 @@ if TYPE_CHECKING:  # what needs PyTorch is imported once there is something to t
 
     from pyro_meta.data import Corpus
     from pyro_meta.guides import Guide
+    from pyro_meta.interactive import TrainedRun
     from pyro_meta.models import LanguageModel
     from pyro_meta.training.config import Config
     from pyro_meta.training.run import Origin, Run
@@ -80,12 +86,15 @@ def _train(request: Request, out: Console) -> int:
     from pyro_meta.data.soundness import sound_corpus
     from pyro_meta.posterior.closing import close, count
     from pyro_meta.training.devices import launch, make_fabric
+    from pyro_meta.training.loggers import logging_to, make_logger, require_logger
     from pyro_meta.training.loop import Interrupted, train
     from pyro_meta.training.run import Run, require_new
 
     def say(line: str) -> None:
         out.print(escape(line), soft_wrap=True)
 
+    if request.logger is not None:
+        require_logger(request.logger)
     opened, config, config_yaml = _options(request, say)
     fabric = make_fabric(config)
     if opened is None and place().launcher != "pyro-meta":  # whose first process may have made it
@@ -118,7 +127,13 @@ def _train(request: Request, out: Console) -> int:
             say(_describe_model(config, model, guide, count(model), count(guide)))
             say(f"run: {run.folder}")
             held.enter_context(profiled(of_this_machine(fabric.device)))
-            with over_training(config.steps, _saved_step(run), progress_out) as watch:
+            logger = None
+            if request.logger is not None and fabric.is_global_zero:
+                logger = make_logger(request.logger, run.folder)
+            with (
+                over_training(config.steps, _saved_step(run), progress_out) as shown,
+                logging_to(logger, shown) as watch,
+            ):
                 outcome = train(
                     config, corpus, run, fabric, model, guide, controllers, watch,
                     opened is not None, has_begun, config_yaml, say,
@@ -254,5 +269,44 @@ def _describe_model(
     )
 
 
+class _Callable(ModuleType):
+    """The module as a function: `pyro_meta.train(...)`."""
+
+    def __call__(self, **options: Any) -> "TrainedRun":
+        """Train as `python -m pyro_meta.train` does, and give the run.
+
+        Parameters
+        ----------
+        options
+            Those of the command line: `steps=200`, `kl__weight=0.1` or `kl={"weight": 0.1}` for
+            `--kl.weight 0.1`, `prior="CostDirichlet"` or the class itself, `prior__rate=3.0`,
+            `resume="runs/mine"`, `from_="runs/mine"`. None is the default.
+
+        Raises
+        ------
+        UsageError
+            What the command says in one line.
+        KeyboardInterrupt
+            Training was asked to stop, and has saved.
+        """
+        from pyro_meta.interactive import load
+        from pyro_meta.interactive.words import words_of
+        from pyro_meta.training.run import fresh_folder
+
+        if (options.get("devices") or 1) != 1:
+            raise UsageError(
+                f"devices: {options['devices']} given, and several processes are begun by "
+                "`python -m pyro_meta.train`; 1 is allowed from Python"
+            )
+        folder = options.get("resume") or options.get("out") or fresh_folder()
+        if not options.get("resume"):
+            options["out"] = folder
+        if main(words_of(options)) == INTERRUPTED:
+            raise KeyboardInterrupt(f"saved; go on with pyro_meta.train(resume={str(folder)!r})")
+        return load(folder, bool(options.get("trust", not options.get("resume"))))
+
+
 if __name__ == "__main__":
     run_command(main)
+else:
+    sys.modules[__name__].__class__ = _Callable

@@ -5,9 +5,12 @@ import fcntl
 import io
 import json
 import os
+import pickle
+import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -28,13 +31,18 @@ from studies import (  # noqa: F401 -- fixtures
 
 from pyro_meta import UsageError, ablate
 from pyro_meta.analysis.plots.pareto import LOOKS
+from pyro_meta.study import cluster, estimate
 from pyro_meta.study.description import KINDS, Study
 from pyro_meta.study.job import Job, State
 from pyro_meta.study.live import counts, steps_of, table
 from pyro_meta.study.plan import Kind, expand
 from pyro_meta.study.results import AS, Results, Table
+from pyro_meta.study.runner import study_lock
+from pyro_meta.study.shards import Shard
 from pyro_meta.study.worker import Worker, worker_environment
-from pyro_meta.training.config import read_options, train_words
+from pyro_meta.training.config import Config, read_options, train_words
+
+HOURS = ablate._hours  # before a fixture stands for it
 
 
 def labels(**study: Any) -> list[str]:
@@ -457,6 +465,240 @@ def test_the_live_table_fits_the_terminal() -> None:
     assert counts(jobs) == "8 waiting, 1 running" and steps_of(jobs) == (2, 36)
     jobs[3].state = State.FAILED
     assert steps_of(jobs) == (2, 34), "it takes no more"
+
+
+# -- shards ----------------------------------------------------------------------------------
+
+
+def jobs_of(**study: Any) -> list[Job]:
+    return ablate._jobs(expand(Study.read({"base": SMALL} | study, "test")))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
+def test_shards_share_every_run_out_once(count: int) -> None:
+    jobs = jobs_of(grid={"kl.weight": [0.1, 0.2], "steps": [4, 40]}, seeds=2)
+    shares = [Shard(index, count).of(jobs) for index in range(1, count + 1)]
+    names = [job.name for share in shares for job in share]
+    assert sorted(names) == sorted(job.name for job in jobs), "each once"
+    for share in shares:
+        kept = [job for job in jobs if job in share]
+        assert share == kept, "in their order"
+        ours = {(id(job.group), job.seed) for job in share}
+        for job in share:
+            teacher = job.group.loads_of
+            assert teacher is None or (id(teacher), job.seed) in ours, "whose loads it takes"
+    steps = [sum(job.steps for job in share) for share in shares]
+    heaviest = 3 * 40  # a run, and the two that take its loads
+    if count < 5:
+        assert max(steps) - min(steps) <= heaviest
+    again = jobs_of(grid={"kl.weight": [0.1, 0.2], "steps": [4, 40]}, seeds=2)
+    assert [job.name for job in Shard(1, count).of(again)] == [job.name for job in shares[0]]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3", ""])
+def test_what_is_no_shard_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"option --shard: .* i/n with i from 1 to n"):
+        Shard.read(text)
+
+
+@pytest.mark.usefixtures("faked")
+def test_shards_leave_what_the_whole_study_leaves(tmp_path: Path) -> None:
+    words = [*WORDS, "--seeds=2", "--baselines=[mechanisms,fixed]"]
+    assert ablate.main([*words, f"--out={tmp_path / 'whole'}"]) == 0
+    out = tmp_path / "shards"
+    assert ablate.main([*words, f"--out={out}", "--shard=2/3"]) == 0
+    first = set(starts(out))
+    assert ablate.main([f"--out={out}", "--shard", "3/3"]) == 0
+    assert ablate.main([f"--out={out}", "--shard=1/3"]) == 0
+    assert 0 < len(first) < len(starts(out))
+    assert starts(out) == starts(tmp_path / "whole")
+    whole, shards = (
+        json.loads((folder / "study.json").read_text()) for folder in (tmp_path / "whole", out)
+    )
+    for key in ("groups", "differences"):
+        assert shards[key] == whole[key], "the last of them reports all"
+    assert ablate.main([f"--out={out}", "--shard=2/3"]) == 0
+    assert starts(out) == starts(tmp_path / "whole"), "nothing is trained twice"
+
+
+@pytest.mark.usefixtures("faked")
+def test_two_shards_share_a_folder_and_two_of_the_same_do_not(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    words = [*WORDS, "--seeds=2", "--baselines=false", f"--out={out}"]
+    (out / "runs").mkdir(parents=True)
+    with study_lock(out, Shard(1, 2)):
+        with pytest.raises(UsageError, match=r"shard: 1/2 of .* is held by another process"):
+            ablate.main([*words, "--shard=1/2"])
+        with pytest.raises(UsageError, match="held by another study"):
+            ablate.main(words)
+        assert ablate.main([*words, "--shard=2/2"]) == 0
+        assert ablate.main([f"--out={out}", "--report_only"]) == 0
+    assert "1 of 2 runs" in (out / "study.md").read_text()
+
+
+def test_a_dry_run_of_a_shard_lists_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*WORDS, "--seeds=4", "--baselines=false", "--out=none", "--dry_run"]
+    assert ablate.main([*words, "--shard=2/2"]) == 0
+    assert "seeds 1, 3" in (out := capsys.readouterr().out) and "2 runs, not timed" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shard=1/2", "--report_only"], "option --shard: it is given beside --report_only"),
+        (["--launcher=local", "--report_only"], "option --launcher: it is given beside"),
+        (["--launcher=local", "--shard=1/2"], "option --shard: given beside --launcher local"),
+        (["--launcher_options={timeout_min: 3}"], "--launcher_options: it does nothing without"),
+        (["--launcher=pbs"], "--launcher"),
+    ],
+)
+def test_ways_that_do_not_go_together_are_refused(words: list[str], message: str) -> None:
+    assert message in error_line(run_here("ablate", *WORDS, "--out=none", *words))
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_launcher_is_given_a_job_for_each_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the jobs together leave the whole study."""
+    handed: list[Any] = []
+
+    def submit(launcher: str, logs: Path, commands: Any, asked: Any) -> list[str]:
+        handed.append((launcher, logs, commands, asked))
+        return [f"77_{place}" for place in range(len(commands))]
+
+    monkeypatch.setattr(cluster, "submit", submit)
+    out = tmp_path / "study"
+    words = [*WORDS, "--seeds=3", "--baselines=false", f"--out={out}", "--workers=8"]
+    more = ["--launcher=slurm", "--launcher_options={slurm_partition: gpu}", "--time_limit=9"]
+    assert ablate.main([*words, *more]) == 0
+    ((launcher, logs, commands, asked),) = handed
+    assert (launcher, asked) == ("slurm", {"slurm_partition": "gpu"})
+    assert logs == out / "cluster" and len(commands) == 3, "no more than runs"
+    assert "77_0, 77_1, 77_2" in (said := capsys.readouterr().out) and "--report_only" in said
+    assert not starts(out)
+    for command in commands:
+        assert command[:2] == ["-m", "pyro_meta.ablate"]
+        assert ablate.main(command[2:]) == 0
+    assert starts(out) == {f"routed-s{seed}": ["0"] for seed in range(3)}
+
+
+# submitit leaves the processes that it has begun to themselves
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_jobs_of_a_launcher_run_to_their_end(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    script = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('done')"
+    commands = [["-c", script, str(tmp_path / name)] for name in ("a", "b")]
+    ids = cluster.submit("local", tmp_path / "logs", commands, {})
+    results = [tmp_path / "logs" / f"{one}_0_result.pkl" for one in ids]
+    while not all(result.exists() for result in results):  # pytest-timeout ends it
+        time.sleep(0.05)
+    assert [pickle.loads(result.read_bytes()) for result in results] == [("success", 0)] * 2
+    assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["done", "done"]
+    with pytest.raises(UsageError, match=r"option --launcher: local takes no jobs: .*nodez"):
+        cluster.submit("local", tmp_path / "logs", commands, {"nodez": 3})
+    with pytest.raises(UsageError, match="tasks_per_node: 2 given; 1 is allowed"):
+        cluster.submit("local", tmp_path / "logs", commands, {"tasks_per_node": 2})
+    if shutil.which("srun") is None:
+        with pytest.raises(UsageError, match="option --launcher: slurm takes no jobs"):
+            cluster.submit("slurm", tmp_path / "logs", commands, {})
+
+
+def test_a_job_whose_command_is_refused_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="has ended with code 2"):
+        cluster.Command(["-c", "raise SystemExit(2)"], tmp_path)()
+    assert cluster.Command(["-c", "raise SystemExit(1)"], tmp_path)() == 1
+
+
+STOPPED = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("saved").touch(), sys.exit(130)))
+if pathlib.Path("saved").exists():
+    pathlib.Path("went on").touch()
+    sys.exit()
+pathlib.Path("begun").touch()
+while True:
+    time.sleep(0.05)
+"""
+
+
+def test_a_job_that_is_preempted_saves_and_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    command = cluster.Command(["-c", STOPPED], tmp_path)
+    caught: list[Any] = []
+
+    def preempt(*_: Any) -> None:
+        caught.append(command.checkpoint())
+        raise KeyboardInterrupt  # submitit ends the process there
+
+    before = signal.signal(signal.SIGUSR2, preempt)
+    try:
+        thread = threading.Thread(target=_signal_once, args=(tmp_path / "begun",))
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            command()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert (tmp_path / "saved").exists() and not (tmp_path / "went on").exists()
+    (delayed,) = caught
+    assert delayed.function() == 0 and (tmp_path / "went on").exists()
+
+
+def _signal_once(begun: Path) -> None:
+    """Send the signal of a preemption to all processes of the job: ours, and the command."""
+    while not begun.exists():
+        time.sleep(0.02)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    for pid in children.read_text().split() if children.exists() else []:
+        os.kill(int(pid), signal.SIGUSR2)
+    os.kill(os.getpid(), signal.SIGUSR2)
+
+
+# -- hours -----------------------------------------------------------------------------------
+
+
+def test_hours_are_those_of_steps_and_passes() -> None:
+    config = read_options([*WORDS, "--batch=4", "--validate_every=2", "--validation_tokens=640",
+                           "--readout.draws=10", "--readout.tokens=64"])[0]  # fmt: skip
+    # 4 steps; validated after 2 and at the end, twice 640 tokens each; 10 draws of 64 tokens
+    passes = (2 * 2 * 640 + 10 * 64) / (4 * 16)
+    assert estimate.seconds_of_run(config, 5.0, 0.25) == pytest.approx(4 * 5.0 + passes * 0.25)
+
+
+def test_every_way_of_a_step_is_timed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("pack my box with five dozen liquor jugs. " * 60)
+    base = SMALL | {"data": {"path": str(tmp_path / "text.txt")}, "batch": 2}
+    grid = {"width": [16, 32], "kl.weight": [0.1, 0.2], "steps": [4, 8]}
+    given = {"base": base, "grid": grid, "baselines": False}
+    groups = expand(Study.read(given, "test"))
+    timed: list[int] = []
+    real = estimate._timed
+
+    def counted(config: Config, corpus: Any) -> tuple[float, float]:
+        timed.append(config.width)
+        step, forward = real(config, corpus)
+        assert forward > 0 and 0 < step < 60
+        return float(config.width), 0.0
+
+    monkeypatch.setattr(estimate, "_timed", counted)
+    found = estimate.seconds_of(groups)
+    assert timed == [16, 32]
+    assert found == {group.label: group.config.width * group.config.steps for group in groups}
+
+
+def test_hours_leave_out_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = jobs_of(seeds=4, baselines=False)
+    runs = tmp_path / "runs"
+
+    def placed(jobs: list[Job], shelf: Any) -> None:
+        jobs[0].state, jobs[1].step = State.FINISHED, 1
+
+    monkeypatch.setattr("pyro_meta.study.shelf.place_known", placed)
+    monkeypatch.setattr(estimate, "seconds_of", lambda groups: {"routed": 7200.0})
+    runs.mkdir()
+    said = HOURS(jobs, tmp_path)
+    assert said == "1 finished; about 5.5 hours on this machine, one after the other"
 
 
 def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -384,7 +384,7 @@ def of_classes() -> list[list[str]]:
     """Words with a bad value for every argument of every class that can be named."""
     found = []
     for option, (base, _) in CLASS_OPTIONS.items():
-        for name in pyro_meta.__all__:
+        for name in pyro_meta.NAMED_BY_FILES:
             chosen = getattr(pyro_meta, name)
             if not (inspect.isclass(chosen) and issubclass(chosen, base)) or inspect.isabstract(
                 chosen

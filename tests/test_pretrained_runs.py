@@ -8,18 +8,24 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+import pyro
 import pytest
 import torch
 import yaml
 from commands import TEXT, error_line, run_here, train
 from pretrained_models import refused, tiny
 from processes import finish
+from pyro.infer import TraceMeanField_ELBO
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+import pyro_meta
 from pyro_meta import CategoricalGuide, LoadGuide, UsageError
 from pyro_meta.analysis import plots, reading
 from pyro_meta.analysis.plots import routes as routes_plots
+from pyro_meta.guides import along_means, walk
 from pyro_meta.pretrained import convert, load_routes, save_routes
+from pyro_meta.pretrained.conversion import deployed
 from pyro_meta.pretrained.loading import load_model
 from pyro_meta.study.description import Study
 from pyro_meta.study.plan import expand
@@ -296,6 +302,9 @@ def test_its_routes_are_deployed_and_saved(base: Path, routes: Path, tmp_path: P
     again = load_routes(load_model(str(base / "model"), made.dtype), tmp_path / "saved")
     with torch.no_grad():
         assert torch.equal(again(input_ids=tokens).logits, wanted)
+    ours, theirs = deployed(again).guide.model, guide.model
+    assert ours.temperature == theirs.temperature == Run.open(routes).config().kl.weight
+    assert ours.text_tokens == theirs.text_tokens is not None
 
 
 @pytest.mark.long
@@ -508,3 +517,31 @@ def test_a_study_plans_its_baselines(base: Path) -> None:
     free = planned(budget=None, prior="CostCategorical", guide={"follows": False})
     assert free["static split"].budget is None
     assert "routed" in planned(prior="CostDirichlet")
+
+
+def test_a_run_is_an_object(routes: Path) -> None:
+    """Routes by key-value head, ELBO and continuation of a text, each beside a second way."""
+    run = pyro_meta.load(routes)
+    text = TEXT[:20]
+    found, runs = run.routes(text), run.routes(text, hard=True)
+    assert found.shape == (3, 2, 20, 2) and "".join(found.text.values) == text
+    tokens = torch.from_numpy(run.vocabulary.encode(text))
+    with torch.no_grad():
+        walked = walk(run.model, run.guide, tokens[None], along_means())
+    for layer, mean in enumerate(walked.means):
+        slow = mean[0].transpose(0, 1).float().numpy()
+        np.testing.assert_allclose(found.isel(layer=layer), slow, rtol=1e-4, atol=1e-6)
+        choice = walked.decisions[layer].route[0].T.numpy()
+        assert runs.isel(layer=layer).argmax("mechanism").values.tolist() == choice.tolist()
+    prefix = run.routes(text[:7])
+    np.testing.assert_allclose(prefix, found.isel(token=slice(7)), atol=1e-4)
+    elbo = run.elbo(text, draws=3, seed=2)
+    torch.manual_seed(2)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        pyros = TraceMeanField_ELBO(num_particles=3, max_plate_nesting=3)
+        loss = pyros.loss(run.model, run.guide, tokens[None, :-1], tokens[None, 1:])
+    assert run.model.temperature == run.config.kl.weight
+    assert elbo.as_trained == pytest.approx(-loss * run.model.temperature / 19, rel=1e-3)
+    done = run_here("generate", routes, "--prompt", text, "--max_tokens=9", "--seed=1")
+    assert run.generate(text, max_tokens=9, seed=1) + "\n" == done.stdout
+    assert len(run.plot(text).rows) == 6

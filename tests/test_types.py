@@ -33,11 +33,13 @@ def test_the_stub_names_what_the_package_does() -> None:
     imported = {
         alias.name: node.module
         for node in stub.body
-        if isinstance(node, ast.ImportFrom)
+        if isinstance(node, ast.ImportFrom) and node.module != "typing"
         for alias in node.names
     }
     known = {name: f"pyro_meta.{home}" for name, home in pyro_meta._HOME.items()}
     assert imported == known | dict.fromkeys(pyro_meta._PACKAGES, "pyro_meta")
+    called = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert called == {*pyro_meta._DOORS}
     (exported,) = (
         ast.literal_eval(node.value)
         for node in stub.body

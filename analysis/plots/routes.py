@@ -1,6 +1,7 @@
 """Where tokens go, and how sure the router is of it."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,13 @@ CLOUD = 1500
 
 def strength(reading: Reading, shown: slice) -> Array:
     """Certainty of each choice in [0, 1]: its posterior mean m between 1/K and 1, [L, n]."""
-    K = len(reading.mechanisms)
     means, choice = reading.means[:, shown], reading.choice[:, shown]
-    chosen = np.where(choice < 0, means.argmax(-1), choice)
+    return certainty(means, np.where(choice < 0, means.argmax(-1), choice))
+
+
+def certainty(means: Array, chosen: Choices) -> Array:
+    """Of means [.., K] that of the chosen one [..]: 0 at 1/K or below, 1 at 1."""
+    K = means.shape[-1]
     m = np.take_along_axis(means, chosen[..., None].astype(int), -1)[..., 0]
     return np.clip((m - 1 / K) / (1 - 1 / K), 0, 1) if K > 1 else np.ones_like(m)
 
@@ -194,20 +199,51 @@ def passage(reading: Reading) -> Figure:
     cell = min(MOST_CHARACTERS, max(len(piece) for piece in reading.text[:400]))
     columns = LINE_WIDTH // max(1, cell)
     shown = min(len(reading.text), columns * PASSAGE_LINES)
-    rows, lines = reading.rows, -(-shown // columns)
-    rows = rows[:MOST_BLOCKS] if reading.has_many_rows else rows
-    layers = len(rows)
-    figure = Figure(figsize=(11, 0.7 + layers * (0.32 + 0.25 * lines)), layout="constrained")
-    blocks = np.atleast_1d(figure.subplots(layers, 1))
-    labels = [_cell(piece, cell) for piece in reading.text[:shown]]
-    strong = strength(reading, slice(shown))
-    for layer, axes in zip(rows, blocks, strict=True):
-        choice = reading.choice[layer, :shown]
-        chosen = np.where(choice < 0, reading.means[layer, :shown].argmax(-1), choice)
-        colours = (0.15 + 0.7 * strong[layer]) * reading.runs[layer, :shown]
-        _colour_block(axes, labels, chosen, colours, (lines, columns))
-        axes.set_title(reading.layer_names[layer], loc="left", fontsize=9)
-    key(figure, reading.mechanisms)
+    rows = reading.rows[:MOST_BLOCKS] if reading.has_many_rows else reading.rows
+    choice = reading.choice[rows, :shown]
+    return coloured(
+        reading.text[:shown],
+        [reading.layer_names[row] for row in rows],
+        np.where(choice < 0, reading.means[rows, :shown].argmax(-1), choice),
+        (0.15 + 0.7 * strength(reading, slice(shown))[rows]) * reading.runs[rows, :shown],
+        reading.mechanisms,
+        cell,
+    )
+
+
+def coloured(
+    pieces: Sequence[str],
+    names: Sequence[str],
+    chosen: Choices,
+    strong: Array,
+    mechanisms: Sequence[str],
+    cell: int | None = None,
+) -> Figure:
+    """Pieces of text on the colours of their choices, a block for each row.
+
+    Parameters
+    ----------
+    pieces
+        The text of each token, [n].
+    names
+        Of the rows, [R].
+    chosen, strong
+        Which mechanism, and how strong its colour is from 0 to 1, [R, n] each.
+    mechanisms
+        Their names.
+    cell
+        Characters that are shown of a piece (default: those of the longest, up to a bound).
+    """
+    if cell is None:
+        cell = min(MOST_CHARACTERS, max(map(len, pieces)))
+    columns = LINE_WIDTH // max(1, cell)
+    lines, rows = -(-len(pieces) // columns), len(names)
+    figure = Figure(figsize=(11, 0.7 + rows * (0.32 + 0.25 * lines)), layout="constrained")
+    labels = [_cell(piece, cell) for piece in pieces]
+    for row, axes in enumerate(np.atleast_1d(figure.subplots(rows, 1))):
+        _colour_block(axes, labels, chosen[row], strong[row], (lines, columns))
+        axes.set_title(names[row], loc="left", fontsize=9)
+    key(figure, mechanisms)
     return figure
 
 
@@ -218,7 +254,7 @@ def _cell(piece: str, width: int) -> str:
 
 
 def _colour_block(
-    axes: Axes, labels: list[str], choice: Array, strong: Array, size: tuple[int, int]
+    axes: Axes, labels: list[str], choice: Choices, strong: Array, size: tuple[int, int]
 ) -> None:
     """Fill a grid of lines and columns with tokens, each on the colour of its choice."""
     grid = np.ones((*size, 4))

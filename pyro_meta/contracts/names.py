@@ -14,7 +14,7 @@ from pyro_meta.terminal.naming import NoSuchClass, find_class
 
 def built_in() -> list[type]:
     """Every mechanism, block, prior and guide of this package."""
-    exported = [getattr(pyro_meta, name) for name in pyro_meta.__all__]
+    exported = [getattr(pyro_meta, name) for name in pyro_meta.NAMED_BY_FILES]
     bases = (Mechanism, Block, Prior, Guide, DepthGuide)
     ours = [
         found

@@ -56,6 +56,8 @@ def save_routes(routed: PreTrainedModel, folder: str | Path) -> Path:
         "network": network.arguments,
         "prior": _named(model.prior),
         "guide": _named(guide),
+        "temperature": model.temperature,
+        "text_tokens": model.text_tokens,
         "spending": None if guide.spending is None else asdict(guide.spending),
         "version": pyro_meta.__version__,
     }
@@ -123,6 +125,8 @@ def load_routes(
             model = LanguageModel(network, _made(Prior, found["prior"], network))
             if any(name.startswith("compute.") for name in state):
                 model.charge_compute()
+            model.temperature = float(found.get("temperature", 1.0))
+            model.text_tokens = found.get("text_tokens")
             guide: Guide = _made(Guide, found["guide"], model)
             if (spent := found.get("spending")) is not None:
                 guide.spending = Spending(**spent)
@@ -191,7 +195,7 @@ def _named(made: Prior | Guide) -> dict[str, Any]:
 
 
 def _made(base: type, named: Mapping[str, Any], first: Any) -> Any:
-    ours = {name: getattr(pyro_meta, name) for name in pyro_meta.__all__}
+    ours = {name: getattr(pyro_meta, name) for name in pyro_meta.NAMED_BY_FILES}
     kind = find_class(named["class"], ours, base.__name__.lower())
     if not isinstance(kind, type) or not issubclass(kind, base):
         raise UsageError(f"{named['class']} is no {base.__name__}")

@@ -12,12 +12,13 @@ left alone.
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pyro_meta.folders import locked
 from pyro_meta.study.job import Job, State
 from pyro_meta.study.live import Watch
+from pyro_meta.study.shards import Shard
 from pyro_meta.study.shelf import Shelf, place_known
 from pyro_meta.study.wholeness import why_not_resumed
 from pyro_meta.study.worker import Worker, worker_environment
@@ -29,9 +30,21 @@ UNDONE = (State.WAITING, State.RUNNING)
 
 
 @contextmanager
-def study_lock(out: Path) -> Iterator[None]:
-    """Hold a study's folder; raises `UsageError` while another process does."""
-    with locked(out / ".lock", f"option --out: {out} is held by another study"):
+def study_lock(out: Path, shard: Shard | None = None, reads: bool = False) -> Iterator[None]:
+    """Hold a study's folder, whole or one shard of it; or share it, to read the runs.
+
+    Raises
+    ------
+    UsageError
+        Another process holds it.
+    """
+    with ExitStack() as held:
+        busy = f"option --out: {out} is held by another study"
+        held.enter_context(locked(out / ".lock", busy, is_shared=reads or shard is not None))
+        if shard is not None:
+            own = out / f".lock-{shard.index}-of-{shard.count}"
+            busy = f"option --shard: {shard} of {out} is held by another process"
+            held.enter_context(locked(own, busy))
         yield
 
 

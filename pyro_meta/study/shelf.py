@@ -120,6 +120,14 @@ def _numbers() -> Iterator[str]:
     return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
 
 
+def as_they_are(jobs: list[Job], ours: list[Job], folder: Path) -> list[Job]:
+    """All jobs of a study for a shard's results: `ours`, and the others as their folders are."""
+    others = [Job(job.group, job.seed) for job in jobs]
+    place_known(others, Shelf(folder))
+    own = {(id(job.group), job.seed): job for job in ours}
+    return [own.get((id(job.group), job.seed), job) for job in others]
+
+
 def place_known(jobs: list[Job], shelf: Shelf) -> None:
     """Place every job whose loads are known by now; one whose loads never will be has failed."""
     by_run = {(id(job.group), job.seed): job for job in jobs}

@@ -116,4 +116,4 @@ def _is_shipped(path: str) -> bool:
     import pyro_meta
 
     package, _, name = path.rpartition(".")
-    return package == "pyro_meta" and name in pyro_meta.__all__
+    return package == "pyro_meta" and name in pyro_meta.NAMED_BY_FILES

@@ -251,7 +251,7 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
 
 def _names_weights(settled: Settled) -> bool:
     """Whether a prior or a guide is named that is of weights."""
-    ours = {name: getattr(pyro_meta, name) for name in pyro_meta.__all__}
+    ours = {name: getattr(pyro_meta, name) for name in pyro_meta.NAMED_BY_FILES}
     for name in ("prior", "guide"):
         with suppress(NoSuchClass):  # which is told of where it would be made
             if _is_of_weights(find_class(settled.chosen(name), ours, "")):

@@ -31,7 +31,7 @@ Options = dict[str, Any]
 """Options of a run by name, nested or dotted, as a file gives them."""
 
 PRESETS = Path(__file__).parent / "presets"
-OF_THE_COMMAND = ("config", "resume", "from", "trust")
+OF_THE_COMMAND = ("config", "resume", "from", "trust", "logger")
 """Options that no file may set."""
 NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\.\w+)*")
 """The name of an option in a message."""
@@ -456,7 +456,7 @@ class _Choice:
         if not chosen:
             raise UsageError(f"option --{self.option}: it is empty; the name of a class is needed")
         reason = _why_not_imported(chosen)
-        if (reason or not chosen.isidentifier() or chosen not in pyro_meta.__all__) and (
+        if (reason or not chosen.isidentifier() or chosen not in pyro_meta.NAMED_BY_FILES) and (
             advice := _instead(self.option, chosen)
         ):
             raise UsageError(advice)

@@ -26,6 +26,8 @@ class Request:
     """The run whose weights a new one begins with."""
     trusts: bool = False
     """Whether classes that such a run names may be imported."""
+    logger: str | None = None
+    """Where figures of training are logged, besides."""
 
 
 def read_request(argv: Sequence[str]) -> Request:
@@ -52,6 +54,11 @@ def read_request(argv: Sequence[str]) -> Request:
                     f"option --{name}: {named[name]} and {value} given; one is allowed"
                 )
             named[name] = value
+        elif is_option and name == "logger":
+            value = value if has_value or not words else words.pop(0)
+            if not value or value.startswith("--"):
+                raise UsageError("option --logger: a value is missing; csv or tensorboard, say")
+            named[name] = value
         elif is_option and name == "trust":
             if not has_value and words and words[0] in ("true", "false"):
                 value, has_value = words.pop(0), "="
@@ -62,10 +69,10 @@ def read_request(argv: Sequence[str]) -> Request:
             rest.append(word)
     trusts = named.get("trust") == "true"
     if "resume" not in named:
-        return Request(rest, begun_from=named.get("from"), trusts=trusts)
+        return Request(rest, None, None, named.get("from"), trusts, named.get("logger"))
     if "from" in named:
         raise UsageError("option --from: it begins a new run, and --resume goes on with one")
-    return Request(resumed=named["resume"], steps=_steps(rest), trusts=trusts)
+    return Request([], named["resume"], _steps(rest), None, trusts, named.get("logger"))
 
 
 def _steps(words: list[str]) -> int | None:
@@ -77,8 +84,8 @@ def _steps(words: list[str]) -> int | None:
         name, has_value, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or name not in BESIDE_RESUME:
             raise UsageError(
-                f"option --resume: {word} given beside it; --steps, --trust and --debug are "
-                "allowed, and the rest is in the run's config.yaml"
+                f"option --resume: {word} given beside it; --steps, --logger, --trust and --debug "
+                "are allowed, and the rest is in the run's config.yaml"
             )
         if not has_value and words and (name == "steps" or words[0] in ("true", "false")):
             value = words.pop(0)

@@ -100,7 +100,7 @@ class Run:
             The folder exists, or cannot be made.
         """
         require_new(folder)
-        folder = folder or _fresh(Path("runs"))
+        folder = folder or fresh_folder()
         partial = partial_name(folder)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -335,12 +335,16 @@ class Run:
         write_whole(self.summary_path, text)
 
     def load(self) -> tuple[LanguageModel, Guide, Vocabulary, Config]:
-        """The trained model and guide in evaluation mode, with vocabulary and configuration."""
+        """The trained model and guide in evaluation mode, with vocabulary and configuration.
+
+        They are as the last step left them, the temperature of the model among it.
+        """
         config = self.config()
-        self.whole_state()
+        state = self.whole_state()
         vocabulary = self.vocabulary()
         model, guide = config.build(vocabulary.size, vocabulary.separators)
         self.load_checkpoint({"model": model, "guide": guide})
+        model.temperature = config.kl(state["step"] / self.planned_steps(state))
         guide.spending = self._spending()
         return model.eval(), guide.eval(), vocabulary, config
 
@@ -396,7 +400,8 @@ def require_new(folder: Path | None) -> None:
         raise UsageError(f"option --out: {folder} exists; name a new folder, or --resume {folder}")
 
 
-def _fresh(parent: Path) -> Path:
+def fresh_folder(parent: Path = Path("runs")) -> Path:
+    """Where a new run goes if nobody says so: DATE-TIME in `parent`."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     names = (parent / f"{stamp}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 100))))
     return next(name for name in names if not name.exists())

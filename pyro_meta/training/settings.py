@@ -373,6 +373,11 @@ def train_parser(options: type[Settings] = Settings) -> ArgumentParser:
         "--trust", type=bool, default=False,
         help="With --resume or --from. " + TRUST_HELP,
     )  # fmt: skip
+    parser.add_argument(
+        "--logger", metavar="NAME", type=str,
+        help="Log the figures of every step besides: csv, tensorboard, or the import path of "
+        "another logger of Fabric (default: metrics.jsonl alone).",
+    )  # fmt: skip
     parser.add_class_arguments(options)
     groups = (f"--{one.name}" for one in fields(options) if is_dataclass(one.type))
     reword(parser, dict.fromkeys(groups, "YAML file of the options below, by last names."), "FILE")
