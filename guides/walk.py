@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 
 from pyro_meta.attention import Cache
 from pyro_meta.distributions.for_pyro import for_pyro
+from pyro_meta.guides.settled import runs_choices
 from pyro_meta.models.language_model import Draw, LanguageModel, Passed, sampled_gate
 from pyro_meta.models.plates import Plates
 from pyro_meta.network.route import Decision, Features, Route
@@ -178,7 +179,7 @@ def sampled(plates: Plates, along_means: bool = False) -> How:
     """Sample Pyro's sites route_{l} and, in a gated layer, depth_{l}, inside `plates.of_tokens()`.
 
     Each draw decides for itself what runs; or, with `along_means`, the posterior's means do, as a
-    guide is run that rests.
+    guide is run that rests. Once that has settled (`runs_choices`) tokens run their choices alone.
     """
 
     def how(
@@ -192,7 +193,10 @@ def sampled(plates: Plates, along_means: bool = False) -> How:
         draw = Draw(route, gate)
         of_routes, of_gates = model.execution, model.gate_execution
         if along_means:
-            runs = of_routes.straight_through_mean(posterior.route)
+            if runs_choices(model, guide):
+                runs = of_routes.of_mean(posterior.route)
+            else:
+                runs = of_routes.straight_through_mean(posterior.route)
             return draw, Decision(runs, of_gates.straight_through_mean(posterior.gate))
         return draw, Decision(of_routes(route), None if gate is None else of_gates(gate))
 

@@ -52,16 +52,12 @@ def masked_attention(
     B, H, T, _ = q.shape
     blocks = row_blocks(B, T)
     met = [Slice(0, B, 0, end) for _, end in blocks]
-    out = [
-        F.scaled_dot_product_attention(*three, attn_mask=mask, enable_gqa=k.shape[1] != H)
-        for *three, mask in zip(
-            q.split([end - begin for begin, end in blocks], 2),
-            slices(k, met),
-            slices(v, met),
-            (row_mask(kind, block, reaches, sinks, q.dtype) for block in blocks),
-            strict=True,
-        )
-    ]
+    rows = q.split([end - begin for begin, end in blocks], 2)
+    out = []
+    for block, *three in zip(blocks, rows, slices(k, met), slices(v, met), strict=True):
+        mask = row_mask(kind, block, reaches, sinks, q.dtype)
+        is_grouped = k.shape[1] != H
+        out.append(F.scaled_dot_product_attention(*three, mask, enable_gqa=is_grouped))
     return out[0] if len(out) == 1 else torch.cat(out, 2)
 
 
