@@ -210,13 +210,14 @@ def mean_route(guide: Router, hard: bool | None = None) -> Route:
     else weights [B, T, K]. `hard` as of `Execution.of_mean`.
     """
 
-    execution = guide.model.execution
+    model, is_mixture = guide.model, guide.is_mixture
+    execution, gated = model.execution, model.gated
 
     def route(layer: int, features: Features) -> Decision:
-        if layer in guide.model.gated:
+        if layer in gated:
             return of_means(guide, guide.latents(layer, features), hard)
         # a decoded token has no time for gates that are not there, nor for distributions
-        if not guide.is_mixture and (hard or (hard is None and execution.is_hard_everywhere)):
+        if not is_mixture and (hard or (hard is None and execution.is_hard_everywhere)):
             return Decision(guide.decided(layer, features))
         return Decision(_of_mean(guide, guide.routes(layer, features), hard))
 

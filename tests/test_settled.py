@@ -1,4 +1,4 @@
-"""Training at settled routes runs each token's own mechanism: the mixture's losses and gradients."""
+"""At settled routes training runs each token's own mechanism: the loss is the mixture's."""
 
 import sys
 from pathlib import Path
