@@ -1,10 +1,10 @@
-"""What gathering queries costs on this machine: the profile by which hard routes are dispatched.
+"""What each way of running hard routes costs on this machine: the profile that dispatch goes by.
 
     python benchmarks/machine_profile.py benchmarks/results/machine_profile.json --threads 1
 
 Beside it what is used where nothing was measured, and the trials that both are judged by: how long
-serving some tokens took over running their mechanism on all, and what each profile foretells. Only
-on a machine that does nothing else.
+serving some tokens took over running their mechanism on all, and a masked call over full attention,
+and what each profile foretells. Only on a machine that does nothing else.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from pyro_meta.attention import profile
+from pyro_meta.attention import Full, profile
+from pyro_meta.attention import masked_trials as masked
 from pyro_meta.terminal.machine import hardware, versions
 
 
@@ -34,6 +35,28 @@ def trials(profiles: dict[str, profile.Profile]) -> list[dict[str, Any]]:
             }
             facts = trial._asdict() | {"mechanism": trial.mechanism.name}
             rows.append(facts | {"gradients": with_gradients, "measured": ratio} | foretold)
+    return rows
+
+
+def tried_masked(profiles: dict[str, profile.Profile]) -> list[dict[str, Any]]:
+    """Likewise of masked calls, and of making their masks."""
+    rows = []
+    for sequences, length in masked.SIZES:
+        times = masked.tried_masked(sequences, length)
+        work = profile.MaskedWork.of(sequences, masked.HEADS, length, masked.WIDTH)
+        full = profile.everyone(
+            Full(masked.WIDTH, masked.WINDOW), sequences, masked.HEADS, length, masked.WIDTH
+        )
+        foretold = {
+            name: {
+                "mask": one.mask_macs * work.numbers / full,
+                "plain": one.masking(work, False) / full,
+                "traced": one.masking(work, True) / full,
+            }
+            for name, one in profiles.items()
+        }
+        facts = {"sequences": sequences, "length": length, "measured": times._asdict()}
+        rows.append(facts | foretold)
     return rows
 
 
@@ -53,6 +76,7 @@ def main() -> None:
         "seconds_of_measuring": seconds,
         "profiles": {name: asdict(one) for name, one in profiles.items()},
         "trials": trials(profiles),
+        "masked_trials": tried_masked(profiles),
     }
     text = json.dumps(found, indent=1)
     print(text)

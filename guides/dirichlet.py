@@ -15,8 +15,13 @@ from pyro_meta.network.route import Features
 
 def by_mean_and_total(out: Tensor) -> Dirichlet:
     """Dirichlet(floor + a_0 m) from out [.., K + 1]: logits of m, and a_0 bounded in [1, 900]."""
+    return Dirichlet(concentration(out))
+
+
+def concentration(out: Tensor) -> Tensor:
+    """floor + a_0 m, [.., K]."""
     mean = torch.softmax(out[..., :-1], -1)
-    return Dirichlet(FLOOR + bounded(out[..., -1:], LEAST_TOTAL, MOST_TOTAL) * mean)
+    return FLOOR + bounded(out[..., -1:], LEAST_TOTAL, MOST_TOTAL) * mean
 
 
 def start_at(network: Network, total: float, start: float) -> list[list[float]]:
@@ -65,3 +70,10 @@ class DirichletGuide(HeadsGuide):
     @of_own_token
     def posterior(self, layer: int, features: Features) -> Dirichlet:
         return by_mean_and_total(self.outputs(layer, self.read(features)))  # from [B, T, K + 1]
+
+    def decided(self, layer: int, features: Features) -> Tensor:
+        if type(self).posterior is not DirichletGuide.posterior:  # a subclass says otherwise
+            return super().decided(layer, features)
+        # the largest log m_k - price c_k; that of the concentration differs by one constant
+        of_outputs = concentration(self.outputs(layer, self.read(features)))
+        return (of_outputs.log() - self.execution.charged).argmax(-1)

@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 from pyro_meta.attention import Cache
 from pyro_meta.distributions.for_pyro import for_pyro
 from pyro_meta.distributions.hardening import Place
+from pyro_meta.guides.settled import runs_choices
 from pyro_meta.models.language_model import Draw, LanguageModel, Passed, sampled_gate
 from pyro_meta.models.plates import Plates
 from pyro_meta.network.route import Decision, Features, Route
@@ -186,7 +187,7 @@ def sampled(plates: Plates, along_means: bool = False) -> How:
     """Sample Pyro's sites route_{l} and, in a gated layer, depth_{l}, inside `plates.of_tokens()`.
 
     Each draw decides for itself what runs; or, with `along_means`, the posterior's means do, as a
-    guide is run that rests.
+    guide is run that rests. Once that has settled (`runs_choices`) tokens run their choices alone.
     """
 
     def how(
@@ -200,7 +201,10 @@ def sampled(plates: Plates, along_means: bool = False) -> How:
         draw, place = Draw(route, gate), place_of(layer, features)
         of_routes, of_gates = model.execution, model.gate_execution
         if along_means:
-            runs = of_routes.straight_through_mean(posterior.route, place)
+            if runs_choices(model, guide):
+                runs = of_routes.of_mean(posterior.route, place=place)
+            else:
+                runs = of_routes.straight_through_mean(posterior.route, place)
             return draw, Decision(runs, of_gates.straight_through_mean(posterior.gate, place))
         opened = None if gate is None else of_gates(gate, place)
         return draw, Decision(of_routes(route, place), opened)
@@ -215,13 +219,14 @@ def mean_route(guide: Router, hard: bool | None = None) -> Route:
     else weights [B, T, K]. `hard` as of `Execution.of_mean`.
     """
 
-    execution = guide.model.execution
+    model, is_mixture = guide.model, guide.is_mixture
+    execution, gated = model.execution, model.gated
 
     def route(layer: int, features: Features) -> Decision:
-        if layer in guide.model.gated:
+        if layer in gated:
             return of_means(guide, guide.latents(layer, features), place_of(layer, features), hard)
         # a decoded token has no time for gates that are not there, nor for distributions
-        if not guide.is_mixture and (hard or (hard is None and execution.is_hard_everywhere)):
+        if not is_mixture and (hard or (hard is None and execution.is_hard_everywhere)):
             return Decision(guide.decided(layer, features))
         routes = guide.routes(layer, features)
         return Decision(_of_mean(guide, routes, place_of(layer, features), hard))

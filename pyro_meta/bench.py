@@ -3,6 +3,7 @@
     mechanisms   forward and backward time and peak memory of each mechanism by length
     routed       hard routes as they are executed against full attention, with pictures
     converted    a pretrained model along the routes of a run against the model as it was
+    opponents    attention along hard routes against what one would run instead
     depth        hard depth gates as they are executed against the same routes without
     draw         the pictures of routed.json again
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
 def _parser() -> ArgumentParser:
     parser = command_parser("bench", "Measure what the parts cost on this machine.")
     kinds = Literal[
-        "all", "mechanisms", "routed", "converted", "depth", "draw"
+        "all", "mechanisms", "routed", "opponents", "converted", "depth", "draw"
     ]  # the keys of READS
     add = parser.add_argument
     add("--what", type=kinds, default="all", help="Which benchmark.")
@@ -40,7 +41,8 @@ def _parser() -> ArgumentParser:
     add("--lengths", type=list[int] | None, help="Lengths T (default: each benchmark's own).")
     add(
         "--shares", type=list[float] | None,
-        help="Routed: shares of full attention. Depth: shares of token-layer pairs to skip.",
+        help="Routed, opponents: shares of full attention. Depth: shares of token-layer pairs to "
+        "skip.",
     )  # fmt: skip
     add(
         "--parts",
@@ -57,10 +59,10 @@ def _parser() -> ArgumentParser:
     )
     add("--trust", type=bool, default=False, help="With --run. " + TRUST_HELP)
     devices, precisions = Literal["auto", "cpu", "cuda"], Literal["auto", "float32", "bfloat16"]
-    add("--device", type=devices, default="auto", help="Routed, depth: where it runs.")
+    add("--device", type=devices, default="auto", help="Routed, opponents, depth: where it runs.")
     add(
         "--precision", type=precisions, default="auto",
-        help="Routed, depth: auto is float32 on a CPU and bfloat16 on CUDA.",
+        help="Routed, opponents, depth: auto is float32 on a CPU and bfloat16 on CUDA.",
     )  # fmt: skip
     add(
         "--graphs", type=bool, default=False,

@@ -39,7 +39,7 @@ from pyro_meta.contracts.admission import require_sound_network
 from pyro_meta.evaluation.causality import prefix_gap
 from pyro_meta.network.route import as_weights
 
-WAYS = ("auto", "gather", "flex")
+WAYS = ("auto", "gather", "mask", "flex")
 EAGER_FLEX = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
@@ -154,7 +154,7 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("way", ["auto", "gather"])
+@pytest.mark.parametrize("way", ["auto", "gather", "mask"])
 @settings(max_examples=40, deadline=None)
 @given(case=cases())
 def test_equals_dense_execution_in_value_and_gradient(way: str, case: Case) -> None:
@@ -275,7 +275,7 @@ def test_a_window_serves_scattered_and_crowded_queries(
 
 
 @pytest.mark.parametrize("sinks", [0, 4])
-@pytest.mark.parametrize("way", ["auto", "gather"])
+@pytest.mark.parametrize("way", ["auto", "gather", "mask"])
 def test_float32_and_half_precision(way: str, sinks: int) -> None:
     exact = Case([150, 90], shares=(0.4, 0.3, 0.3), width=8, sinks=sinks)
     truth = exact.results("dense")
@@ -294,7 +294,7 @@ def test_float32_and_half_precision(way: str, sinks: int) -> None:
     assert rms_ratio(ours[0].double(), truth[0]) < 6e-3
 
 
-@pytest.mark.parametrize("way", ["auto", "gather"])
+@pytest.mark.parametrize("way", ["auto", "gather", "mask"])
 @settings(max_examples=20, deadline=None)
 @given(case=cases(), data=st.data())
 def test_the_past_does_not_depend_on_the_future(way: str, case: Case, data: Any) -> None:
@@ -383,7 +383,7 @@ def test_a_choice_of_nothing_is_refused(wrong: int) -> None:
     case = Case([5])
     with pytest.raises(ValueError, match=f"{wrong}.* 0 to 3, or -1"):
         case.run("auto", choice=torch.tensor([[0, 1, wrong, 2, 0]]))
-    with pytest.raises(ValueError, match="auto, gather, flex"), backend("fast"):
+    with pytest.raises(ValueError, match="auto, gather, mask, flex"), backend("fast"):
         pass
 
 
@@ -430,7 +430,7 @@ def test_sums_before_each_row(n: int) -> None:
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("kv_heads", [None, 2])
-@pytest.mark.parametrize("way", ["auto", "gather"])
+@pytest.mark.parametrize("way", ["auto", "gather", "mask"])
 def test_a_transformer_takes_choices_for_weights(way: str, kv_heads: int | None) -> None:
     shape = Shape(vocabulary=11, width=16, layers=2, heads=4, window=3, kv_heads=kv_heads)
     network = Transformer(shape)

@@ -1,4 +1,4 @@
-"""What gathering costs on this machine: what it decides, and where it is kept; no clock decides."""
+"""What each way costs on this machine: what it decides, and where it is kept; no clock decides."""
 
 import json
 import math
@@ -16,14 +16,26 @@ from test_dispatch import Case, assert_same, refuse
 import pyro_meta.bench
 import pyro_meta.generate
 from pyro_meta import UsageError
-from pyro_meta.attention import Full, Linear, Window, dispatch, profile
-from pyro_meta.attention.profile import DEFAULT, Profile, Work, fit, of_this_machine, profiled
+from pyro_meta.attention import Full, Linear, Window, clock, profile, ways
+from pyro_meta.attention.masked_trials import SIZES, MaskedTimes
+from pyro_meta.attention.ops import masked
+from pyro_meta.attention.profile import (
+    DEFAULT,
+    MaskedWork,
+    Profile,
+    Work,
+    fit,
+    fit_masked,
+    of_this_machine,
+    profiled,
+)
 from pyro_meta.folders import cache_folder
 from pyro_meta.posterior import belief, report
 from pyro_meta.speed import depth_gates
 
-NEVER = Profile(1e9, 1e9)
-ALWAYS = Profile(1e-9, 1e-9, sequence_macs=1e-9)
+NO_MASK = {"masked_cost": 1e9, "masked_cost_with_gradients": 1e9}
+NEVER = Profile(1e9, 1e9, **NO_MASK)
+ALWAYS = Profile(1e-9, 1e-9, sequence_macs=1e-9, **NO_MASK)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +103,7 @@ def test_work_of_one_query_by_hand() -> None:
 
 
 def test_a_fit_finds_the_profile_that_the_times_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile, "ROUNDS", 1)
+    monkeypatch.setattr(clock, "ROUNDS", 1)
     truth = replace(DEFAULT, gathered_cost=1.9, gathered_cost_with_gradients=0.7, sequence_macs=4e5)
     works = [profile.tried(trial)[0] for trial in profile.trials()]
     plain, traced = ([truth.serving(one, way) / one.everyone for one in works] for way in (0, 1))
@@ -100,6 +112,30 @@ def test_a_fit_finds_the_profile_that_the_times_are_of(monkeypatch: pytest.Monke
     assert fit(works, traced, sequence)[0] == pytest.approx(0.7)
     softmax = [one for one in works if not one.on_keys]
     assert fit(softmax, [0.0] * len(softmax)) == (profile.LEAST_COST, profile.LEAST_SEQUENCE_MACS)
+
+
+def test_masked_work_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 tokens in rows of 2, 2 and 1 meet 2, 4 and 5 keys; 2 sequences of 3 heads, d = 4."""
+    monkeypatch.setattr(masked, "LEAST_ROWS", 2)
+    pairs = 2 * (2 * 2 + 2 * 4 + 1 * 5)
+    work = MaskedWork.of(2, 3, 5, 4)
+    assert work == MaskedWork(macs=2 * 4 * 3 * pairs, numbers=pairs)
+    one = replace(DEFAULT, masked_cost=2, masked_cost_with_gradients=3, mask_macs=7)
+    assert one.masking(work, False) == 2 * work.macs + 7 * pairs
+    assert one.masking(work, True) == 3 * work.macs + 7 * pairs
+
+
+def test_a_fit_finds_what_a_masked_call_costs() -> None:
+    times = []
+    for B, T in SIZES:  # full attention of 4 heads of width 32, in blocks of 512
+        everyone = B * 4 * 64 * (T * (T + 1) / 2 + T * min(512, T) / 2)
+        work = MaskedWork.of(B, 4, T, 32)
+        plain, traced = (cost * work.macs + 30 * work.numbers for cost in (1.7, 0.9))
+        times.append(MaskedTimes(30 * work.numbers / everyone, plain / everyone, traced / everyone))
+    assert fit_masked(SIZES, times) == pytest.approx((1.7, 0.9, 30))
+    nothing = [MaskedTimes(0.0, 0.0, 0.0)] * len(SIZES)
+    least = (profile.LEAST_COST, profile.LEAST_COST, profile.LEAST_MASK_MACS)
+    assert fit_masked(SIZES, nothing) == least
 
 
 def test_what_is_measured_is_finite_and_positive() -> None:
@@ -139,6 +175,15 @@ def test_a_damaged_file_is_measured_anew(measured: list[Profile], change: dict[s
     kept().write_text(json.dumps(whole | {"profile": whole["profile"] | change}))
     assert of_this_machine().gathered_cost == 3.0
     assert json.loads(kept().read_text())["profile"]["gathered_cost"] == 3.0
+
+
+def test_a_file_of_a_version_that_measured_less_is_measured_anew(measured: list[Profile]) -> None:
+    of_this_machine()
+    whole = json.loads(kept().read_text())
+    del whole["profile"]["mask_macs"]
+    kept().write_text(json.dumps(whole))
+    assert of_this_machine().gathered_cost == 3.0
+    assert json.loads(kept().read_text())["profile"]["mask_macs"] == DEFAULT.mask_macs
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"profile": 3}', '"profile"'])
@@ -224,8 +269,8 @@ def test_commands_take_the_profile_of_this_machine(
     assert json.loads((tmp_path / "bench" / "depth.json").read_text())["profile"] == asdict(
         replace(DEFAULT, gathered_cost=2.0)
     )
-    pays = dispatch.pays
-    monkeypatch.setattr(dispatch, "pays", lambda *args: noting(pays(*args))())
+    pays = ways.pays
+    monkeypatch.setattr(ways, "pays", lambda *args: noting(pays(*args))())
     train(*MOMENT, f"--data.path={text_file}", f"--out={tmp_path / 'run'}")
     assert 2.0 in seen[1:]
     for name, module in (("_show", pyro_meta.generate), ("believe", belief)):

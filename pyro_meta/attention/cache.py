@@ -2,8 +2,11 @@
 
 Every layer keeps K and V of all tokens, since any later token may look back at them, and the
 running state of the mechanisms that have one. Then a new token pays for its own route only: `full`
-reads all keys, `window` the last W and its sinks, `linear` its state. Memory is not saved: keys and
-values are those of an ordinary transformer.
+reads all keys, `window` the last W and its sinks, `linear` its state, which is formed when a token
+asks for it. Memory is not saved: keys and values are those of an ordinary transformer.
+
+What each mechanism can do is decided when a cache is made. A single new token of a text asks the
+one that it chose, and no other.
 
 A momentum that a mechanism carries flows through depth, of each token by itself. It is kept where a
 later token looks back at it, in place of values; and in a cache of its own what later kicks read.
@@ -35,6 +38,7 @@ from pyro_meta.attention.inputs import Inputs, names_read_by
 from pyro_meta.attention.mechanisms import Mechanism, carries, decodes, recurs, remembers, serves
 from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.queries import Queries
+from pyro_meta.attention.running_state import RunningState
 from pyro_meta.attention.span import Growing, Span
 
 
@@ -51,11 +55,6 @@ class LayerCache:
         Likewise of what the kicks read, in a layer with a mechanism that carries a momentum.
     groups
         n, how many groups of heads have a route of their own: each is kept as a row of its own.
-
-    Attributes
-    ----------
-    states
-        By mechanism, that of the text so far, [B, ...]; None before any text, or without a state.
     """
 
     def __init__(
@@ -67,13 +66,17 @@ class LayerCache:
     ) -> None:
         self.mechanisms, self.kicks, self.groups = list(mechanisms), kicks, groups
         rows = rows * groups
-        self.states: list[Tensor | None] = [None for _ in mechanisms]
-        self._staged = self.states
-        self._unread: list[Tensor | None] = [None for _ in mechanisms]  # of a row without text
+        self._states = {
+            index: RunningState(one) for index, one in enumerate(mechanisms) if recurs(one)
+        }
         self._names = [names_read_by(one) for one in mechanisms]
         names = {name for one in mechanisms for name in _read_again(one)}
         self.kept = {name: Growing(rows) for name in Inputs._fields if name in names}
-        self.memories = [one.new_memory(rows) if remembers(one) else None for one in mechanisms]
+        self._memories = {
+            index: one.new_memory(rows) for index, one in enumerate(mechanisms) if remembers(one)
+        }
+        self._decodes = [decodes(one) for one in mechanisms]
+        self._serves = [serves(one) for one in mechanisms]
 
     def extend(
         self,
@@ -108,26 +111,20 @@ class LayerCache:
             x = getattr(inputs, name)
             if x is not None:
                 growing.write(x, span)
-        for index, memory in enumerate(self.memories):
-            if memory is not None:
-                _, k, v, *more = self._seen_by(index, inputs, span.end)
-                memory.take(k, v, span, *more)
+        for index, memory in self._memories.items():
+            _, k, v, *more = self._seen_by(index, inputs, span.end)
+            memory.take(k, v, span, *more)
         if span.is_first:
             mixed = begin(whole)
         elif is_choice(route):
             mixed = unfolded(self._routed(gain, route, inputs, span), self.groups)
         else:
             mixed = unfolded(self._mixed(gain, route, inputs, span), self.groups)
-        is_token = span.is_token(inputs.v.device)
-        self._staged = list(self.states)
-        for index, mechanism in enumerate(self.mechanisms):
-            if recurs(mechanism):
-                _, k, v, *_ = inputs.read_by(mechanism)
-                past = self.states[index]
-                self._staged[index] = mechanism.state_of(k, v, past, is_token)
-                if past is None:
-                    none = torch.zeros(1, 1, dtype=torch.bool, device=v.device)
-                    self._unread[index] = mechanism.state_of(k[:1, :, :1], v[:1, :, :1], None, none)
+        if self._states:
+            is_token = span.is_token(inputs.v.device)
+            for state in self._states.values():
+                _, k, v, *_ = inputs.read_by(state.mechanism)
+                state.take(k, v, is_token)
         return mixed
 
     def shown(self, index: int, inputs: Inputs, span: Span) -> Tensor:
@@ -161,12 +158,12 @@ class LayerCache:
 
     def commit(self) -> None:
         """What was read last belongs to the text from now on."""
-        self.states = self._staged
+        for state in self._states.values():
+            state.commit()
         if self.kicks is not None:
             self.kicks.commit()
-        for memory in self.memories:
-            if memory is not None:
-                memory.commit()
+        for memory in self._memories.values():
+            memory.commit()
 
     def replace(self, rows: list[int], other: "LayerCache", length: int, count: int) -> None:
         """Put another's rows, of at most `length` tokens, in place of `rows` among `count`."""
@@ -176,43 +173,49 @@ class LayerCache:
         count *= self.groups
         for name, growing in self.kept.items():
             growing.replace(rows, other.kept[name], length)
-        for mine, its in zip(self.memories, other.memories, strict=True):
-            if mine is not None and its is not None:
-                mine.replace(rows, its)
-        for index, (ours, theirs) in enumerate(zip(self.states, other.states, strict=True)):
-            unread = other._unread[index] if ours is None else self._unread[index]
-            if unread is None:  # no state, or neither has read anything
-                continue
-            if ours is None:
-                ours = unread.expand(count, *unread.shape[1:]).clone()
-            ours[rows] = unread if theirs is None else theirs
-            self.states[index], self._unread[index] = ours, unread
+        for index, memory in self._memories.items():
+            memory.replace(rows, other._memories[index])
+        for index, state in self._states.items():
+            state.replace(rows, other._states[index], count)
 
     def _routed(self, gain: Tensor, choice: Tensor, inputs: Inputs, span: Span) -> Tensor:
         """Every token attends by the mechanism that it chose, and by no other."""
         B, H, S, d = inputs.q.shape
-        owned: list[list[int]] = [[] for _ in self.mechanisms]
         chosen = choice.tolist()
+        if S == 1 and span.is_full and chosen.count(chosen[0]) == B and chosen[0][0] >= 0:
+            return self._of_one(gain, chosen[0][0], inputs, span)
+        owned: list[list[int]] = [[] for _ in self.mechanisms]
         tokens = [(row, place) for row in span.rows for place in range(span.counts[row])]
         for number, (row, place) in enumerate(tokens):
             index = chosen[row][place]
-            if not NO_TOKEN <= index < len(owned):
-                raise ValueError(f"choice: {index} given; 0 to {len(owned) - 1} is allowed")
+            self._require_choice(index)
             if index != NO_TOKEN:
                 owned[index].append(number)
         dtype = torch.promote_types(gain.dtype, inputs.v.dtype)
         out = inputs.v.new_zeros(B * S, H * d, dtype=dtype)
         for index, own in enumerate(owned):
             if len(own) == B * S:
-                rows = self._rows(index, inputs, span, None).flatten(1)
-                everyone = torch.arange(B * S, device=rows.device)
-                return gained(gain[index], rows, everyone, S).view(B, S, H * d)
+                return self._of_one(gain, index, inputs, span)
             if own:
                 rows = self._rows(index, inputs, span, own).flatten(1)
                 where = [tokens[number][0] * S + tokens[number][1] for number in own]
                 numbers = torch.tensor(where, device=rows.device)
                 out[where] = gained(gain[index], rows, numbers, S).to(dtype)
         return out.view(B, S, H * d)
+
+    def _of_one(self, gain: Tensor, index: int, inputs: Inputs, span: Span) -> Tensor:
+        """What every token attends to, [B, S, D], where all are real and chose one mechanism."""
+        self._require_choice(index)
+        B, H, S, d = inputs.q.shape
+        rows = self._rows(index, inputs, span, None).flatten(1)
+        if gain.shape[1] == H * d:
+            return (gain[index] * rows).view(B, S, H * d)
+        everyone = torch.arange(B * S, device=rows.device)
+        return gained(gain[index], rows, everyone, S).view(B, S, H * d)
+
+    def _require_choice(self, index: int) -> None:
+        if not NO_TOKEN <= index < len(self.mechanisms):
+            raise ValueError(f"choice: {index} given; 0 to {len(self.mechanisms) - 1} is allowed")
 
     def _mixed(self, gain: Tensor, weights: Tensor, inputs: Inputs, span: Span) -> Tensor:
         """Every token attends by all mechanisms, weighed."""
@@ -235,21 +238,20 @@ class LayerCache:
 
     def _rows(self, index: int, inputs: Inputs, span: Span, own: list[int] | None) -> Tensor:
         """Rows [N, H, d] of a mechanism for its `own` tokens: numbers among all, or all."""
-        mechanism = self.mechanisms[index]
-        if recurs(mechanism):
+        if index in self._states:
             return self._resumed(index, inputs, span, own)
-        memory = self.memories[index]
+        memory = self._memories.get(index)
         if memory is not None:
             q, k, v, *_ = self._seen_by(index, inputs, span.end)
             queries = _queries(span, own, q.device)
             return memory.attend(_rows_of(q, span, own), k, v, queries)
-        if span.size == 1 and decodes(mechanism):
+        if span.size == 1 and self._decodes[index]:
             return self._decoded(index, inputs, span, own)
         return self._looked_up(index, inputs, span, own)
 
     def _resumed(self, index: int, inputs: Inputs, span: Span, own: list[int] | None) -> Tensor:
         """Rows of a mechanism that has a state."""
-        mechanism, past = self.mechanisms[index], self.states[index]
+        mechanism, past = self.mechanisms[index], self._states[index].now()
         assert past is not None
         q, k, v, *_ = inputs.read_by(mechanism)
         if span.size == 1:  # own tokens are own rows
@@ -281,7 +283,7 @@ class LayerCache:
         mechanism = self.mechanisms[index]
         q, k, v, *more = self._seen_by(index, inputs, span.end)
         queries = _queries(span, own, q.device)
-        if serves(mechanism):
+        if self._serves[index]:
             return mechanism.serve(_rows_of(q, span, own), k, v, queries, *more)
         H = q.shape[1]
         q = self.kept[self._names[index].q].read(span.end)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 MOST = 8
+ROUNDS, WARM_UP = 7, 1  # of a ratio
 Calls = dict[str, Callable[[], object]]
 
 
@@ -60,6 +61,22 @@ def interleaved(
     finally:
         gc.enable()
     return seconds
+
+
+def ratio(one: Callable[[], object], other: Callable[[], object]) -> float:
+    """How long `one` takes over `other`, by turns: the median of a few rounds."""
+    ratios = []
+    for turn in range(WARM_UP + ROUNDS):
+        found = _seconds(one) / _seconds(other)
+        if turn >= WARM_UP:
+            ratios.append(found)
+    return statistics.median(ratios)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:

@@ -4,29 +4,26 @@ K and V are those of all tokens, since any later token may need them; what is sa
 the queries. The result is that of running every mechanism on all tokens and weighing them by
 one-hot weights, in value and in gradient.
 
+Which way each mechanism then runs is a matter of the clock (`pyro_meta.attention.ways`).
+
 Where every group of heads has a route of its own, each group of each sequence is a sequence here
 (`folded`), so that one dispatch serves both.
 
 Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width, D = H d.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pyro_meta.attention.inputs import Inputs
-from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window, serves
-from pyro_meta.attention.ops.backend import is_forced, uses_triton
-from pyro_meta.attention.ops.heads import with_heads
-from pyro_meta.attention.ops.queries import Queries
-from pyro_meta.attention.prices import macs_at
-from pyro_meta.attention.profile import Work, current
+from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window
+from pyro_meta.attention.ops.backend import uses_triton
+from pyro_meta.attention.ways import attend, parts
 
 ONE_FOR_ALL = "one_for_all"  # the attribute of choices that are all the same
 NO_TOKEN = -1
@@ -87,16 +84,15 @@ def routed_attention(
     elif not 0 <= only < len(mechanisms):
         raise _no_mechanism(only, only, len(mechanisms))
     else:
-        everyone = torch.arange(B * T, device=choice.device)
-        owned = [everyone if index == only else everyone[:0] for index in range(len(mechanisms))]
+        return _by_all(mechanisms[only], gain[only], inputs)
     served = sum(map(len, owned))
-    out: Tensor | None = None
-    for index, (mechanism, own) in enumerate(zip(mechanisms, owned, strict=True)):
-        if not len(own):
-            continue
-        rows = attend(mechanism, inputs.read_by(mechanism), own)
-        rows = gained(gain[index], rows.reshape(len(own), H * d), own, T)
+    for index, own in enumerate(owned):
         if len(own) == B * T:
+            return _by_all(mechanisms[index], gain[index], inputs)
+    out: Tensor | None = None
+    for own, rows, kind in parts(mechanisms, choice, owned, inputs):
+        rows = gained_by_kind(gain, rows.reshape(len(own), H * d), own, kind, T)
+        if len(own) == B * T:  # they are sorted
             return rows.view(B, T, H * d)
         if out is None:
             out = (torch.empty if served == B * T else torch.zeros)(
@@ -107,6 +103,28 @@ def routed_attention(
     if out is None:  # no token at all
         return inputs.v.new_zeros(B, T, H * d)
     return out.view(B, T, H * d)
+
+
+def _by_all(mechanism: Mechanism, gain: Tensor, inputs: Inputs) -> Tensor:
+    """What all tokens attend to by one mechanism, [B, T, D]."""
+    B, H, T, d = inputs.q.shape
+    everyone = torch.arange(B * T, device=gain.device)
+    rows = attend(mechanism, inputs.read_by(mechanism), everyone)
+    return gained(gain, rows.reshape(B * T, H * d), everyone, T).view(B, T, H * d)
+
+
+def gained_by_kind(
+    gain: Tensor, rows: Tensor, own: Tensor, kind: int | Tensor, length: int
+) -> Tensor:
+    """Rows [N, D] times the gain, of [K, D] or [K, n D], of the mechanism of all, or of each."""
+    if isinstance(kind, int):
+        return gained(gain[kind], rows, own, length)
+    by_group = gain.view(len(gain), -1, rows.shape[1])
+    groups = by_group.shape[1]
+    if groups > 1:
+        group = torch.div(own, length, rounding_mode="floor") % groups
+        kind = kind * groups + group
+    return by_group.flatten(0, 1).index_select(0, kind) * rows
 
 
 def gained(gain: Tensor, rows: Tensor, own: Tensor, length: int) -> Tensor:
@@ -236,56 +254,6 @@ def _no_mechanism(least: int, most: int, mechanisms: int) -> ValueError:
     )
 
 
-def attend(mechanism: Mechanism, read: Sequence[Tensor], own: Tensor) -> Tensor:
-    """Rows [N, H, d] of `mechanism` for its `own` tokens [N]: ascending indices into B T.
-
-    `read` is what it reads of all tokens, see `Inputs.read_by`.
-
-    They alone are served where the mechanism knows how to and it pays; else it runs on all tokens.
-    """
-    q, k, v, *more = read
-    B, H, T, _ = q.shape
-    if len(own) < B * T:
-        if serves(mechanism):
-            queries = Queries(torch.div(own, T, rounding_mode="floor"), own % T)
-            if is_forced() or pays(mechanism, queries, q):
-                return mechanism.serve(queries.of(q), k, v, queries, *more)
-        else:
-            _say_that_nothing_is_saved(type(mechanism).__module__, type(mechanism).__name__)
-    rows = mechanism(q, with_heads(k, H), with_heads(v, H), *more).transpose(1, 2).flatten(0, 1)
-    return rows if len(own) == B * T else rows.index_select(0, own)
-
-
-def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:
-    """Whether serving `queries` alone is thought to be faster than running on all of q.
-
-    On a CPU the work of both ways (`Work`) is weighed by the current `Profile`: gathered queries
-    cost more by MAC, each sequence costs something, and what is done on keys and values is done
-    either way. So it pays where few queries, or only late ones, are served, and where a mechanism
-    run on all tokens meets many keys in vain. On CUDA what is saved is held against the time in
-    which kernels are launched.
-    """
-    profile = current()
-    if q.is_cuda:
-        B, H, T, _ = q.shape
-        sample = torch.linspace(0, T - 1, 64, device=q.device).round()
-        everyone = B * H * T * float(macs_at(mechanism, sample).mean())
-        saved = 1 - len(queries.position) / (B * T)
-        return (1 - mechanism.of_keys) * saved * everyone > profile.launch_macs
-    work = Work.of(mechanism, queries, q, profile.gathered_block)
-    return profile.serving(work, with_gradients=torch.is_grad_enabled()) < work.everyone
-
-
 def is_choice(route: Tensor) -> bool:
     """Whether what a route gave are choices [B, T], integers, rather than weights [B, T, K]."""
     return not route.dtype.is_floating_point
-
-
-@cache
-def _say_that_nothing_is_saved(module: str, name: str) -> None:
-    warnings.warn(
-        f"{module}.{name} does not define serve(q, k, v, queries) beside its forward: where routes "
-        "are hard it runs on all tokens, and saves no time",
-        UserWarning,
-        stacklevel=2,
-    )

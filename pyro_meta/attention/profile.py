@@ -1,8 +1,9 @@
-"""What gathering queries costs on this machine: what dispatch judges by (`dispatch.pays`).
+"""What each way of running hard routes costs on this machine: what dispatch judges by.
 
 A mechanism that runs on all tokens works at the speed of PyTorch's kernels. Serving chosen queries
 alone spares work, and does the rest in many small calls, which are slower by multiply-accumulate
-and take some time for each sequence. By how much is a matter of the processor: a `Profile` says it.
+and take some time for each sequence. A masked call meets keys in vain, and needs a mask. By how
+much is a matter of the processor: a `Profile` says it (`pyro_meta.attention.ways` asks).
 
 The profile of this machine is measured once and kept in `profile/` of the cache folder; remove the
 file, or set PYRO_META_REFRESH_PROFILE=1, to have it measured again. The commands take it when they
@@ -13,10 +14,8 @@ agree to the last bit take `DEFAULT` on both.
 
 import math
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_meta.attention.clock import ratio
+from pyro_meta.attention.masked_trials import HEADS, SIZES, WIDTH, WINDOW, MaskedTimes, tried_masked
 from pyro_meta.attention.mechanisms import Full, Linear, Mechanism, Window
+from pyro_meta.attention.ops.masked import met_pairs
 from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.attention.prices import macs_at
 from pyro_meta.errors import UsageError
@@ -34,9 +36,7 @@ from pyro_meta.folders import kept_once
 from pyro_meta.terminal.machine import hardware
 
 VARIABLE, REFRESH = "PYRO_META_PROFILE", "PYRO_META_REFRESH_PROFILE"
-ROUNDS, WARM_UP = 7, 1
-HEADS, WIDTH, WINDOW = 4, 32, 64  # of the trials
-LEAST_COST, LEAST_SEQUENCE_MACS = 0.1, 1.0  # of a fit
+LEAST_COST, LEAST_SEQUENCE_MACS, LEAST_MASK_MACS = 0.1, 1.0, 0.1  # of a fit
 
 
 class Work(NamedTuple):
@@ -58,19 +58,39 @@ class Work(NamedTuple):
         stands in a block with later ones: half a block, on average.
         """
         B, H, T, d = q.shape
+        all_ = everyone(mechanism, B, H, T, d)
+        own = _work(mechanism, queries.position, H, T, d, block)
+        return cls(all_, own, mechanism.of_keys * all_, B)
 
-        def work(position: Tensor, block: float) -> float:
-            unseen = len(position) * min(block, T) / 2
-            return H * (float(macs_at(mechanism, position.float()).sum()) + 2 * d * unseen)
 
-        everyone = B * work(torch.arange(T, device=q.device), mechanism.block)
-        own = work(queries.position, block)
-        return cls(everyone, own, mechanism.of_keys * everyone, B)
+def everyone(mechanism: Mechanism, B: int, H: int, T: int, d: int) -> float:
+    """MACs of a mechanism that runs on all tokens."""
+    return B * _work(mechanism, torch.arange(T), H, T, d, mechanism.block)
+
+
+def _work(mechanism: Mechanism, position: Tensor, H: int, T: int, d: int, block: float) -> float:
+    """MACs of queries at `position` in blocks of neighbours."""
+    unseen = len(position) * min(block, T) / 2
+    return H * (float(macs_at(mechanism, position.float()).sum()) + 2 * d * unseen)
+
+
+class MaskedWork(NamedTuple):
+    """What one masked call does for all tokens, whichever softmax mechanism they chose."""
+
+    macs: float
+    """On all keys that meet a query, seen or not."""
+    numbers: float
+    """Of the masks, which all heads share."""
+
+    @classmethod
+    def of(cls, sequences: int, heads: int, length: int, width: int) -> "MaskedWork":
+        pairs = met_pairs(sequences, length)
+        return cls(2.0 * width * heads * pairs, float(pairs))
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What `dispatch.pays` weighs; the unit of time is that of one multiply-accumulate (MAC) of a
+    """What `ways` weighs; the unit of time is that of one multiply-accumulate (MAC) of a
     mechanism that runs on all tokens."""
 
     gathered_cost: float = 1.4
@@ -83,6 +103,12 @@ class Profile:
     machine, and not measured."""
     sequence_macs: float = 1.5e6
     """What gathering from one more sequence costs, in MACs."""
+    masked_cost: float = 1.3
+    """A MAC of a masked call, where no gradient is asked for."""
+    masked_cost_with_gradients: float = 1.2
+    """Likewise, forward and backward."""
+    mask_macs: float = 25.0
+    """What a number of a mask costs, in MACs."""
     launch_macs: float = 2e10
     """MACs in the time in which the kernels that gather a mechanism's queries are launched. On CUDA
     alone; a rough estimate, not measured."""
@@ -91,6 +117,11 @@ class Profile:
         """What serving its own queries alone takes on a CPU, in MACs of a run on all."""
         cost = self.gathered_cost_with_gradients if with_gradients else self.gathered_cost
         return work.on_keys + cost * work.own + self.sequence_macs * work.sequences
+
+    def masking(self, work: MaskedWork, with_gradients: bool) -> float:
+        """What one masked call takes on a CPU, in the same unit."""
+        cost = self.masked_cost_with_gradients if with_gradients else self.masked_cost
+        return cost * work.macs + self.mask_macs * work.numbers
 
 
 DEFAULT = Profile()
@@ -166,6 +197,8 @@ def _say(what: str) -> None:
 
 def _is_whole(kept: dict[str, Any]) -> bool:
     profile = Profile(**kept["profile"])
+    if asdict(profile).keys() != kept["profile"].keys():
+        return False  # of a version that measured less
     return all(math.isfinite(value) and value > 0 for value in asdict(profile).values())
 
 
@@ -191,7 +224,7 @@ def trials() -> list[Trial]:
 
 
 def measure() -> Profile:
-    """Time some trials on a CPU and fit a profile to them: about two seconds on one core.
+    """Time some trials on a CPU and fit a profile to them: about three seconds on one core.
 
     With as many threads as PyTorch is set to. Both ways of a trial are timed by turns, and what
     counts is the median of their ratios. Fields that are not measured are those of `DEFAULT`.
@@ -201,11 +234,15 @@ def measure() -> Profile:
     plain, traced = ([ratio[way] for ratio in ratios] for way in (0, 1))
     cost, sequence = fit(works, plain)
     cost_with_gradients, _ = fit(works, traced, sequence)
+    masked, masked_with_gradients, mask = fit_masked(SIZES, [tried_masked(*size) for size in SIZES])
     return replace(
         DEFAULT,
         gathered_cost=cost,
         gathered_cost_with_gradients=cost_with_gradients,
         sequence_macs=sequence,
+        masked_cost=masked,
+        masked_cost_with_gradients=masked_with_gradients,
+        mask_macs=mask,
     )
 
 
@@ -226,6 +263,29 @@ def fit(
         sequence = max(slope / (squares - both**2), LEAST_SEQUENCE_MACS)
     rest = [y - sequence * x for y, x in zip(left, each, strict=True)]
     return max(_dot(own, rest) / _dot(own, own), LEAST_COST), sequence
+
+
+def fit_masked(
+    sizes: Sequence[tuple[int, int]], times: Sequence[MaskedTimes]
+) -> tuple[float, float, float]:
+    """The cost of a masked MAC, the same with gradients, and the MACs that a mask's number takes.
+
+    Of trials of some sequences and their length. mask * everyone = mask_macs * numbers, and what
+    that leaves of a masked call is cost * macs: least squares, with errors over `everyone`. None is
+    below its `LEAST`.
+    """
+    full = Full(WIDTH, WINDOW)
+    works = [MaskedWork.of(B, HEADS, T, WIDTH) for B, T in sizes]
+    of_all = [everyone(full, B, HEADS, T, WIDTH) for B, T in sizes]
+    numbers = [work.numbers / all_ for work, all_ in zip(works, of_all, strict=True)]
+    macs = [work.macs / all_ for work, all_ in zip(works, of_all, strict=True)]
+    mask = max(_dot(numbers, [one.mask for one in times]) / _dot(numbers, numbers), LEAST_MASK_MACS)
+
+    def cost(ratios: Sequence[float]) -> float:
+        rest = [y - mask * x for y, x in zip(ratios, numbers, strict=True)]
+        return max(_dot(macs, rest) / _dot(macs, macs), LEAST_COST)
+
+    return cost([one.plain for one in times]), cost([one.traced for one in times]), mask
 
 
 def _dot(x: Sequence[float], y: Sequence[float]) -> float:
@@ -249,27 +309,11 @@ def tried(trial: Trial) -> tuple[Work, tuple[float, float]]:
         return mechanism(q, k, v).transpose(1, 2).flatten(0, 1).index_select(0, own)
 
     with torch.no_grad():
-        plain = _ratio(lambda: serve(q, k, v), lambda: run_on_all(q, k, v))
+        plain = ratio(lambda: serve(q, k, v), lambda: run_on_all(q, k, v))
     with torch.enable_grad():
         read = [x.requires_grad_() for x in (q, k, v)]
-        traced = _ratio(
+        traced = ratio(
             lambda: torch.autograd.grad(serve(*read).sum(), read),
             lambda: torch.autograd.grad(run_on_all(*read).sum(), read),
         )
     return Work.of(mechanism, queries, q, DEFAULT.gathered_block), (plain, traced)
-
-
-def _ratio(one: Callable[[], object], other: Callable[[], object]) -> float:
-    """How long `one` takes over `other`."""
-    ratios = []
-    for turn in range(WARM_UP + ROUNDS):
-        ratio = _seconds(one) / _seconds(other)
-        if turn >= WARM_UP:
-            ratios.append(ratio)
-    return statistics.median(ratios)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started

@@ -26,16 +26,19 @@ class Span:
         self.is_aligned = min(self.starts) == max(self.starts)  # all rows are at one position
         self.is_full = min(self.counts) == size  # no padding
         self.rows = [row for row, count in enumerate(self.counts) if count]
+        self._folded: Span | None = None
 
     def folded(self, groups: int) -> "Span":
         """The same tokens where each of `groups` groups of heads is a row of its own."""
         if groups == 1:
             return self
-        starts, counts = (
-            [value for value in values for _ in range(groups)]
-            for values in (self.starts, self.counts)
-        )
-        return Span(starts, counts, self.size)
+        if self._folded is None or len(self._folded.starts) != groups * len(self.starts):
+            starts, counts = (
+                [value for value in values for _ in range(groups)]
+                for values in (self.starts, self.counts)
+            )
+            self._folded = Span(starts, counts, self.size)  # the same for every layer
+        return self._folded
 
     @property
     def end(self) -> int:

@@ -94,6 +94,7 @@ class Transformer(nn.Module):
     def _ask_separators(self, separators: Sequence[int]) -> None:
         """Keep the separators, with the weights, if a mechanism reads them."""
         asking = [one.name for one in self.mechanisms if one.reads_separators]
+        self._reads_separators = bool(asking)
         if asking and not separators:
             raise UsageError(
                 f"mechanisms: {asking[0]} needs tokens that separate sentences, and the vocabulary "
@@ -105,7 +106,7 @@ class Transformer(nn.Module):
             self.register_buffer("is_separator", is_separator)
 
     def _surroundings(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> Surroundings:
-        is_asked = any(one.reads_separators for one in self.mechanisms)
+        is_asked = self._reads_separators
         is_separator = self.is_separator[tokens][:, None, :, None] if is_asked else None
         return Surroundings(cos, sin, is_separator)
 

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_meta.attention import Full, Window, is_choice
-from pyro_meta.attention.dispatch import attend, folded, unfolded
+from pyro_meta.attention.dispatch import folded, unfolded
 from pyro_meta.attention.mixing import mixed_attention
+from pyro_meta.attention.ways import attend
 from pyro_meta.guides import Guide
 from pyro_meta.network.route import Raised
 from pyro_meta.pretrained.interface import Call, Site

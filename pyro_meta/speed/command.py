@@ -56,6 +56,7 @@ READS: dict[str, tuple[str, ...]] = {
     "mechanisms": ("repeats", "lengths", "threads"),
     "routed": ROUTED,
     "depth": ("repeats", "lengths", "shares", "layers", "threads", "device", "precision"),
+    "opponents": ("repeats", "lengths", "shares", "threads", "device", "precision"),
     "converted": ("repeats", "lengths", "threads", "run", "device", "precision"),
     "draw": (),
 }
@@ -91,6 +92,10 @@ def bench(options: Namespace, defaults: Namespace, argv: list[str]) -> None:
         result = _depth(options, progress_out)
         _write(options.out / "depth.json", facts, result, out)
         _print_depth(result, out)
+    if options.what == "opponents":
+        result = _opponents(options, progress_out)
+        _write(options.out / "opponents.json", facts, result, out)
+        _print_opponents(result, out)
     if options.what == "converted":
         result = _converted(options, progress_out)
         _write(options.out / "converted.json", facts, result, out)
@@ -191,6 +196,17 @@ def _depth(options: Namespace, progress_out: Console) -> dict[str, Any]:
     return {"profile": asdict(by)} | found
 
 
+def _opponents(options: Namespace, progress_out: Console) -> dict[str, Any]:
+    from pyro_meta.speed import opponents  # which needs flex_attention
+
+    scene, lengths = _scene(options), options.lengths or opponents.LENGTHS
+    shares = options.shares or opponents.SHARES
+    by = of_this_machine(scene.device)
+    with profiled(by), step_by_step(len(lengths), progress_out, prints_lines=True) as tell:
+        found = opponents.bench_opponents(scene, lengths, shares, tell)
+    return {"profile": asdict(by)} | found
+
+
 def _converted(options: Namespace, progress_out: Console) -> dict[str, Any]:
     if options.run is None:
         raise UsageError("option --run: a run of a pretrained model is needed")
@@ -264,6 +280,21 @@ def _print_depth(result: dict[str, Any], out: Console) -> None:
             f"{row['length']:,}",
         )
     out.print(table)
+
+
+def _print_opponents(result: dict[str, Any], out: Console) -> None:
+    """Time over full attention's, by length and by what is run; below, what was not, and why."""
+    ratios = {(row["route"], row["length"]): row["ratio_to_full"] for row in result["points"]}
+    lengths = list(dict.fromkeys(length for _, length in ratios))
+    headings = (f"{length:,} tokens" for length in lengths)
+    table = table_of_figures("time of attention over full attention's", "", headings)
+    for route in dict.fromkeys(route for route, _ in ratios):
+        cells = (ratios.get((route, length)) for length in lengths)
+        table.add_row(route, *("" if one is None else f"{one:.2f}" for one in cells))
+    out.print(table)
+    for row in result["left_out"]:
+        what = f"{row['route']}, {row['length']:,} tokens: {row['why']}"
+        out.print(escape(what), style="dim", soft_wrap=True)
 
 
 def _print_converted(result: dict[str, Any], out: Console) -> None:

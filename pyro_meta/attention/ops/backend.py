@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 
-BACKENDS = ("auto", "gather", "flex", "triton")
+BACKENDS = ("auto", "gather", "mask", "flex", "triton")
 LEAST_WIDTH = 16  # of a head, below which the compiled kernel of flex_attention is refused
 _chosen: ContextVar[str] = ContextVar("backend", default="auto")
 
@@ -18,12 +18,13 @@ def backend(name: str) -> Iterator[None]:
     Parameters
     ----------
     name
-        `gather`: chunks of gathered queries on `scaled_dot_product_attention`. `flex`:
+        `gather`: chunks of gathered queries on `scaled_dot_product_attention`. `mask`: the softmax
+        mechanisms of a layer in one masked call of it, and the others gathered. `flex`:
         `flex_attention`; on a CPU it runs eagerly, without gradients. `triton`: the kernels of
         `pyro_meta.attention.ops.triton`, where no gradient is wanted; on a CPU in float32, in
         Triton's interpreter. `auto`, as everywhere outside this context: triton on CUDA, flex there
-        with gradients, and gather elsewhere; and a mechanism on all tokens where serving its own
-        would not be faster.
+        with gradients; and elsewhere what a profile of the machine takes for the fastest of gather,
+        mask, and a mechanism on all tokens.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} given; {', '.join(BACKENDS)} are allowed")
@@ -37,6 +38,11 @@ def backend(name: str) -> Iterator[None]:
 def is_forced() -> bool:
     """Whether a mechanism serves its own tokens even where that does not pay."""
     return _chosen.get() != "auto"
+
+
+def masks() -> bool:
+    """Whether softmax mechanisms share a masked call, whatever that costs."""
+    return _chosen.get() == "mask"
 
 
 def uses_flex(device_type: str, head_width: int) -> bool:

@@ -6,7 +6,8 @@ They come in order of sequence and position, so that neighbours see nearly the s
 * Softmax attention takes neighbours together, and has each group meet one slice of the keys.
 * Sums over keys (linear and mean attention) are cut into blocks of P positions. A query gets what
   lies before its block from a state, one product with a d x d matrix, and what is inside its block
-  key by key. The states are those of all tokens, however few ask: that work is not spared.
+  key by key. The states are those of all tokens up to the last query, however few ask: that work is
+  not spared.
 
 Shapes: B sequences, H query heads, G key-value heads, T tokens, N queries, d head width,
 W window, S sinks, P positions in a block, n blocks, m places in a block. All functions take q
@@ -27,13 +28,13 @@ from pyro_meta.attention.ops.dense import (
     normalised,
     states_by_chunk,
 )
+from pyro_meta.attention.ops.masked import FAR
 from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.attention.ops.queries import Blocks, Queries
 from pyro_meta.attention.ops.slices import Slice, slices
 
 FULL_CHUNK, WINDOW_CHUNK = 64, 64  # queries; the more, the more keys that only some of them see
 WINDOW_REACH = 256  # positions that a chunk of a window's queries may span
-FAR = -1e38  # below every score, and finite: a block of keys that a query does not see at all
 LINEAR_BLOCK = 64  # P
 LINEAR_CACHE = 1 << 17  # numbers of phi(k) at a time: they fit a processor's cache
 
@@ -149,6 +150,9 @@ def _scanned(
     B, G, T, d = k.shape
     N, H, _ = q.shape
     dtype = q.dtype
+    if not q.is_cuda:  # which would be waited for
+        T = int(queries.position.max()) + 1
+        k, v = k[:, :, :T], v[:, :, :T]
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = map(at_least_float32, (q, k, v))
         P = min(LINEAR_BLOCK, T)
