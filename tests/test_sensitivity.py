@@ -230,6 +230,7 @@ def test_arviz_draws_it_without_a_window(draw: Any) -> None:
         uri = as_data_uri(figure)
     assert figure.axes and uri.startswith("data:image/svg+xml;base64,")
     assert any(axes.lines or axes.collections for axes in figure.axes)
+    assert all(len(axes.get_xlabel()) < 40 for axes in figure.axes), "no list of values"
     assert pyplot.get_fignums() == []
 
 
