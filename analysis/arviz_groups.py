@@ -70,11 +70,13 @@ def of_predictions(reading: Reading) -> Any:
     2009, Biometrics 65).
     """
     rng = np.random.default_rng(SEED)
-    most = 1 + int(max(reading.ids.max(), reading.targets.max(), reading.predicted.max()))
-    counts = np.bincount(reading.ids, minlength=most)
-    rank = np.empty(most)
-    rank[np.argsort(-counts, kind="stable")] = np.arange(most)
-    predicted, came = rank[reading.predicted], rank[reading.targets]
+    everywhere = [reading.ids, reading.targets, reading.predicted.ravel()]
+    found, which = np.unique(np.concatenate(everywhere), return_inverse=True)
+    counts = np.bincount(which[: len(reading.ids)], minlength=len(found))
+    rank = np.empty(len(found))
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(found))
+    _, came, drawn = np.split(rank[which], np.cumsum([len(one) for one in everywhere[:2]]))
+    predicted = drawn.reshape(reading.predicted.shape)
     predicted += rng.random(predicted.shape)
     came += rng.random(came.shape)
     observed = xr.Dataset({"rank": ("token", came)}, coords={"token": np.arange(len(came))})

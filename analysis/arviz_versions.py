@@ -154,7 +154,7 @@ def plot_pit(data: Any, name: str, size: Size) -> Figure:
     options = {"y": y, "y_hat": y_hat, "log_weights": equal, "ecdf": True}
     axes = figure.subplots()
     _draw("plot_loo_pit", ax=axes, **options)
-    axes.set_title("")  # all that came
+    axes.set(title="", xlabel="LOO-PIT")  # not all that came
     return figure
 
 

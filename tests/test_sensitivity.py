@@ -3,7 +3,10 @@
 Runs with ArviZ 0.23 and 1.x alike: see `make analysis`.
 """
 
+import importlib
+import warnings
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +19,7 @@ from pyro_meta.analysis.arviz_groups import dataset, of_loads, of_predictions
 from pyro_meta.analysis.plots import by_arviz
 from pyro_meta.analysis.plots.power_scaling import power_scaling
 from pyro_meta.analysis.plots.style import as_data_uri, styled
+from pyro_meta.analysis.posterior_file import LAYOUT, PosteriorWriter
 from pyro_meta.analysis.sensitivity import Reaction, Sensitivity, power_scaled, verdict
 
 S, L, T, K, TEXTS = 100, 2, 12, 3, 3
@@ -226,6 +230,7 @@ def test_arviz_draws_it_without_a_window(draw: Any) -> None:
         uri = as_data_uri(figure)
     assert figure.axes and uri.startswith("data:image/svg+xml;base64,")
     assert any(axes.lines or axes.collections for axes in figure.axes)
+    assert all(len(axes.get_xlabel()) < 40 for axes in figure.axes), "no list of values"
     assert pyplot.get_fignums() == []
 
 
@@ -239,3 +244,25 @@ def test_groups_are_those_of_the_installed_arviz() -> None:
     data = arviz_versions.from_datasets({"posterior": xr.Dataset({"z": ("draw", [1.0])})}, {})
     kind = type(data).__name__
     assert kind == ("InferenceData" if arviz_versions.IS_LEGACY else "DataTree")
+
+
+def test_the_file_opens_in_the_installed_arviz(tmp_path: Path) -> None:
+    """Its groups are the schema's, and its draws are weighed as they are."""
+    rng = np.random.default_rng(10)
+    path, sizes = tmp_path / "posterior.nc", {"chain": 1, "draw": S, "layer": L, "group": 2}
+    load = rng.dirichlet(np.ones(K), (1, S, L, 2))
+    names = ["full", "window", "linear"]
+    with PosteriorWriter(path, sizes | {"block_draw": 4}, names, {"seed": 3}, True) as out:
+        out.put("posterior", "load", load)
+        out.put("log_prior", "load", 3 * load[..., 0])
+        zeros = np.zeros((1, S, L, 2, T))
+        out.append("token", {"log_prior": {"route": zeros, "compute": zeros}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        az = importlib.import_module("arviz")
+    data = az.from_netcdf(str(path), engine="h5netcdf")
+    assert all(data[name].attrs["seed"] == 3 for name in LAYOUT)
+    moved = arviz_versions.psense(data, "prior", ["load"])["load"]
+    density = 3 * load[0, ..., 0].sum((1, 2))
+    by_hand = slow_distance(load[0, :, 1, 0, 0], density, arviz_versions.DELTA)
+    assert moved[1, 0, 0] == pytest.approx(by_hand, rel=0.05)

@@ -25,6 +25,7 @@ from pyro_meta import (
     PointGuide,
 )
 from pyro_meta.analysis.posterior_file import LAYOUT
+from pyro_meta.analysis.reading import Reading
 from pyro_meta.analysis.stored_posterior import load
 from pyro_meta.data.vocabulary import CharVocabulary
 from pyro_meta.evaluation.figures import evaluating
@@ -216,3 +217,32 @@ def test_the_file_is_of_one_piece(name: str, tmp_path: Path) -> None:
     if model.has_loads:
         expected = log_prior["load"].values.sum((2, 3))
         np.testing.assert_allclose(read["log_prior"]["load"], expected, rtol=1e-5)
+
+
+def test_a_reading_sums_what_the_file_holds(whole: Path) -> None:
+    """Sequence by sequence, as a report scales it."""
+    reading = Reading.of(whole)
+    stored = {
+        name: xr.load_dataset(whole / "posterior.nc", group=name, engine="h5netcdf")
+        for name in ("log_prior", "log_likelihood", "constant_data", "prior", "posterior", "tokens")
+    }
+    sequence = stored["constant_data"]["sequence"].values
+    log_prior, likelihood = stored["log_prior"], stored["log_likelihood"]["next_token"].values[0]
+    assert "load" in log_prior and len(np.unique(sequence)) == reading.log_prior.shape[1] > 1
+    for draw in (0, 41):
+        of_loads = float(log_prior["load"].values[0, draw].sum())
+        for row in (0, 3):
+            tokens = np.flatnonzero(sequence == row)
+            of_routes = sum(
+                float(log_prior[name].values[0, draw][..., t].sum())
+                for name in ("route", "compute")
+                for t in tokens
+            )
+            assert reading.log_prior[draw, row] == pytest.approx(of_routes + of_loads, rel=1e-4)
+            expected = float(likelihood[draw, tokens].sum())
+            assert reading.log_likelihood[draw, row] == pytest.approx(expected, rel=1e-4)
+        prior = stored["prior"]["route"].values[0, draw, :, 0]
+        np.testing.assert_allclose(reading.prior_loads[draw], prior.mean(1), atol=1e-6)
+    np.testing.assert_array_equal(reading.draws, stored["posterior"]["route"].values[0, :, :, 0])
+    np.testing.assert_array_equal(reading.means, stored["tokens"]["posterior_mean"].values[:, 0])
+    np.testing.assert_array_equal(reading.targets, stored["tokens"]["next_token"][: len(sequence)])
