@@ -56,12 +56,16 @@ def masked_attention(
     met = [Slice(0, B, 0, end) for _, end in blocks]
     rows = q.split([end - begin for begin, end in blocks], 2)
     out = []
-    for block, *three in zip(blocks, rows, slices(k, met), slices(v, met), strict=True):
+    is_grouped = k.shape[1] != H
+    seen = slices(k, met), slices(v, met)
+    for block, own, keys, values in zip(blocks, rows, *seen, strict=True):
         make = partial(row_mask, kind, block, reaches, sinks, _dtype_of_call(q))
         mask = make()
         with _made_again(mask, make):
-            is_grouped = k.shape[1] != H
-            out.append(F.scaled_dot_product_attention(*three, mask, enable_gqa=is_grouped))
+            found = F.scaled_dot_product_attention(
+                own, keys, values, attn_mask=mask, enable_gqa=is_grouped
+            )
+        out.append(found)
     return out[0] if len(out) == 1 else torch.cat(out, 2)
 
 
