@@ -4,6 +4,7 @@ The slow truths are attention with a mask made by comparing every pair of positi
 mixture of all mechanisms (`test_dispatch.dense`).
 """
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -91,6 +92,35 @@ def test_a_mask_stays_small(sequences: int, length: int) -> None:
     if length < 1000:  # each pair counted
         met = sum(1 for begin, end in blocks for _ in range(begin, end) for _ in range(end))
         assert met_pairs(sequences, length) == sequences * met
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_no_mask_outlives_its_call(
+    dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backward pass makes it again, with the same numbers."""
+    made: list[weakref.ref[Tensor]] = []
+
+    def noting(*args: Any) -> Tensor:
+        mask = row_mask(*args)
+        made.append(weakref.ref(mask))
+        return mask
+
+    row_mask = masked.row_mask
+    monkeypatch.setattr(masked, "row_mask", noting)
+    torch.manual_seed(0)
+    read = [x.requires_grad_() for x in torch.randn(3, 1, 2, 300, 8)]
+    kind = (torch.arange(300) % 2)[None]
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        out = masked_attention(*read, kind, [300, 5], [0, 1])
+    assert len(made) == 3 and not any(one() is not None for one in made)
+    weight = torch.randn_like(out)
+    found = torch.autograd.grad((out * weight).sum(), read)
+    assert len(made) == 6
+    truth = slow(*read, kind, [300, 5], [0, 1])
+    expected = torch.autograd.grad((truth * weight).sum(), read)
+    for one, other in zip(found, expected, strict=True):
+        assert rms_ratio(one, other) < (1e-5 if dtype is None else 2e-2)
 
 
 @pytest.mark.parametrize("traced", [False, True])

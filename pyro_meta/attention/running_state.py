@@ -35,7 +35,7 @@ class RunningState:
         self.mechanism = mechanism
         # the state of all tokens but those that wait, and those: changed both at once
         self._read: tuple[Tensor | None, list[_Piece]] = None, []
-        self._staged = self._read
+        self._staged: tuple[Tensor | None, list[_Piece]] = self._read
         self._unread: Tensor | None = None  # that of a row without text, [1, ...]
 
     def now(self) -> Tensor | None:
@@ -79,7 +79,8 @@ class RunningState:
         if len(pieces) == 1:
             k, v, is_token = pieces[0]
         else:
-            k, v = (torch.cat([piece[index] for piece in pieces], 2) for index in (0, 1))
+            k = torch.cat([piece.k for piece in pieces], 2)
+            v = torch.cat([piece.v for piece in pieces], 2)
             is_token = _joined(pieces)
         return self.mechanism.state_of(k, v, self._read[0], is_token)
 

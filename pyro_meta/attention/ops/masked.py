@@ -5,18 +5,20 @@ An additive mask says what each token sees. So any mix of full attention and win
 all the same. That is the faster way on short texts, where many small calls cost more.
 
 Queries are taken in blocks of rows, each with the keys up to its last one: what lies behind them is
-never met, and a mask stays small however long the text. Fewer rows meet fewer keys in vain; more
-are faster by multiply-accumulate.
+never met, and a mask stays small however long the text, also in training: the backward pass makes
+it again. Fewer rows meet fewer keys in vain; more are faster by multiply-accumulate.
 
 Shapes: B sequences, H query heads, G key-value heads, T tokens, d head width, M kinds of reach, R
 rows of a block, E keys that it meets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from pyro_meta.attention.ops.slices import Slice, slices
 
@@ -54,11 +56,39 @@ def masked_attention(
     met = [Slice(0, B, 0, end) for _, end in blocks]
     rows = q.split([end - begin for begin, end in blocks], 2)
     out = []
-    for block, *three in zip(blocks, rows, slices(k, met), slices(v, met), strict=True):
-        mask = row_mask(kind, block, reaches, sinks, q.dtype)
-        is_grouped = k.shape[1] != H
-        out.append(F.scaled_dot_product_attention(*three, mask, enable_gqa=is_grouped))
+    is_grouped = k.shape[1] != H
+    seen = slices(k, met), slices(v, met)
+    for block, own, keys, values in zip(blocks, rows, *seen, strict=True):
+        make = partial(row_mask, kind, block, reaches, sinks, _dtype_of_call(q))
+        mask = make()
+        with _made_again(mask, make):
+            found = F.scaled_dot_product_attention(
+                own, keys, values, attn_mask=mask, enable_gqa=is_grouped
+            )
+        out.append(found)
     return out[0] if len(out) == 1 else torch.cat(out, 2)
+
+
+def _dtype_of_call(q: Tensor) -> torch.dtype:
+    """What a call of attention computes in."""
+    kind = q.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+
+
+def _made_again(mask: Tensor, make: Callable[[], Tensor]) -> saved_tensors_hooks:
+    """While it holds autograd does not keep `mask` for the backward pass, which makes its own.
+
+    Kept from all blocks of all layers they would be a T x T matrix in each layer.
+    """
+    address = mask.data_ptr()
+
+    def pack(x: Tensor) -> Tensor | None:
+        return None if x.data_ptr() == address else x
+
+    def unpack(x: Tensor | None) -> Tensor:
+        return make() if x is None else x
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 def row_blocks(sequences: int, length: int) -> list[tuple[int, int]]:
