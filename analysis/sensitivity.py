@@ -184,9 +184,12 @@ def verdict(found: Sensitivity | None) -> tuple[str, bool | None, str]:
     Yes: the likelihood moves the loads of every layer where any moves. No: in some layer the prior
     does and the likelihood does not. Undecided: chance would do the same.
     """
+    nothing = "does not apply", None, "no load varies, or there is no density to scale"
     if found is None:
-        return "does not apply", None, "no load varies, or there is no density to scale"
+        return nothing
     prior, likelihood = (found.of[component] for component in COMPONENTS)
+    if not np.isfinite(prior.by_layer + likelihood.by_layer).any():
+        return nothing
     pairs = list(zip(prior.reacts, likelihood.reacts, strict=True))
     told = [sum(one is True for one in reaction.reacts) for reaction in (prior, likelihood)]
     conflict = sum(pair == (True, True) for pair in pairs)

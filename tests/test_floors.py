@@ -26,6 +26,7 @@ FLOORS = [
     {"training", "generation"},
     {"contracts"},
     {"posterior", "speed", "study"},
+    {"interactive"},
     {"train", "ablate", "report", "generate", "evaluate", "bench", "__main__"},
 ]
 """From the ground up. `analysis` stands beside, reached through files, and imports no torch."""
