@@ -129,7 +129,8 @@ class _Sums:
         whole = {name: x.sum(0) for name, x in sums.items()}
         if texts < 2:
             return cls(whole, None)
-        times = np.random.default_rng(0).multinomial(texts, np.full(texts, 1 / texts), RESAMPLES)
+        counts = np.random.default_rng(0).multinomial(texts, np.full(texts, 1 / texts), RESAMPLES)
+        times = counts.astype(float)
         drawn = {
             name: (times @ x.reshape(texts, -1)).reshape(RESAMPLES, *x.shape[1:])
             for name, x in sums.items()

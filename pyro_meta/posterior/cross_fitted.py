@@ -15,7 +15,7 @@ that does best on the others.
 Shapes: N tokens, S layers and groups, K choices, F features, C candidates, R rows of a regression.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from scipy.special import log_softmax
 Array = NDArray[np.floating]
 Index = NDArray[np.integer]
 Mask = NDArray[np.bool_]
+Solved = tuple[Mask, Array, Array, Array]
+"""Who is judged, what they read of the eigenvectors, eigenvalues, and the goals in their basis."""
 
 FOLDS = 5
 PENALTIES = (0.3, 3.0, 30.0, 300.0)
@@ -154,7 +156,9 @@ def _ridge_of_few(x: Array, goals: Array, folds: Index) -> Iterator[Array]:
     return _by_penalty(solved, goals)
 
 
-def _by_penalty(solved: list[tuple[Mask, Array, Array, Array]], goals: Array) -> Iterator[Array]:
+def _by_penalty(
+    solved: Sequence[tuple[Mask, Array, Array, Array]], goals: Array
+) -> Iterator[Array]:
     for penalty in PENALTIES:
         predicted = np.empty_like(goals)
         for out, read, values, told in solved:
