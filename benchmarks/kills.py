@@ -67,7 +67,7 @@ class Forked:
     """A run in a fork of this process, which has everything imported: seconds are saved."""
 
     def __init__(self, words: list[str], log: Path) -> None:
-        from pyro_meta import train
+        train = importlib.import_module("pyro_meta.train")  # the module: the name is callable, too
         from pyro_meta.terminal.commands import run_command
 
         self.returncode: int | None = None

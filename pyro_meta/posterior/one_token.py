@@ -390,8 +390,8 @@ class _Scene:
             values = (token, likelihood.gather(1, index), log_q.gather(1, index), prior.sum(1))
             for part, value in zip(parts, values, strict=True):
                 part.append(value)
-        token, *of_patterns = (torch.cat(part).cpu().numpy() for part in parts)
-        return Whole(token, every.cpu().numpy(), *of_patterns)
+        of_tokens, *of_patterns = (torch.cat(part).cpu().numpy() for part in parts)
+        return Whole(of_tokens, every.cpu().numpy(), *of_patterns)
 
 
 def _first(features: Features) -> Features:
