@@ -103,7 +103,7 @@ def power_scaled(reading: Reading) -> Sensitivity | None:
         routes = reading.draws[:, rows][:, :, tokens].astype(float)  # [S, L, T, K]
         load = routes.mean(2)
         cost = (routes * reading.costs[tokens]).sum(-1).mean((1, 2))
-        if not np.ptp(load):
+        if not np.ptp(load, axis=0).any():
             continue
         order = [rng.permutation(S) for _ in range(SHUFFLES)]
         densities = {
