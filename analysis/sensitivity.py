@@ -103,7 +103,7 @@ def power_scaled(reading: Reading) -> Sensitivity | None:
         routes = reading.draws[:, rows][:, :, tokens].astype(float)  # [S, L, T, K]
         load = routes.mean(2)
         cost = (routes * reading.costs[tokens]).sum(-1).mean((1, 2))
-        if not np.ptp(load):
+        if not np.ptp(load, axis=0).any():
             continue
         order = [rng.permutation(S) for _ in range(SHUFFLES)]
         densities = {
@@ -194,8 +194,8 @@ def verdict(found: Sensitivity | None) -> tuple[str, bool | None, str]:
     told = [sum(one is True for one in reaction.reacts) for reaction in (prior, likelihood)]
     conflict = sum(pair == (True, True) for pair in pairs)
     reason = (
-        f"a doubling of the prior would move the loads by {np.nanmean(prior.by_layer):.3g} and one "
-        f"of the likelihood by {np.nanmean(likelihood.by_layer):.3g} (distances of distributions, "
+        f"a doubling of the prior would move the loads by {_mean(prior.by_layer):.3g} and one "
+        f"of the likelihood by {_mean(likelihood.by_layer):.3g} (distances of distributions, "
         f"mean over layers; from {SENSITIVE} on they react), beyond chance in {told[0]} and "
         f"{told[1]} of {len(pairs)} layers; in {conflict} both pull; on {found.texts} texts"
     )

@@ -138,7 +138,7 @@ def test_what_drives_the_loads_is_told_from_what_does_not() -> None:
 def test_what_has_no_density_or_does_not_vary_is_left_out() -> None:
     rng = np.random.default_rng(3)
     assert power_scaled(reading(rng, log_prior=np.full((S, TEXTS), np.nan))) is None
-    assert power_scaled(reading(rng, draws=np.ones((S, L, T * TEXTS, K), np.float32))) is None
+    assert power_scaled(reading(rng, draws=np.tile(np.eye(K)[0], (S, L, T * TEXTS, 1)))) is None
     few = reading(rng)
     few.draws, few.log_prior = few.draws[:10], few.log_prior[:10]
     assert power_scaled(few) is None
