@@ -105,6 +105,8 @@ Size = tuple[float, float]
 INK = "#000000"
 """What ArviZ writes and draws in, on white; pictures may take another."""
 TEXT_SIZE = 10
+MOST_PREDICTED = 50
+"""Predictive draws that a picture shows."""
 
 
 def plot_forest(data: Any, name: str, size: Size) -> Figure:
@@ -131,11 +133,14 @@ def plot_prior_posterior(data: Any, name: str, size: Size) -> Figure:
 
 
 def plot_predictive_check(data: Any, name: str, size: Size) -> Figure:
-    """Cumulative distribution of what came, among those of 50 predictive draws."""
+    """Cumulative distribution of what came, among those of at most 50 predictive draws."""
+    predicted = data["posterior_predictive"][name]
+    shown = min(MOST_PREDICTED, predicted.sizes["chain"] * predicted.sizes["draw"])
     if not IS_LEGACY:
-        return _figure("plot_ppc_dist", data, size, var_names=[name], kind="ecdf", num_samples=50)
+        kind = {"kind": "ecdf", "num_samples": shown}
+        return _figure("plot_ppc_dist", data, size, var_names=[name], **kind)
     figure = Figure(figsize=size, layout="constrained")
-    options = {"kind": "cumulative", "num_pp_samples": 50, "random_seed": 0}
+    options = {"kind": "cumulative", "num_pp_samples": shown, "random_seed": 0}
     _draw("plot_ppc", data, var_names=[name], ax=figure.subplots(), **options)
     return figure
 

@@ -148,7 +148,7 @@ def test_the_report_prints_verdicts_and_writes_pictures(trained: Path) -> None:
         "diversity",
         "epistemic",
         "collapse",
-        "Is q = p?",
+        "Does it say more than its prior?",
         "one mechanism",
     ):
         assert word in done.stdout
