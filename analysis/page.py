@@ -6,10 +6,11 @@ load anything.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.plots import Picture
@@ -81,6 +82,17 @@ def _details(percent: Sequence[int], concentration: float) -> str:
     return f"{','.join(map(str, percent))};{total}"
 
 
+def environment(*folders: Path) -> Environment:
+    """Templates of the package, and of other folders: everything in them is escaped."""
+    return Environment(
+        loader=ChoiceLoader([PackageLoader("pyro_meta.analysis"), FileSystemLoader(folders)]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def render(
     findings: Findings,
     drawn: Sequence[Drawn],
@@ -100,35 +112,32 @@ def render(
     comparison
         Of several runs: `names`, `rows` (side by side), `pairs`, `missing` and `drawn`.
     """
-    environment = Environment(
-        loader=PackageLoader("pyro_meta.analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     by_section: dict[str, list[Drawn]] = {section: [] for section in SECTIONS}
     for one in drawn:
         by_section[one.picture.section].append(one)
-    return environment.get_template("report.html").render(
-        findings=findings,
-        run=findings.reading,
-        judgements=findings.judgements(),
-        by_section=by_section,
-        sections={
-            name: SECTIONS[name]
-            for name in by_section
-            if name not in ("depth", "appendix") or by_section[name]
-        },
-        passage=passage(findings),
-        palette=[PALETTE[k % len(PALETTE)] for k in range(len(findings.reading.mechanisms))],
-        groups=findings.by_group(),
-        uncertain=findings.uncertain_tokens(),
-        diversity=findings.reading.diversity(),
-        averaging=findings.averaging(),
-        single=findings.belief.get("one_token"),
-        objective=findings.belief.get("objective"),
-        executed=executed,
-        comparison=comparison,
-        visible=lambda text: visible(text, spaces=True),
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            findings=findings,
+            run=findings.reading,
+            judgements=findings.judgements(),
+            by_section=by_section,
+            sections={
+                name: SECTIONS[name]
+                for name in by_section
+                if name not in ("depth", "appendix") or by_section[name]
+            },
+            passage=passage(findings),
+            palette=[PALETTE[k % len(PALETTE)] for k in range(len(findings.reading.mechanisms))],
+            groups=findings.by_group(),
+            uncertain=findings.uncertain_tokens(),
+            diversity=findings.reading.diversity(),
+            averaging=findings.averaging(),
+            single=findings.belief.get("one_token"),
+            objective=findings.belief.get("objective"),
+            executed=executed,
+            comparison=comparison,
+            visible=lambda text: visible(text, spaces=True),
+        )
     )

@@ -8,7 +8,8 @@ from typing import Any
 from exhibit_figures import COLUMNS
 from exhibit_pairs import GUIDES, PRIORS, Pairs
 from exhibit_rows import MOST_COST, Row, at_equal_cost, shown
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pyro_meta.analysis.page import environment
 
 TEMPLATE = Path(__file__).parent / "exhibit.html"
 
@@ -53,30 +54,27 @@ def square(rows: Sequence[Row], pairs: Pairs) -> list[tuple[str, list[Cell]]]:
 
 def render(rows: Sequence[Row], pairs: Pairs, facts: dict[str, Any]) -> str:
     """The page of rows; `facts` name the command, hardware, versions, text and options."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ranked = at_equal_cost(rows)
     names = {row.pair.name for row in ranked}
     rest = [row for row in rows if row.figures and row.pair.name not in names]
     ordered = [*ranked, *sorted(rest, key=lambda row: row.mean("loss_hard"))]
-    return environment.get_template(TEMPLATE.name).render(
-        columns=COLUMNS,
-        best=[row for row in ranked if row.is_best],
-        rows=ordered,
-        at_equal_cost=names,
-        failed=[row for row in rows if row.failed],
-        shown={
-            row.pair.name: {name: shown(name, row.over_seeds(name)) for name in COLUMNS}
-            for row in ordered
-        },
-        square=square(rows, pairs),
-        refused=pairs.refused,
-        priors=[prior.__name__ for prior in PRIORS],
-        most_cost=MOST_COST,
-        facts=facts,
+    return (
+        environment(TEMPLATE.parent)
+        .get_template(TEMPLATE.name)
+        .render(
+            columns=COLUMNS,
+            best=[row for row in ranked if row.is_best],
+            rows=ordered,
+            at_equal_cost=names,
+            failed=[row for row in rows if row.failed],
+            shown={
+                row.pair.name: {name: shown(name, row.over_seeds(name)) for name in COLUMNS}
+                for row in ordered
+            },
+            square=square(rows, pairs),
+            refused=pairs.refused,
+            priors=[prior.__name__ for prior in PRIORS],
+            most_cost=MOST_COST,
+            facts=facts,
+        )
     )

@@ -432,9 +432,9 @@ def test_options_are_those_of_the_command_line() -> None:
 def test_a_run_is_trained_and_gone_on_with_from_python(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
-    options = dict(word.removeprefix("--").split("=") for word in MOMENT)
+    options: dict[str, Any] = dict(word.removeprefix("--").split("=") for word in MOMENT)
     monkeypatch.chdir(tmp_path)
-    short = options | {"steps": 4, "readout__block_draws": 0, "readout__draws": 2}
+    short = options | {"steps": 4, "readout.block_draws": 0, "readout.draws": 2}
     run = pyro_meta.train(**short, data__path=text_file)
     assert isinstance(run, TrainedRun) and run.folder.parent == Path("runs")
     assert len(run.history) == 4

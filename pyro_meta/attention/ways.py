@@ -174,7 +174,7 @@ def _masked(
     ours = [mechanisms[share.index] for share in shares]
     reaches = [min(one.window, T) if isinstance(one, Window) else T for one in ours]
     sinks = [one.sinks if isinstance(one, Window) else 0 for one in ours]
-    # Whoever chose something else looks at itself, and is not asked for.
+    # A token that chose something else looks at itself alone, and its row is not read.
     kinds = choice.new_full((len(mechanisms) + 1,), len(shares))
     kinds[[share.index for share in shares]] = torch.arange(len(shares), device=choice.device)
     q, k, v = inputs.read_by(ours[0])

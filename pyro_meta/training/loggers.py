@@ -34,7 +34,7 @@ def require_logger(name: str) -> None:
 def make_logger(name: str, run: Path) -> Logger:
     """The logger that `name` means: csv, tensorboard, or the import path of a class of Fabric's.
 
-    Such a class is made without arguments: it is told by its own environment where to write.
+    Such a class is made without arguments, and reads from its environment where to write.
 
     Raises
     ------
