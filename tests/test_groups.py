@@ -319,10 +319,12 @@ def test_figures_are_averages_over_groups() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--groups=kv"],
-        ["--groups=kv", "--kv_heads=1"],
         ["--groups=kv", "--prior=LoadCategorical", "--guide=CategoricalGuide", "--budget=0.6"],
-        ["--groups=kv", "--prior=LoadDirichlet", "--depth=beta"],
+        pytest.param(["--groups=kv"], marks=pytest.mark.long),
+        pytest.param(["--groups=kv", "--kv_heads=1"], marks=pytest.mark.long),
+        pytest.param(
+            ["--groups=kv", "--prior=LoadDirichlet", "--depth=beta"], marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_run_with_groups_is_whole(words: list[str], tmp_path: Path) -> None:

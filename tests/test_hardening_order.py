@@ -175,7 +175,14 @@ def test_all_at_once_is_a_jump_half_way() -> None:
         HardeningSchedule(order="all_at_once", final=0.5)
 
 
-@pytest.mark.parametrize("order", ["reversed", "random", "all_at_once"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "random",
+        pytest.param("reversed", marks=pytest.mark.long),
+        pytest.param("all_at_once", marks=pytest.mark.long),
+    ],
+)
 def test_a_killed_run_resumes_in_its_order(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:

@@ -130,6 +130,7 @@ def free_port() -> int:
     return port
 
 
+@pytest.mark.long
 def test_two_tasks_of_srun_are_one_run(tmp_path: Path, text_file: Path) -> None:
     """And a folder that exists is refused by both, so that none waits for the other."""
     folder = tmp_path / "run"

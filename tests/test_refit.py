@@ -86,7 +86,9 @@ def test_the_log_shows_the_refit(both: tuple[Path, Path]) -> None:
     assert not any("is_refitting" in record for record in plain)
 
 
-@pytest.mark.parametrize("at", [10, 12, 13, 17])
+@pytest.mark.parametrize(
+    "at", [10, 13, *(pytest.param(at, marks=pytest.mark.long) for at in (12, 17))]
+)
 def test_a_killed_refit_resumes_to_the_same_losses(
     both: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:

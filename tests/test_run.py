@@ -272,9 +272,9 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole(
 @pytest.mark.parametrize(
     ("words", "launcher"),
     [
-        (["--guide=PointGuide"], "fabric"),
         (["--budget=0.7", "--guide.start=0"], "fabric"),
-        (["--guide=DirichletGuide"], "torchrun"),
+        pytest.param(["--guide=PointGuide"], "fabric", marks=pytest.mark.long),
+        pytest.param(["--guide=DirichletGuide"], "torchrun", marks=pytest.mark.long),
     ],
 )
 def test_two_processes_train_as_one(

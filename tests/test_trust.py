@@ -246,7 +246,14 @@ def test_random_damage_to_results_is_seen(finished: Path, name: str) -> None:
 # -- where it runs -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "2>&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        ">/dev/full",
+        ">&- 2>&- <&-",
+        *(pytest.param(one, marks=pytest.mark.long) for one in (">&-", "2>&-")),
+    ],
+)
 def test_a_stream_that_is_full_or_closed_stops_no_training(
     tmp_path: Path, text_file: Path, redirection: str
 ) -> None:
