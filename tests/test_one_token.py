@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import build, text
 from planted_router import W, router, texts
+from test_depth import gated
 from torch import Tensor
 
 from pyro_meta import (
@@ -77,7 +78,10 @@ class Slow:
                 elif at == layer:
                     runs[t, group] = k
                     log_q += float(q[group, k].log())
-            return Decision(runs[None])
+            gate = self.guide.latents(layer, features).gate
+            is_gated = layer in self.model.gated
+            opened = self.guide.gate_execution.of_mean(gate, hard=True) if is_gated else None
+            return Decision(runs[None], opened)
 
         with evaluating(self.model, self.guide):
             log_p = self.model.network(self.tokens[None], route)[0].log_softmax(-1)
@@ -107,6 +111,21 @@ def test_tables_are_those_of_whole_forward_passes(
         log_p = slow.walked.logits[0].log_softmax(-1)
         nll = -float(log_p.gather(-1, windows[1][found.text[row], :, None]).mean())
         assert found.nll[found.text[row]] == pytest.approx(nll, abs=1e-5)
+
+
+@pytest.mark.parametrize("order", ["uncertain_last", "random"])
+def test_depth_gates_are_shut_or_open_while_a_choice_is_tried(order: str) -> None:
+    """As deployed, though the guide's own gates are hard for some tokens alone."""
+    model, made = gated()
+    model.harden_in(order, seed=3)
+    made.harden_below(0.5)
+    found, windows = tried(made)
+    for row in (0, 5):
+        slow = Slow(made, *(part[found.text[row]] for part in windows))
+        t = int(found.position[row])
+        for site, k in itertools.product(range(3), range(3)):
+            wanted, _ = slow.run(t, {(site, 0): k})
+            assert found.log_likelihood[row, site, k] == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -299,7 +299,8 @@ class _Scene:
                 asked(layer, features)
             gate = None
             if layer in self.model.gated:
-                gate = self.guide.gate_execution.of_mean(self.guide.latents(layer, features).gate)
+                latents = self.guide.latents(layer, features)
+                gate = self.guide.gate_execution.of_mean(latents.gate, hard=True)
             return Decision(chosen if chosen.shape[-1] > 1 else chosen[..., 0], gate)
 
         return route
