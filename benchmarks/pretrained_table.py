@@ -46,7 +46,6 @@ class Rows:
             if self.texts and part["texts"] != self.texts:
                 raise SystemExit(f"{path}: other documents than those of the files before it")
             self.texts = part["texts"]
-            self.macs = said.get("macs_per_token", self.macs)
             for row, figures in part["rows"].items():
                 of_run = re.match(r"(.*)-s(\d+): (.*)", row)
                 label = f"{of_run[1]}: {of_run[3]}" if of_run else row
@@ -55,6 +54,10 @@ class Rows:
                 self.visits[label][seed] = figures["visits"]
         if "full" not in self.losses:
             raise SystemExit(f"{folder}: no run was evaluated at {length} tokens")
+        for path in sorted(folder.glob("others-*.json")):
+            known = int(path.stem.rpartition("-")[2])
+            self.macs = json.loads(path.read_text())["macs_per_token"]
+            self.macs["full_attention"] *= (length + 1) / (known + 1)  # over the keys so far
         self.full = self.losses["full"][ALL]
 
     def behind(self, label: str) -> NDArray[np.float64]:
