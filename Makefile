@@ -19,9 +19,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-train: $(VENV)/.installed  ## Train on the embedded text, then read the posterior.
-	$(BIN)/python -m pyro_meta.train --out $(RUN)
-	$(BIN)/python -m pyro_meta.report $(RUN)
+train: $(VENV)/.installed  ## Train a router and each mechanism alone, then read the posterior.
+	$(BIN)/python -m pyro_meta.ablate benchmarks/studies/first_run.yaml --out $(RUN) --workers 2
+	$(BIN)/python -m pyro_meta.report $(RUN)/runs/routed-s0
 
 $(VENV)/.installed-pretrained: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pretrained]'

@@ -250,7 +250,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("prior: {ratee: 3}", "unknown option --prior.ratee; did you mean rate"),
         ("prior: {class_path: CostDirichlet, init_args: {rate: x}}", "rate: x given; a number"),
         ("prior.class_path: CostDirichlet", "--prior CLASS names a class"),
-        ("preset: timy", "'timy' given; head_split, paper, pretrained, tiny"),
+        ("preset: timy", "'timy' given; head_split, look_ups, paper, pretrained, tiny"),
         ("preset: [tiny]", "are allowed"),
         ("resume: x", "'resume', which no file may set"),
         ("config: x", "'config', which no file may set"),

@@ -12,6 +12,8 @@ from commands import MOMENT, error_line, run, run_here, train
 from pyro.distributions import Dirichlet, LogisticNormal
 
 from pyro_meta import DirichletGuide, Features, UsageError
+from pyro_meta.study.description import Study
+from pyro_meta.study.plan import expand
 from pyro_meta.training.config import read_options
 
 
@@ -66,6 +68,14 @@ def test_presets_are_complete_and_can_be_overridden() -> None:
     model, guide = config.build(256)
     assert type(model.prior).__name__ == "PaperDirichlet"
     assert type(guide).__name__ == "PaperGuide"
+
+
+def test_make_train_trains_the_preset_of_look_ups() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "studies" / "first_run.yaml"
+    routed, *alone = expand(Study.read(yaml.safe_load(path.read_text()), "first_run"))
+    _, expected = read_options(["--preset", "look_ups"])
+    assert yaml.safe_load(routed.run_yaml(0)) == yaml.safe_load(expected)
+    assert sorted(one.kind for one in alone) == ["mechanism"] * 3 + ["split"]
 
 
 def test_help_names_the_options_of_the_default_classes() -> None:
@@ -166,7 +176,10 @@ class Misshapen(DirichletGuide):
         (["--data.path", "image.png"], "image.png is not UTF-8 text"),
         (["--out", "taken"], "taken exists"),
         (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
-        (["--preset", "papre"], "'papre' given; head_split, paper, pretrained, tiny are allowed"),
+        (
+            ["--preset", "papre"],
+            "'papre' given; head_split, look_ups, paper, pretrained, tiny are allowed",
+        ),
         (["--resume", "taken"], "taken is not a run"),
         (["--resume", "taken", "--width", "3"], "--width given beside it"),
         (["--kl.weight", "0"], "kl.weight: 0.0 given"),
