@@ -163,6 +163,21 @@ OPPONENTS = {
 }
 
 
+def retrieval(folder: Path, length: int) -> dict[str, dict[str, Any]]:
+    """Answers that are right of what was planted, by kind and row, over all depths and seeds."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob(f"*-{length}.json")):
+        for kind, part in json.loads(path.read_text()).get("retrieval", {}).items():
+            rows = found.setdefault(kind, {"chance": part["chance"], "rows": {}})["rows"]
+            for row, cells in part["rows"].items():
+                label = re.sub(r"-s\d+: ", ": ", row)
+                counts = rows.setdefault(label, {"right": 0, "asked": 0})
+                for cell in cells:
+                    counts["right"] += round(cell["accuracy"] * cell["asked"])
+                    counts["asked"] += cell["asked"]
+    return found
+
+
 def summary(folder: Path, lengths: list[int], budgets: list[float]) -> dict[str, Any]:
     """All rows and the comparisons that matter, by length."""
     found: dict[str, Any] = {}
@@ -184,6 +199,7 @@ def summary(folder: Path, lengths: list[int], budgets: list[float]) -> dict[str,
                 if rows.macs and label.startswith(f"{ROUTES}: {HARD}")
             },
             "routes_ahead_of": compared,
+            "retrieval": retrieval(folder, length),
         }
     return found
 
@@ -293,6 +309,9 @@ def main() -> None:
                 f"{one['seeds']} seeds, visits {ours:.3f} and {theirs:.3f}; at equal ones "
                 f"{one['ahead_at_equal_visits']:+.4f}"
             )
+        for kind, asked in part["retrieval"].items():
+            for name, counts in asked["rows"].items():
+                print(f"  {kind}: {name:56s} {counts['right']} of {counts['asked']} right")
     if options.markdown:
         first = found[str(options.lengths[0])]
         write_whole(options.markdown, markdown(first, options.budgets))

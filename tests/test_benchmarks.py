@@ -188,6 +188,23 @@ def left(folder: Path, name: str, rows: dict[str, tuple[list[float], float]], **
     (folder / f"{name}-64.json").write_text(json.dumps({"losses": {"64": part}}))
 
 
+def test_answers_are_counted_over_depths_and_seeds(tmp_path: Path) -> None:
+    def cells(*accuracies: float) -> list[dict[str, float]]:
+        return [{"accuracy": one, "asked": 3, "length": 64, "depth": 0.5} for one in accuracies]
+
+    for seed, accuracies in ((0, (1.0, 1 / 3)), (2, (0.0, 2 / 3))):
+        rows = {f"routes-s{seed}: routes, hard, at 0.33": cells(*accuracies)}
+        rows |= {"full": cells(1.0, 1.0)} if seed == 0 else {}
+        asked = {"passkey": {"chance": 1e-5, "rows": rows}}
+        (tmp_path / f"routes-s{seed}-64.json").write_text(json.dumps({"retrieval": asked}))
+    found = pretrained_table.retrieval(tmp_path, 64)["passkey"]
+    assert found["chance"] == 1e-5 and found["rows"] == {
+        "routes: routes, hard, at 0.33": {"right": 6, "asked": 12},
+        "full": {"right": 6, "asked": 6},
+    }
+    assert pretrained_table.retrieval(tmp_path, 128) == {}
+
+
 def test_rows_of_the_study_are_paired_by_seed_and_document(tmp_path: Path) -> None:
     """Seeds and documents that are harder than others make no difference between rows."""
     hard = [0.0, 0.2, 0.5]
@@ -215,6 +232,15 @@ def test_rows_of_the_study_are_paired_by_seed_and_document(tmp_path: Path) -> No
     assert found["rows"]["routes: routes, hard, at 0.33"]["by_seed"] == pytest.approx(
         [0.1, 0.15, 0.2]
     )
+    macs = {"dense": 900.0, "full_attention": 33.0, "router": 10.0}
+    (tmp_path / "others-32.json").write_text(json.dumps({"macs_per_token": macs}))
+    fewer = pretrained_table.summary(tmp_path, [64], [0.33])["64"]["fewer_macs"]
+    run = 0.33 + (0.33 - 0.2) / (1 - 0.2) * 0.2  # where it is full, the window runs, too
+    of_routes = fewer["routes: routes, hard, at 0.33"]
+    assert of_routes["attention"] == pytest.approx(1 - run)
+    after = 900 + 10 + run * 65  # attention grows with the length
+    assert of_routes["whole_model"] == pytest.approx(1 - after / (900 + 65))
+    (tmp_path / "others-32.json").unlink()
     left(tmp_path, "other", {"full": (hard, 1.0)}, texts=["x", "y", "z"])
     with pytest.raises(SystemExit, match="other documents"):
         pretrained_table.summary(tmp_path, [64], [0.33])
