@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\(([^)#\s]+)")
 PAGES = sorted(
-    page for glob in ("*.md", "docs/*.md", "benchmarks/**/*.md") for page in ROOT.glob(glob)
+    page for glob in ("*.md", "docs/**/*.md", "benchmarks/**/*.md") for page in ROOT.glob(glob)
 )
 
 

@@ -44,7 +44,7 @@ from pyro_meta.training.run import Run
 # mechanisms as plain as these serve nobody alone, and are told so
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not define serve")
 
-PAGE = Path(__file__).parents[1] / "docs" / "own_classes.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "own_classes.md"
 FILES = {
     found[1]: found[0]
     for found in re.finditer(r"```python\n# (\w+)\.py\n.*?```", PAGE.read_text(), re.DOTALL)
