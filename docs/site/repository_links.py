@@ -73,7 +73,9 @@ def translated(link: re.Match[str], source: str, folder: str) -> str:
 
 def outside(text: str, page: str) -> list[str]:
     """Paths in the checkout, outside docs/, that a page links to."""
-    links = [link for part in BLOCK.split(text) if part[:3] != "```" for link in LINK.finditer(part)]
+    links = [
+        link for part in BLOCK.split(text) if part[:3] != "```" for link in LINK.finditer(part)
+    ]
     paths = [target(link[3], page) for link in links]
     return [path for path in paths if path and not path.startswith("docs/")]
 
