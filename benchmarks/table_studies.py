@@ -171,54 +171,6 @@ def budget() -> str:
     return table(["asked", "MACs of hard routes", "loss, hard"], rows)
 
 
-DEPTH = {
-    "no gates": ("before/text", "routed"),
-    "`beta`, a tenth wanted": ("depth", "beta, skip .1"),
-    "`beta`, a quarter wanted": ("depth", "beta, skip .25"),
-    "`point`, a quarter wanted": ("depth", "point, skip .25"),
-    "three layers instead of four": ("depth", "three layers"),
-}
-
-
-def depth() -> str:
-    """Depth gates beside a model of fewer layers."""
-    rows = []
-    for words, (study, name) in DEPTH.items():
-        group = groups(study)[name]
-        skipped = mean(group, "depth.skipped_hard") or 0.0
-        whole = mean(group, "executed.macs_per_token_model")
-        model = "" if whole is None else f"{whole / 1000:.0f}k"
-        against = behind((study, name), ("before/text", "routed"))
-        rows.append([words, percent(skipped, 1), loss(group), against, model, seeds(group)])
-    head = [
-        "",
-        "pairs skipped",
-        "loss, hard",
-        "against no gates",
-        "MACs of the model per token",
-        "seeds",
-    ]
-    return table(head, rows)
-
-
-CHUNKS = {
-    "full attention": ("chunk", "full"),
-    "`chunk`": ("chunk", "chunk"),
-    "`chunk_sliding`": ("chunk", "chunk_sliding"),
-    "window of 32": ("chunk", "window"),
-}
-
-
-def chunks() -> str:
-    """Chunks against full attention and a window."""
-    rows = []
-    for words, (study, name) in CHUNKS.items():
-        group = groups(study)[name]
-        share = number(mean(group, "executed.macs_ratio_attention"))
-        rows.append([words, loss(group), share, seeds(group)])
-    return table(["1024 tokens", "loss, hard", "MACs of attention", "seeds"], rows)
-
-
 PAPER = {
     "Bayesian": "Bayesian",
     "prior-free": "prior-free",
@@ -244,5 +196,5 @@ def paper() -> str:
 
 TABLES = {
     "planted": planted, "families": families, "text": text, "recall": recall, "budget": budget,
-    "depth": depth, "chunks": chunks, "paper": paper,
+    "paper": paper,
 }  # fmt: skip

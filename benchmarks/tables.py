@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import table_clock
+import table_layers
 import table_pretrained
 import table_studies
 from table_blocks import BlockError, filled, named
@@ -19,7 +20,12 @@ from table_blocks import BlockError, filled, named
 from pyro_meta.folders import write_whole
 
 ROOT = Path(__file__).parents[1]
-TABLES = {**table_studies.TABLES, **table_pretrained.TABLES, **table_clock.TABLES}
+TABLES = {
+    **table_studies.TABLES,
+    **table_layers.TABLES,
+    **table_pretrained.TABLES,
+    **table_clock.TABLES,
+}
 
 
 def pages(root: Path = ROOT) -> list[Path]:
