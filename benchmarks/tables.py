@@ -15,12 +15,14 @@ import table_clock
 import table_layers
 import table_pretrained
 import table_studies
+import table_summary
 from table_blocks import BlockError, filled, named
 
 from pyro_meta.folders import write_whole
 
 ROOT = Path(__file__).parents[1]
 TABLES = {
+    **table_summary.TABLES,
     **table_studies.TABLES,
     **table_layers.TABLES,
     **table_pretrained.TABLES,
