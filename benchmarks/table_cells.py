@@ -26,7 +26,12 @@ def spread(figure: dict[str, Any] | None, digits: int = 3) -> str:
         return ""
     if figure["seeds"] < 2:
         return number(figure["mean"], digits)
-    return f"{figure['mean']:.{digits}f} ± {figure['deviation']:.{digits}f}"
+    return plus_minus(figure["mean"], figure["deviation"], digits)
+
+
+def plus_minus(value: float, spread: float, digits: int = 3) -> str:
+    """In one piece: a cell is not broken at its spaces."""
+    return f"{value:.{digits}f}\u00a0±\u00a0{spread:.{digits}f}"
 
 
 def times(value: float) -> str:

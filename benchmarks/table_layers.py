@@ -5,7 +5,7 @@ from statistics import mean as average
 from statistics import stdev
 from typing import Any
 
-from table_cells import number, percent, table, times
+from table_cells import number, percent, plus_minus, table, times
 from table_studies import RESULTS, behind, groups, loss, mean, seeds
 
 DEPTH = {
@@ -90,7 +90,7 @@ def momentum() -> str:
         ]
         rows.append([
             words,
-            f"{average(losses[words]):.3f} ± {stdev(losses[words]):.3f}",
+            plus_minus(average(losses[words]), stdev(losses[words])),
             "" if words == "residual" else ", ".join(apart),
             f"{runs[names[0]]['parameters']:,}",
         ])  # fmt: skip

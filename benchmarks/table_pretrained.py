@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from pretrained_table import markdown
-from table_cells import number, percent, table, times
+from table_cells import number, percent, plus_minus, table, times
 
 RESULTS = Path(__file__).parent / "results" / "pretrained"
 BUDGETS = [0.33, 0.43]
@@ -28,7 +28,7 @@ def read(name: str) -> dict[str, Any]:
 def behind(rows: dict[str, Any], name: str) -> str:
     """Nats per token behind full attention, with the standard error over texts."""
     apart = np.array(rows[name]["by_sequence"]) - np.array(rows["full"]["by_sequence"])
-    return f"{apart.mean():.3f} ± {apart.std(ddof=1) / len(apart) ** 0.5:.3f}"
+    return plus_minus(float(apart.mean()), float(apart.std(ddof=1)) / len(apart) ** 0.5)
 
 
 def make() -> str:

@@ -94,4 +94,4 @@ def test_every_public_name_is_in_the_reference(site: dict[Path, Page]) -> None:
 
     (api,) = (page for path, page in site.items() if path.name == "api.html")
     shown = {place.rpartition(".")[2] for place in api.places}
-    assert set(pyro_meta.__all__) - shown == {"train"}  # the command, called
+    assert set(pyro_meta.__all__) - {"train"} <= shown  # which is the command, called

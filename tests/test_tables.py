@@ -57,5 +57,5 @@ def test_cells() -> None:
     assert percent(1.0, 1) == "100%" and percent(0.9857, 1) == "98.6%" and percent(0.0) == "0%"
     assert percent(1.0) == "100%"
     assert times(2.663) == "2.66" and times(18.41) == "18.4"
-    assert spread({"mean": 1.5, "deviation": 0.01, "seeds": 3}) == "1.500 ± 0.010"
+    assert spread({"mean": 1.5, "deviation": 0.01, "seeds": 3}) == "1.500\u00a0±\u00a00.010"
     assert spread({"mean": 1.5, "deviation": None, "seeds": 1}) == "1.500"
