@@ -18,12 +18,13 @@ def groups(name: str) -> dict[str, Group]:
 
 def by_seed(study: str, group: str) -> dict[int, float]:
     """Hard loss of every finished run of a group, by seed."""
+    return {run["seed"]: run["summary"]["val_nll_hard"] for run in runs_of(study, group)}
+
+
+def runs_of(study: str, group: str) -> list[dict[str, Any]]:
+    """Finished runs of a group."""
     runs = json.loads((RESULTS / study / "study.json").read_text())["runs"]
-    return {
-        run["seed"]: run["summary"]["val_nll_hard"]
-        for run in runs
-        if run["group"] == group and run["state"] == "finished"
-    }
+    return [run for run in runs if run["group"] == group and run["state"] == "finished"]
 
 
 def behind(one: tuple[str, str], other: tuple[str, str]) -> str:

@@ -1,6 +1,6 @@
-"""Fills the tables of README and docs from the JSON that is committed.
+"""Fills the tables of README and docs, and draws their figures, from the JSON that is committed.
 
-    python benchmarks/tables.py            # fill them
+    python benchmarks/tables.py            # fill and draw what differs
     python benchmarks/tables.py --check    # compare; exit code 1 where one differs
     python benchmarks/tables.py --list     # name them, and where they stand
 
@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import figures
 import table_clock
 import table_layers
 import table_pretrained
@@ -18,6 +19,7 @@ import table_studies
 import table_summary
 from table_blocks import BlockError, filled, named
 
+from pyro_meta.analysis.plots.style import write_png
 from pyro_meta.folders import write_whole
 
 ROOT = Path(__file__).parents[1]
@@ -63,13 +65,21 @@ def main(words: list[str] | None = None) -> int:
     except BlockError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    drawn = figures.differing(ROOT)
+    if options.check:
+        for kind, found in (("a table", anew), ("the figure", drawn)):
+            for path in found:
+                print(
+                    f"{path.relative_to(ROOT)}: {kind} is not what the JSON says", file=sys.stderr
+                )
+        return 1 if anew or drawn else 0
     for page, text in anew.items():
-        if options.check:
-            print(f"{page.relative_to(ROOT)}: a table is not what the JSON says", file=sys.stderr)
-        else:
-            write_whole(page, text)
-            print(f"filled {page.relative_to(ROOT)}")
-    return 1 if options.check and anew else 0
+        write_whole(page, text)
+        print(f"filled {page.relative_to(ROOT)}")
+    for path, picture in drawn.items():
+        write_png(picture, path)
+        print(f"drew {path.relative_to(ROOT)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,14 +2,41 @@
 
 from pathlib import Path
 
+import figures
 import pytest
 import tables
+from matplotlib.figure import Figure
 from table_blocks import BlockError, filled, named
 from table_cells import number, percent, spread, times
 
 
 def test_every_table_is_what_the_json_says() -> None:
     assert tables.main(["--check"]) == 0
+
+
+def test_a_figure_of_other_numbers_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A curve that lies a little higher is another figure; so is one that is not there."""
+    monkeypatch.setattr(figures, "FIGURES", {"one.png": lambda path: drawn(path, 0.5)})
+    assert list(figures.differing(tmp_path)) == [tmp_path / "one.png"]
+    drawn(tmp_path / "one.png", 0.5)
+    assert not figures.differing(tmp_path)
+    drawn(tmp_path / "one.png", 0.53)
+    assert list(figures.differing(tmp_path)) == [tmp_path / "one.png"]
+
+
+def drawn(path: Path, height: float) -> None:
+    figure = Figure(figsize=(4, 3))
+    axes = figure.add_subplot()
+    axes.plot([0, 1, 2], [0.2, height, 0.4], lw=2)
+    axes.set_ylim(0, 1)
+    figure.savefig(path)
+
+
+def test_every_figure_stands_on_a_page() -> None:
+    text = "".join(page.read_text() for page in tables.pages())
+    assert all(Path(name).name in text for name in figures.FIGURES)
 
 
 def test_every_table_stands_on_a_page() -> None:
@@ -32,6 +59,7 @@ def test_a_changed_cell_is_found_and_mended(
     assert page.read_text() != right
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "pages", lambda: [page])
+    monkeypatch.setattr(figures, "FIGURES", {})
     assert tables.main(["--check"]) == 1
     assert "README.md: a table is not what the JSON says" in capsys.readouterr().err
     assert tables.main([]) == 0
