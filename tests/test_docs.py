@@ -1,7 +1,10 @@
 """Pages name files, places, options and arguments that are there."""
 
+import ast
+import importlib
 import inspect
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -105,6 +108,24 @@ def test_every_option_that_prose_names_is_there() -> None:
             elif option not in known | own:
                 missing.add(f"{name(page)}: --{option}")
     assert not missing
+
+
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in SITE if PYTHON.search(page.read_text())], ids=name
+)
+def test_python_on_a_page_is_python_and_imports_what_is_there(page: Path) -> None:
+    for block in PYTHON.findall(page.read_text()):
+        for node in ast.walk(ast.parse(textwrap.dedent(block))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pyro_meta"):
+                module = importlib.import_module(str(node.module))
+                missing = [one.name for one in node.names if not hasattr(module, one.name)]
+                assert not missing, f"from {node.module}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if node.value.id == "pyro_meta":
+                    assert hasattr(pyro_meta, node.attr), f"pyro_meta.{node.attr}"
 
 
 def rows(page: str, heading: str) -> list[list[str]]:
