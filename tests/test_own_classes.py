@@ -44,19 +44,24 @@ from pyro_meta.training.run import Run
 # mechanisms as plain as these serve nobody alone, and are told so
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not define serve")
 
-PAGE = Path(__file__).parents[1] / "docs" / "own_classes.md"
+TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 FILES = {
     found[1]: found[0]
-    for found in re.finditer(r"```python\n# (\w+)\.py\n.*?```", PAGE.read_text(), re.DOTALL)
+    for kind in ("prior", "guide", "mechanism")
+    for found in re.finditer(
+        r"```python\n# (\w+)\.py\n.*?```",
+        (TUTORIALS / f"own_{kind}.md").read_text(),
+        re.DOTALL,
+    )
 }
 
 
-# -- the page ------------------------------------------------------------------------------------
+# -- the pages -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the files of the page, from which Python imports."""
+    """A folder with the files of the pages, from which Python imports."""
     for name, block in FILES.items():
         (tmp_path / f"{name}.py").write_text(block.removeprefix("```python\n").removesuffix("```"))
     monkeypatch.syspath_prepend(tmp_path)
@@ -65,7 +70,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-def test_the_page_has_a_whole_prior_guide_and_mechanism() -> None:
+def test_the_pages_have_a_whole_prior_guide_and_mechanism() -> None:
     assert list(FILES) == ["my_prior_file", "my_guide_file", "my_mechanism_file"]
 
 

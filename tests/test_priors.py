@@ -81,7 +81,7 @@ def test_sinks_cost_what_as_many_tokens_of_a_window_do(network: Transformer) -> 
 
 
 def test_a_strong_prior_makes_deciding_ten_times_as_dear(network: Transformer) -> None:
-    """As docs/design.md says: the default guide at the corner `window`, s = 10 against s = 1."""
+    """As docs/choosing.md says: the default guide at the corner `window`, s = 10 against s = 1."""
     decided = Dirichlet(FLOOR + 20.0 * torch.tensor([0.0, 0.0, 1.0]))
     kl = {
         s: kl_divergence(decided, CostDirichlet(network, strength=s)(0, POSITIONS[-1:])).item()

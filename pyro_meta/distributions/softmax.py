@@ -123,7 +123,7 @@ class LogisticNormal(SoftmaxDistribution):
         mean, variance
             Of x [.., K], independent components that are log alpha up to a constant.
         log_sum
-            E[sum_k log alpha_k] [..].
+            E[sum_k log alpha_k], of shape [..].
         """
         K = self.event_shape[-1]
         w = self.scale**-2

@@ -1,0 +1,100 @@
+"""Tables of what layers are made of: depth gates, chunks, blocks with momentum."""
+
+import json
+from statistics import mean as average
+from statistics import stdev
+from typing import Any
+
+from table_cells import number, percent, plus_minus, table, times
+from table_studies import RESULTS, behind, groups, loss, mean, seeds
+
+DEPTH = {
+    "no gates": ("before/text", "routed"),
+    "`beta`, a tenth wanted": ("depth", "beta, skip .1"),
+    "`beta`, a quarter wanted": ("depth", "beta, skip .25"),
+    "`point`, a quarter wanted": ("depth", "point, skip .25"),
+    "three layers instead of four": ("depth", "three layers"),
+}
+
+
+def depth() -> str:
+    """Depth gates beside a model of fewer layers."""
+    rows = []
+    for words, (study, name) in DEPTH.items():
+        group = groups(study)[name]
+        skipped = mean(group, "depth.skipped_hard") or 0.0
+        whole = mean(group, "executed.macs_per_token_model")
+        model = "" if whole is None else f"{whole / 1000:.0f}k"
+        against = behind((study, name), ("before/text", "routed"))
+        rows.append([words, percent(skipped, 1), loss(group), against, model, seeds(group)])
+    head = [
+        "",
+        "pairs skipped",
+        "loss, hard",
+        "against no gates",
+        "MACs of the model per token",
+        "seeds",
+    ]
+    return table(head, rows)
+
+
+CHUNKS = {
+    "full attention": ("chunk", "full"),
+    "`chunk`": ("chunk", "chunk"),
+    "`chunk_sliding`": ("chunk", "chunk_sliding"),
+    "`chunk_sentence`": ("chunk_kinds", "chunk_sentence"),
+    "`chunk_learned`": ("chunk_kinds", "chunk_learned"),
+    "window of 32": ("chunk", "window"),
+}
+
+
+def chunks() -> str:
+    """Chunks against full attention and a window."""
+    rows = []
+    for words, (study, name) in CHUNKS.items():
+        group = groups(study)[name]
+        share = number(mean(group, "executed.macs_ratio_attention"))
+        rows.append([words, loss(group), share, seeds(group)])
+    return table(["1024 tokens", "loss", "MACs of attention", "seeds"], rows)
+
+
+def chunk_speed() -> str:
+    """Chunks on one thread: times as fast as full attention, forward."""
+    said: dict[str, Any] = json.loads((RESULTS / "chunks.json").read_text())
+    kinds = ["chunk", "chunk_sliding", "chunk_sentence", "chunk_learned"]
+    rows = [
+        [length, *(times(1 / ratios[kind]) for kind in kinds)]
+        for length, ratios in said["forward_ratio_to_full"].items()
+    ]
+    return table(["tokens", *(f"`{kind}`" for kind in kinds)], rows)
+
+
+MOMENTUM = {
+    "residual": ["residual-full-s0", "residual-full-s1", "full-alone-s2"],
+    "momentum": ["momentum-full-s0", "momentum-full-s1", "momentum-full-s2"],
+    "plain momentum": [f"plain-momentum-full-s{seed}" for seed in range(3)],
+}
+
+
+def momentum() -> str:
+    """Blocks with momentum at equal parameters, full attention alone."""
+    runs: dict[str, Any] = json.loads((RESULTS / "momentum.json").read_text())["runs"]
+    losses = {
+        words: [runs[name]["val_nll_hard"] for name in names] for words, names in MOMENTUM.items()
+    }
+    rows = []
+    for words, names in MOMENTUM.items():
+        apart = [
+            number(one - other, sign=True)
+            for one, other in zip(losses[words], losses["residual"], strict=True)
+        ]
+        rows.append([
+            words,
+            plus_minus(average(losses[words]), stdev(losses[words])),
+            "" if words == "residual" else ", ".join(apart),
+            f"{runs[names[0]]['parameters']:,}",
+        ])  # fmt: skip
+    return table(["block", "loss", "against residual, by seed", "parameters"], rows)
+
+
+TABLES = {"depth": depth, "chunks": chunks, "chunk_speed": chunk_speed, "momentum": momentum}
