@@ -20,15 +20,15 @@ def power_scaling(reading: Reading, found: Sensitivity) -> Figure:
         reaction = found.of[component]
         moved = np.maximum(np.nan_to_num(reaction.by_layer), LEAST)
         at = np.arange(len(moved)) + shift
-        axes.barh(at, moved, 0.3, color=COLOURS[component], label=component)
+        axes.plot(moved, at, "o", color=COLOURS[component], ms=7, label=component)
         chance = np.maximum(np.nan_to_num(reaction.chance), LEAST)
-        axes.plot(chance, at, "|", color=INK, ms=9, mew=1.5)
+        axes.plot(chance, at, "|", color=INK, ms=10, mew=1.5)
     names = [reading.layer_names[row] for row in found.rows]
     axes.set(yticks=range(len(names)), yticklabels=names, xscale="log")
-    axes.set(xlabel="distance per doubling (| : what chance would do)", xlim=(LEAST, None))
+    axes.set(xlabel="distance per doubling (| : what chance would do)", xlim=(0.8 * LEAST, None))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.invert_yaxis()
     axes.tick_params(left=False)
     rule(axes, SENSITIVE, "reacts")
-    axes.legend()
+    figure.legend(loc="outside upper left", ncols=2)
     return figure
