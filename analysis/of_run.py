@@ -181,15 +181,15 @@ def _uncertainty(findings: Findings) -> Iterator[Part]:
         how="Rows that differ in load are tokens that the router tells apart. u says how unsure "
         "their route is, as a share of log K.",
     )  # fmt: skip
-    yield Table(
-        "uncertain", "The most and the least uncertain tokens", ("token", "of", "u", "times"),
-        [
-            [visible(one["text"], spaces=True), f"the {which} uncertain",
-             Figure(one["uncertainty"], ".2f"), Figure(one["count"], "d")]
-            for which, listed in findings.uncertain_tokens().items()
-            for one in listed
-        ],
-    )  # fmt: skip
+    for which, listed in findings.uncertain_tokens().items():
+        yield Table(
+            f"{which}_uncertain", f"The {which} uncertain tokens", ("token", "u", "times"),
+            [
+                [visible(one["text"], spaces=True), Figure(one["uncertainty"], ".2f"),
+                 Figure(one["count"], "d")]
+                for one in listed
+            ],
+        )  # fmt: skip
 
 
 def _collapse(findings: Findings) -> Iterator[Part]:
@@ -265,7 +265,7 @@ def _use(findings: Findings) -> Iterator[Part]:
     yield Table(
         "averaging", "Averaging predictions over draws of the routes", ("figure", "value"),
         [
-            ["loss against the deployed route, nats per token", Figure(found["difference"], "+.4f")],
+            ["loss beside the deployed route, nats a token", Figure(found["difference"], "+.4f")],
             ["95% interval, low", Figure(low, "+.4f")],
             ["95% interval, high", Figure(high, "+.4f")],
             ["loss of one draw", Figure(found["single_draw"], ".4f")],

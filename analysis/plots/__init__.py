@@ -332,8 +332,9 @@ PICTURES = (
     ),
     Picture(
         "k_hat", "appendix", "Importance weights: k-hat",
-        "Each dot is a short block of tokens; left of .7 its draws could stand for the posterior "
-        "that is named, right of it they cannot. Where y is known, no guide of this kind passes.",
+        "Each dot is a short block of tokens. On green and yellow, left of 0.7, its draws could "
+        "stand for the posterior that is named; right of it they cannot. Where y is known, no "
+        "guide of this kind passes.",
         posterior_checks.k_hats, _k_hats, lambda findings: bool(findings.block_lengths),
     ),
     Picture(

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 
 from pyro_meta.analysis import arviz_versions
 from pyro_meta.analysis.arviz_groups import loads_by_draw, of_loads, of_predictions
-from pyro_meta.analysis.plots.style import INK, short, width
+from pyro_meta.analysis.plots.style import INK, is_narrow, short, width
 from pyro_meta.analysis.reading import MOST_ROWS, Reading
 
 MOST_COMPARED = 6
@@ -41,7 +41,7 @@ def prior_and_posterior(reading: Reading) -> Figure:
     rows = compared_rows(reading)
     data = of_loads(reading, rows, [0], short)
     size = (width(), 0.4 + 1.3 * len(rows))
-    return _inked(arviz_versions.plot_prior_posterior(data, "load", size))
+    return _inked(arviz_versions.plot_prior_posterior(data, "load", size, only_both=is_narrow()))
 
 
 def predictive_check(reading: Reading) -> Figure:

@@ -166,7 +166,8 @@ def _legend(figure: Figure, settings: Sequence[Setting]) -> None:
     ]
     front = Line2D([], [], color=FAINT, lw=1.4, ls=(0, (4, 2)), label="no setting beats it")
     figure.legend(handles=[*handles, front], loc="outside upper left", frameon=False,
-                  ncols=2 if is_narrow() else 4, fontsize=9, handletextpad=0.4, columnspacing=1.4)  # fmt: skip
+                  ncols=2 if is_narrow() else 4, fontsize=9, handletextpad=0.4,
+                  columnspacing=1.4)  # fmt: skip
 
 
 # -- labels that keep out of each other's way --------------------------------------------------

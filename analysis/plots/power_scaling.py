@@ -27,7 +27,7 @@ def power_scaling(reading: Reading, found: Sensitivity) -> Figure:
     axes.set(yticks=range(len(names)), yticklabels=names, xscale="log")
     axes.set(xlabel="distance per doubling (| : what chance would do)", xlim=(0.8 * LEAST, None))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(left=False)
     rule(axes, SENSITIVE, "reacts")
     figure.legend(loc="outside upper left", ncols=2)

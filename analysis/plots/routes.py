@@ -18,6 +18,7 @@ from pyro_meta.analysis.plots.style import (
     canvas,
     colour,
     families,
+    ink_on,
     is_narrow,
     key,
     legible,
@@ -62,7 +63,7 @@ def load_by_layer(reading: Reading) -> Figure:
             )
             if alpha == 1.0:
                 labels = [f"{share:.0%}" if share >= 0.06 else "" for share in wide]
-                axes.bar_label(bars, labels, label_type="center", color="white", fontsize=9)
+                axes.bar_label(bars, labels, label_type="center", color=ink_on(index), fontsize=9)
             left += wide
     axes.set(
         yticks=rows,

@@ -29,7 +29,9 @@ ORANGE, SKY, YELLOW, GREY = "#e69f00", "#56b4e9", "#f0e442", "#7f7f7f"
 PALETTE = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, YELLOW, GREY)
 """Of mechanisms, in their order; of runs and of whatever else is counted."""
 INK, FAINT, GRID, PAPER = "#1f2328", "#8a939d", "#eeeeee", "#fdfdfd"
-DARK = {INK: "#e6e8eb", GRID: "#2b3036", PAPER: "#16191d", BLUE: "#4ba3dc"}
+ON_DEEP, ON_PALE = "#fffffe", "#101418"
+"""Of letters on a colour of the palette."""
+DARK = {ON_DEEP: ON_PALE, INK: "#e6e8eb", GRID: "#2b3036", PAPER: "#16191d", BLUE: "#4ba3dc"}
 """Colour on paper -> colour on black."""
 WIDTH, NARROW = 7.2, 3.7
 """Of a picture in inches; the second fits a phone, and a column beside others."""
@@ -62,6 +64,11 @@ def colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def ink_on(index: int) -> str:
+    """Of letters that are read on `colour(index)`, in light and in dark."""
+    return ON_DEEP if colour(index) in (VERMILION, BLUE, GREEN, GREY) else ON_PALE
+
+
 def is_narrow() -> bool:
     """Whether pictures are drawn for a phone."""
     return _narrow.get()
@@ -72,9 +79,9 @@ def width(wide: float = WIDTH) -> float:
     return min(wide, NARROW) if is_narrow() else wide
 
 
-def wrapped(text: str) -> str:
+def wrapped(text: str, letters: int = LETTERS_OF_A_LINE) -> str:
     """A label in lines that a phone has room for, where it is drawn for one."""
-    return textwrap.fill(text, LETTERS_OF_A_LINE) if is_narrow() else text
+    return textwrap.fill(text, letters) if is_narrow() else text
 
 
 def wrap_labels(figure: Figure) -> None:
