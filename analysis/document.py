@@ -39,6 +39,8 @@ class Answer:
 
 
 Cell = str | Figure | Answer
+SHORT = 20
+"""Letters of a cell that needs no line of its own on a phone."""
 
 
 def shown(cell: Cell) -> str:
@@ -70,6 +72,12 @@ class Table:
     """Whether it is long, and shown when asked for."""
 
     kind = "table"
+
+    @property
+    def is_of_words(self) -> bool:
+        """Whether it holds sentences, or answers, and not figures alone."""
+        cells = (cell for row in self.rows for cell in row[1:])
+        return any(isinstance(one, Answer) or len(shown(one)) > SHORT for one in cells)
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {

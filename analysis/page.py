@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
-from pyro_meta.analysis.document import Document, Figure, shown
+from pyro_meta.analysis.document import SHORT, Document, Figure, shown
 from pyro_meta.analysis.reading import MOST_ROWS
 
 MOST_COLUMNS = 3
@@ -34,6 +34,7 @@ def render(document: Document) -> str:
         .render(
             document=document,
             shown=shown,
+            short=SHORT,
             is_figure=lambda cell: isinstance(cell, Figure),
             most_columns=MOST_COLUMNS,
             most_layers=MOST_ROWS,

@@ -149,7 +149,7 @@ def simplex(reading: Reading) -> Figure:
     L, K = len(reading.means), len(reading.mechanisms)
     columns = min(2 if is_narrow() else 4, L)
     rows = -(-L // columns)
-    figure = canvas(0.5 + 2.1 * rows)
+    figure = canvas(0.5 + (1.7 if is_narrow() else 2.1) * rows)
     drawn = reading.draws.transpose(1, 0, 2, 3).reshape(L, -1, K)
     clouds = reading.means if reading.is_of_choices else drawn
     if K < 3:
