@@ -29,7 +29,7 @@ def _facts(run: Reading) -> Iterator[tuple[str, str]]:
     yield "weights", f"sha256 {run.facts['weights_sha256'][:DIGITS]}"
     versions = run.summary.get("versions", {})
     yield "versions", ", ".join(f"{name} {one}" for name, one in versions.items()) or UNKNOWN
-    yield "read", f"{minute(datetime.now(UTC))} by pyro-meta {__version__}, {_read(run)}"
+    yield "read", f"{minute(now())} by pyro-meta {__version__}, {_read(run)}"
 
 
 def _model(run: Reading) -> str:
@@ -61,6 +61,10 @@ def _trained(run: Reading) -> str:
 def _read(run: Reading) -> str:
     drawn = len(run.targets)
     return f"{len(run.text):,} validation tokens, {drawn:,} of them with {len(run.draws)} draws"
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
 
 
 def minute(moment: datetime) -> str:
