@@ -75,9 +75,8 @@ class Table:
 
     @property
     def is_of_words(self) -> bool:
-        """Whether it holds sentences, or answers, and not figures alone."""
-        cells = (cell for row in self.rows for cell in row[1:])
-        return any(isinstance(one, Answer) or len(shown(one)) > SHORT for one in cells)
+        """Whether it holds more than figures and short answers."""
+        return any(len(shown(cell)) > SHORT for row in self.rows for cell in row[1:])
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {

@@ -137,7 +137,7 @@ def passage_caption(findings: Findings) -> str:
 def starts_of(sequence: np.ndarray) -> list[int]:
     """At each token the number of the sequence that begins with it, from 1 on, else 0; [n]."""
     is_first = np.diff(sequence, prepend=-1) != 0
-    return np.where(is_first, is_first.cumsum(), 0).tolist()  # type: ignore[no-any-return]
+    return np.where(is_first, is_first.cumsum(), 0).tolist()
 
 
 def _details(percent: Sequence[int], concentration: float) -> str:

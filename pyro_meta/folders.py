@@ -79,7 +79,7 @@ def write_together(files: Mapping[Path, str | bytes]) -> None:
     They appear in their order, the first before the others.
     """
     with ExitStack() as stack:
-        for path, content in reversed(files.items()):
+        for path, content in reversed(list(files.items())):
             partial = stack.enter_context(replacing(path))
             data = content if isinstance(content, bytes) else content.encode("utf-8")
             partial.write_bytes(data)

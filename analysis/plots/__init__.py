@@ -266,7 +266,8 @@ PICTURES = (
     Picture(
         "skipped", "depth", "Who skips layers",
         "Wide bars say how many tokens skip a layer once gates are hard, thin ones what the "
-        "prior would do; to the right the tokens that do it most, and below the line least.",
+        "prior would do. The other panel lists the tokens that skip most, and below its line those "
+        "that skip least.",
         lambda findings: depth_gates.skipped(findings.reading), _skipped,
         lambda findings: findings.reading.depth is not None,
     ),
@@ -284,9 +285,9 @@ PICTURES = (
     ),
     Picture(
         "single_tokens", "belief", "The choices of single tokens",
-        "Left, how many of the guide's draws count in full as draws of the best posterior found "
-        "that sees no more than the guide; right, what that posterior gains on real targets, with "
-        "95% intervals.",
+        "The first panel says how many of the guide's draws count in full as draws of the best "
+        "posterior found that sees no more than the guide. The second says what that posterior "
+        "gains on real targets, with 95% intervals.",
         single_tokens.by_layer, _single_tokens,
         lambda findings: bool(findings.belief.get("one_token")),
     ),
