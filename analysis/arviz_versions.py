@@ -121,14 +121,20 @@ def plot_forest(data: Any, name: str, size: Size) -> Figure:
     return figure
 
 
-def plot_prior_posterior(data: Any, name: str, size: Size) -> Figure:
-    """Prior and posterior of each element of a variable, beside and on one another."""
+def plot_prior_posterior(data: Any, name: str, size: Size, only_both: bool = False) -> Figure:
+    """Prior and posterior of each element of a variable, beside and on one another.
+
+    `only_both` leaves out the panels that have one of them, where there is no room.
+    """
     if not IS_LEGACY:
         return _figure("plot_prior_posterior", data, size, var_names=[name])
     figure = Figure(figsize=size, layout="constrained")
     rows = int(np.prod(data["posterior"][name].shape[2:]))
-    axes = figure.subplots(rows, 3, squeeze=False)
+    ratios = [0.001, 0.001, 1] if only_both else [1, 1, 1]
+    axes = figure.subplots(rows, 3, squeeze=False, width_ratios=ratios)
     _draw("plot_dist_comparison", data, var_names=[name], ax=axes)
+    for left_out in axes[:, :2].flat if only_both else ():
+        figure.delaxes(left_out)
     return figure
 
 

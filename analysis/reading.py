@@ -1,7 +1,8 @@
 """A run as the analysis sees it: its posterior, metrics and summary, read from files."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_meta import checksums
-from pyro_meta.analysis import documents, stored_posterior
+from pyro_meta.analysis import documents, options, stored_posterior
 from pyro_meta.analysis.collapse import Check, Verdict, checks, collapse_verdicts, split
 from pyro_meta.analysis.depth_gates import Depth
 from pyro_meta.analysis.diversity import (
@@ -32,7 +33,10 @@ BY_TOKEN = (
     "nll_soft", "nll_hard", "nll_averaged", "top_probability", "top_is_right",
     "top_probability_averaged", "top_is_right_averaged",
 )  # fmt: skip
-SHOWN_IF_THERE = ("executed", "depth", "truth", "seed", "parameters")  # depth and truth are not
+SHOWN_IF_THERE = (
+    "executed", "depth", "truth", "seed", "parameters", "versions", "device", "finished",
+)  # fmt: skip
+"""Depth and truth are not shown on the page."""
 EXECUTED = (
     "macs_per_token_attention", "macs_ratio_attention", "macs_per_token_model", "macs_ratio_model",
     "tokens_per_second_routed", "length",
@@ -165,6 +169,8 @@ class Reading:
     """sequences.json: losses by validation sequence, and which sequences these are."""
     summary: dict[str, Any]
     """The figures of summary.json that are shown."""
+    options: dict[str, str] = field(default_factory=dict)
+    """config.yaml, under dotted names."""
 
     @property
     def layer_names(self) -> list[str]:
@@ -296,6 +302,7 @@ class Reading:
             sequence_losses=losses,
             summary={key: summary[key] for key in SHOWN}
             | {key: summary[key] for key in SHOWN_IF_THERE if key in summary},
+            options=options.read(folder / "config.yaml"),
         )
 
     @property
@@ -427,9 +434,26 @@ def _summary(path: Path) -> dict[str, Any]:
         documents.number(summary, key, name)
     if not isinstance(summary.get("load"), dict):
         raise ValueError(f"{name} has no load by mechanism")
+    _check_circumstances(summary, name)
     if "executed" in summary:
         _check_executed(summary["executed"], f"{name}, executed")
     return summary
+
+
+def _check_circumstances(summary: dict[str, Any], name: str) -> None:
+    """When, where and by what it was trained, as far as it says so."""
+    versions = summary.get("versions", {})
+    if not isinstance(versions, Mapping) or not all(isinstance(v, str) for v in versions.values()):
+        raise ValueError(f"{name}: versions are no names with a text each")
+    for key in ("device", "finished"):
+        if not isinstance(summary.get(key, ""), str):
+            raise ValueError(f"{name}: {key} is no text")
+    if "finished" in summary:
+        moment = datetime.fromisoformat(summary["finished"])
+        if moment.tzinfo is None or not 1970 < moment.year < 9000:
+            raise ValueError(f"{name}: finished is {moment.isoformat()}, no moment of a time zone")
+    if "parameters" in summary:
+        documents.number(summary, "parameters", name)
 
 
 def _check_executed(executed: Any, where: str) -> None:

@@ -31,6 +31,16 @@ class Judgement:
     is_good: bool | None
     """None: undecided, in some layers only, or it does not apply."""
     reason: str
+    states_by_layer: Sequence[tuple[str, str]] = ()
+    """Layers and groups by name, where each has an answer of its own."""
+
+
+MARKS = {True: "\u2713", False: "\u2717", None: "\u2013"}
+"""Of good, bad, and what cannot be told, on pages and in the terminal."""
+
+
+def mark(is_good: bool | None) -> str:
+    return MARKS[is_good]
 
 
 IS_GOOD = {State.YES: True, State.NO: False, State.UNDECIDED: None}
@@ -61,7 +71,8 @@ def of_layers(check: Check, names: Sequence[str]) -> Judgement:
     side = "at least" if check.is_least else "at most"
     told = _by_layer(check.estimates, names)
     reason = f"{check.why}; {check.measure}: {told} ({side} {check.threshold:g} wanted)"
-    return Judgement(check.question, answer, is_good, reason)
+    of_each = [(name, str(state)) for name, state in zip(names, states, strict=True)]
+    return Judgement(check.question, answer, is_good, reason, of_each)
 
 
 def _by_layer(estimates: Sequence[Estimate], names: Sequence[str]) -> str:

@@ -7,8 +7,8 @@ import json
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,19 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename it to `path`."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+def write_together(files: Mapping[Path, str | bytes]) -> None:
+    """Write several files whole, and none of them before all are on the disk.
+
+    They appear in their order, the first before the others.
+    """
+    with ExitStack() as stack:
+        for path, content in reversed(list(files.items())):
+            partial = stack.enter_context(replacing(path))
+            data = content if isinstance(content, bytes) else content.encode("utf-8")
+            partial.write_bytes(data)
+            flush(partial)
 
 
 @contextmanager

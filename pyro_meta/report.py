@@ -1,5 +1,7 @@
 """`python -m pyro_meta.report RUN [RUN ...]`: what a router does, and whether to believe it."""
 
+from typing import Literal
+
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.commands import TRUST_HELP, answer, command_parser, parse, run_command
 
@@ -18,8 +20,14 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--out", metavar="FOLDER", type=str,
-        help="Where to write the report, of several runs each to FOLDER/NAME; the folder is made "
-        "(default: RUN/report).",
+        help="Where to write the report; of several runs the page side by side, and each run's "
+        "own below it, in FOLDER/NAME. The folder is made (default: RUN/report; side by side in "
+        "that of the first run).",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", type=Literal["html", "md", "json"], default="html",
+        help="A page, Markdown with its pictures, or numbers alone (default: html). report.json "
+        "is written with each of them.",
     )  # fmt: skip
     parser.add_argument("--trust", type=bool, default=False, help=TRUST_HELP)
     answer(parser, argv)
@@ -30,7 +38,7 @@ def main(argv: list[str]) -> None:
         raise UsageError("option --out: a folder is needed, and its path is empty")
     from pyro_meta.posterior.report import report  # what needs pictures
 
-    report(asked.runs, asked.belief, asked.reread, asked.out, asked.trust)
+    report(asked.runs, asked.belief, asked.reread, asked.out, asked.trust, asked.format)
 
 
 if __name__ == "__main__":

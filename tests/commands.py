@@ -19,7 +19,7 @@ MOMENT = [
     "--context=16", "--window=4", "--width=16", "--layers=2", "--heads=2", "--batch=4",
     "--steps=12", "--validate_every=5", "--validation_tokens=256", "--checkpoint_every=4",
     "--accelerator=cpu",
-    "--readout.draws=24", "--readout.block_draws=24",
+    "--readout.draws=24", "--readout.block_draws=32",
 ]  # fmt: skip
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 40
 

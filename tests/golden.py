@@ -52,9 +52,10 @@ RUNS = {
     ],
 }  # fmt: skip
 LEFT_OUT = {
-    "seconds", "tokens_per_second", "device", "versions", "tokens_per_second_routed",
+    "seconds", "tokens_per_second", "device", "versions", "finished", "tokens_per_second_routed",
     "tokens_per_second_full", "speed_up_model", "speed_up_attention", "speed_up_depth", "clock",
     "hardware", "folder", "run", "checkpoint", "data", "weights", "one_token",
+    "about", "tables", "pictures", "states_by_layer",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, browser
+from browser import CHROMIUM, Page, browser
 from commands import MOMENT, error_line, run, run_here, train
 
 from pyro_meta import checksums, report
@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(trained: Path) -> Path:
-    """The page of two runs: a copy stands for the other."""
+    """The page of a run, reported beside another one, for which a copy stands."""
     believe(Run.open(trained))
     other = trained.with_name("other")
     shutil.copytree(trained, other)
@@ -53,10 +53,11 @@ def page(trained: Path) -> Path:
 
 def test_every_picture_and_every_number_is_there(page: Path) -> None:
     names = {path.name for path in page.parent.iterdir()}
-    extra = {"report.html", "report.json", "passage.png", "pareto.png", "differences.png"}
+    extra = {"report.html", "report.json", "passage.png"}
+    beside = {"comparison.html", "comparison.json", "pareto.png", "differences.png"}
     others = {"skipped", "heads"}  # of depth gates, and of several groups of heads
     drawn = {f"{picture.name}.png" for picture in PICTURES if picture.name not in others}
-    assert names == drawn | extra
+    assert names == drawn | extra | beside
     assert 'id="depth"' not in page.read_text(), "there are no gates"
     numbers = json.loads((page.parent / "report.json").read_text())
     questions = [line["question"] for line in numbers["verdicts"]]
@@ -70,8 +71,10 @@ def test_every_picture_and_every_number_is_there(page: Path) -> None:
     assert numbers["belief"]["beside_truth"][0]["method"] == "enumeration"
     sensitivity = numbers["sensitivity"]
     assert sensitivity["rows"] == [0, 1] and len(sensitivity["prior"]["load_by_layer"]) == 2
-    assert numbers["comparison"]["pairs"][0]["mean"] == pytest.approx(-0.5)
-    assert numbers["comparison"]["pairs"][0]["interval"] == pytest.approx([-0.5, -0.5])
+    together = json.loads((page.parent / "comparison.json").read_text())
+    assert together["pairs"][0]["mean"] == pytest.approx(-0.5)
+    assert together["pairs"][0]["interval"] == pytest.approx([-0.5, -0.5])
+    assert [one["run"] for one in together["reports"]] == together["runs"] == [NAME, "other"]
     assert all(row["k_hat_quantiles"] for row in numbers["belief"]["blocks"])
 
 
@@ -80,7 +83,7 @@ def test_the_page_stands_alone_and_escapes_its_text(page: Path) -> None:
     assert html.count("<script") == 1 and "<b>&" not in html and "mine &lt;b&gt;&amp;" in html
     assert ">&lt;</span>" in html, "every byte of the text is a token"
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
-    assert html.count("<img ") == html.count("alt=") >= len(PICTURES)
+    assert html.count("<img ") == html.count("alt=") >= len(PICTURES) - 2
 
 
 def test_what_the_network_said_is_kept(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,16 +158,38 @@ def test_a_posterior_of_another_version_is_written_anew(trained: Path, tmp_path:
     np.testing.assert_allclose(ours.tokens["nll_hard"], theirs.tokens["nll_hard"], atol=1e-4)
 
 
+def assert_all_fits(shown: Page, width: int) -> None:
+    """Neither the page nor any table of it has to be moved sideways."""
+    assert shown.value("document.documentElement.scrollWidth") <= width
+    hidden = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+    assert shown.value(f"{hidden}.map(e => e.firstElementChild.id)") == []
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
-@pytest.mark.parametrize(("width", "dark"), [(1000, False), (390, True)])
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (360, False)])
+def test_several_runs_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    with browser(tmp_path) as shown:
+        shown.open(page.with_name("comparison.html"), width=width, dark=dark)
+        assert_all_fits(shown, width)
+        left = "[...document.querySelectorAll('#load_by_layer + p + .beside figure')]"
+        places = shown.value(f"{left}.map(one => Math.round(one.getBoundingClientRect().left))")
+        assert len(places) == 2 and (places[0] < places[1]) is (width > 600), "beside one another"
+        assert all(shown.value("[...document.images].map(i => i.naturalWidth > 0)"))
+        assert shown.complaints() == [] and shown.requests() == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (768, True), (360, True)])
 def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
     with browser(tmp_path) as shown:
         shown.open(page, width=width, dark=dark)
         assert shown.value("document.title") == f"{NAME}: the posterior of its router"
         images = "[...document.images].map(i => i.complete && i.naturalWidth > 0)"
         loaded = shown.value(images)
-        assert len(loaded) >= len(PICTURES) and all(loaded)
-        assert shown.value("document.documentElement.scrollWidth") <= width, "no sideways scroll"
+        assert len(loaded) >= len(PICTURES) - 2 and all(loaded)
+        assert_all_fits(shown, width)
+        of_phones = shown.value("[...document.images].map(i => i.currentSrc != i.src)")
+        assert set(of_phones) == {width < 600}, "phones have pictures of their own"
         background = shown.value("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", background))) < 200) is dark
 

@@ -310,7 +310,8 @@ def test_a_report_goes_where_out_says(
     assert sorted(read_only.rglob("*")) == before
     report.main([str(read_only), str(trained), str(trained) + "/", f"--out={tmp_path}/two",
                  "--belief=false"])  # fmt: skip
-    found = {path.parent.parent.name for path in (tmp_path / "two").rglob("*.html")}
+    assert (tmp_path / "two" / "comparison.html").is_file()
+    found = {path.parent.parent.name for path in (tmp_path / "two").rglob("report.html")}
     assert found == {trained.parent.name, read_only.parent.name}
 
 
@@ -407,8 +408,11 @@ def test_an_odd_name_is_shown_as_it_is(
     assert "\x1b" not in page and "\u202e" not in page and page.count("<script") == 1
     assert "[red]x[bold] :smile: \\x1b[2J" in page
     numbers = json.loads((odd / "report" / "report.json").read_text())
-    assert numbers["run"] == ODD and numbers["comparison"]["runs"][0] == shown
+    together = json.loads((odd / "report" / "comparison.json").read_text())
+    assert numbers["run"] == ODD and together["runs"][0] == shown
     assert (odd / "report" / "pareto.png").is_file(), "drawn without a warning"
+    beside = (odd / "report" / "comparison.html").read_bytes().decode("utf-8")
+    assert "\x1b" not in beside and "\u202e" not in beside and beside.count("<script") == 1
 
 
 def test_the_progress_of_an_odd_name(capsys: pytest.CaptureFixture[str]) -> None:

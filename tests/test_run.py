@@ -29,7 +29,7 @@ from pyro_meta import (
 from pyro_meta.evaluation.executed import CLOCK_FIGURES
 from pyro_meta.training.run import SUMMARY_KEYS, Run
 
-NOT_REPEATABLE = ("tokens_per_second", "seconds")
+NOT_REPEATABLE = ("tokens_per_second", "seconds", "finished")
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

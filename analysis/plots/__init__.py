@@ -22,6 +22,9 @@ from pyro_meta.analysis.plots import (
 from pyro_meta.analysis.reading import MOST_ROWS
 from pyro_meta.analysis.sensitivity import Sensitivity
 
+CORNER = 0.9
+"""Share of a mechanism from which on a route is called decided."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -57,6 +60,18 @@ def _loads(findings: Findings) -> str:
     ]
     among = "" if run.depth is None else ", of those that run the layer"
     return f"Share of tokens that run each mechanism{among}. " + "; ".join(by_layer) + "."
+
+
+def _decided(findings: Findings) -> str:
+    """How many of the dots of each layer lie in a corner."""
+    run = findings.reading
+    clouds = run.means if run.is_of_choices else run.draws.transpose(1, 0, 2, 3)
+    shares = (clouds.max(-1) >= CORNER).reshape(len(run.means), -1).mean(1)
+    what = "posterior means" if run.is_of_choices else "draws"
+    told = ", ".join(
+        f"{name} {share:.0%}" for name, share in zip(run.layer_names, shares, strict=True)
+    )
+    return f"Share of {what} that give one mechanism {CORNER:.0%} or more: {told}."
 
 
 def _heads(findings: Findings) -> str:
@@ -96,7 +111,8 @@ def _entropies(findings: Findings) -> str:
     first, last = run.entropy_by_step[0].mean(), run.entropy_by_step[-1].mean()
     return (
         f"Routing entropy over {len(run.steps)} steps: from {first:.2f} of log K at first to "
-        f"{last:.2f} at the end; {run.hard_share[-1]:.0%} of tokens are hard at the end."
+        f"{last:.2f} at the end. Then {run.hard_share[-1]:.0%} of tokens are hard, the KL is "
+        f"{run.kl_by_step[-1]:.3g} nats per token and its weight {run.kl_weight_by_step[-1]:.3g}."
     )
 
 
@@ -223,10 +239,7 @@ PICTURES = (
         "Every dot is one token: a draw of its weights or, of choices, its posterior mean. Dots in "
         "a corner are decided, dots in the middle mix mechanisms or are unsure.",
         lambda findings: routes.simplex(findings.reading),
-        lambda findings: (
-            "Posterior means" if findings.reading.is_of_choices else "Draws"
-        ) + " of the routes of random tokens between the mechanisms "
-        + ", ".join(findings.reading.mechanisms) + ", one triangle a layer.",
+        _decided,
         lambda findings: not findings.reading.has_many_rows,
     ),
     Picture(
@@ -253,14 +266,15 @@ PICTURES = (
     Picture(
         "skipped", "depth", "Who skips layers",
         "Wide bars say how many tokens skip a layer once gates are hard, thin ones what the "
-        "prior would do; to the right the tokens that do it most, and below the line least.",
+        "prior would do. The other panel lists the tokens that skip most, and below its line those "
+        "that skip least.",
         lambda findings: depth_gates.skipped(findings.reading), _skipped,
         lambda findings: findings.reading.depth is not None,
     ),
     Picture(
         "entropy_over_training", "training", "Entropy over training",
-        "Lines that fall are routers that decide; the yellow area is the share of tokens that run "
-        "one mechanism alone, the dotted line the weight of the KL.",
+        "Lines that fall are routers that decide. Below them, at the same steps, stand the share "
+        "of tokens that run one mechanism alone, the KL, and the weight that the loss gives it.",
         lambda findings: training.entropy_over_training(findings.reading), _entropies,
     ),
     Picture(
@@ -271,9 +285,9 @@ PICTURES = (
     ),
     Picture(
         "single_tokens", "belief", "The choices of single tokens",
-        "Left, how many of the guide's draws count in full as draws of the best posterior found "
-        "that sees no more than the guide; right, what that posterior gains on real targets, with "
-        "95% intervals.",
+        "The first panel says how many of the guide's draws count in full as draws of the best "
+        "posterior found that sees no more than the guide. The second says what that posterior "
+        "gains on real targets, with 95% intervals.",
         single_tokens.by_layer, _single_tokens,
         lambda findings: bool(findings.belief.get("one_token")),
     ),
@@ -286,8 +300,8 @@ PICTURES = (
     ),
     Picture(
         "power_scaling", "belief", "Sensitivity to prior and likelihood",
-        "Bars say how far loads would move if the prior, or the likelihood, counted twice; bars "
-        "that do not pass their black mark are no more than chance.",
+        "Dots say how far loads would move if the prior, or the likelihood, counted twice; dots "
+        "left of their black mark are no more than chance.",
         lambda findings: power_scaling.power_scaling(
             findings.reading, _known(findings.sensitivity)
         ),
@@ -319,8 +333,9 @@ PICTURES = (
     ),
     Picture(
         "k_hat", "appendix", "Importance weights: k-hat",
-        "Each dot is a short block of tokens; left of .7 its draws could stand for the posterior "
-        "that is named, right of it they cannot. Where y is known, no guide of this kind passes.",
+        "Each dot is a short block of tokens. On green and yellow, left of 0.7, its draws could "
+        "stand for the posterior that is named; right of it they cannot. Where y is known, no "
+        "guide of this kind passes.",
         posterior_checks.k_hats, _k_hats, lambda findings: bool(findings.block_lengths),
     ),
     Picture(

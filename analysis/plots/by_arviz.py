@@ -14,7 +14,7 @@ from matplotlib.text import Text
 
 from pyro_meta.analysis import arviz_versions
 from pyro_meta.analysis.arviz_groups import loads_by_draw, of_loads, of_predictions
-from pyro_meta.analysis.plots.style import INK, WIDTH, short
+from pyro_meta.analysis.plots.style import INK, is_narrow, short, width
 from pyro_meta.analysis.reading import MOST_ROWS, Reading
 
 MOST_COMPARED = 6
@@ -25,7 +25,7 @@ def loads(reading: Reading) -> Figure:
     """Loads of the draws of the posterior, by layer and mechanism."""
     rows, K = reading.rows[: MOST_ROWS // 2], len(reading.mechanisms)
     data = of_loads(reading, rows, range(K), short)
-    size = (WIDTH, 0.8 + 0.26 * len(rows) * K)
+    size = (width(), 0.8 + 0.26 * len(rows) * K)
     return _inked(arviz_versions.plot_forest(data, "load", size))
 
 
@@ -40,19 +40,19 @@ def prior_and_posterior(reading: Reading) -> Figure:
     """The load of the first mechanism in draws of the prior and of the posterior, by layer."""
     rows = compared_rows(reading)
     data = of_loads(reading, rows, [0], short)
-    size = (WIDTH, 0.4 + 1.3 * len(rows))
-    return _inked(arviz_versions.plot_prior_posterior(data, "load", size))
+    size = (width(), 0.4 + 1.3 * len(rows))
+    return _inked(arviz_versions.plot_prior_posterior(data, "load", size, only_both=is_narrow()))
 
 
 def predictive_check(reading: Reading) -> Figure:
     """How often tokens come, of the commonest first: in the text and in predictive draws."""
     data = of_predictions(reading)
-    return _inked(arviz_versions.plot_predictive_check(data, "rank", (WIDTH, 3.2)))
+    return _inked(arviz_versions.plot_predictive_check(data, "rank", (width(), 3.2)))
 
 
 def pit(reading: Reading) -> Figure:
     """LOO-PIT of the next token."""
-    return _inked(arviz_versions.plot_pit(of_predictions(reading), "rank", (WIDTH, 3.2)))
+    return _inked(arviz_versions.plot_pit(of_predictions(reading), "rank", (width(), 3.2)))
 
 
 def pit_values(reading: Reading) -> np.ndarray:

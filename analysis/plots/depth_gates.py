@@ -5,7 +5,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_meta.analysis.depth_gates import Depth
-from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, MONO, canvas, families, legible
+from pyro_meta.analysis.plots.style import (
+    BLUE,
+    FAINT,
+    INK,
+    MONO,
+    canvas,
+    families,
+    is_narrow,
+    legible,
+)
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.analysis.visible import visible
 
@@ -18,8 +27,13 @@ def skipped(reading: Reading) -> Figure:
     assert depth is not None
     listed = depth.by_piece(reading.text)
     pieces = [*listed["most"], *listed["least"][::-1]]
-    figure = canvas(0.9 + max(0.5 * len(depth.mean), 0.2 * len(pieces)))
-    left, right = figure.subplots(1, 2)
+    heights = [0.5 * len(depth.mean), 0.2 * len(pieces)]
+    if is_narrow():
+        figure = canvas(1.8 + sum(heights))
+        left, right = figure.subplots(2, 1, height_ratios=heights)
+    else:
+        figure = canvas(0.9 + max(heights))
+        left, right = figure.subplots(1, 2)
     _by_layer(left, depth)
     names = [legible(visible(piece.text, spaces=True)) for piece in pieces]
     rows = np.arange(len(pieces))

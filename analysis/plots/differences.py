@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, canvas, short
+from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, canvas, is_narrow, short
 from pyro_meta.analysis.runs_in_pairs import Pair, position
 
 
@@ -21,7 +21,8 @@ def differences(pairs: Sequence[Pair]) -> Figure:
         yticks=range(len(pairs)),
         xlabel="difference of the loss, hard routes, nats per token (left: the first is better)",
     )
-    axes.set_yticklabels([f"{short(p.ours)} - {short(p.theirs)}" for p in pairs])
+    between = "\n\u2212 " if is_narrow() else " \u2212 "
+    axes.set_yticklabels([f"{short(p.ours)}{between}{short(p.theirs)}" for p in pairs])
     axes.invert_yaxis()
     axes.tick_params(left=False)
     return figure

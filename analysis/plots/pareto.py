@@ -25,7 +25,9 @@ from pyro_meta.analysis.plots.style import (
     PURPLE,
     SKY,
     VERMILION,
+    is_narrow,
     legible,
+    wrapped,
 )
 
 LOOKS = {
@@ -63,14 +65,16 @@ class Setting:
         return float(np.mean(self.losses))
 
 
-def pareto(settings: Sequence[Setting], cost_name: str) -> Figure:
+def pareto(
+    settings: Sequence[Setting], cost_name: str, size: tuple[float, float] = (9, 6)
+) -> Figure:
     """Validation loss, hard, against cost: means with standard deviations, seeds as faint points.
 
     Where some settings lie far above the others, they stand in an upper panel with a scale of its
     own.
     """
     layout = ConstrainedLayoutEngine(h_pad=0.02, hspace=0.0)
-    figure = Figure(figsize=(9, 6), dpi=DPI, layout=layout)
+    figure = Figure(figsize=size, dpi=DPI, layout=layout)
     canvas = FigureCanvasAgg(figure)
     limit = _limit([setting.loss for setting in settings])
     far = [setting for setting in settings if setting.loss > limit]
@@ -89,8 +93,8 @@ def pareto(settings: Sequence[Setting], cost_name: str) -> Figure:
         axes.set_axisbelow(True)
     if far:
         _break(*panels)
-    panels[-1].set_xlabel(f"cost: {cost_name}")
-    panels[-1].set_ylabel("validation loss, hard routes (nats per token)")
+    panels[-1].set_xlabel(wrapped(f"cost: {cost_name}"))
+    panels[-1].set_ylabel(wrapped("validation loss, hard routes (nats per token)"))
     _legend(figure, settings)
     figure.draw_without_rendering()  # sizes of texts are known from here on
     figure.set_layout_engine("none")
@@ -161,8 +165,9 @@ def _legend(figure: Figure, settings: Sequence[Setting]) -> None:
         for kind in (present if len(present) > 1 else [])
     ]
     front = Line2D([], [], color=FAINT, lw=1.4, ls=(0, (4, 2)), label="no setting beats it")
-    figure.legend(handles=[*handles, front], loc="outside upper left", ncols=4, frameon=False,
-                  fontsize=9, handletextpad=0.4, columnspacing=1.4)  # fmt: skip
+    figure.legend(handles=[*handles, front], loc="outside upper left", frameon=False,
+                  ncols=2 if is_narrow() else 4, fontsize=9, handletextpad=0.4,
+                  columnspacing=1.4)  # fmt: skip
 
 
 # -- labels that keep out of each other's way --------------------------------------------------

@@ -16,6 +16,7 @@ from pyro_meta.analysis.plots.style import (
     colour,
     key,
     rule,
+    wrapped,
 )
 from pyro_meta.analysis.reading import Reading
 
@@ -41,7 +42,7 @@ def kl_by_layer(reading: Reading) -> Figure:
 def k_hats(findings: Findings) -> Figure:
     """Distribution of k-hat by length of block and target, each block a dot."""
     rows = findings.targets()
-    figure = canvas(0.9 + 0.5 * len(rows))
+    figure = canvas(0.9 + 0.55 * len(rows))
     axes = figure.subplots()
     rng = np.random.default_rng(0)
     for row, (_, found) in enumerate(rows):
@@ -53,9 +54,11 @@ def k_hats(findings: Findings) -> Figure:
     axes.axvspan(GOOD, USABLE, color=ORANGE, alpha=0.16, lw=0)
     axes.set(
         yticks=range(len(rows)),
-        yticklabels=[f"{name}\n{found.usable:.0%} below {USABLE}" for name, found in rows],
+        yticklabels=[
+            f"{wrapped(name, 19)}\n{found.usable:.0%} below {USABLE}" for name, found in rows
+        ],
         xlim=(-0.55, 3.05),
-        xlabel="k-hat (green: good, yellow: usable; 3 stands for 3 and more)",
+        xlabel="k-hat (3: 3 or more)",
     )
     axes.invert_yaxis()
     axes.tick_params(left=False)

@@ -16,19 +16,23 @@ def power_scaling(reading: Reading, found: Sensitivity) -> Figure:
     """Distance that the load of each layer moves by, per doubling of prior and of likelihood."""
     figure = canvas(1.0 + 0.34 * len(found.rows))
     axes = figure.subplots()
+    most = SENSITIVE
     for shift, component in zip((-0.16, 0.16), COMPONENTS, strict=True):
         reaction = found.of[component]
         moved = np.maximum(np.nan_to_num(reaction.by_layer), LEAST)
         at = np.arange(len(moved)) + shift
-        axes.barh(at, moved, 0.3, color=COLOURS[component], label=component)
+        axes.plot(moved, at, "o", color=COLOURS[component], ms=7, label=component)
         chance = np.maximum(np.nan_to_num(reaction.chance), LEAST)
-        axes.plot(chance, at, "|", color=INK, ms=9, mew=1.5)
+        most = max(most, float(moved.max()), float(chance.max()))
+        axes.plot(chance, at, "|", color=INK, ms=10, mew=1.5)
     names = [reading.layer_names[row] for row in found.rows]
     axes.set(yticks=range(len(names)), yticklabels=names, xscale="log")
-    axes.set(xlabel="distance per doubling (| : what chance would do)", xlim=(LEAST, None))
+    axes.set(
+        xlabel="distance per doubling (| : what chance would do)", xlim=(0.8 * LEAST, 2 * most)
+    )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(left=False)
     rule(axes, SENSITIVE, "reacts")
-    axes.legend()
+    figure.legend(loc="outside upper left", ncols=2)
     return figure

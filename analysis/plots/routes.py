@@ -15,13 +15,15 @@ from pyro_meta.analysis.plots.style import (
     FAINT,
     INK,
     MONO,
-    WIDTH,
     canvas,
     colour,
     families,
+    ink_on,
+    is_narrow,
     key,
     legible,
     short,
+    width,
 )
 from pyro_meta.analysis.reading import MOST_ROWS, Reading
 from pyro_meta.analysis.visible import SIGNS, visible
@@ -55,14 +57,14 @@ def load_by_layer(reading: Reading) -> Figure:
     for values, offset, height, alpha in ((shares, -0.14, 0.5, 1.0), (prior, 0.28, 0.16, 0.5)):
         left = np.zeros(len(shares))
         for index in range(len(reading.mechanisms)):
-            width = values[:, index]
+            wide = values[:, index]
             bars = axes.barh(
-                rows + offset, width, height, left=left, color=colour(index), alpha=alpha
+                rows + offset, wide, height, left=left, color=colour(index), alpha=alpha
             )
             if alpha == 1.0:
-                labels = [f"{share:.0%}" if share >= 0.06 else "" for share in width]
-                axes.bar_label(bars, labels, label_type="center", color="white", fontsize=9)
-            left += width
+                labels = [f"{share:.0%}" if share >= 0.06 else "" for share in wide]
+                axes.bar_label(bars, labels, label_type="center", color=ink_on(index), fontsize=9)
+            left += wide
     axes.set(
         yticks=rows,
         yticklabels=reading.layer_names,
@@ -82,7 +84,7 @@ def heads(reading: Reading) -> Figure:
     groups = int(reading.facts["groups"])
     shares = reading.loads.reshape(-1, groups, len(reading.mechanisms))  # [L, G, K]
     layers, shown = len(shares), reading.mechanisms[:-1]
-    side = WIDTH / (layers + 4)
+    side = width() / (layers + 4)
     figure = canvas(len(shown) * (0.95 + groups * side))
     panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for index, (axes, name) in enumerate(zip(panels, shown, strict=True)):
@@ -145,9 +147,9 @@ def simplex(reading: Reading) -> Figure:
     taken as shares of their sum.
     """
     L, K = len(reading.means), len(reading.mechanisms)
-    columns = min(4, L)
+    columns = min(2 if is_narrow() else 4, L)
     rows = -(-L // columns)
-    figure = canvas(0.5 + 2.1 * rows)
+    figure = canvas(0.5 + (1.7 if is_narrow() else 2.1) * rows)
     drawn = reading.draws.transpose(1, 0, 2, 3).reshape(L, -1, K)
     clouds = reading.means if reading.is_of_choices else drawn
     if K < 3:
@@ -208,6 +210,7 @@ def passage(reading: Reading) -> Figure:
         (0.15 + 0.7 * strength(reading, slice(shown))[rows]) * reading.runs[rows, :shown],
         reading.mechanisms,
         cell,
+        np.flatnonzero(np.diff(reading.sequence[:shown])) + 1,
     )
 
 
@@ -218,6 +221,7 @@ def coloured(
     strong: Array,
     mechanisms: Sequence[str],
     cell: int | None = None,
+    starts: Sequence[int] | Choices = (),
 ) -> Figure:
     """Pieces of text on the colours of their choices, a block for each row.
 
@@ -233,6 +237,8 @@ def coloured(
         Their names.
     cell
         Characters that are shown of a piece (default: those of the longest, up to a bound).
+    starts
+        Where a sequence begins that does not see what is before: it is divided off.
     """
     if cell is None:
         cell = min(MOST_CHARACTERS, max(map(len, pieces)))
@@ -242,9 +248,17 @@ def coloured(
     labels = [_cell(piece, cell) for piece in pieces]
     for row, axes in enumerate(np.atleast_1d(figure.subplots(rows, 1))):
         _colour_block(axes, labels, chosen[row], strong[row], (lines, columns))
+        _divide(axes, starts, columns)
         axes.set_title(names[row], loc="left", fontsize=9)
     key(figure, mechanisms)
     return figure
+
+
+def _divide(axes: Axes, starts: Sequence[int] | Choices, columns: int) -> None:
+    """Draw a line before each of the tokens `starts`."""
+    for start in starts:
+        line, column = divmod(int(start), columns)
+        axes.plot([column - 0.5] * 2, [line - 0.5, line + 0.5], color=INK, lw=2, clip_on=False)
 
 
 def _cell(piece: str, width: int) -> str:

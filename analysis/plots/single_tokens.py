@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.one_token import gap_of
-from pyro_meta.analysis.plots.style import BLUE, FAINT, GREEN, INK, canvas
+from pyro_meta.analysis.plots.style import BLUE, FAINT, GREEN, INK, canvas, is_narrow
 from pyro_meta.analysis.reading import MOST_ROWS
 
 
@@ -25,8 +25,11 @@ def shown(findings: Findings) -> list[tuple[str, Mapping[str, Any]]]:
 def by_layer(findings: Findings) -> Figure:
     """Effective share of draws and the gap of each layer and group."""
     rows = shown(findings)
-    figure = canvas(0.9 + 0.34 * len(rows))
-    left, right = figure.subplots(1, 2, sharey=True)
+    height = 0.9 + 0.34 * len(rows)
+    if is_narrow():
+        left, right = (figure := canvas(2 * height)).subplots(2, 1, sharey=True)
+    else:
+        left, right = (figure := canvas(height)).subplots(1, 2, sharey=True)
     for row, (_, site) in enumerate(rows):
         left.barh(row, site["efficiency_median"], 0.55, color=GREEN)
         gap = gap_of(site)

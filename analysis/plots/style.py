@@ -6,8 +6,10 @@ is turned into its counterpart where the reader prefers dark.
 
 import base64
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,16 @@ ORANGE, SKY, YELLOW, GREY = "#e69f00", "#56b4e9", "#f0e442", "#7f7f7f"
 PALETTE = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, YELLOW, GREY)
 """Of mechanisms, in their order; of runs and of whatever else is counted."""
 INK, FAINT, GRID, PAPER = "#1f2328", "#8a939d", "#eeeeee", "#fdfdfd"
-DARK = {INK: "#e6e8eb", GRID: "#2b3036", PAPER: "#16191d", BLUE: "#4ba3dc"}
+ON_DEEP, ON_PALE = "#fffffe", "#101418"
+"""Of letters on a colour of the palette."""
+DARK = {ON_DEEP: ON_PALE, INK: "#e6e8eb", GRID: "#2b3036", PAPER: "#16191d", BLUE: "#4ba3dc"}
 """Colour on paper -> colour on black."""
-WIDTH = 7.2
+WIDTH, NARROW = 7.2, 3.7
+"""Of a picture in inches; the second fits a phone, and a column beside others."""
 DPI = 150
+LETTERS_OF_A_LINE = 36
+"""Of a label on a phone."""
+_narrow = ContextVar("_narrow", default=False)
 
 RC: Any = {
     "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK,
@@ -56,9 +64,36 @@ def colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
-def canvas(height: float, width: float = WIDTH) -> Figure:
+def ink_on(index: int) -> str:
+    """Of letters that are read on `colour(index)`, in light and in dark."""
+    return ON_DEEP if colour(index) in (VERMILION, BLUE, GREEN, GREY) else ON_PALE
+
+
+def is_narrow() -> bool:
+    """Whether pictures are drawn for a phone."""
+    return _narrow.get()
+
+
+def width(wide: float = WIDTH) -> float:
+    """Of a picture in inches, which is `wide` where there is room."""
+    return min(wide, NARROW) if is_narrow() else wide
+
+
+def wrapped(text: str, letters: int = LETTERS_OF_A_LINE) -> str:
+    """A label in lines that a phone has room for, where it is drawn for one."""
+    return textwrap.fill(text, letters) if is_narrow() else text
+
+
+def wrap_labels(figure: Figure) -> None:
+    """Apply `wrapped` to the names of all axes."""
+    for axes in figure.axes:
+        axes.set_xlabel(wrapped(axes.get_xlabel()))
+        axes.set_ylabel(wrapped(axes.get_ylabel()))
+
+
+def canvas(height: float, wide: float = WIDTH) -> Figure:
     """An empty figure, sizes in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width(wide), height), layout="constrained")
 
 
 @cache
@@ -92,7 +127,8 @@ def key(figure: Figure, names: Sequence[str]) -> None:
     """Which colour is which mechanism, above the picture."""
     patches = [Patch(color=colour(k)) for k in range(len(names))]
     labels = [short(name) for name in names]
-    figure.legend(patches, labels, loc="outside upper left", ncols=min(5, len(patches)))
+    most = 3 if is_narrow() else 5
+    figure.legend(patches, labels, loc="outside upper left", ncols=min(most, len(patches)))
 
 
 def rule(axes: Axes, value: float, text: str) -> None:
@@ -143,3 +179,14 @@ def styled() -> Iterator[None]:
         mpl.rcdefaults()
         mpl.rcParams.update(RC | {"font.family": families()})
         yield
+
+
+@contextmanager
+def narrow() -> Iterator[None]:
+    """Context in which figures are drawn for a phone, within `styled`."""
+    token = _narrow.set(True)
+    try:
+        with mpl.rc_context({"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8}):
+            yield
+    finally:
+        _narrow.reset(token)

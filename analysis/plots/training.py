@@ -5,7 +5,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from pyro_meta.analysis.diversity import Array
-from pyro_meta.analysis.plots.style import BLUE, FAINT, INK, ORANGE, canvas
+from pyro_meta.analysis.plots.style import BLUE, GREEN, ORANGE, PURPLE, canvas, is_narrow
 from pyro_meta.analysis.reading import Reading
 
 MOST_NAMES = 12
@@ -13,32 +13,31 @@ MOST_NAMES = 12
 
 
 def entropy_over_training(reading: Reading) -> Figure:
-    """Mean entropy of the posterior means by layer, with the schedules that act on it."""
-    figure = canvas(3.6)
-    axes = figure.subplots()
-    steps, curves, weight = reading.steps, reading.entropy_by_step, reading.kl_weight_by_step
-    width = max(1, len(steps) // 100)
+    """Mean entropy of the posterior means by layer, and what acts on it: one below the other."""
+    figure = canvas(6.4)
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=[2.2, 1, 1, 1])
+    steps, curves = reading.steps, reading.entropy_by_step
+    window = max(1, len(steps) // 100)
     for layer, shade in enumerate(np.linspace(0.35, 1.0, curves.shape[1])):
-        smooth = running_mean(curves[:, layer], width)
+        smooth = running_mean(curves[:, layer], window)
         is_named = curves.shape[1] <= MOST_NAMES or layer in (0, curves.shape[1] - 1)
         label = f"layer {layer}" if is_named else None
-        axes.plot(steps, smooth, color=to_rgba(BLUE, shade), label=label)
-    hard = running_mean(reading.hard_share, width)
-    axes.fill_between(steps, 0, hard, color=ORANGE, alpha=0.22, lw=0, label="share of hard tokens")
-    axes.plot(
-        steps, weight / max(weight.max(), 1e-12), color=INK, ls=":", lw=1.2,
-        label=f"KL weight (final {weight[-1]:.3g})",
+        panels[0].plot(steps, smooth, color=to_rgba(BLUE, shade), label=label)
+    panels[0].set(title="routing entropy H(m), share of log K", ylim=(0, 1.02))
+    hard = running_mean(reading.hard_share, window)
+    panels[1].fill_between(steps, 0, hard, color=ORANGE, alpha=0.5, lw=0)
+    panels[1].set(title="share of tokens that run hard", ylim=(0, 1.02))
+    panels[2].plot(steps, running_mean(reading.kl_by_step, window), color=GREEN)
+    panels[2].set(title="KL(q || p), nats per token", ylim=(0, None))
+    panels[3].plot(steps, reading.kl_weight_by_step, color=PURPLE)
+    panels[3].set(
+        title=f"weight of the KL, at last {reading.kl_weight_by_step[-1]:.3g}",
+        ylim=(0, None), xlabel="step", xlim=(0, max(1, steps[-1])),
     )  # fmt: skip
-    kl = running_mean(reading.kl_by_step, width)
-    most = max(float(kl.max()), 1e-9)
-    axes.plot(steps, kl / most, color=FAINT, lw=1.2, label=f"KL(q||p) (1 is {most:.2g} nats)")
-    axes.set(
-        xlabel="step",
-        ylabel="routing entropy H(m) / log K",
-        ylim=(0, 1.02),
-        xlim=(0, max(1, steps[-1])),
-    )
-    figure.legend(loc="outside upper left", ncols=3)
+    for axes in panels:
+        axes.title.set_horizontalalignment("left")
+        axes.title.set_x(0)
+    figure.legend(loc="outside upper left", ncols=2 if is_narrow() else 4)
     return figure
 
 

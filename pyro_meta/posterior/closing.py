@@ -1,6 +1,7 @@
 """What a run leaves at its end: its figures, its posterior, and a sample of its text."""
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -71,6 +72,7 @@ def close(
         "device": _device_name(fabric),
         "seed": config.seed,
         "versions": versions(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if learned := controllers.figures():
         summary["prior"] = learned

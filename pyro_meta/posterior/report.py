@@ -6,32 +6,33 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
-from pyro_meta.analysis import page
+from pyro_meta.analysis import markdown, of_run, side_by_side
+from pyro_meta.analysis import page as html
+from pyro_meta.analysis.document import Document, Drawn
 from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.json_values import as_json, encodable
-from pyro_meta.analysis.plots import PICTURES, Picture, routes
-from pyro_meta.analysis.plots.differences import differences
-from pyro_meta.analysis.plots.pareto import Setting, pareto
-from pyro_meta.analysis.plots.style import as_data_uri, as_png, save_png, short, styled, write_png
+from pyro_meta.analysis.plots import PICTURES, drawing
+from pyro_meta.analysis.plots.style import styled
 from pyro_meta.analysis.reading import Reading, require_finished
-from pyro_meta.analysis.runs_in_pairs import Pair, names_of, paired, position
+from pyro_meta.analysis.runs_in_pairs import names_of
+from pyro_meta.analysis.side_by_side import Shown, in_pairs, pictures
 from pyro_meta.errors import UsageError
-from pyro_meta.folders import write_whole
+from pyro_meta.folders import write_together
+from pyro_meta.posterior.printed import print_summary
 from pyro_meta.terminal.consoles import console, printable
 from pyro_meta.terminal.progress import Tell, step_by_step
-from pyro_meta.terminal.tables import executed_rows, table_of_figures, table_of_pairs
 
+Form = Literal["html", "md", "json"]
+"""Formats of a report."""
 STEPS_OF_BELIEF = 6
 FIRST_FILES = {"report.json", "belief.json"}
 """What a report writes before all else; a folder without them is not ours."""
-MOST_PAIRS = 60
-"""Differences that one picture shows; the table of the page has all."""
 
 
 class Place(NamedTuple):
@@ -49,21 +50,25 @@ def report(
     rereads: bool,
     into: str | None = None,
     trusts: bool = False,
+    form: Form = "html",
 ) -> None:
     """Print the routing summary of each run and write its report.
 
     Parameters
     ----------
     runs
-        Folders of runs; of several, each is compared with the others.
+        Folders of runs; of several there is a page side by side, too.
     believes
         Hold the guide against exact posteriors, with the checkpoint.
     rereads
         Write posterior.nc anew from the checkpoint first.
     into
-        The folder to write to, of several runs their parent; by default RUN/report.
+        The folder to write to; of several runs it has the page side by side, and below it a
+        folder of each. By default RUN/report, and side by side in that of the first.
     trusts
         Import the classes that a run names, also those that pyro_meta does not ship.
+    form
+        How it is written. report.json is there in any case.
 
     Raises
     ------
@@ -72,18 +77,28 @@ def report(
     """
     out, err = console(), console(stderr=True)
     places = _places(list({_resolved(run): Path(run) for run in runs}.values()), into)
+    home = places[0].report if into is None else Path(into)
     for place in places:
         _require_ready(place, believes, rereads, trusts)
-    steps = len(places) * (1 + rereads + STEPS_OF_BELIEF * believes + len(PICTURES) + 1)
+    if len(places) > 1:
+        _require_own(home, "comparison", into)
+    pictured = len(PICTURES) * (form != "json")
+    steps = len(places) * (1 + rereads + STEPS_OF_BELIEF * believes + pictured + 1)
     with step_by_step(steps, err) as tell:
         found = [_findings(place, rereads, believes, trusts, tell) for place in places]
         with styled():
-            comparison = _compare(found) if len(found) > 1 else None
+            documents = []
             for findings, place in zip(found, places, strict=True):
-                _write(findings, comparison, place.report, tell)
+                documents.append(_document(findings, form, tell))
+                tell(f"{findings.reading.name}: writing")
+                _write(findings, documents[-1], place.report, form)
+            if len(places) > 1:
+                _write_comparison(found, documents, places, home, form)
     for findings, place in zip(found, places, strict=True):
-        _print_summary(findings, out)
-        out.print(Text(f"wrote {printable(str(place.report / 'report.html'))}"), soft_wrap=True)
+        print_summary(findings, out)
+        _tell_of(place.report / f"report.{form}", out)
+    if len(places) > 1:
+        _tell_of(home / f"comparison.{form}", out)
 
 
 def _resolved(run: str) -> Path:
@@ -131,6 +146,22 @@ def _require_ready(place: Place, believes: bool, rereads: bool, trusts: bool) ->
         from pyro_meta.training.run import Run  # torch
 
         Run.open(place.run, trusts).config_yaml()
+
+
+def _require_own(home: Path, name: str, into: str | None) -> None:
+    """Raise `UsageError` where the page of several runs would replace files of somebody else."""
+    if into is None or (home / f"{name}.json").exists():
+        return
+    theirs = [f"{name}.{form}" for form in ("html", "md")] + ["pareto.png", "differences.png"]
+    if there := [one for one in theirs if (home / one).exists()]:
+        raise UsageError(
+            f"option --out: {home} holds {', '.join(there)} of something else; another folder is "
+            "allowed"
+        )
+
+
+def _tell_of(path: Path, out: Console) -> None:
+    out.print(Text(f"wrote {printable(str(path))}"), soft_wrap=True)
 
 
 def _holds_other_files(folder: Path) -> bool:
@@ -189,192 +220,71 @@ def _profiled() -> Iterator[None]:
         yield
 
 
-class Comparison(NamedTuple):
-    """Several runs beside each other, drawn once for all of their reports."""
-
-    names: list[str]
-    pairs: list[tuple[Pair, str]]
-    """Each with who is better."""
-    missing: list[str]
-    """Why other pairs are not there."""
-    rows: list[tuple[str, list[str]]]
-    drawn: list[page.Drawn]
-    pictures: dict[str, bytes]
-    """Name -> PNG."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "runs": self.names,
-            "pairs": [vars(pair) for pair, _ in self.pairs],
-            "not_compared": self.missing,
-            "side_by_side": dict(self.rows),
-        }
+def _document(findings: Findings, form: Form, tell: Tell) -> Document:
+    """What is said of a run, with its pictures as far as the format has any."""
+    if form == "json":
+        drawn = list(drawing.said(findings, PICTURES))
+    else:
+        drawn = list(drawing.drawn(findings, PICTURES, form == "html", tell))
+    return of_run.document(findings, drawn, drawing.passage(findings, form != "json"))
 
 
-def _write(findings: Findings, comparison: Comparison | None, folder: Path, tell: Tell) -> None:
-    """Write report.html, report.json and the pictures, each of them whole."""
+def _write(findings: Findings, document: Document, folder: Path, form: Form) -> None:
+    """Write report.json, the page and the pictures: all of them, or none."""
+    numbers = findings.to_json() | document.to_json()
+    drawn = [*document.parts("picture"), *(one.picture for one in document.parts("passage"))]
+    _write_all(folder, "report", numbers, document, drawn, form)
+    if form != "json":
+        for left in {picture.name for picture in PICTURES} - {one.name for one in drawn}:
+            (folder / f"{left}.png").unlink(missing_ok=True)  # of an earlier report
+
+
+def _write_all(
+    folder: Path,
+    name: str,
+    numbers: dict[str, Any],
+    document: Document,
+    drawn: Sequence[Drawn],
+    form: Form,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    name = findings.reading.name
-    numbers = findings.to_json()
-    if comparison is not None:
-        numbers["comparison"] = comparison.to_json()
-    write_whole(folder / "report.json", as_json(numbers))  # first: it says whose folder this is
-    drawn = []
-    for picture in PICTURES:
-        tell(f"{name}: {picture.title}")
-        path = folder / f"{picture.name}.png"
-        if picture.applies(findings):
-            figure = picture.draw(findings)
-            save_png(figure, path)
-            drawn.append(page.Drawn(picture, as_data_uri(figure), picture.says(findings)))
-        else:
-            path.unlink(missing_ok=True)  # of an earlier report
-    save_png(routes.passage(findings.reading), folder / "passage.png")
-    tell(f"{name}: the page")
-    executed = findings.reading.summary.get("executed")
-    rows = list(executed_rows(executed)) if executed else []
-    html = page.render(findings, drawn, rows, comparison and comparison._asdict())
-    for title, png in () if comparison is None else comparison.pictures.items():
-        write_png(png, folder / f"{title}.png")
-    write_whole(folder / "report.html", encodable(html))
-
-
-def _compare(found: Sequence[Findings]) -> Comparison:
-    """Several runs: paired differences, and every diagnostic side by side."""
-    readings = [findings.reading for findings in found]
-    pairs, missing = paired(readings)
-    names = [printable(str(name)) for name in names_of([one.folder for one in readings])]
-    settings = [
-        Setting(
-            short(name), "variant", [run.summary["cost_macs_hard"]], [run.summary["val_nll_hard"]]
-        )
-        for name, run in zip(names, readings, strict=True)
-    ]
-    figures = dict(_draw_comparison(settings, pairs))
-    return Comparison(
-        names=names,
-        pairs=[(pair, position(pair)) for pair in pairs],
-        missing=missing,
-        rows=_side_by_side(found),
-        drawn=[
-            page.Drawn(picture, as_data_uri(figure), picture.says(found[0]))
-            for picture, figure in figures.items()
-        ],
-        pictures={picture.name: as_png(figure) for picture, figure in figures.items()},
-    )
-
-
-def _side_by_side(found: Sequence[Findings]) -> list[tuple[str, list[str]]]:
-    """Rows of a table with a column for each run."""
-    rows: dict[str, list[str]] = {}
-    for findings in found:
-        reading = findings.reading
-        layers = reading.diversity()
-        figures = {
-            "loss, soft": f"{reading.summary['val_nll_soft']:.4f}",
-            "loss, hard": f"{reading.summary['val_nll_hard']:.4f}",
-            "cost, MACs, hard": f"{reading.summary['cost_macs_hard']:.3f}",
-            "effective mechanisms, load": _mean(layers, "effective_by_load"),
-            "effective mechanisms, token": _mean(layers, "effective_per_token"),
-            "routing information, nats": _mean(layers, "information"),
-            "marginal KL by layer, nats": _mean(layers, "marginal_kl"),
-            "expected entropy, nats": _mean(layers, "expected"),
-            "epistemic entropy, nats": _mean(layers, "epistemic"),
-            "KL by layer, nats": _mean(layers, "kl"),
-        }
-        for line in findings.judgements():
-            figures[line.question] = line.answer
-        weights = findings.judged
-        figures["k-hat below 0.7, given x"] = "" if weights is None else f"{weights.usable:.0%}"
-        if found_single := findings.belief.get("one_token"):
-            figures["effective share of draws, one token"] = (
-                f"{found_single['efficiency_median']:.2f}"
-            )
-            figures["gap, share of the loss"] = f"{found_single['gap']['share_of_loss']:.2%}"
-        for name, found_one in findings.calibrated().items():
-            figures[f"calibration error, {name}"] = f"{found_one.error:.3f}"
-        for name, curve in findings.selective().items():
-            figures[f"risk-coverage area, by {name}"] = f"{curve.area:.3f}"
-        for name, value in figures.items():
-            rows.setdefault(name, []).append(value)
-    return [(name, values) for name, values in rows.items() if len(values) == len(found)]
-
-
-def _mean(layers: list[dict[str, float]], name: str) -> str:
-    return f"{sum(layer[name] for layer in layers) / len(layers):.3f}"
-
-
-def _draw_comparison(
-    settings: Sequence[Setting], pairs: Sequence[Pair]
-) -> Iterator[tuple[Picture, Figure]]:
-    points = [f"{one.label}: cost {one.cost:.3f}, loss {one.loss:.4f}" for one in settings]
-    yield _picture(
-        "pareto", "Loss against cost",
-        "Down and to the left is better; the dashed line joins the runs that no other beats.",
-        pareto(settings, "MACs of attention, hard routes (full attention = 1)"),
-        "; ".join(points) + ".",
-    )  # fmt: skip
-    if pairs:
-        widest = sorted(pairs, key=lambda pair: -abs(pair.mean))[:MOST_PAIRS]
-        shown = [pair for pair in pairs if pair in widest]
-        some = f" The {len(shown)} widest of {len(pairs)}." if len(shown) < len(pairs) else ""
-        yield _picture(
-            "differences", "Paired differences",
-            "A line that does not touch 0 is a difference that other sequences would show too."
-            + some,
-            differences(shown), "; ".join(map(_say, shown)) + ".",
-        )  # fmt: skip
-
-
-def _say(pair: Pair) -> str:
-    return f"{pair.ours} minus {pair.theirs}: {pair.mean:+.4f}, {position(pair)}"
-
-
-def _picture(name: str, title: str, how: str, figure: Figure, says: str) -> tuple[Picture, Figure]:
-    """A picture of several runs, which is drawn already."""
-    return (
-        Picture(name, "comparison", title, how, lambda findings: figure, lambda findings: says),
-        figure,
-    )
-
-
-def _print_summary(findings: Findings, out: Console) -> None:
-    reading = findings.reading
-    summary = reading.summary
-    out.print(Text(printable(str(reading.folder)), "bold"), soft_wrap=True)
-    out.print(
-        f"validation loss {summary['val_nll_soft']:.4f} soft, {summary['val_nll_hard']:.4f} hard; "
-        f"cost {summary['cost_nominal_hard']:.1%} nominal, {summary['cost_macs_hard']:.1%} of full "
-        f"attention's MACs; {summary['hard_fraction']:.0%} of tokens hard",
-        soft_wrap=True,
-    )
-    if executed := summary.get("executed"):
-        title = f"hard routes executed, sequences of {executed['length']:,} tokens"
-        out.print(table_of_pairs(title, executed_rows(executed)))
-    columns = {
-        "effective_by_load": "N load",
-        "effective_per_token": "N token",
-        "information": "inform.",
-        "entropy": "H/log K",
-        "total": "total",
-        "expected": "expected",
-        "epistemic": "epistemic",
-        "kl": "KL",
+    files: dict[Path, str | bytes] = {
+        folder / f"{name}.json": as_json(numbers)  # first: it says whose folder this is
     }
-    table = table_of_figures("diversity and uncertainty", "layer", columns.values())
-    for name, figures in zip(reading.layer_names, reading.diversity(), strict=True):
-        row = name.removeprefix("layer ").replace(", heads ", ".")  # short, for 80 columns
-        table.add_row(row, *(f"{figures[key]:.3f}" for key in columns))
-    out.print(table)
-    out.print(
-        f"{'' if int(reading.facts['groups']) == 1 else '0.1: layer 0, heads 1. '}"
-        "N: effective number of mechanisms, exp H, of the load and of a token's posterior mean. "
-        "Routing information, uncertainty (total = expected + epistemic) and KL(q||p): nats per "
-        "token.",
-        style="dim",
-    )
-    out.print("\nverdict: collapse, belief, use", style="italic")
-    for line in findings.judgements():
-        colour = "dim" if line.is_good is None else "green" if line.is_good else "bold red"
-        parts = (f"  {line.question} ", (line.answer, colour), f": {printable(line.reason)}")
-        out.print(Text.assemble(*parts), soft_wrap=True)
+    if form != "json":
+        files |= {folder / f"{one.name}.png": one.png for one in drawn}
+        page = html.render(document) if form == "html" else markdown.render(document)
+        files[folder / f"{name}.{form}"] = encodable(page)
+    write_together(files)
+
+
+def _write_comparison(
+    found: Sequence[Findings], documents: Sequence[Document], places: Sequence[Place],
+    home: Path, form: Form,
+) -> None:  # fmt: skip
+    """Write the page of several runs, side by side."""
+    names = [printable(str(name)) for name in names_of([place.run for place in places])]
+    pairs, missing = in_pairs(found)
+    drawn = [] if form == "json" else [*pictures(names, found, pairs, form == "html")]
+    folders = [_address(place.report, home) for place in places]
+    runs = [
+        Shown(name, findings, document, "" if form == "json" else f"{folder}report.{form}", folder)
+        for name, findings, document, folder in zip(names, found, documents, folders, strict=True)
+    ]
+    document = side_by_side.document(runs, drawn, pairs, missing)
+    numbers = {
+        "runs": names,
+        "pairs": [vars(pair) for pair in pairs],
+        "not_compared": missing,
+        "reports": [
+            findings.to_json() | own.to_json()
+            for findings, own in zip(found, documents, strict=True)
+        ],
+    } | document.to_json()
+    _write_all(home, "comparison", numbers, document, drawn, form)
+
+
+def _address(folder: Path, home: Path) -> str:
+    """Of a folder, from a page in another one; empty for that itself."""
+    between = os.path.relpath(folder.resolve(), home.resolve())
+    return "" if between == "." else quote(os.fsencode(between)) + "/"

@@ -47,7 +47,7 @@ SUMMARY_KEYS = (
     "val_nll_soft", "val_nll_hard", "cost_nominal_soft", "cost_nominal_hard", "cost_macs_hard",
     "routing_entropy", "routing_uncertainty", "routing_information", "kl_per_token", "load",
     "load_by_layer", "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
-    "router_parameters", "device", "seed", "versions",
+    "router_parameters", "device", "seed", "versions", "finished",
 )  # fmt: skip
 OPTIONAL_KEYS = ("depth", "truth", "prior", "executed", "load_by_group", "beside", "spending")
 MISSING = "missing"
