@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from pretrained_table import markdown
-from table_cells import number, percent, plus_minus, table, times
+from table_cells import number, plus_minus, table, times
 
 RESULTS = Path(__file__).parent / "results" / "pretrained"
 BUDGETS = [0.33, 0.43]
@@ -44,27 +44,32 @@ def make() -> str:
     return table(["", "loss past token 256", "behind full", "key visits"], cells)
 
 
+OF_STUDY = {
+    "**routes** (choices with loads)": f"routes: {HARD}, at 0.33",
+    "**split by heads, learned**": f"static-split: {HARD}, at 0.33",
+    "random tokens, the routes' loads": f"routes: {RANDOM}, at 0.33",
+    "window of 128 and 4 sinks everywhere": "window",
+}
+
+
 def longer() -> str:
-    """The same routes on longer texts."""
-    losses = read("long.json")["losses"]
-    lengths = [length for length in losses if length != "1024"]
-    cells = [
-        [
-            words,
-            *(
-                cell
-                for length in lengths
-                for cell in (
-                    behind(losses[length]["rows"], name),
-                    number(losses[length]["rows"][name]["visits"]),
-                )
-            ),
-        ]
-        for words, name in ROWS.items()
-        if name != "full"
+    """The rows of the study on longer texts than were trained on, at a third of the visits."""
+    lengths = {length: one for length, one in read("study.json").items() if length != "1024"}
+    rows = []
+    for words, name in OF_STUDY.items():
+        cells = []
+        for one in lengths.values():
+            row = one["rows"][name]
+            low, high = row["interval"]
+            cells += [f"{number(row['behind'])} ({number(low)} to {number(high)})"]
+            cells += [number(float(np.mean(row["visits"])), 2)]
+        rows.append([words, *cells])
+    heads = [
+        head
+        for length, one in lengths.items()
+        for head in (f"behind, {length} tokens, {one['documents']} documents", "key visits")
     ]
-    heads = [head for length in lengths for head in (f"behind, {length} tokens", "key visits")]
-    return table(["", *heads], cells)
+    return table(["tokens", *heads], rows)
 
 
 def study() -> str:
@@ -82,22 +87,20 @@ def clock() -> str:
     return table(["tokens", "key visits", "whole prefill", "attention alone", "decoding"], rows)
 
 
+KINDS = {"passkey": "pass key", "pairs": "pairs"}
+
+
 def retrieval() -> str:
     """Answers that are right, by question and length."""
-    found = read("long.json")["retrieval"]
-    kinds = [(kind, length) for kind in found for length in (2048, 4096)]
-    rows = [
-        [words, *(percent(_right(found[kind]["rows"][name], length)) for kind, length in kinds)]
-        for words, name in ROWS.items()
-        if name in found["pairs"]["rows"]
-    ]
-    names = {"passkey": "pass key", "pairs": "pairs"}
-    return table(["", *(f"{names[kind]}, {length}" for kind, length in kinds)], rows)
-
-
-def _right(cells: list[dict[str, Any]], length: int) -> float:
-    """Share of right answers, over depths that were asked equally often."""
-    return float(np.mean([cell["accuracy"] for cell in cells if cell["length"] == length]))
+    found = {length: one["retrieval"] for length, one in read("study.json").items()}
+    asked = [(kind, length) for kind in KINDS for length in found if found[length]]
+    shown = {"full attention (the model as it is)": "full"} | OF_STUDY
+    rows = []
+    for words, name in shown.items():
+        counts = [found[length][kind]["rows"].get(name) for kind, length in asked]
+        if all(counts):
+            rows.append([words, *(f"{one['right']} of {one['asked']}" for one in counts)])
+    return table(["tokens", *(f"{KINDS[kind]}, {length}" for kind, length in asked)], rows)
 
 
 TABLES = {
