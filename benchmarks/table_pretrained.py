@@ -103,7 +103,24 @@ def retrieval() -> str:
     return table(["tokens", *(f"{KINDS[kind]}, {length}" for kind, length in asked)], rows)
 
 
+WAYS = {
+    "**posterior odds**": "posterior", "next heads of the static split": "next heads",
+    "output entropy": "output entropy", "at random": "random",
+}  # fmt: skip
+
+
+def next_full() -> str:
+    """What the next looks close of the gap, by who says where they go, mean and seeds."""
+    seeds = read("next_full.json")["seeds"]
+    rows = []
+    for words, name in WAYS.items():
+        closed = [seed[name]["closed"] for seed in seeds]
+        rows.append([words, number(float(np.mean(closed))), *(number(one) for one in closed)])
+    return table(["spent by", "closed", *(f"seed {n}" for n in range(len(seeds)))], rows)
+
+
 TABLES = {
+    "pretrained_next": next_full,
     "pretrained_make": make, "pretrained_longer": longer, "pretrained_study": study,
     "pretrained_clock": clock, "pretrained_retrieval": retrieval,
 }  # fmt: skip
