@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pyro_meta.errors import UsageError
 
@@ -133,6 +134,9 @@ def plot_prior_posterior(data: Any, name: str, size: Size, only_both: bool = Fal
     ratios = [0.001, 0.001, 1] if only_both else [1, 1, 1]
     axes = figure.subplots(rows, 3, squeeze=False, width_ratios=ratios)
     _draw("plot_dist_comparison", data, var_names=[name], ax=axes)
+    for panel in axes.flat:
+        panel.tick_params(labelsize=0.8 * TEXT_SIZE)
+        panel.xaxis.set_major_locator(MaxNLocator(3))
     for left_out in axes[:, :2].flat if only_both else ():
         figure.delaxes(left_out)
     return figure

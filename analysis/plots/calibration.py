@@ -43,7 +43,7 @@ def risk_coverage(findings: Findings) -> Figure:
         ylabel="risk: share of wrong predictions",
         xlim=(0, 1), ylim=(0, None),
     )  # fmt: skip
-    axes.legend()
+    axes.legend(loc="best")
     return figure
 
 
@@ -62,5 +62,5 @@ def calibration(findings: Findings) -> Figure:
         xlabel="probability of the likeliest token", ylabel="how often it came",
         xlim=(0, 1), ylim=(0, 1), aspect="equal",
     )  # fmt: skip
-    axes.legend()
+    axes.legend(loc="best")
     return figure

@@ -35,7 +35,7 @@ def kl_by_layer(reading: Reading) -> Figure:
     rule(axes, PRIOR_KL, "q = p")
     axes.set(xlabel="KL(q || p) of a token, nats", ylabel="share of tokens", xlim=(0, edges[-1]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.legend()
+    axes.legend(loc="best")
     return figure
 
 
