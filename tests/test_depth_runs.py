@@ -24,7 +24,7 @@ from pyro_meta import (
     UsageError,
     report,
 )
-from pyro_meta.analysis.page import PASSAGE_TOKENS
+from pyro_meta.analysis.of_run import PASSAGE_TOKENS
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.contracts import broken
 from pyro_meta.data.corpus import Truth

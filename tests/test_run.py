@@ -46,7 +46,7 @@ def without_clock(summary: dict[str, Any]) -> dict[str, Any]:
     executed = summary["executed"]
     assert set(CLOCK_FIGURES) < set(executed)
     kept = {key: value for key, value in executed.items() if key not in CLOCK_FIGURES}
-    return summary | {"executed": kept}
+    return summary | {"executed": kept, "finished": None}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

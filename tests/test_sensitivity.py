@@ -168,14 +168,14 @@ def test_the_verdict_has_three_states() -> None:
     assert told([0.01], [0.01]) == "undecided"
 
 
-def test_bars_and_marks_are_the_numbers() -> None:
+def test_points_are_the_numbers() -> None:
     run = reading(np.random.default_rng(4))
     found = power_scaled(run)
     assert found is not None
     axes = power_scaling(run, found).axes[0]
-    widths = [bar.get_width() for bar in axes.patches]
+    shown = [line.get_xdata() for line in axes.lines if line.get_marker() == "o"]
     expected = [moved for name in found.of for moved in found.of[name].by_layer]
-    assert widths == pytest.approx(expected)
+    assert np.concatenate(shown) == pytest.approx(expected)
 
 
 # -- what ArviZ draws ----------------------------------------------------------------------------
