@@ -312,7 +312,7 @@ def test_the_command_leaves_everything_and_resumes_it(words: list[str], tmp_path
     model, guide, *_ = Run.open(folder).load()
     assert model.depth is not None and isinstance(guide.depth, BetaDepthGuide)
     report.main([str(folder), "--belief=false"])
-    assert 'id="depth"' in (folder / "report" / "report.html").read_text()
+    assert 'id="section-depth"' in (folder / "report" / "report.html").read_text()
     assert (folder / "report" / "skipped.png").is_file()
     found = json.loads((folder / "report" / "report.json").read_text())
     page = (folder / "report" / "report.html").read_text()

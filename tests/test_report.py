@@ -58,7 +58,7 @@ def test_every_picture_and_every_number_is_there(page: Path) -> None:
     others = {"skipped", "heads"}  # of depth gates, and of several groups of heads
     drawn = {f"{picture.name}.png" for picture in PICTURES if picture.name not in others}
     assert names == drawn | extra | beside
-    assert 'id="depth"' not in page.read_text(), "there are no gates"
+    assert 'id="section-depth"' not in page.read_text(), "there are no gates"
     numbers = json.loads((page.parent / "report.json").read_text())
     questions = [line["question"] for line in numbers["verdicts"]]
     assert len(questions) == 8 and questions[0] == "Does it say more than its prior?"
