@@ -179,7 +179,6 @@ def test_several_runs_in_a_browser(page: Path, tmp_path: Path, width: int, dark:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
-@pytest.mark.long
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (768, True), (360, True)])
 def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
     with browser(tmp_path) as shown:
