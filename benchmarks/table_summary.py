@@ -7,7 +7,7 @@ from table_studies import answers, groups, macs, mean
 
 AT = 0.33
 """Key visits at which the pretrained model's rows are compared."""
-ROWS = {
+ROWS: dict[str, tuple[tuple[str, str], str | None]] = {
     "**routes**": (("families", "routed"), f"routes: {HARD}, at {AT:g}"),
     "router without a prior": (("planted", "PointGuide"), f"prior-free: {HARD}, at {AT:g}"),
     "learned split, same for all tokens": (
@@ -20,6 +20,8 @@ ROWS = {
     ),
     "window alone": (("planted", "window alone"), "window"),
     "full attention alone": (("planted", "full alone"), "full"),
+    "linear attention alone": (("planted", "linear alone"), None),
+    "routes from the prior": (("planted", "PriorGuide"), f"drawn alike, at {AT:g}"),
 }
 
 
@@ -29,7 +31,7 @@ def summary() -> str:
     rows = []
     for words, ((study, name), label) in ROWS.items():
         group = groups(study)[name]
-        found = pretrained.get(label)
+        found = pretrained.get(label or "")
         rows.append([
             words, number(mean(group, "val_nll_hard")), answers(group), macs(group),
             number(found["behind"]) if found else "",
