@@ -14,7 +14,7 @@ import numpy as np
 import pretrained_table
 import where_full
 from matplotlib.image import imread
-from table_studies import PLANTED, groups, runs_of
+from table_studies import PLANTED, rows_of, runs_of
 
 from pyro_meta.analysis.plots.pareto import Setting, pareto
 from pyro_meta.analysis.plots.routed_speed import Result, time_by_length, time_by_share
@@ -31,12 +31,12 @@ CLEARLY = 0.25
 def planted(path: Path) -> None:
     """Loss against cost on planted look-ups: the rows of the table."""
     settings = []
-    for words, (study, name) in PLANTED.items():
-        summaries = [run["summary"] for run in runs_of(study, name)]
+    for words, place, group in rows_of(PLANTED):
+        summaries = [run["summary"] for run in runs_of(*place)]
         settings.append(
             Setting(
                 words.replace("*", "").replace(" (the default)", ""),
-                groups(study)[name]["kind"],
+                group["kind"],
                 [one["cost_macs_hard"] for one in summaries],
                 [one["val_nll_hard"] for one in summaries],
             )

@@ -6,7 +6,7 @@ from statistics import stdev
 from typing import Any
 
 from table_cells import number, percent, plus_minus, table, times
-from table_studies import RESULTS, behind, groups, loss, mean, seeds
+from table_studies import RESULTS, behind, loss, mean, model_macs, rows_of, seeds
 
 DEPTH = {
     "no gates": ("before/text", "routed"),
@@ -19,23 +19,15 @@ DEPTH = {
 
 def depth() -> str:
     """Depth gates beside a model of fewer layers."""
-    rows = []
-    for words, (study, name) in DEPTH.items():
-        group = groups(study)[name]
-        skipped = mean(group, "depth.skipped_hard") or 0.0
-        whole = mean(group, "executed.macs_per_token_model")
-        model = "" if whole is None else f"{whole / 1000:.0f}k"
-        against = behind((study, name), ("before/text", "routed"))
-        rows.append([words, percent(skipped, 1), loss(group), against, model, seeds(group)])
-    head = [
-        "",
-        "pairs skipped",
-        "loss, hard",
-        "against no gates",
-        "MACs of the model per token",
-        "seeds",
-    ]
-    return table(head, rows)
+    rows = [
+        [
+            words, percent(mean(group, "depth.skipped_hard") or 0.0, 1), loss(group),
+            behind(place, ("before/text", "routed")), model_macs(group), seeds(group),
+        ]
+        for words, place, group in rows_of(DEPTH)
+    ]  # fmt: skip
+    head = ["", "pairs skipped", "loss, hard", "against no gates", "MACs of the model per token"]
+    return table([*head, "seeds"], rows)
 
 
 CHUNKS = {
@@ -50,11 +42,10 @@ CHUNKS = {
 
 def chunks() -> str:
     """Chunks against full attention and a window."""
-    rows = []
-    for words, (study, name) in CHUNKS.items():
-        group = groups(study)[name]
-        share = number(mean(group, "executed.macs_ratio_attention"))
-        rows.append([words, loss(group), share, seeds(group)])
+    rows = [
+        [words, loss(group), number(mean(group, "executed.macs_ratio_attention")), seeds(group)]
+        for words, _, group in rows_of(CHUNKS)
+    ]
     return table(["1024 tokens", "loss", "MACs of attention", "seeds"], rows)
 
 

@@ -1,6 +1,7 @@
 """Tables of studies, from the study.json that `ablate` leaves."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from table_cells import number, percent, spread, table, times
 
 RESULTS = Path(__file__).parent / "results"
 Group = dict[str, Any]
+Place = tuple[str, str]
+"""A study and a group of it."""
 
 
 def groups(name: str) -> dict[str, Group]:
@@ -27,13 +30,19 @@ def runs_of(study: str, group: str) -> list[dict[str, Any]]:
     return [run for run in runs if run["group"] == group and run["state"] == "finished"]
 
 
-def behind(one: tuple[str, str], other: tuple[str, str]) -> str:
+def behind(one: Place, other: Place) -> str:
     """How much more loss one group has than the other: the mean over seeds that both have."""
     ours, theirs = by_seed(*one), by_seed(*other)
     shared = sorted(ours.keys() & theirs.keys())
     if one == other or not shared:
         return ""
     return number(sum(ours[seed] - theirs[seed] for seed in shared) / len(shared), sign=True)
+
+
+def rows_of(named: dict[str, Place]) -> Iterator[tuple[str, Place, Group]]:
+    """Of each row its words, its study and group, and the figures of that."""
+    for words, (study, name) in named.items():
+        yield words, (study, name), groups(study)[name]
 
 
 def figure(group: Group, name: str) -> dict[str, Any] | None:
@@ -52,6 +61,12 @@ def loss(group: Group) -> str:
 
 def macs(group: Group) -> str:
     return number(mean(group, "cost_macs_hard"))
+
+
+def model_macs(group: Group) -> str:
+    """MACs of the whole model per token, in thousands."""
+    whole = mean(group, "executed.macs_per_token_model")
+    return "" if whole is None else f"{whole / 1000:.0f}k"
 
 
 def seeds(group: Group) -> str:
@@ -83,13 +98,13 @@ PLANTED = {
 
 def planted() -> str:
     """Look-ups planted in prose: the routed model beside its opponents."""
-    rows = []
-    for words, (study, name) in PLANTED.items():
-        group = groups(study)[name]
-        rows.append([
-            words, loss(group), behind((study, name), ("families", "routed")), answers(group),
-            macs(group), per_look_up(group), seeds(group),
-        ])  # fmt: skip
+    rows = [
+        [
+            words, loss(group), behind(place, ("families", "routed")), answers(group), macs(group),
+            per_look_up(group), seeds(group),
+        ]
+        for words, place, group in rows_of(PLANTED)
+    ]  # fmt: skip
     head = ["", "loss", "against the default", "answers", "MACs", "full per look-up", "seeds"]
     return table(head, rows)
 
@@ -129,13 +144,13 @@ TEXT = {
 
 def text() -> str:
     """Ordinary text: Python's documentation."""
-    rows = []
-    for words, (study, name) in TEXT.items():
-        group = groups(study)[name]
-        whole = mean(group, "executed.macs_per_token_model")
-        model = "" if whole is None else f"{whole / 1000:.0f}k"
-        against = behind((study, name), ("text", "window alone"))
-        rows.append([words, loss(group), against, macs(group), model, seeds(group)])
+    rows = [
+        [
+            words, loss(group), behind(place, ("text", "window alone")), macs(group),
+            model_macs(group), seeds(group),
+        ]
+        for words, place, group in rows_of(TEXT)
+    ]  # fmt: skip
     head = ["", "loss", "against a window", "MACs", "MACs of the model per token", "seeds"]
     return table(head, rows)
 
@@ -154,11 +169,10 @@ RECALL = {
 
 def recall() -> str:
     """The task whose truth is known."""
-    rows = []
-    for words, (study, name) in RECALL.items():
-        group = groups(study)[name]
-        row = [words, answers(group), loss(group), per_look_up(group), macs(group), seeds(group)]
-        rows.append(row)
+    rows = [
+        [words, answers(group), loss(group), per_look_up(group), macs(group), seeds(group)]
+        for words, _, group in rows_of(RECALL)
+    ]
     return table(["", "answers", "loss, hard", "full per look-up", "MACs", "seeds"], rows)
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 from table_cells import number, table
 from table_pretrained import HARD, RANDOM, read
-from table_studies import answers, groups, macs, mean
+from table_studies import Place, answers, groups, macs, mean
 
 AT = 0.33
 """Key visits at which the pretrained model's rows are compared."""
-ROWS: dict[str, tuple[tuple[str, str], str | None]] = {
+ROWS: dict[str, tuple[Place, str | None]] = {
     "**routes**": (("families", "routed"), f"routes: {HARD}, at {AT:g}"),
     "router without a prior": (("planted", "PointGuide"), f"prior-free: {HARD}, at {AT:g}"),
     "learned split, same for all tokens": (
