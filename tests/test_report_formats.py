@@ -266,7 +266,7 @@ def test_every_axis_has_one_quantity_and_no_bar_stands_on_a_log(run: Path) -> No
         assert reacts.axes[0].get_xscale() == "log" and not reacts.axes[0].patches
 
 
-def test_pictures_for_phones_are_narrow_and_uncut(run: Path) -> None:
+def test_pictures_for_phones_are_narrow(run: Path) -> None:
     findings = Findings(Reading.of(run))
     for picture in PICTURES:
         if not picture.applies(findings):

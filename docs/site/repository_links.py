@@ -81,7 +81,7 @@ def outside(text: str, page: str) -> list[str]:
 
 
 def replaced(text: str, change: Callable[[re.Match[str]], str]) -> str:
-    """The text with every link changed, but for blocks of code."""
+    """The text with every link changed outside blocks of code."""
     parts = BLOCK.split(text)
     return "".join(part if part[:3] == "```" else LINK.sub(change, part) for part in parts)
 
