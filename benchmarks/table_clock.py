@@ -121,21 +121,7 @@ def parts() -> str:
     return table(["what", "wanted", "measured"], rows)
 
 
-def make_train() -> str:
-    """The default run on a fresh clone, of the default of then: weights."""
-    (run,) = read("make_train.json")["runs"].values()
-    executed = run["executed"]
-    rows = [
-        ["training, minutes", number(run["seconds"] / 60, 1)],
-        ["loss of hard routes, nats per byte", number(run["val_nll_hard"])],
-        ["MACs of attention over full attention's", number(run["cost_macs_hard"])],
-        ["whole model, times as fast as full", times(executed["speed_up_model"])],
-        ["attention alone, times as fast as full", times(executed["speed_up_attention"])],
-    ]
-    return table(["`make train`, 512 tokens", "measured"], rows)
-
-
 TABLES = {
     "clock_cpu": cpu, "clock_shares": cpu_shares, "clock_gpu": gpu, "clock_targets": targets,
-    "clock_parts": parts, "make_train": make_train,
+    "clock_parts": parts,
 }  # fmt: skip

@@ -109,6 +109,29 @@ def planted() -> str:
     return table(head, rows)
 
 
+MAKE_TRAIN = {
+    "**routes**": "routed-s0", "learned static split": "static-split-s0",
+    "full attention alone": "full-alone-s0", "window of 32 alone": "window-alone-s0",
+    "linear attention alone": "linear-alone-s0",
+}  # fmt: skip
+
+
+def make_train() -> str:
+    """What `make train` ends with, on a fresh clone."""
+    runs = json.loads((RESULTS / "make_train.json").read_text())["runs"]
+    rows = []
+    for words, name in MAKE_TRAIN.items():
+        run = runs[name]
+        truth = run["truth"]
+        rows.append([
+            words, number(run["val_nll_hard"]), percent(truth["answer_accuracy_hard"], 1),
+            number(run["cost_macs_hard"]), times(truth["full_used"]),
+            number(run["seconds"] / 60, 1),
+        ])  # fmt: skip
+    head = ["", "loss", "answers", "MACs", "full per look-up", "minutes, two runs at a time"]
+    return table(head, rows)
+
+
 FAMILIES = {
     "**choices with loads** (the default)": ("routed", "LoadCategorical", "CategoricalGuide"),
     "choices without loads": ("choices without loads", "CostCategorical", "CategoricalGuide"),
@@ -211,5 +234,5 @@ def paper() -> str:
 
 TABLES = {
     "planted": planted, "families": families, "text": text, "recall": recall, "budget": budget,
-    "paper": paper,
+    "paper": paper, "make_train": make_train,
 }  # fmt: skip
