@@ -119,7 +119,32 @@ def next_full() -> str:
     return table(["spent by", "closed", *(f"seed {n}" for n in range(len(seeds)))], rows)
 
 
+SHOWN = {
+    "nothing (as a split)": "nothing", "the layer's input": "input",
+    "that, and what the window finds": "input, near",
+    "the input, and how much of its attention lies beyond the window": "input, true far mass",
+}  # fmt: skip
+
+
+def ceiling() -> str:
+    """Shares of the worth of full attention that are kept, and nats ahead of a split."""
+    found = read("ceiling.json")
+    worth, kept = found["harm_per_token"], found["kept"]
+    rows = []
+    for words, name in SHOWN.items():
+        shares = [kept[name][f"{at:g}"] for at in BUDGETS]
+        ahead = [
+            worth * (share - kept["nothing"][f"{at:g}"])
+            for at, share in zip(BUDGETS, shares, strict=True)
+        ]
+        apart = ["" if name == "nothing" else number(one) for one in ahead]
+        rows.append([words, *(number(one, 2) for one in shares), *apart])
+    heads = [f"kept at {at:g}" for at in BUDGETS] + [f"ahead at {at:g}" for at in BUDGETS]
+    return table(["the network reads", *heads], rows)
+
+
 TABLES = {
+    "pretrained_ceiling": ceiling,
     "pretrained_next": next_full,
     "pretrained_make": make, "pretrained_longer": longer, "pretrained_study": study,
     "pretrained_clock": clock, "pretrained_retrieval": retrieval,
