@@ -14,13 +14,14 @@ from processes import finish
 import pyro_meta.train as train_command
 from pyro_meta.terminal.commands import run_command
 
-# Options of a run that takes a second or two.
+# Options of a run that takes a second.
 MOMENT = [
     "--context=16", "--window=4", "--width=16", "--layers=2", "--heads=2", "--batch=4",
     "--steps=12", "--validate_every=5", "--validation_tokens=256", "--checkpoint_every=4",
-    "--accelerator=cpu",
-    "--readout.draws=24", "--readout.block_draws=32",
+    "--accelerator=cpu", "--readout.draws=4", "--readout.block_draws=0",
 ]  # fmt: skip
+# Beside them: enough draws for every figure of a report.
+READ_OUT = ["--readout.draws=24", "--readout.block_draws=32"]
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 40
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
-from commands import MOMENT, TEXT, train
+from commands import MOMENT, READ_OUT, TEXT, train
 from hypothesis import HealthCheck, settings
 
 from pyro_meta import (
@@ -134,12 +134,22 @@ def text_file(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny run, with its text beside it; to be left as it is."""
-    folder = tmp_path_factory.mktemp("whole")
+    return tiny_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def read_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with enough draws for every figure of a report."""
+    return tiny_run(tmp_path_factory, *READ_OUT)
+
+
+def tiny_run(factory: pytest.TempPathFactory, *words: str) -> Path:
+    folder = factory.mktemp("whole")
     (folder / "text.txt").write_text(TEXT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYRO_META_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        words = [*MOMENT, f"--data.path={folder / 'text.txt'}", f"--out={folder / 'run'}"]
-        assert train(*words) == 0
+        patch.setenv("PYRO_META_CACHE", str(factory.getbasetemp() / "cache"))
+        options = [*MOMENT, *words, f"--data.path={folder / 'text.txt'}"]
+        assert train(*options, f"--out={folder / 'run'}") == 0
     return folder / "run"
 
 

@@ -502,6 +502,7 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
 
 
 @pytest.mark.usefixtures("faked")
+@pytest.mark.long
 def test_shards_leave_what_the_whole_study_leaves(tmp_path: Path) -> None:
     words = [*WORDS, "--seeds=2", "--baselines=[mechanisms,fixed]"]
     assert ablate.main([*words, f"--out={tmp_path / 'whole'}"]) == 0
@@ -713,6 +714,7 @@ def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_environment(0, 3)["OMP_NUM_THREADS"] == "7"
 
 
+@pytest.mark.long
 def test_a_study_of_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A routed run, and its loads as a fixed mixture, trained by the command itself."""
     monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path / "cache"))

@@ -150,6 +150,7 @@ def test_targets_read_the_right_points() -> None:
     assert slowest(points, "prefill") is None
 
 
+@pytest.mark.long
 def test_all_targets_are_judged_from_the_files_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,9 @@ def test_an_example_runs(example: Path) -> None:
     assert done.stdout.strip() and not done.stderr.strip()
 
 
-@pytest.mark.parametrize("guide", ["DirichletGuide", "RandomGuide"])
+@pytest.mark.parametrize(
+    "guide", ["DirichletGuide", pytest.param("RandomGuide", marks=pytest.mark.long)]
+)
 def test_a_long_file_is_read_by_a_run(
     guide: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 # -- who is first, and what may be removed ---------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_rank_that_a_shell_left_behind_changes_nothing(tmp_path: Path, text_file: Path) -> None:
     here = tmp_path / "here"
     mine = {"checkpoint/my_best/w.pt": "w", "metrics.jsonl": "m", "summary.json": "s"}
@@ -165,6 +166,7 @@ def test_another_number_of_processes_than_devices_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_only_our_own_names_are_removed(tmp_path: Path, text_file: Path) -> None:
     """Neither what somebody keeps beside the checkpoints, nor a copy of one by another name."""
     folder = tmp_path / "run"
@@ -390,6 +392,7 @@ def test_a_finished_run_trains_longer(finished: Path) -> None:
     assert "option --steps: 19 given" in line and "has trained 20" in line
 
 
+@pytest.mark.long
 def test_more_steps_written_into_the_configuration_are_the_same(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -441,6 +444,7 @@ def test_a_new_run_begins_with_the_weights_of_another(finished: Path, tmp_path: 
     assert losses(folder)[0][1] < losses(untuned)[0][1]
 
 
+@pytest.mark.long
 def test_a_run_from_another_survives_a_kill_before_its_first_checkpoint(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,6 +465,7 @@ def test_a_run_from_another_survives_a_kill_before_its_first_checkpoint(
     assert losses(folder) == losses(whole)
 
 
+@pytest.mark.long
 def test_another_text_is_cut_as_that_of_the_run(tmp_path: Path, text_file: Path) -> None:
     """A vocabulary of characters is that of one text: another text takes it over by name."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -622,6 +627,7 @@ def test_a_thread_may_train(tmp_path: Path, text_file: Path) -> None:
     assert codes == [0] and (folder / "summary.json").is_file()
 
 
+@pytest.mark.long
 def test_torchrun_may_tell_its_processes_twice(tmp_path: Path, text_file: Path) -> None:
     """A scheduler tells all processes, and the agent forwards what it is told."""
     folder = tmp_path / "run"
@@ -757,6 +763,7 @@ def test_prices_of_a_run_that_begins_from_another_are_its_own(
     assert compute is not None and float(compute.rate) == 24.0
 
 
+@pytest.mark.long
 def test_a_budget_begun_from_another_run_goes_on_as_it_was(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, Page, browser
-from commands import MOMENT, error_line, run, run_here, train
+from commands import MOMENT, READ_OUT, error_line, run, run_here, train
 
 from pyro_meta import checksums, report
 from pyro_meta.analysis.findings import Findings
@@ -32,7 +32,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reported")
     (folder / "text.txt").write_text(TEXT)
     os.environ["PYRO_META_CACHE"] = str(folder / "cache")
-    done = run("train", *MOMENT, f"--data.path={folder / 'text.txt'}", f"--out={folder / NAME}")
+    options = [*MOMENT, *READ_OUT, f"--data.path={folder / 'text.txt'}"]
+    done = run("train", *options, f"--out={folder / NAME}")
     assert done.returncode == 0, done.stderr
     return folder / NAME
 
@@ -105,6 +106,7 @@ def test_without_a_checkpoint_the_rest_is_read(
     assert not (folder / "report" / "single_tokens.png").exists()
 
 
+@pytest.mark.long
 def test_one_mechanism_two_mechanisms_and_guides_without_density(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("she sells sea shells by the sea shore. " * 60)
     for name, words in {
@@ -209,8 +211,8 @@ def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> Non
         assert shown.complaints() == [] and shown.requests() == []
 
 
-def test_choices_are_unsure_though_each_draw_is_decided(whole: Path) -> None:
-    reading = Reading.of(whole)
+def test_choices_are_unsure_though_each_draw_is_decided(read_out: Path) -> None:
+    reading = Reading.of(read_out)
     assert reading.is_of_choices and reading.expected.max() < 1e-6
     assert np.allclose(reading.uncertainty, reading.total / reading.log_k)
     rows = Findings(reading).by_group()

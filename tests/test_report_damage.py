@@ -174,6 +174,7 @@ def test_what_the_disk_refused_is_read_back(
         assert file.failure is not None and file.failure.filename == str(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_rereading_at_once_leaves_one_whole_file(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

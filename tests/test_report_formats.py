@@ -29,10 +29,10 @@ SHORT = ("load_by_layer", "entropy_over_training", "k_hat")
 
 
 @pytest.fixture(scope="module")
-def run(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(read_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of a finished run, so that nobody else's report is written."""
     folder = tmp_path_factory.mktemp("formats") / "one|run *a*"
-    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("report"))
+    shutil.copytree(read_out, folder, ignore=shutil.ignore_patterns("report"))
     return folder
 
 
@@ -111,7 +111,7 @@ class Page(HTMLParser):
 
 
 def plain(markdown: str) -> str:
-    return re.sub(r"\\([^\w\s])", r"\1", markdown)
+    return re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", markdown)
 
 
 def markdown_tables(text: str) -> list[Rows]:

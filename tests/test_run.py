@@ -447,6 +447,7 @@ def test_a_run_is_written_by_one_process_at_a_time(finished: Path, tmp_path: Pat
     assert train("--resume", folder) == 0
 
 
+@pytest.mark.long
 def test_a_text_with_nul_characters_trains_to_the_end(tmp_path: Path) -> None:
     (tmp_path / "nul.txt").write_text("abc\0def ghi\n" * 300)
     assert train(*MOMENT, f"--data.path={tmp_path / 'nul.txt'}", f"--out={tmp_path / 'run'}") == 0

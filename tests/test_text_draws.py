@@ -219,11 +219,11 @@ def test_the_file_is_of_one_piece(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(read["log_prior"]["load"], expected, rtol=1e-5)
 
 
-def test_a_reading_sums_what_the_file_holds(whole: Path) -> None:
+def test_a_reading_sums_what_the_file_holds(read_out: Path) -> None:
     """Sequence by sequence, as a report scales it."""
-    reading = Reading.of(whole)
+    reading = Reading.of(read_out)
     stored = {
-        name: xr.load_dataset(whole / "posterior.nc", group=name, engine="h5netcdf")
+        name: xr.load_dataset(read_out / "posterior.nc", group=name, engine="h5netcdf")
         for name in ("log_prior", "log_likelihood", "constant_data", "prior", "posterior", "tokens")
     }
     sequence = stored["constant_data"]["sequence"].values

@@ -447,6 +447,7 @@ def test_a_vocabulary_that_is_no_plain_file_is_refused(tmp_path: Path) -> None:
 # -- from the command line ---------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_lossy_tokenizer_from_the_command_line(english: Path, tmp_path: Path) -> None:
     words = {letter: index for index, letter in enumerate("abcdefgh ")}
     tokenizer = Tokenizer(models.BPE(words, []))
