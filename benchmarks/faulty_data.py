@@ -3,7 +3,8 @@
 import dataclasses
 import time
 
-from pyro_meta.data.corpus import Text, TokenCorpus, Windows
+from pyro_meta.data.corpus import TokenCorpus, Windows
+from pyro_meta.data.text import Text
 
 AT_STEP = 5
 

@@ -21,7 +21,8 @@ from rich.text import Text as Coloured
 from torch import Tensor
 
 from pyro_meta import Decision, Features, UsageError
-from pyro_meta.data.corpus import Text, TokenCorpus
+from pyro_meta.data.corpus import TokenCorpus
+from pyro_meta.data.text import Text
 from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.guides import mean_route

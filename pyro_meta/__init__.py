@@ -17,7 +17,7 @@ _NAMES = {
         "Mechanism", "Full", "Window", "Linear", "LinearMomentum", "Chunk", "ChunkSliding",
         "ChunkSentence", "ChunkLearned",
     ),
-    "data": ("Corpus", "Data", "Recall", "Text"),
+    "data": ("Corpus", "Data", "HuggingFace", "Recall", "Text"),
     "distributions": ("Choice", "Concrete", "LogisticNormal", "PointGate"),
     "errors": ("UsageError",),
     "guides": (

@@ -14,7 +14,7 @@ from pyro_meta.attention import (
     Mechanism,
     Window,
 )
-from pyro_meta.data import Corpus, Data, Recall, Text
+from pyro_meta.data import Corpus, Data, HuggingFace, Recall, Text
 from pyro_meta.distributions import Choice, Concrete, LogisticNormal, PointGate
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import (
@@ -93,6 +93,7 @@ __all__ = [
     "FixedGuide",
     "Full",
     "Guide",
+    "HuggingFace",
     "LanguageModel",
     "LayersGuide",
     "LearnedDirichlet",

@@ -3,7 +3,7 @@
 import math
 import os
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -171,8 +171,8 @@ def _run(study: Study, options: Namespace, out: Path, command: str) -> int:
         return 0
     _require_place(out)
     if not options.report_only:
-        with errors.status("preparing the text"):
-            _prepare(groups)
+        with errors.status("preparing the text") as status:
+            _prepare(groups, lambda what: status.update(escape(what)))
     _make(out)
     if options.launcher != "here":
         with study_lock(out):
@@ -369,13 +369,16 @@ def _jobs(groups: "list[Group]") -> "list[Job]":
     return [Job(group, seed) for seed in seeds for group in groups if seed in group.seeds]
 
 
-def _prepare(groups: "list[Group]") -> None:
+def _prepare(groups: "list[Group]", told: Callable[[str], object]) -> None:
     """Prepare every text once, and refuse one that is too short, before the first run."""
+    from pyro_meta.data.preparing import telling
+
     corpora: dict[str, Any] = {}
     for group in groups:
         key = yaml.safe_dump(yaml.safe_load(group.config_yaml)["data"])
         if key not in corpora:
-            corpora[key] = group.config.data.corpus()
+            with telling(told):
+                corpora[key] = group.config.data.corpus()
         corpora[key].require(group.config.context)
 
 

@@ -83,6 +83,7 @@ def _train(request: Request, out: Console) -> int:
 
     from pyro_meta.attention.profile import of_this_machine, profiled, require_known_profile
     from pyro_meta.contracts.admission import require_sound
+    from pyro_meta.data.preparing import telling
     from pyro_meta.data.soundness import sound_corpus
     from pyro_meta.posterior.closing import close, count
     from pyro_meta.training.devices import launch, make_fabric
@@ -100,7 +101,11 @@ def _train(request: Request, out: Console) -> int:
     if opened is None and place().launcher != "pyro-meta":  # whose first process may have made it
         require_new(config.out)
     progress_out = console(stderr=True, quiet=out.quiet)
-    with progress_out.status("preparing the text"), own_classes_named():
+    with (
+        progress_out.status("preparing the text") as status,
+        telling(lambda what: status.update(escape(what))),
+        own_classes_named(),
+    ):
         corpus = sound_corpus(
             config.data, config.context, config.batch, config.validation_tokens, config.seed
         )

@@ -22,7 +22,7 @@ from pyro_meta import (
 )
 from pyro_meta.attention import ChunkLearned, ChunkSentence, backend, collected_penalties
 from pyro_meta.contracts.admission import require_sound_network
-from pyro_meta.data.corpus import Text
+from pyro_meta.data.text import Text
 from pyro_meta.data.vocabulary import ByteVocabulary, CharVocabulary, SymbolVocabulary
 from pyro_meta.evaluation.causality import prefix_gap
 from pyro_meta.evaluation.executed import _count_macs

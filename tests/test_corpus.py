@@ -19,10 +19,11 @@ import torch
 from conftest import SHAKESPEARE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pyro_meta.data import corpus as corpus_module
 from pyro_meta.data import files
 from pyro_meta.data import prepared as prepared_module
-from pyro_meta.data.corpus import Text, TokenCorpus
+from pyro_meta.data import text as text_module
+from pyro_meta.data.corpus import TokenCorpus
+from pyro_meta.data.text import Text
 from pyro_meta.data.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.ngrams import ngram_nll
@@ -359,7 +360,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(
         yield from files.read_files(found)
         (folder / "b.txt").write_text("another")
 
-    monkeypatch.setattr(corpus_module, "read_files", read)
+    monkeypatch.setattr(text_module, "read_files", read)
     with pytest.raises(UsageError, match=r"data\.path: .* was changed while it was read"):
         Text(str(folder)).corpus()
     assert not list(cache_folder().glob(f"*{PARTIAL}*"))

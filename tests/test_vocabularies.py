@@ -22,8 +22,8 @@ from tokenizers import (
 )
 
 from pyro_meta.data.added_text import byte_letters
-from pyro_meta.data.corpus import Text
 from pyro_meta.data.loss import loss
+from pyro_meta.data.text import Text
 from pyro_meta.data.vocabulary import (
     ByteVocabulary,
     CharVocabulary,

@@ -1,4 +1,4 @@
-"""Text as memory-mapped tokens, cut into a training and a validation part by position.
+"""What is trained on: sequences of tokens, of a stream that is cut into two parts by position.
 
 Order is a pure function of the seed and the step, so that a resumed or distributed run draws the
 same sequences. Shapes: B sequences, T tokens of context.
@@ -6,9 +6,7 @@ same sequences. Shapes: B sequences, T tokens of context.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,16 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_meta.data.documentation import describe_python, read_python
-from pyro_meta.data.files import Found, find_files, read_files, stamp
-from pyro_meta.data.prepared import UnfitTokens, prepared
-from pyro_meta.data.vocabulary import (
-    ByteVocabulary,
-    CharVocabulary,
-    FileVocabulary,
-    Vocabulary,
-    is_vocabulary,
-)
+from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.errors import UsageError
 
 Windows = tuple[Tensor, Tensor]
@@ -167,80 +156,3 @@ class Data(ABC):
     @abstractmethod
     def corpus(self) -> Corpus:
         """Prepare the tokens, or find them prepared."""
-
-
-class Text(Data):
-    """Text files, or the documentation that every Python carries.
-
-    Parameters
-    ----------
-    path
-        A file, a folder (all files in it that are not hidden) or a glob of UTF-8 text; by default
-        the documentation topics and docstrings of the running Python's standard library.
-    tokens
-        `byte`, `char`, or the path of a `tokenizer.json` or of a run's `vocabulary.json`.
-    validation
-        Share of the text, at its end, kept for validation.
-    """
-
-    def __init__(
-        self, path: str | None = None, tokens: str = "byte", validation: float = 0.1
-    ) -> None:
-        if not 0 < validation < 1:
-            raise UsageError(f"data.validation: {validation} given; above 0 and below 1 is allowed")
-        if path == "":
-            raise UsageError("data.path: it is empty; a file, a folder or a glob is needed")
-        if tokens == "":
-            raise UsageError("data.tokens: it is empty; byte, char or a tokenizer.json is needed")
-        self.path, self.tokens, self.validation = path, tokens, validation
-        self._tokenizer: Callable[[], Path] | None = None
-
-    def cut_by(self, tokenizer: Callable[[], Path]) -> None:
-        """Cut the text by the tokenizer.json that `tokenizer` finds, whatever `tokens` says."""
-        self._tokenizer = tokenizer
-
-    def corpus(self) -> TokenCorpus:
-        found = None if self.path is None else find_files(self.path)
-        described = describe_python() if found is None else _described(found)
-        tokens = self.tokens if self._tokenizer is None else str(self._tokenizer())
-        tokenizer = Path(tokens).expanduser()
-
-        def pieces() -> Iterator[str]:
-            is_empty = True
-            for piece in read_python() if found is None else read_files(found.files):
-                is_empty = False
-                yield piece
-            if is_empty:
-                raise UsageError(f"data.path: {self.path} holds no text")
-            if found is not None and _described(found) != described:
-                raise UsageError(f"data.path: {self.path} was changed while it was read")
-
-        def vocabulary() -> Vocabulary:
-            if tokens == "byte":
-                return ByteVocabulary()
-            if tokens == "char":
-                return CharVocabulary(sorted({one for piece in pieces() for one in set(piece)}))
-            if is_vocabulary(tokenizer):
-                return Vocabulary.load(tokenizer)
-            return FileVocabulary.from_path(tokenizer)
-
-        try:
-            text = prepared([described, tokens, stamp(tokenizer)], pieces, vocabulary)
-        except UnfitTokens as error:
-            raise UsageError(f"data.tokens: {tokens}: {error}") from error
-        facts = [
-            f"{text.bytes:,} bytes",
-            f"sha256 {text.sha256[:12]}",
-            f"{len(text.tokens):,} {text.vocabulary.kind} tokens",
-            *([found.left_out()] if found is not None and found.left_out() else []),
-            *([text.loss] if text.loss else []),
-        ]
-        source = self.path or "documentation of the Python standard library"
-        boundary = int(len(text.tokens) * (1 - self.validation))
-        description = f"{source} ({', '.join(facts)})"
-        return TokenCorpus(text.tokens, boundary, text.vocabulary, text.sha256, description)
-
-
-def _described(found: Found) -> list[object]:
-    """What tells that files have changed, or are others."""
-    return [[str(file.resolve()), *stamp(file)] for file in found.files]

@@ -42,6 +42,15 @@ class Found(NamedTuple):
             parts.append(f"{self.others} no plain file (link to a folder, pipe or device)")
         return f"left out: {', '.join(parts)}" if parts else ""
 
+    def described(self) -> list[object]:
+        """What tells that files have changed, or are others."""
+        return [[str(file.resolve()), *stamp(file)] for file in self.files]
+
+    def require_unchanged(self, path: object, described: list[object]) -> None:
+        """Raise `UsageError` unless the files of a `path` are still as they were described."""
+        if self.described() != described:
+            raise UsageError(f"data.path: {path} was changed while it was read")
+
 
 def find_files(path: str) -> Found:
     """The files that a path, a folder or a glob names, each of them once.
@@ -182,7 +191,7 @@ def _read(file: Path) -> Iterator[str]:
                     rest += more
                     if len(rest) < READ_CHARACTERS:
                         continue  # its end
-                    cut = _cut(rest)
+                    cut = place_to_cut(rest)
                     yield rest[:cut]
                     rest = rest[cut:]
                 if rest:
@@ -196,7 +205,7 @@ def _read(file: Path) -> Iterator[str]:
         raise UsageError(f"data.path: {file}: {error.strerror}") from error
 
 
-def _cut(text: str) -> int:
+def place_to_cut(text: str) -> int:
     """Where to cut: after the last line end, else before the last blank, else at the end."""
     line = text.rfind("\n") + 1
     return line or max(0, *(text.rfind(blank) for blank in BLANKS)) or len(text)

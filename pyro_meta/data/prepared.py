@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from pyro_meta import checksums
 from pyro_meta.data.loss import Loss, is_sampled
+from pyro_meta.data.preparing import tell
 from pyro_meta.data.vocabulary import FileVocabulary, Vocabulary
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import PARTIAL, cache_folder, flush, locked, partial_name, write_whole
 
-VERSION = 2  # to be raised when prepared text changes
+VERSION = 3  # to be raised when prepared text changes
 FILES = ("tokens.bin", "vocabulary.json")
 FACTS = "corpus.json"
 
@@ -37,23 +38,51 @@ class UnfitTokens(ValueError):
     """The vocabulary cannot write the text, or nothing of it."""
 
 
+class TooFewTokens(ValueError):
+    """A part of the text has fewer tokens than are wanted of it.
+
+    Attributes
+    ----------
+    part
+        Its number, from 0.
+    count
+        Its tokens.
+    """
+
+    def __init__(self, part: int, count: int) -> None:
+        super().__init__(f"part {part} has {count:,} tokens")
+        self.part, self.count = part, count
+
+
+class Part(NamedTuple):
+    """Some of a text: what is trained on, say, or what is held out."""
+
+    pieces: Callable[[], Iterator[str]]
+    """Its text; it may be read more than once."""
+    most_tokens: int | None = None
+    """Only so many tokens are wanted, and no fewer; nothing is read beyond the piece in which they
+    end."""
+
+
 class Prepared(NamedTuple):
     """Text as tokens."""
 
     tokens: NDArray[np.integer]
     """Memory-mapped, [N]."""
     vocabulary: Vocabulary
+    ends: list[int]
+    """Where in them each part of the text ends."""
     bytes: int
-    """Length of the text in UTF-8."""
+    """Length of the text that was read in UTF-8."""
     sha256: str
-    """Hash of the text."""
+    """Hash of the text, and, where it is not all of one part, of where its parts end."""
     loss: str
     """What the tokens lose of it, in a few words; nothing if nothing."""
 
 
 def prepared(
     origin: list[object],
-    pieces: Callable[[], Iterator[str]],
+    parts: Sequence[Part],
     vocabulary: Callable[[], Vocabulary],
 ) -> Prepared:
     """Text as tokens: found in the cache folder, or made and kept there.
@@ -64,8 +93,8 @@ def prepared(
     ----------
     origin
         All that the tokens depend on, as JSON.
-    pieces
-        The text; it may be read more than once.
+    parts
+        The text, one part after the other.
     vocabulary
         What its tokens are.
 
@@ -75,6 +104,8 @@ def prepared(
         The cache folder cannot be used.
     UnfitTokens
         The vocabulary cannot write the text, or nothing of it.
+    TooFewTokens
+        A part has fewer tokens than are wanted; nothing is kept.
     """
     identity = hashlib.sha256(json.dumps([VERSION, *origin]).encode()).hexdigest()
     folder = cache_folder() / identity[:24]
@@ -86,7 +117,7 @@ def prepared(
                 found = _read(folder, identity)  # another process may have been first
                 if found is None:
                     _clear(folder)
-                    _make(folder, identity, pieces, vocabulary())
+                    _make(folder, identity, parts, vocabulary())
                     found = _read(folder, identity)
     except OSError as error:
         raise UsageError(
@@ -115,17 +146,17 @@ def _read(folder: Path, identity: str) -> Prepared | None:
         if error.errno is not None:
             raise
         return None  # no plain file
-    return Prepared(tokens, vocabulary, facts["bytes"], facts["text_sha256"], facts["loss"])
+    return Prepared(
+        tokens, vocabulary, facts["ends"], facts["bytes"], facts["text_sha256"], facts["loss"]
+    )
 
 
-def _make(
-    folder: Path, identity: str, pieces: Callable[[], Iterator[str]], vocabulary: Vocabulary
-) -> None:
+def _make(folder: Path, identity: str, parts: Sequence[Part], vocabulary: Vocabulary) -> None:
     partial = partial_name(folder)
     try:
         partial.mkdir()
         with _held(partial):
-            facts = _write_tokens(partial / "tokens.bin", pieces(), vocabulary)
+            facts = _write_tokens(partial / "tokens.bin", parts, vocabulary)
             vocabulary.save(partial / "vocabulary.json")
             hashes = {name: checksums.sha256(partial / name) for name in FILES}
             facts |= {"identity": identity, "files": hashes}
@@ -139,37 +170,72 @@ def _make(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_tokens(path: Path, pieces: Iterator[str], vocabulary: Vocabulary) -> dict[str, Any]:
+def _write_tokens(path: Path, parts: Sequence[Part], vocabulary: Vocabulary) -> dict[str, Any]:
     """Write the tokens of a text; what is to be known of it."""
     dtype = np.min_scalar_type(vocabulary.size - 1)
-    digest, size, count, known = hashlib.sha256(), 0, 0, False
-    loss = Loss(vocabulary)
+    writing = _Writing(vocabulary)
+    ends = [0]
     with open(path, "xb") as out:
-        for number, piece in enumerate(pieces):
-            raw = piece.encode()
-            digest.update(raw)
-            size += len(raw)
-            try:
-                ids = vocabulary.encode(piece)
-                if isinstance(vocabulary, FileVocabulary) and is_sampled(number):
-                    loss.add(piece)
-            except UsageError as error:
-                raise UnfitTokens(str(error)) from error
-            count += len(ids)
-            known = known or len(vocabulary.without_unknowns(ids)) > 0
-            out.write(ids.astype(dtype).tobytes())
+        for number, part in enumerate(parts):
+            for ids in writing.tokens_of(part):
+                out.write(ids.astype(dtype).tobytes())
+            ends.append(writing.count)
+            if part.most_tokens is not None and ends[-1] - ends[-2] < part.most_tokens:
+                raise TooFewTokens(number, ends[-1] - ends[-2])
     flush(path)
-    if not known or loss.is_total():
+    loss = writing.loss
+    if not writing.is_known or loss.is_total():
         raise UnfitTokens("it knows nothing of the text")
     if loss.said():
         warnings.warn(f"text: {loss.said()}", stacklevel=2)
+    if len(parts) > 1 or parts[0].most_tokens is not None:
+        writing.digest.update(json.dumps(ends).encode())
     return {
-        "bytes": size,
-        "text_sha256": digest.hexdigest(),
+        "bytes": writing.bytes,
+        "text_sha256": writing.digest.hexdigest(),
         "dtype": dtype.name,
-        "tokens": count,
+        "ends": ends[1:],
         "loss": loss.said(),
     }
+
+
+class _Writing:
+    """Text on its way to tokens, and what has been seen of it so far."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.digest = hashlib.sha256()
+        self.loss = Loss(vocabulary)
+        self.bytes, self.count, self.pieces, self.is_known = 0, 0, 0, False
+
+    def tokens_of(self, part: Part) -> Iterator[NDArray[np.int64]]:
+        """Tokens of a part, piece by piece, and no more of them than are wanted."""
+        left = part.most_tokens
+        for piece in part.pieces() if left != 0 else ():
+            ids = self._read(piece)[:left]
+            self.count += len(ids)
+            left = None if left is None else left - len(ids)
+            tell(
+                f"preparing the text: {self.count:,} tokens"
+                + (f", {left:,} to come" if left else "")
+            )
+            yield ids
+            if left == 0:
+                return
+
+    def _read(self, piece: str) -> NDArray[np.int64]:
+        raw = piece.encode()
+        self.digest.update(raw)
+        self.bytes += len(raw)
+        try:
+            ids = self.vocabulary.encode(piece)
+            if isinstance(self.vocabulary, FileVocabulary) and is_sampled(self.pieces):
+                self.loss.add(piece)
+        except UsageError as error:
+            raise UnfitTokens(str(error)) from error
+        self.pieces += 1
+        self.is_known = self.is_known or len(self.vocabulary.without_unknowns(ids)) > 0
+        return ids
 
 
 def _put_away(folder: Path) -> None:

@@ -29,8 +29,9 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_meta.data.corpus import Corpus, Data, Text, Truth, Windows, as_windows, step_rng
+from pyro_meta.data.corpus import Corpus, Data, Truth, Windows, as_windows, step_rng
 from pyro_meta.data.files import read_text
+from pyro_meta.data.text import Text
 from pyro_meta.data.vocabulary import SymbolVocabulary
 from pyro_meta.errors import UsageError
 

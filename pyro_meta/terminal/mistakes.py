@@ -41,6 +41,9 @@ def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, typ
         return f"unknown option --{key}.{inner[1]}{near(inner[1], _init_options(rest))}"
     if inner := re.search(r"NestedArg\(key='([^']+)'", rest):
         return unknown(f"--{key}.{inner[1]}", option_strings(parser))
+    if missing := re.search(r"class_path '([^']+)': the following .* are required: (\w+)", rest):
+        name = missing[1].rpartition(".")[2]
+        return f"option --{key}.{missing[2]}: {name} needs it; --{key}.help {name} shows what it is"
     if key in classes:
         base = classes[key]
         names = _subclass_names(base)

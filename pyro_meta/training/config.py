@@ -15,8 +15,11 @@ from jsonargparse import ArgumentParser
 
 import pyro_meta
 from pyro_meta.attention import find_mechanism
-from pyro_meta.data.corpus import Data, Text
+from pyro_meta.data.base import CutText
+from pyro_meta.data.corpus import Data
+from pyro_meta.data.hugging_face import HuggingFace  # noqa: F401 -- named on the command line
 from pyro_meta.data.recall import Recall  # noqa: F401 -- named on the command line
+from pyro_meta.data.text import Text
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import CategoricalGuide, DirichletGuide, Guide
 from pyro_meta.guides.depth import DepthGuide, find_depth_guide
@@ -72,7 +75,7 @@ class Config(Settings):
         if self.guide is of_the_others_family:
             self.guide = DirichletGuide if is_of_weights else CategoricalGuide
         if self.pretrained is not None:
-            if isinstance(self.data, Text):
+            if isinstance(self.data, CutText):
                 self.data.cut_by(self.pretrained_tokenizer)
             if self.precision == "auto" and has_bfloat16(self.accelerator):
                 self.precision = "bf16-mixed"

@@ -135,8 +135,10 @@ class Settings:
     """What to train on. Text (default): UTF-8 text; --data.path names a file, a folder or a glob
     (default: Python's own documentation), --data.tokens how to cut it: byte (default), char or a
     tokenizer.json, and --data.validation the share at its end that is held out (default: 0.1).
-    Recall: made-up look-up tasks whose answers are known. Or the import path of a class of your
-    own, such as my_file.MyData. --data.help NAME lists the options of each."""
+    HuggingFace: a dataset of Hugging Face's datasets, on disk, of the hub or streamed; --data.path
+    names it, and --data.column its column of text. Recall: made-up look-up tasks whose answers are
+    known. Or the import path of a class of your own, such as my_file.MyData. --data.help NAME lists
+    the options of each."""
     prior: Any = None
     """Which routes to favour before the text is read (a route is how a token attends in a layer):
     LoadCategorical (default; what the layer does as a rule, at a price) and CostCategorical (what
