@@ -14,7 +14,9 @@ from pyro.distributions import Dirichlet, LogisticNormal
 from pyro_meta import DirichletGuide, Features, UsageError
 from pyro_meta.study.description import Study
 from pyro_meta.study.plan import expand
-from pyro_meta.training.config import read_options
+from pyro_meta.terminal.mistakes import shipped
+from pyro_meta.training.config import CLASS_OPTIONS, read_options
+from pyro_meta.training.misplaced import arguments_of
 
 
 def test_what_comes_later_wins(tmp_path: Path) -> None:
@@ -133,7 +135,25 @@ class Misshapen(DirichletGuide):
         (["--guide", "nowhere.Mine"], "cannot import 'nowhere.Mine': ModuleNotFoundError"),
         (["--guide", "DirichletGuid"], "did you mean DirichletGuide"),
         (["--prior.load_strenght", "3"], "did you mean load_strength"),
-        (["--prior", "PaperDirichlet", "--prior.strength", "3"], "unknown option --prior.strength"),
+        (
+            ["--prior", "PaperDirichlet", "--prior.strength", "3"],
+            "unknown option --prior.strength: prior is PaperDirichlet; CostDirichlet, ",
+        ),
+        (
+            ["--preset", "look_ups", "--data.path", "x y"],
+            "unknown option --data.path: data is Recall by --preset look_ups (look-ups planted in "
+            "text of its own, filler: definitions, and queries far behind them); Text, HuggingFace "
+            "take it: --data Text --data.path 'x y'",
+        ),
+        (
+            ["--config", "recall.yaml", "--data.path", "x"],
+            "data is Recall by recall.yaml (look-ups",
+        ),
+        (["--data.pairs", "3"], "data is Text; Recall takes it: --data Recall --data.pairs 3"),
+        (["--data.pat", "x"], "unknown option --data.pat; did you mean path?"),
+        (["--data.nothing", "x"], "data is Text; --data.help Text lists what it takes"),
+        (["--guide.rate", "3"], "unknown option --guide.rate; did you mean --prior.rate?"),
+        (["--depth", "beta", "--depth.skip", "0.5"], "--depth.skip; did you mean --gate.skip?"),
         (["--prior.cost", "[1,2]"], "2 costs given for 3 mechanisms"),
         (["--prior.rate", "2", "--prior", "PaperDirichlet"], "name the class first"),
         (["--prior", "broken.Prior"], "cannot import 'broken.Prior': SyntaxError"),
@@ -201,6 +221,7 @@ def test_bad_input_is_refused_by_name(
     (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
     (tmp_path / "keys.yaml").write_text("prior: {class_path: CostDirichlet, rate: 7}")
     (tmp_path / "resume.yaml").write_text("resume: taken")
+    (tmp_path / "recall.yaml").write_text("data: Recall")
     (tmp_path / "list.yaml").write_text("prior: {class_path: CostDirichlet, init_args: [1, 2]}")
     (tmp_path / "broken.py").write_text("def (")
     monkeypatch.syspath_prepend(tmp_path)
@@ -208,6 +229,25 @@ def test_bad_input_is_refused_by_name(
     with pytest.raises(UsageError, match=re.escape(message)):
         train(*base, *words)
     assert not (tmp_path / "runs").exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize("option", CLASS_OPTIONS)
+def test_an_argument_of_another_class_is_told_with_a_class_that_takes_it(option: str) -> None:
+    classes = {one.__name__: arguments_of(one) or {} for one in shipped(CLASS_OPTIONS[option][0])}
+    pairs = [
+        (name, argument)
+        for name, own in classes.items()
+        for argument in {one for other in classes.values() for one in other} - own.keys()
+    ]
+    assert len(pairs) > 10
+    for name, argument in pairs:
+        with pytest.raises(UsageError, match=f"^unknown option --{option}.{argument}") as refusal:
+            read_options([f"--{option}={name}", f"--{option}.{argument}=1"])
+        if found := re.search(rf"--{option} (\w+) --{option}\.{argument} 1$", str(refusal.value)):
+            assert argument in classes[found[1]]
+        else:  # one of its own is spelled like it
+            hint = re.search(r"; did you mean (\w+)( or \w+)?\?$", str(refusal.value))
+            assert hint is not None and hint[1] in classes[name]
 
 
 @pytest.mark.parametrize("name", ["Leaky", "LateLeak"])

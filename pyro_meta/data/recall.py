@@ -127,7 +127,9 @@ class Sequences(NamedTuple):
 
 
 class Recall(Data):
-    """Key-value definitions in filler, and queries that only an exact look-up can answer.
+    """Look-ups planted in text of its own, `filler`: definitions, and queries far behind them.
+
+    Only an exact look-up can answer a query.
 
     Parameters
     ----------

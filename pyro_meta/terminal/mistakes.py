@@ -145,7 +145,8 @@ def near(word: str, names: Iterable[str]) -> str:
     parts = _last(word).split("_")
     initials = "".join(part[:1] for part in parts)  # of `learning_rate`: lr
     short = [name for name in known if len(parts) > 1 and _last(name) == initials]
-    close = short or difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+    elsewhere = [name for name in known if "." in word and _last(name) == _last(word)]
+    close = short or elsewhere[:2] or difflib.get_close_matches(word, known, n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
@@ -170,13 +171,17 @@ def _init_options(message: str) -> list[str]:
 
 
 def _subclass_names(base: type) -> list[str]:
+    return [found.__name__ for found in shipped(base)]
+
+
+def shipped(base: type) -> list[type]:
     """The classes of this package that can be named: those that it does not build on alone."""
-    names = {
-        found.__name__
-        for found in _subclasses(base)
-        if found.__module__.startswith("pyro_meta.") and not found.__module__.endswith(".base")
+    found = {
+        one.__name__: one
+        for one in _subclasses(base)
+        if one.__module__.startswith("pyro_meta.") and not one.__module__.endswith(".base")
     }
-    return sorted(names)
+    return [found[name] for name in sorted(found)]
 
 
 def _subclasses(base: type) -> Iterable[type]:

@@ -244,6 +244,7 @@ def read_options(argv: Sequence[str]) -> tuple[Config, str]:
     if _names_weights(settled):
         settled = settle(words, DEFAULT_CLASSES | OF_WEIGHTS, known)
     settled.drop_preset("tighten", unless="budget")
+    settled.require_taken({name: base for name, (base, _) in CLASS_OPTIONS.items()})
     with naming(settled.source_of):
         config, config_yaml = _read(settled.parser_words(known))
     if PRINTING in argv:

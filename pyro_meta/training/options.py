@@ -26,6 +26,7 @@ from pyro_meta.terminal.option_files import (
     read_mapping,
     text_of,
 )
+from pyro_meta.training.misplaced import arguments_of, misplaced
 
 Options = dict[str, Any]
 """Options of a run by name, nested or dotted, as a file gives them."""
@@ -123,6 +124,20 @@ class Settled:
     def chosen(self, option: str) -> str:
         """The class that a class option means so far: a name, or an import path."""
         return self._choices[option].chosen
+
+    def require_taken(self, bases: Mapping[str, type]) -> None:
+        """Raise `UsageError` for an argument that the class of its option does not take.
+
+        Parameters
+        ----------
+        bases
+            The class options, and what their classes derive from.
+        """
+        for name, choice in self._choices.items():
+            if (refused := choice.not_taken()) is not None:
+                found, argument, value = refused
+                source, default = self._sources.get(name), self._defaults[name]
+                raise UsageError(misplaced(name, argument, value, found, source, default, bases))
 
     def words(self, with_defaults: bool = False, with_nulls: bool = False) -> list[str]:
         """A word for each option, as `settle` reads it.
@@ -433,10 +448,27 @@ class _Choice:
         """Names of the options that its class takes text for."""
         return [f"{self.option}.{name}" for name, kind in self._kinds().items() if kind in TEXT]
 
+    def not_taken(self) -> tuple[Any, str, str] | None:
+        """Its class, an argument that it does not take, and its value; None if there is none."""
+        try:
+            found = self._found()
+        except Exception:  # whatever a person's module raises; it is told where it is made
+            return None
+        if (taken := arguments_of(found)) is None:
+            return None
+        for argument, value in self.arguments.items():
+            top = argument.partition(".")[0]
+            if top not in taken and argument not in self.preset:
+                return found, top, text_of(value) or value
+        return None
+
+    def _found(self) -> Any:
+        return _imported(self.chosen) or getattr(pyro_meta, self.chosen)
+
     def _kinds(self) -> dict[str, Any]:
         """Types of the arguments of its class, as far as it says them."""
         try:
-            found = _imported(self.chosen) or getattr(pyro_meta, self.chosen)
+            found = self._found()
             made_by = inspect.getattr_static(found, "__init__")
             unsaid = dict.fromkeys(inspect.signature(made_by).parameters, Any)
             return unsaid | get_type_hints(made_by)
@@ -525,9 +557,9 @@ def _imported(path: str) -> object | None:
 def read_file(path: Path, option: str = "option --config") -> dict[str, Any]:
     """The options of a YAML file; raises `UsageError` if it holds none."""
     options = read_mapping(path, option)
-    for misplaced in OF_THE_COMMAND:
-        if misplaced in options:
-            raise UsageError(f"{option}: {path} has {misplaced!r}, which no file may set")
+    for name in OF_THE_COMMAND:
+        if name in options:
+            raise UsageError(f"{option}: {path} has {name!r}, which no file may set")
     return options
 
 
