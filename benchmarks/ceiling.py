@@ -18,15 +18,14 @@ visits. By what the network is shown:
   tell a noisy harm: they are no ceiling, and what more of them keep tends to one.
 """
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from next_full import documents
+from scripts import Parser, a_count, a_file_to_write, a_run, a_share, a_text, run_script
 from torch import Tensor, nn
 
 from pyro_meta.evaluation.beside import PAST
@@ -132,15 +131,17 @@ def kept(network: PretrainedNetwork, scores: Tensor, harms: Tensor, visits: floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", help="A run of a pretrained model; its guide is not looked at.")
-    parser.add_argument("--documents", required=True)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--texts", type=int, default=60)
-    parser.add_argument("--count", type=int, default=16, help="Documents, spread over all.")
-    parser.add_argument("--labels", type=int, default=12)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.33, 0.43])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "run", type=a_run, help="A run of a pretrained model; its guide is not looked at."
+    )
+    parser.add_argument("--documents", type=a_text, required=True)
+    parser.add_argument("--length", type=a_count, default=1024)
+    parser.add_argument("--texts", type=a_count, default=60)
+    parser.add_argument("--count", type=a_count, default=16, help="Documents, spread over all.")
+    parser.add_argument("--labels", type=a_count, default=12)
+    parser.add_argument("--budgets", type=a_share, nargs="+", default=[0.33, 0.43])
+    parser.add_argument("--json", type=a_file_to_write, required=True)
     options = parser.parse_args()
     torch.manual_seed(0)
     found: dict[str, Any] = {
@@ -192,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

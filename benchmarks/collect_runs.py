@@ -8,8 +8,9 @@ command line that repeats it. The first run's text also gives a unigram and a bi
 
 import json
 import shlex
-import sys
 from pathlib import Path
+
+from scripts import Parser, a_file_to_write, a_run, run_script
 
 from pyro_meta.evaluation.ngrams import ngram_nll
 from pyro_meta.terminal.machine import hardware
@@ -18,7 +19,11 @@ from pyro_meta.training.run import Run
 
 
 def main() -> None:
-    target, *runs = map(Path, sys.argv[1:])
+    parser = Parser(__doc__)
+    parser.add_argument("target", type=a_file_to_write)
+    parser.add_argument("runs", type=a_run, nargs="+")
+    options = parser.parse_args()
+    target, runs = options.target, [Path(one) for one in options.runs]
     collected = {}
     for run in runs:
         words = train_words((run / "config.yaml").read_text())
@@ -43,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -9,7 +9,6 @@ the evidence of a few validation sequences (OUT/figures). What is there is not m
 the command to go on.
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -24,6 +23,7 @@ from exhibit_figures import TEXTS, looked_at, threads_for
 from exhibit_page import render
 from exhibit_pairs import Pair, Pairs, find_pairs
 from exhibit_rows import MOST_COST, Row, at_equal_cost, fill_gaps
+from scripts import Parser, a_count, a_file, a_file_to_write, a_folder_to_write, a_whole
 
 from pyro_meta import ablate
 from pyro_meta.analysis.json_values import plain
@@ -104,12 +104,12 @@ def _facts(study: dict[str, Any], config: Config, argv: Sequence[str]) -> dict[s
 
 def main(argv: list[str]) -> int:
     """Train, look and write; 0 when all pairs were trained, 1 when one failed, 130 stopped."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("studies") / "exhibit")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/exhibit.json"))
-    parser.add_argument("--workers", type=int, default=1, help="Runs at a time.")
-    parser.add_argument("--best", type=int, default=6, help="Pairs that get all seeds.")
-    parser.add_argument("--study", type=Path, default=STUDY)
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=a_folder_to_write, default="studies/exhibit")
+    parser.add_argument("--json", type=a_file_to_write, default="benchmarks/results/exhibit.json")
+    parser.add_argument("--workers", type=a_count, default=1, help="Runs at a time.")
+    parser.add_argument("--best", type=a_whole, default=6, help="Pairs that get all seeds.")
+    parser.add_argument("--study", type=a_file, default=STUDY)
     options, words = parser.parse_known_args(argv)
     study = read_mapping(options.study, "study")
     base, (first, *others) = study["base"], study["seeds"]

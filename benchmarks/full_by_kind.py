@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from hard_walk import hard_walk
 from numpy.typing import NDArray
+from scripts import Parser, a_file_to_write, a_run, run_script
 
 from pyro_meta.data.corpus import Truth
 from pyro_meta.terminal.machine import hardware, versions
@@ -86,7 +87,11 @@ def _kinds(
 
 
 def main() -> None:
-    target, *folders = map(Path, sys.argv[1:])
+    parser = Parser(__doc__)
+    parser.add_argument("target", type=a_file_to_write)
+    parser.add_argument("runs", type=a_run, nargs="+")
+    options = parser.parse_args()
+    target, folders = options.target, [Path(one) for one in options.runs]
     facts = {
         "command": f"python benchmarks/full_by_kind.py {target} RUN...",
         "hardware": hardware(),
@@ -97,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -7,7 +7,6 @@ say one line and exit with code 2 (130 where it was saved); once the file system
 the same command, or `--resume`, has to finish and leave what a run on an empty disk leaves.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -19,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from scripts import Parser, a_count, a_file_to_write, run_script
 
 from pyro_meta import checksums
 from pyro_meta.terminal.commands import run_command
@@ -120,9 +121,9 @@ def judge(done: subprocess.CompletedProcess[str], disk: Path) -> tuple[str, str]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--levels", type=int, default=20)
-    parser.add_argument("--out", type=Path)
+    parser = Parser(__doc__)
+    parser.add_argument("--levels", type=a_count, default=20)
+    parser.add_argument("--out", type=a_file_to_write)
     options = parser.parse_args()
     found: list[Trial] = []
     for name in ("training.loop", "training.devices", "posterior.closing", "posterior.report",
@@ -219,4 +220,4 @@ def same(folder: Path, whole: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scripts import Parser, a_file_to_write, a_run, run_script
 
 from pyro_meta.evaluation.figures import evaluating, token_nll
 from pyro_meta.guides import mean_route
@@ -64,7 +65,11 @@ def gain_of_full(run: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    path, *folders = sys.argv[1:]
+    parser = Parser(__doc__)
+    parser.add_argument("target", type=a_file_to_write)
+    parser.add_argument("runs", type=a_run, nargs="+")
+    options = parser.parse_args()
+    path, folders = options.target, options.runs
     runs = {Path(folder).name: gain_of_full(Run.open(folder)) for folder in folders}
     names = " ".join(Path(folder).name for folder in folders)
     figures = {
@@ -73,8 +78,8 @@ def main() -> None:
         "versions": versions(),
         "runs": runs,
     }
-    Path(path).write_text(json.dumps(figures, indent=2) + "\n")
+    path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -6,7 +6,6 @@ One process for each precision: the model reads 1024 tokens along full attention
 routes, and the guide gets its gradients.
 """
 
-import argparse
 import json
 import resource
 import statistics
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pyro
 import torch
+from scripts import Parser, a_count, run_script
 
 from pyro_meta.folders import write_whole
 from pyro_meta.inference.elbo import Objective
@@ -49,9 +49,9 @@ def measure(pretrained: str, precision: str, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--pretrained", required=True)
-    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--repeats", type=a_count, default=4)
     parser.add_argument("--precision", help="Measure this one here, and print it.")
     options = parser.parse_args()
     if options.precision:
@@ -75,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -9,7 +9,6 @@ Start-up is CPU seconds, user and system, of whole commands, the least of three;
 its environment in .venv.
 """
 
-import argparse
 import ast
 import json
 import re
@@ -21,6 +20,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from scripts import Parser, a_file_to_write, a_folder, run_script
 
 from pyro_meta.folders import write_whole
 from pyro_meta.terminal.machine import hardware, versions
@@ -151,10 +152,10 @@ def start_up(checkout: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("before", type=Path)
-    parser.add_argument("after", type=Path)
+    parser = Parser(__doc__)
+    parser.add_argument("out", type=a_file_to_write)
+    parser.add_argument("before", type=a_folder)
+    parser.add_argument("after", type=a_folder)
     asked = parser.parse_args()
     whole: dict[str, Any] = {
         "command": f"{shlex.join(['python', 'benchmarks/house_plan.py'])} OUT.json BEFORE AFTER",
@@ -171,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

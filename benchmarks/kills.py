@@ -7,7 +7,6 @@ signal is sent there, and the run is resumed until it is finished. What must hol
 no record is doubled or missing, and all losses and weights are equal to the last bit.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -23,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from scripts import Parser, a_count, a_file_to_write, a_whole, run_script
 
 from pyro_meta import checksums
 from pyro_meta.terminal.machine import versions
@@ -181,11 +182,11 @@ def _problem(folder: Path, whole: Path, codes: list[int]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--moments", type=int, default=60, help="For each number of processes.")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
+    parser = Parser(__doc__)
+    parser.add_argument("--moments", type=a_count, default=60, help="For each number of processes.")
+    parser.add_argument("--processes", type=a_count, nargs="+", default=[1, 2])
+    parser.add_argument("--seed", type=a_whole, default=0)
+    parser.add_argument("--out", type=a_file_to_write)
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     dice, found = random.Random(options.seed), []
@@ -228,11 +229,10 @@ def main() -> int:
         "each": [asdict(one) for one in found],
     }
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     print({key: value for key, value in result.items() if key != "each"})
     return 1 if result["other_problems"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -6,7 +6,6 @@ A text of 2 GB, 20,000 generated tokens, a report on 20 runs, and a study of 20 
 of which one fails and one hangs, interrupted in the middle and repeated.
 """
 
-import argparse
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from scripts import Parser, a_count, a_file_to_write, positive, run_script
 
 from pyro_meta import checksums
 from pyro_meta.terminal.machine import hardware, versions
@@ -106,11 +106,11 @@ def processes_of(place: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--tokens", type=int, default=20_000)
+    parser = Parser(__doc__)
+    parser.add_argument("--gigabytes", type=positive, default=2.0)
+    parser.add_argument("--tokens", type=a_count, default=20_000)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=a_file_to_write)
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     result: dict[str, Any] = {
@@ -191,4 +191,4 @@ def study(place: Path, text: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

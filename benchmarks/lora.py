@@ -9,7 +9,6 @@ it the guide goes on for as many steps by itself. `behind_full` is against the m
 row `full` has the adapters.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +19,7 @@ import peft
 import pyro
 import torch
 from next_full import Windows, documents
+from scripts import Parser, a_count, a_file_to_write, a_run, a_share, a_text, run_script
 
 from pyro_meta.evaluation.beside import PAST, routes_beside
 from pyro_meta.evaluation.figures import evaluating
@@ -83,14 +83,14 @@ def gone_on(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+")
-    parser.add_argument("--documents", required=True)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--count", type=int, default=20, help="Documents, at most.")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.33, 0.43])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = Parser(__doc__)
+    parser.add_argument("runs", type=a_run, nargs="+")
+    parser.add_argument("--documents", type=a_text, required=True)
+    parser.add_argument("--length", type=a_count, default=1024)
+    parser.add_argument("--steps", type=a_count, default=100)
+    parser.add_argument("--count", type=a_count, default=20, help="Documents, at most.")
+    parser.add_argument("--budgets", type=a_share, nargs="+", default=[0.33, 0.43])
+    parser.add_argument("--json", type=a_file_to_write, required=True)
     options = parser.parse_args()
     found: dict[str, Any] = {
         "command": f"python benchmarks/lora.py {' '.join(options.runs)} "
@@ -115,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

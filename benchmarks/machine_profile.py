@@ -7,16 +7,15 @@ serving some tokens took over running their mechanism on all, and a masked call 
 and what each profile foretells. Only on a machine that does nothing else.
 """
 
-import argparse
 import json
 import shlex
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
+from scripts import Parser, a_count, a_file_to_write, run_script
 
 from pyro_meta.attention import Full, profile
 from pyro_meta.attention import masked_trials as masked
@@ -61,9 +60,9 @@ def tried_masked(profiles: dict[str, profile.Profile]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = Parser(__doc__)
+    parser.add_argument("target", type=a_file_to_write)
+    parser.add_argument("--threads", type=a_count, default=torch.get_num_threads())
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     started = time.perf_counter()
@@ -84,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

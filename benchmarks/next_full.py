@@ -17,7 +17,6 @@ The routes of each run are moved to a budget (`--visits`). Then more tokens atte
 token 256, paired by document.
 """
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from scripts import Parser, a_count, a_file_to_write, a_folder, a_run, a_share, run_script
 from torch import Tensor
 
 from pyro_meta.data.corpus import as_windows
@@ -138,15 +138,19 @@ def spent(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--routes", nargs="+", required=True, help="Runs, one for each seed.")
-    parser.add_argument("--split", nargs="+", required=True, help="Static splits, as many.")
-    parser.add_argument("--documents", required=True)
-    parser.add_argument("--count", type=int, default=40, help="Documents, spread over all.")
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--visits", type=float, default=0.33)
-    parser.add_argument("--more", type=float, default=0.05)
-    parser.add_argument("--json", type=Path, required=True)
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--routes", type=a_run, nargs="+", required=True, help="Runs, one for each seed."
+    )
+    parser.add_argument(
+        "--split", type=a_run, nargs="+", required=True, help="Static splits, as many."
+    )
+    parser.add_argument("--documents", type=a_folder, required=True)
+    parser.add_argument("--count", type=a_count, default=40, help="Documents, spread over all.")
+    parser.add_argument("--length", type=a_count, default=1024)
+    parser.add_argument("--visits", type=a_share, default=0.33)
+    parser.add_argument("--more", type=a_share, default=0.05)
+    parser.add_argument("--json", type=a_file_to_write, required=True)
     options = parser.parse_args()
     found: dict[str, Any] = {
         "command": f"python benchmarks/next_full.py --routes {' '.join(options.routes)} --split "
@@ -160,7 +164,7 @@ def main() -> None:
     for seed, folders in enumerate(zip(options.routes, options.split, strict=True)):
         with pyro.validation_enabled(False):
             (_, routes, words, _), (_, split, _, _) = (Run.open(one).load() for one in folders)
-            with spread(Path(options.documents), options.count) as texts:
+            with spread(options.documents, options.count) as texts:
                 windows, names = documents(str(texts), words.encode, options.length)
             with evaluating(routes.model, routes, split):
                 row = spent(routes, split, windows, options.visits, options.more, seed)
@@ -171,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

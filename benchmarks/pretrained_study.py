@@ -21,6 +21,7 @@ from typing import Any
 import pyro
 import torch
 from next_full import Windows, documents, spread
+from scripts import Parser, a_count, a_folder, a_folder_to_write, a_share, a_whole, run_script
 from torch import Tensor
 
 from pyro_meta.evaluation.beside import HARD, PAST
@@ -156,15 +157,17 @@ def others(run: Path, options: argparse.Namespace, length: int, folder: Path) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", type=Path, help="Folder of runs; routes-s0 is among them.")
-    parser.add_argument("--documents", type=Path, required=True)
+    parser = Parser(__doc__)
+    parser.add_argument("runs", type=a_folder, help="Folder of runs; routes-s0 is among them.")
+    parser.add_argument("--documents", type=a_folder, required=True)
     parser.add_argument("--only", nargs="*", help="Names of runs (default: all).")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.33, 0.43])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024])
-    parser.add_argument("--count", type=int, default=40, help="Documents, at most.")
-    parser.add_argument("--questions", type=int, default=0, help="Of each kind, length and depth.")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--budgets", type=a_share, nargs="+", default=[0.33, 0.43])
+    parser.add_argument("--lengths", type=a_count, nargs="+", default=[1024])
+    parser.add_argument("--count", type=a_count, default=40, help="Documents, at most.")
+    parser.add_argument(
+        "--questions", type=a_whole, default=0, help="Of each kind, length and depth."
+    )
+    parser.add_argument("--out", type=a_folder_to_write, default=OUT)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     runs = sorted(one for one in options.runs.iterdir() if (one / "summary.json").exists())
@@ -183,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

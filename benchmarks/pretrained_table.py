@@ -9,7 +9,6 @@ seed is compared with the routes of that seed. Where a row cannot make just as m
 it would lose at as many is read off the line between its own two budgets.
 """
 
-import argparse
 import json
 import re
 from collections import defaultdict
@@ -19,6 +18,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
+from scripts import Parser, a_count, a_file_to_write, a_folder, a_share, run_script
 
 from pyro_meta.analysis.comparison import Difference, paired_difference
 from pyro_meta.folders import write_whole
@@ -284,13 +284,13 @@ def picture(folder: Path, length: int, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024])
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.33, 0.43])
-    parser.add_argument("--picture", type=Path)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path, help="The table of the first length.")
+    parser = Parser(__doc__)
+    parser.add_argument("folder", type=a_folder)
+    parser.add_argument("--lengths", type=a_count, nargs="+", default=[1024])
+    parser.add_argument("--budgets", type=a_share, nargs="+", default=[0.33, 0.43])
+    parser.add_argument("--picture", type=a_file_to_write)
+    parser.add_argument("--json", type=a_file_to_write)
+    parser.add_argument("--markdown", type=a_file_to_write, help="The table of the first length.")
     options = parser.parse_args()
     found = summary(options.folder, options.lengths, options.budgets)
     for length, part in found.items():
@@ -322,4 +322,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from scripts import Parser, a_file_to_write, run_script
 
 from pyro_meta.terminal.machine import hardware
 
@@ -34,7 +35,11 @@ def measured(*words: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    target, *options = sys.argv[1:]
+    parser = Parser(__doc__)
+    parser.add_argument("target", type=a_file_to_write)
+    asked, options = parser.parse_known_args()
+    parser.make_folders(asked)
+    target = asked.target
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         training = measured("pyro_meta.train", *options, "--out", str(run))
@@ -49,8 +54,8 @@ def main() -> None:
         "training_and_read_out": training,
         "report": report,
     }
-    Path(target).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    target.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -10,12 +10,12 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 import torch.nn.functional as F
+from scripts import Parser, a_file_to_write, run_script
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
@@ -92,7 +92,10 @@ def plain_loss(
 
 
 def main() -> None:
-    target = Path(*sys.argv[1:2] or ["benchmarks/results/svi.json"])
+    parser = Parser(__doc__)
+    default = "benchmarks/results/svi.json"
+    parser.add_argument("target", type=a_file_to_write, nargs="?", default=default)
+    target = parser.parse_args().target
     facts = {
         "command": shlex.join(["python", "benchmarks/svi.py", *sys.argv[1:]]),
         "hardware": hardware(),
@@ -104,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -7,7 +7,6 @@
 A page marks where a table stands: `<!-- table: NAME -->`, the table, `<!-- end -->`.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import table_layers
 import table_pretrained
 import table_studies
 import table_summary
+from scripts import Parser, run_script
 from table_blocks import BlockError, filled, named
 
 from pyro_meta.analysis.plots.style import write_png
@@ -51,7 +51,7 @@ def differing(found: list[Path]) -> dict[Path, str]:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--check", action="store_true", help="Compare, and write nothing.")
     parser.add_argument("--list", action="store_true", help="Name the tables and their pages.")
     options = parser.parse_args(words)
@@ -83,4 +83,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -13,7 +13,6 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from prefill_memory import prefill_memory
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from scripts import Parser, a_folder, run_script
 
 from pyro_meta.folders import write_whole
 from pyro_meta.speed.mechanisms_by_length import CHUNKS
@@ -172,7 +172,10 @@ def table(targets: list[Target]) -> Table:
 
 
 def main() -> None:
-    folder = Path(*sys.argv[1:2] or ["benchmarks/results"])
+    parser = Parser(__doc__)
+    default = "benchmarks/results"
+    parser.add_argument("folder", type=a_folder, nargs="?", default=default)
+    folder = parser.parse_args().folder
     files = [folder / name for name in FILES]
     found = {path.name: json.loads(path.read_text("utf-8")) for path in files if path.is_file()}
     if not found:
@@ -200,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,7 +14,6 @@ tokens. The hash of a document's name decides where it goes; what repeats more t
 training text is not held out.
 """
 
-import argparse
 import hashlib
 import random
 import subprocess
@@ -24,6 +23,8 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
+
+from scripts import Parser, a_folder, a_folder_to_write, run_script
 
 LEAST = 24_000
 """Characters of a document; the densest of them then has more than 4096 tokens."""
@@ -145,10 +146,10 @@ def repeated(text: str, pieces: set[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--manuals", type=Path, required=True)
-    parser.add_argument("--speeches", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = Parser(__doc__)
+    parser.add_argument("--manuals", type=a_folder, required=True)
+    parser.add_argument("--speeches", type=a_folder, required=True)
+    parser.add_argument("--out", type=a_folder_to_write, required=True)
     options = parser.parse_args()
     documents = [*manuals(options.manuals), *library(), *speeches(options.speeches)]
     documents = sorted(
@@ -175,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

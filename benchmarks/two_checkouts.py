@@ -9,7 +9,6 @@ both, one process each, in an order that alternates; what is told are medians ov
 their spread. Older checkouts name the same things otherwise, which `WORK` knows.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -17,6 +16,8 @@ import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from scripts import Parser, a_count, a_file_to_write, a_folder, run_script
 
 from pyro_meta.folders import write_whole
 from pyro_meta.terminal.machine import hardware, versions
@@ -94,12 +95,12 @@ def summed_up(rounds: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("before", type=Path)
-    parser.add_argument("after", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser = Parser(__doc__)
+    parser.add_argument("out", type=a_file_to_write)
+    parser.add_argument("before", type=a_folder)
+    parser.add_argument("after", type=a_folder)
+    parser.add_argument("--rounds", type=a_count, default=5)
+    parser.add_argument("--threads", type=a_count, default=os.cpu_count() or 1)
     asked = parser.parse_args()
     checkouts = {"before": asked.before, "after": asked.after}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
@@ -123,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -7,12 +7,12 @@ layer along hard routes. Undecided tokens are left out. A run may be stopped on 
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hard_walk import hard_walk
+from scripts import Parser, a_file_to_write, a_run, run_script
 
 from pyro_meta.training.run import Run
 
@@ -47,7 +47,11 @@ def weights(run: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    target, *folders = map(Path, sys.argv[1:])
+    parser = Parser(__doc__)
+    parser.add_argument("target", type=a_file_to_write)
+    parser.add_argument("runs", type=a_run, nargs="+")
+    options = parser.parse_args()
+    target, folders = options.target, [Path(one) for one in options.runs]
     facts = {
         "command": f"python benchmarks/weight_on_full.py {target} RUN...",
         "runs": {folder.name: weights(Run.open(folder)) for folder in folders},
@@ -56,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,7 +11,6 @@ token 256 of each document:
   and where its last two tokens have come before, out of the window's sight.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,6 +24,7 @@ import torch
 from next_full import documents
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from scripts import Parser, a_count, a_file_to_write, a_run, a_share, a_text, run_script
 
 from pyro_meta.analysis.token_classes import frequencies, kinds
 from pyro_meta.evaluation.beside import PAST
@@ -169,13 +169,13 @@ def picture(found: dict[str, Any], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run")
-    parser.add_argument("--documents", required=True)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--visits", type=float, default=0.33)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--picture", type=Path)
+    parser = Parser(__doc__)
+    parser.add_argument("run", type=a_run)
+    parser.add_argument("--documents", type=a_text, required=True)
+    parser.add_argument("--length", type=a_count, default=1024)
+    parser.add_argument("--visits", type=a_share, default=0.33)
+    parser.add_argument("--json", type=a_file_to_write, required=True)
+    parser.add_argument("--picture", type=a_file_to_write)
     options = parser.parse_args(argv)
     if options.length <= PAST:
         parser.error(f"--length: {options.length} given; more than {PAST} tokens are needed")
@@ -198,4 +198,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
