@@ -168,9 +168,9 @@ def test_the_folder_of_a_file_to_write_is_made_once_nothing_is_refused() -> None
     parser.add_argument("--json", type=scripts.a_file_to_write)
     parser.add_argument("--count", type=scripts.a_count)
     assert parser.description == "What it does."
-    with pytest.raises(UsageError, match="^option --count: x given"):
+    with pytest.raises(UsageError, match=r"^option --count: x given"):
         parser.parse_args(["--json=new/x.json", "--count=x"])
-    with pytest.raises(UsageError, match="^unknown option --nothing"):
+    with pytest.raises(UsageError, match=r"^unknown option --nothing"):
         parser.parse_args(["--json=new/x.json", "--nothing"])
     assert not Path("new").exists()
     assert parser.parse_args(["--json=new/x.json"]).json.parent.is_dir()
