@@ -211,7 +211,9 @@ class _Writing:
     def tokens_of(self, part: Part) -> Iterator[NDArray[np.int64]]:
         """Tokens of a part, piece by piece, and no more of them than are wanted."""
         left = part.most_tokens
-        for piece in part.pieces() if left != 0 else ():
+        if left == 0:
+            return
+        for piece in part.pieces():
             ids = self._read(piece)[:left]
             self.count += len(ids)
             left = None if left is None else left - len(ids)
