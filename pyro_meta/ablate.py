@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import locked, write_whole
 from pyro_meta.study.description import Study
+from pyro_meta.study.publishing import publish_study, require_published
 from pyro_meta.terminal.commands import (
     INTERRUPTED,
     answer,
@@ -127,6 +128,13 @@ def _parser() -> ArgumentParser:
         help="What submitit is to ask for, such as '{timeout_min: 600, slurm_partition: gpu}' "
         "(default: a day for each job).",
     )
+    parser.add_argument(
+        "--publish",
+        type=Path | None,
+        metavar="FOLDER",
+        help="When the study ends, or is reported, copy its tables, pictures and study.yaml to "
+        "FOLDER/NAME, NAME being that of --out, and write its entry in FOLDER/index.json.",
+    )
     parser.add_argument("--report_only", type=bool, default=False, help="Train nothing.")
     parser.add_argument(
         "--dry_run",
@@ -149,6 +157,8 @@ def _require_one_way(options: Namespace) -> None:
             f"option --shard: given beside --launcher {options.launcher}, which gives one to each "
             "of --workers jobs"
         )
+    if options.publish is not None and options.dry_run:
+        raise UsageError("option --publish: it does nothing with --dry_run")
     if options.launcher_options is not None and not is_elsewhere:
         raise UsageError("option --launcher_options: it does nothing without --launcher slurm")
 
@@ -159,6 +169,8 @@ def _run(study: Study, options: Namespace, out: Path, command: str) -> int:
     from pyro_meta.study.runner import study_lock
     from pyro_meta.study.shards import Shard
 
+    if options.publish is not None:
+        require_published(options.publish, out)
     shard = None if options.shard is None else Shard.read(options.shard)
     shown, errors = console(), console(stderr=True)
     with errors.status("reading the options of every run"):
@@ -235,9 +247,11 @@ def _train(
                 is_interrupted = True
     results = report()
     if is_interrupted:
-        _show_way_on(jobs, study, out, shard, shown)
+        _show_way_on(jobs, study, options.publish, out, shard, shown)
         return INTERRUPTED
     _show(results, out, shown)
+    if options.publish is not None:
+        _publish(results, out, options.publish, shown)
     failed = [job for job in jobs if job.state == State.FAILED]
     for job in failed:
         shown.print(f"[red]failed[/red]: {escape(f'{job.name}: {job.note}')}", soft_wrap=True)
@@ -425,6 +439,8 @@ def _launch(
     words = [*_words_on(study, out), f"--cost={options.cost}"]
     if options.time_limit is not None:
         words.append(f"--time_limit={options.time_limit:g}")
+    if options.publish is not None:
+        words.append(f"--publish={options.publish.absolute()}")
     shards = [Shard(index, count) for index in range(1, count + 1)]
     commands = [[*words, f"--shard={shard}"] for shard in shards]
     logs = out / "cluster"
@@ -438,12 +454,19 @@ def _launch(
 
 
 def _show_way_on(
-    jobs: "list[Job]", study: Study, out: Path, shard: "Shard | None", shown: Console
+    jobs: "list[Job]",
+    study: Study,
+    folder: Path | None,
+    out: Path,
+    shard: "Shard | None",
+    shown: Console,
 ) -> None:
     """How to go on with a study that was interrupted."""
     words = ["python", *_words_on(study, out)]
     if shard is not None:
         words += ["--shard", str(shard)]
+    if folder is not None:
+        words += ["--publish", str(folder)]
     cut_short = [job.name for job in jobs if job.is_cut_short]
     saved = "interrupted" if cut_short else "interrupted and saved"
     shown.print(f"{saved}; go on with {escape(shlex.join(words))}", soft_wrap=True)
@@ -461,9 +484,17 @@ def _show(results: "Results", out: Path, shown: Console) -> None:
         )
     for problem in results.problems:
         shown.print(escape(problem), soft_wrap=True)
-    for name in ("study.md", "study.csv", "study.json", *results.pictures()):
+    for name in results.files():
         if (out / name).exists():
             shown.print(f"wrote {escape(str(out / name))}", soft_wrap=True)
+
+
+def _publish(results: "Results", out: Path, folder: Path, shown: Console) -> None:
+    """Copy what the study has left to a folder of results."""
+    names = [name for name in (*results.files(), "study.yaml") if (out / name).exists()]
+    with locked(out / ".results.lock", busy="", waits=True):  # a shard may be writing them
+        publish_study(folder, out, names)
+    shown.print(f"published in {escape(str(folder / out.resolve().name))}", soft_wrap=True)
 
 
 def terminal_table(table: "Table") -> RichTable:

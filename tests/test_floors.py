@@ -16,6 +16,7 @@ FLOORS = [
     {"own_classes"},
     {"folders"},
     {"checksums"},
+    {"results_index"},
     {"distributions", "data", "terminal"},
     {"attention"},
     {"network"},

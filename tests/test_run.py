@@ -75,7 +75,7 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     expected |= {"sequences.json", "SHA256SUMS"}
     assert expected | {"checkpoint"} == left
     summary = json.loads((finished / "summary.json").read_text())
-    assert tuple(summary) == (*SUMMARY_KEYS, "executed")
+    assert tuple(summary) == (*SUMMARY_KEYS, "commit", "executed")
     assert summary["executed"]["length"] == 16 and summary["executed"]["tokens"] == 256
     assert summary["hard_fraction"] == 1.0
     assert summary["tokens_seen"] == 12 * 4 * 16

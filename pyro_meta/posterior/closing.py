@@ -23,6 +23,7 @@ from pyro_meta.guides import Guide
 from pyro_meta.inference.controllers import Controllers
 from pyro_meta.models import LanguageModel
 from pyro_meta.posterior.readout import Source, write_posterior
+from pyro_meta.terminal.checkout import commit
 from pyro_meta.terminal.machine import versions
 from pyro_meta.terminal.tables import closing_table
 from pyro_meta.training.config import Config
@@ -73,6 +74,7 @@ def close(
         "seed": config.seed,
         "versions": versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
     }
     if learned := controllers.figures():
         summary["prior"] = learned

@@ -195,6 +195,10 @@ class Results:
         names = ["pareto.png", *(f"pareto-{n}.png" for n in range(2, len(worth_it) + 1))]
         return dict(zip(names, worth_it, strict=False))
 
+    def files(self) -> list[str]:
+        """Names of all that is written, for people first."""
+        return ["study.md", "study.csv", "study.json", *self.pictures()]
+
     def table(self, figures: Sequence[str] = tuple(FIGURES), digits: int | None = None) -> Table:
         """A row per group: figures over seeds, and differences to what it has to beat."""
         shown = [name for name in figures if any(r.over_seeds(name) for r in self.results)]

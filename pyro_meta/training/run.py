@@ -49,7 +49,9 @@ SUMMARY_KEYS = (
     "load_by_layer", "hard_fraction", "tokens_seen", "seconds", "tokens_per_second", "parameters",
     "router_parameters", "device", "seed", "versions", "finished",
 )  # fmt: skip
-OPTIONAL_KEYS = ("depth", "truth", "prior", "executed", "load_by_group", "beside", "spending")
+OPTIONAL_KEYS = (
+    "depth", "truth", "prior", "executed", "load_by_group", "beside", "spending", "commit",
+)  # fmt: skip
 MISSING = "missing"
 
 
