@@ -18,8 +18,7 @@ visits. By what the network is shown:
   tell a noisy harm: they are no ceiling, and what more of them keep tends to one.
 """
 
-import json
-from typing import Any
+import sys
 
 import numpy as np
 import pyro
@@ -30,12 +29,11 @@ from torch import Tensor, nn
 
 from pyro_meta.evaluation.beside import PAST
 from pyro_meta.evaluation.spending import visits_at
-from pyro_meta.folders import write_whole
 from pyro_meta.inference.warm_start import told
 from pyro_meta.pretrained import interface
 from pyro_meta.pretrained.interface import Call
 from pyro_meta.pretrained.network import PretrainedNetwork
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.run import Run
 
 SHOWN = ("nothing", "input", "input, near", "input, true far mass")
@@ -144,15 +142,8 @@ def main() -> None:
     parser.add_argument("--json", type=a_file_to_write, required=True)
     options = parser.parse_args()
     torch.manual_seed(0)
-    found: dict[str, Any] = {
-        "command": f"python benchmarks/ceiling.py {options.run} --documents {options.documents} "
-        f"--texts {options.texts} --count {options.count} --labels {options.labels} "
-        f"--length {options.length} --budgets {' '.join(map(str, options.budgets))} "
-        f"--json {options.json}",
-        "hardware": hardware(),
-        "versions": versions(),
-        "kept": {},
-    }
+    found = measured_by(["python", "benchmarks/ceiling.py", *sys.argv[1:]])
+    found["kept"] = {}
     with pyro.validation_enabled(False):
         model, _, words, config = Run.open(options.run).load()
         network = model.network
@@ -180,7 +171,7 @@ def main() -> None:
             f"{visits:g}": kept(network, scores, harms, visits) for visits in options.budgets
         }
         print(what, found["kept"][what], flush=True)
-        write_whole(options.json, json.dumps(found, indent=1) + "\n")
+        write_measured(options.json, found)
     half = options.labels // 2
     other = test.harms[half:].mean(0)
     for labels in sorted({max(1, half // 4), max(1, half // 2), half}):
@@ -189,7 +180,7 @@ def main() -> None:
             f"{visits:g}": kept(network, one, other, visits) for visits in options.budgets
         }
         print(f"{labels} labels", found["kept"][f"{labels} labels"])
-    write_whole(options.json, json.dumps(found, indent=1) + "\n")
+    write_measured(options.json, found)
 
 
 if __name__ == "__main__":

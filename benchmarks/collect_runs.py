@@ -1,6 +1,6 @@
 """Gather the results of finished runs into one JSON file.
 
-    python benchmarks/collect_runs.py benchmarks/results/text.json RUN [RUN ...]
+    python benchmarks/collect_runs.py benchmarks/results/current/momentum.json RUN [RUN ...]
 
 Each run adds its summary.json and the options in which it differs from the defaults, as the
 command line that repeats it. The first run's text also gives a unigram and a bigram model.
@@ -13,7 +13,7 @@ from pathlib import Path
 from scripts import Parser, a_file_to_write, a_run, run_script
 
 from pyro_meta.evaluation.ngrams import ngram_nll
-from pyro_meta.terminal.machine import hardware
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.config import train_words
 from pyro_meta.training.run import Run
 
@@ -36,15 +36,14 @@ def main() -> None:
     corpus = config.data.corpus()
     windows = corpus.windows(config.context, config.validation_tokens)
     unigram, bigram = ngram_nll(corpus.train, windows, corpus.vocabulary.size)
-    facts = {
-        "command": f"python benchmarks/collect_runs.py {target} RUN...",
-        "hardware": hardware(),
+    figures = {
         "text": corpus.description,
         "unigram_nll": unigram,
         "bigram_nll": bigram,
         "runs": collected,
     }
-    target.write_text(json.dumps(facts, indent=2) + "\n")
+    facts = measured_by(f"python benchmarks/collect_runs.py {target} RUN...")
+    write_measured(target, facts | figures)
 
 
 if __name__ == "__main__":

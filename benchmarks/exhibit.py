@@ -10,7 +10,6 @@ the command to go on.
 """
 
 import json
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +28,7 @@ from pyro_meta import ablate
 from pyro_meta.analysis.json_values import plain
 from pyro_meta.folders import write_whole
 from pyro_meta.terminal.commands import run_command
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.terminal.option_files import read_mapping
 from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.options import layered
@@ -83,17 +82,15 @@ def write(rows: Sequence[Row], pairs: Pairs, facts: dict[str, Any], path: Path) 
         "same": pairs.same,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(plain(contents), indent=2) + "\n")
-    page = render(rows, pairs, facts | {"json": path.name})
-    write_whole(path.with_suffix(".html"), page)
+    page = path.with_suffix(".html")
+    write_whole(page, render(rows, pairs, facts | {"json": path.name}))
+    write_measured(path, plain(contents), beside=[page])
     print(f"wrote {path} and {path.with_suffix('.html')}")
 
 
 def _facts(study: dict[str, Any], config: Config, argv: Sequence[str]) -> dict[str, Any]:
     return {
-        "command": shlex.join(["python", "benchmarks/exhibit.py", *argv]),
-        "hardware": hardware(),
-        "versions": versions(),
+        **measured_by(["python", "benchmarks/exhibit.py", *argv]),
         "study": study,
         "steps": config.steps,
         "kl_weight": config.kl.weight,
@@ -106,7 +103,9 @@ def main(argv: list[str]) -> int:
     """Train, look and write; 0 when all pairs were trained, 1 when one failed, 130 stopped."""
     parser = Parser(__doc__)
     parser.add_argument("--out", type=a_folder_to_write, default="studies/exhibit")
-    parser.add_argument("--json", type=a_file_to_write, default="benchmarks/results/exhibit.json")
+    parser.add_argument(
+        "--json", type=a_file_to_write, default="benchmarks/results/current/exhibit.json"
+    )
     parser.add_argument("--workers", type=a_count, default=1, help="Runs at a time.")
     parser.add_argument("--best", type=a_whole, default=6, help="Pairs that get all seeds.")
     parser.add_argument("--study", type=a_file, default=STUDY)

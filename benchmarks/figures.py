@@ -4,7 +4,6 @@ Libraries draw letters a little differently from version to version, so that a f
 the same where few pixels differ.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pretrained_table
 import where_full
 from matplotlib.image import imread
+from results_read import folder_of, read
 from table_studies import PLANTED, rows_of, runs_of
 
 from pyro_meta.analysis.plots.pareto import Setting, pareto
@@ -21,7 +21,6 @@ from pyro_meta.analysis.plots.routed_speed import Result, time_by_length, time_b
 from pyro_meta.analysis.plots.style import save_png
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 FEW = 0.002
 """Share of pixels that may differ by more than `CLEARLY`."""
 CLEARLY = 0.25
@@ -46,28 +45,26 @@ def planted(path: Path) -> None:
 
 def speed(name: str, draw: Callable[[Result], object], path: Path) -> None:
     """The clock of hard routes."""
-    result = json.loads((RESULTS / name / "routed.json").read_text())
+    result = read(f"{name}/routed.json")
     save_png(draw(result), path)  # type: ignore[arg-type]
 
 
 def visits(path: Path) -> None:
     """The pretrained model: loss against key visits."""
-    pretrained_table.picture(RESULTS / "pretrained" / "study", 1024, path)
+    pretrained_table.picture(folder_of("pretrained/study"), 1024, path)
 
 
 def where(path: Path) -> None:
     """The pretrained model: who attends fully."""
-    where_full.picture(json.loads((RESULTS / "pretrained" / "where.json").read_text()), path)
+    where_full.picture(read("pretrained/where.json"), path)
 
 
 FIGURES: dict[str, Callable[[Path], None]] = {
     "docs/planted.png": planted,
     "docs/pretrained_visits.png": visits,
     "docs/pretrained_where.png": where,
-    "benchmarks/results/xeon/today/routed_by_share.png": partial(
-        speed, "xeon/today", time_by_share
-    ),
-    "benchmarks/results/h100/routed_by_length.png": partial(speed, "h100", time_by_length),
+    "benchmarks/results/current/xeon/routed_by_share.png": partial(speed, "xeon", time_by_share),
+    "benchmarks/results/current/h100/routed_by_length.png": partial(speed, "h100", time_by_length),
 }
 """By path from the root of the checkout."""
 

@@ -10,7 +10,6 @@ in cost) full attention is chosen. A definition is counted by its number, undeci
 how many sequences have so many.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from scripts import Parser, a_file_to_write, a_run, run_script
 
 from pyro_meta.data.corpus import Truth
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.run import Run
 
 TOKENS = 65_536
@@ -92,13 +91,9 @@ def main() -> None:
     parser.add_argument("runs", type=a_run, nargs="+")
     options = parser.parse_args()
     target, folders = options.target, [Path(one) for one in options.runs]
-    facts = {
-        "command": f"python benchmarks/full_by_kind.py {target} RUN...",
-        "hardware": hardware(),
-        "versions": versions(),
-        "runs": {folder.name: by_kind(Run.open(folder)) for folder in folders},
-    }
-    target.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    facts = measured_by(f"python benchmarks/full_by_kind.py {target} RUN...")
+    runs = {folder.name: by_kind(Run.open(folder)) for folder in folders}
+    write_measured(target, facts | {"runs": runs})
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from scripts import Parser, a_count, a_file_to_write, run_script
 
 from pyro_meta import checksums
 from pyro_meta.terminal.commands import run_command
-from pyro_meta.terminal.machine import versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 
 TINY = [
     "--context=16", "--window=4", "--width=16", "--layers=2", "--heads=2", "--batch=4",
@@ -156,15 +156,14 @@ def main() -> int:
                 found.append(trial)
                 print(trial, flush=True)
     result = {
-        "command": " ".join(["python", "benchmarks/full_disk.py", *sys.argv[1:]]),
-        "versions": versions(),
+        **measured_by(["python", "benchmarks/full_disk.py", *sys.argv[1:]]),
         "trials": len(found),
         "of_which_full": sum(one.code != 0 for one in found),
         "problems": [asdict(one) for one in found if one.problem],
         "each": [asdict(one) for one in found],
     }
     if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_measured(options.out, result)
     print({key: value for key, value in result.items() if key != "each"})
     return 1 if result["problems"] else 0
 

@@ -9,7 +9,6 @@ it in this network, to be held against its price, `--kl.weight` times lambda tim
 in cost.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from scripts import Parser, a_file_to_write, a_run, run_script
 from pyro_meta.evaluation.figures import evaluating, token_nll
 from pyro_meta.guides import mean_route
 from pyro_meta.network.route import Decision, Features
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.run import Run
 
 TOKENS = 16_384
@@ -72,13 +71,8 @@ def main() -> None:
     path, folders = options.target, options.runs
     runs = {Path(folder).name: gain_of_full(Run.open(folder)) for folder in folders}
     names = " ".join(Path(folder).name for folder in folders)
-    figures = {
-        "command": f"python benchmarks/gain_of_full.py {path} {names}",
-        "hardware": hardware(),
-        "versions": versions(),
-        "runs": runs,
-    }
-    path.write_text(json.dumps(figures, indent=2) + "\n")
+    facts = measured_by(f"python benchmarks/gain_of_full.py {path} {names}")
+    write_measured(path, facts | {"runs": runs})
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ import pyro
 import torch
 from scripts import Parser, a_count, run_script
 
-from pyro_meta.folders import write_whole
 from pyro_meta.inference.elbo import Objective
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.config import read_options
 
-OUT = Path(__file__).parent / "results" / "pretrained" / "guide_step.json"
+OUT = Path(__file__).parent / "results" / "current" / "pretrained" / "guide_step.json"
 GIB = 2**20  # of ru_maxrss, which counts KiB on Linux
 
 
@@ -64,14 +63,9 @@ def main() -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found[precision] = json.loads(done.stdout.splitlines()[-1])
         print(precision, found[precision])
-    facts = {
-        "command": f"python benchmarks/guide_step.py --pretrained {Path(options.pretrained).name}",
-        "hardware": hardware(),
-        "versions": versions(),
-        "tokens": 1024,
-    }
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(OUT, json.dumps(facts | found, indent=1) + "\n")
+    name = Path(options.pretrained).name
+    facts = measured_by(f"python benchmarks/guide_step.py --pretrained {name}")
+    write_measured(OUT, facts | {"tokens": 1024} | found)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 from scripts import Parser, a_count, a_file_to_write, a_whole, run_script
 
 from pyro_meta import checksums
-from pyro_meta.terminal.machine import versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STEPS = 30
@@ -214,8 +214,7 @@ def main() -> int:
                 found.append(one)
                 print(number, one, flush=True)
     result = {
-        "command": " ".join(["python", "benchmarks/kills.py", *sys.argv[1:]]),
-        "versions": versions(),
+        **measured_by(["python", "benchmarks/kills.py", *sys.argv[1:]]),
         "trials": len(found),
         "by_signal": Counter(one.signal for one in found),
         "by_processes": Counter(str(one.processes) for one in found),
@@ -229,7 +228,7 @@ def main() -> int:
         "each": [asdict(one) for one in found],
     }
     if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_measured(options.out, result)
     print({key: value for key, value in result.items() if key != "each"})
     return 1 if result["other_problems"] else 0
 

@@ -24,7 +24,7 @@ import yaml
 from scripts import Parser, a_count, a_file_to_write, positive, run_script
 
 from pyro_meta import checksums
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 
 TINY = {
     "context": 16, "window": 4, "width": 16, "layers": 2, "heads": 2, "batch": 4, "steps": 12,
@@ -113,11 +113,7 @@ def main() -> int:
     parser.add_argument("--out", type=a_file_to_write)
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
-    result: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/load.py", *sys.argv[1:]]),
-        "hardware": hardware(),
-        "versions": versions(),
-    }
+    result = measured_by(["python", "benchmarks/load.py", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         (place / "small.txt").write_text(SENTENCE * 400)
@@ -126,7 +122,7 @@ def main() -> int:
         if "study" in options.parts:
             result |= study(place, place / "small.txt")
     if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_measured(options.out, result)
     print(json.dumps(result, indent=1))
     return 0
 

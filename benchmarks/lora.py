@@ -9,7 +9,7 @@ it the guide goes on for as many steps by itself. `behind_full` is against the m
 row `full` has the adapters.
 """
 
-import json
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,11 +24,10 @@ from scripts import Parser, a_count, a_file_to_write, a_run, a_share, a_text, ru
 from pyro_meta.evaluation.beside import PAST, routes_beside
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.evaluation.more_full import choices_along, losses_along
-from pyro_meta.folders import write_whole
 from pyro_meta.inference.elbo import RouteELBO
 from pyro_meta.network.transformer import chosen_by_all
 from pyro_meta.pretrained.network import PretrainedNetwork
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.run import Run
 
 RANK, ALPHA = 8, 16
@@ -92,15 +91,8 @@ def main() -> None:
     parser.add_argument("--budgets", type=a_share, nargs="+", default=[0.33, 0.43])
     parser.add_argument("--json", type=a_file_to_write, required=True)
     options = parser.parse_args()
-    found: dict[str, Any] = {
-        "command": f"python benchmarks/lora.py {' '.join(options.runs)} "
-        f"--documents {options.documents} --length {options.length} --steps {options.steps} "
-        f"--count {options.count} --budgets {' '.join(map(str, options.budgets))} "
-        f"--json {options.json}",
-        "hardware": hardware(),
-        "versions": versions(),
-        "runs": {},
-    }
+    found = measured_by(["python", "benchmarks/lora.py", *sys.argv[1:]])
+    found["runs"] = {}
     for folder in options.runs:
         with pyro.validation_enabled(False):
             words = Run.open(folder).vocabulary()
@@ -111,7 +103,7 @@ def main() -> None:
                 found["runs"].setdefault(Path(folder).name, {})[way] = gone_on(
                     folder, windows, options.steps, options.budgets, adapts
                 )
-                write_whole(options.json, json.dumps(found, indent=1) + "\n")
+                write_measured(options.json, found)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ and what each profile foretells. Only on a machine that does nothing else.
 """
 
 import json
-import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from scripts import Parser, a_count, a_file_to_write, run_script
 
 from pyro_meta.attention import Full, profile
 from pyro_meta.attention import masked_trials as masked
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 
 
 def trials(profiles: dict[str, profile.Profile]) -> list[dict[str, Any]]:
@@ -69,17 +68,14 @@ def main() -> None:
     profiles = {"default": profile.DEFAULT, "this_machine": profile.measure()}
     seconds = time.perf_counter() - started
     found = {
-        "command": shlex.join(["python", "benchmarks/machine_profile.py", *sys.argv[1:]]),
-        "hardware": hardware(),
-        "versions": versions(),
+        **measured_by(["python", "benchmarks/machine_profile.py", *sys.argv[1:]]),
         "seconds_of_measuring": seconds,
         "profiles": {name: asdict(one) for name, one in profiles.items()},
         "trials": trials(profiles),
         "masked_trials": tried_masked(profiles),
     }
-    text = json.dumps(found, indent=1)
-    print(text)
-    asked.target.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=1))
+    write_measured(asked.target, found)
 
 
 if __name__ == "__main__":

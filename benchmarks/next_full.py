@@ -17,8 +17,8 @@ The routes of each run are moved to a budget (`--visits`). Then more tokens atte
 token 256, paired by document.
 """
 
-import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,11 +42,10 @@ from pyro_meta.evaluation.more_full import (
     with_more_full,
 )
 from pyro_meta.evaluation.spending import at_price, price_for
-from pyro_meta.folders import write_whole
 from pyro_meta.guides import Guide, mean_route
 from pyro_meta.network.route import Decision, Features
 from pyro_meta.network.transformer import chosen_by_all
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.run import Run
 
 Windows = tuple[Tensor, Tensor]
@@ -152,15 +151,8 @@ def main() -> None:
     parser.add_argument("--more", type=a_share, default=0.05)
     parser.add_argument("--json", type=a_file_to_write, required=True)
     options = parser.parse_args()
-    found: dict[str, Any] = {
-        "command": f"python benchmarks/next_full.py --routes {' '.join(options.routes)} --split "
-        f"{' '.join(options.split)} --documents {options.documents} --count {options.count} "
-        f"--length {options.length} "
-        f"--visits {options.visits} --more {options.more} --json {options.json}",
-        "hardware": hardware(),
-        "versions": versions(),
-        "seeds": [],
-    }
+    found = measured_by(["python", "benchmarks/next_full.py", *sys.argv[1:]])
+    found["seeds"] = []
     for seed, folders in enumerate(zip(options.routes, options.split, strict=True)):
         with pyro.validation_enabled(False):
             (_, routes, words, _), (_, split, _, _) = (Run.open(one).load() for one in folders)
@@ -171,7 +163,7 @@ def main() -> None:
         found["documents"] = names
         found["seeds"].append(row)
         print(folders[0], {name: round(one["closed"], 3) for name, one in row.items()})
-        write_whole(options.json, json.dumps(found, indent=1) + "\n")
+        write_measured(options.json, found)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyro
@@ -29,12 +30,11 @@ from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.evaluation.more_full import losses_along, visits_of
 from pyro_meta.evaluation.oracle import choices_of_least_harm, harms_by_label
 from pyro_meta.evaluation.spending import visits_at
-from pyro_meta.folders import write_whole
 from pyro_meta.network.protocol import Network
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.run import Run
 
-OUT = Path("benchmarks") / "results" / "pretrained" / "study"
+OUT = Path("benchmarks") / "results" / "current" / "pretrained" / "study"
 FIRST = "routes-s0"
 FEW = 4  # documents by which layers are chosen: of the training text, not of those held out
 
@@ -44,16 +44,17 @@ def evaluated(run: Path, options: argparse.Namespace, length: int, documents: Pa
     path = options.out / f"{run.name}-{length}.json"
     if path.exists() and _has(path, run, length, options.budgets):
         return
-    words = [sys.executable, "-m", "pyro_meta.evaluate", str(run), "--json", f"{path}.part"]
+    words = [sys.executable, "-m", "pyro_meta.evaluate", str(run)]
     words += [f"--documents={documents}", f"--lengths=[{length}]", f"--tokens={10**9}"]
     words += [f"--budgets={json.dumps(options.budgets)}", f"--alone={run.name == FIRST}"]
     if options.questions:
         words += ["--retrieval=[passkey,pairs]", f"--questions={options.questions}"]
         words += ["--depths=[0.1,0.3,0.5,0.7]"]
-    subprocess.run(words, check=True)
-    said = Path(f"{path}.part").read_text().replace(str(documents), str(options.documents))
-    write_whole(path, said.replace(f"{path}.part", str(path)))
-    Path(f"{path}.part").unlink()
+    with TemporaryDirectory() as folder:
+        part = Path(folder) / path.name
+        subprocess.run([*words, "--json", str(part)], check=True)
+        said = part.read_text().replace(str(documents), str(options.documents))
+    write_measured(path, json.loads(said.replace(str(part), str(path))))
 
 
 def _has(path: Path, run: Path, length: int, budgets: Sequence[float]) -> bool:
@@ -181,8 +182,8 @@ def main() -> None:
             if not path.exists() and not options.only:
                 with pyro.validation_enabled(False):
                     found = others(options.runs / FIRST, options, length, texts)
-                found |= {"hardware": hardware(), "versions": versions()}
-                write_whole(path, json.dumps(found, indent=1) + "\n")
+                command = ["python", "benchmarks/pretrained_study.py", *sys.argv[1:]]
+                write_measured(path, found | measured_by(command))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ it would lose at as many is read off the line between its own two budgets.
 
 import json
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from scripts import Parser, a_count, a_file_to_write, a_folder, a_share, run_scr
 
 from pyro_meta.analysis.comparison import Difference, paired_difference
 from pyro_meta.folders import write_whole
+from pyro_meta.terminal.measured import measured_by, write_measured
 
 HARD, RANDOM = "routes, hard", "random tokens, the same loads"
 ROUTES, SPLIT = "routes", "static-split"
@@ -316,7 +318,8 @@ def main() -> None:
         first = found[str(options.lengths[0])]
         write_whole(options.markdown, markdown(first, options.budgets))
     if options.json:
-        write_whole(options.json, json.dumps(found, indent=1) + "\n")
+        command = ["python", "benchmarks/pretrained_table.py", *sys.argv[1:]]
+        write_measured(options.json, found, measured_by(command))
     if options.picture:
         picture(options.folder, options.lengths[0], options.picture)
 

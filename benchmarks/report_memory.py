@@ -5,7 +5,6 @@
 Each is a child process, whose peak is what the system says.
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 import xarray as xr
 from scripts import Parser, a_file_to_write, run_script
 
-from pyro_meta.terminal.machine import hardware
+from pyro_meta.terminal.measured import measured_by, write_measured
 
 
 def measured(*words: str) -> dict[str, Any]:
@@ -47,14 +46,13 @@ def main() -> None:
         file = run / "posterior.nc"
         with xr.open_dataset(file, group="tokens", engine="h5netcdf") as data:
             tokens = data.sizes["token"]
-    facts = {
-        "command": f"python benchmarks/report_memory.py {target} {shlex.join(options)}",
-        "hardware": hardware(),
+    figures = {
         "tokens": tokens,
         "training_and_read_out": training,
         "report": report,
     }
-    target.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    facts = measured_by(["python", "benchmarks/report_memory.py", str(target), *options])
+    write_measured(target, facts | figures)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Only the ratio of the two means anything.
 """
 
 import json
-import shlex
 import statistics
 import sys
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
 from pyro_meta.attention.clock import interleaved, medians
-from pyro_meta.folders import write_whole
 from pyro_meta.guides import DirichletGuide
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.inference.optimiser import make_optimiser
@@ -29,7 +27,7 @@ from pyro_meta.models import CostDirichlet, LanguageModel
 from pyro_meta.network.route import Decision, Features
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 
 LAYERS, REPEATS = 4, 15
 
@@ -96,14 +94,10 @@ def main() -> None:
     default = "benchmarks/results/svi.json"
     parser.add_argument("target", type=a_file_to_write, nargs="?", default=default)
     target = parser.parse_args().target
-    facts = {
-        "command": shlex.join(["python", "benchmarks/svi.py", *sys.argv[1:]]),
-        "hardware": hardware(),
-        "versions": versions(),
-        **bench_svi(LAYERS, REPEATS),
-    }
-    write_whole(target, json.dumps(facts, indent=2) + "\n")
-    print(json.dumps(facts, indent=2))
+    facts = measured_by(["python", "benchmarks/svi.py", *sys.argv[1:]])
+    facts |= bench_svi(LAYERS, REPEATS)
+    write_measured(target, facts)
+    print(json.dumps(facts, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Tables of the clock: hard routes against full attention, SVI, mechanisms, `make train`."""
 
-import json
-from pathlib import Path
 from typing import Any
 
+from results_read import read
 from table_cells import number, percent, table, times
 
-RESULTS = Path(__file__).parent / "results"
 LENGTHS = [512, 2048, 8192, 16384]
 PARTS = {
     "attention": "attention alone",
@@ -16,11 +14,6 @@ PARTS = {
 }
 MIX = 0.1
 """Share of tokens on full attention; the rest is half window, half linear."""
-
-
-def read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text())
-    return found
 
 
 def speed(points: list[dict[str, Any]], part: str, length: int, share: float) -> str:
@@ -36,7 +29,7 @@ def speed(points: list[dict[str, Any]], part: str, length: int, share: float) ->
 
 def cpu() -> str:
     """Two cores: four parts of the work by length."""
-    points = read("xeon/today/routed.json")["points"]
+    points = read("xeon/routed.json")["points"]
     rows = [
         [str(length), *(speed(points, part, length, MIX) for part in PARTS)] for length in LENGTHS
     ]
@@ -45,7 +38,7 @@ def cpu() -> str:
 
 def cpu_shares() -> str:
     """Two cores: attention alone by length and share of full."""
-    points = read("xeon/today/routed.json")["points"]
+    points = read("xeon/routed.json")["points"]
     shares = [0.1, 0.25, 0.5, 0.75]
     rows = [
         [str(length), *(speed(points, "attention", length, share) for share in shares)]
@@ -79,7 +72,7 @@ def targets() -> str:
             times(one["measured"]),
             "yes" if one["met"] else "no",
         ]
-        for one in read("xeon/today/routed.json")["targets"]
+        for one in read("xeon/routed.json")["targets"]
     ]
     return table(["what", "wanted", "measured", "met"], rows)
 

@@ -1,15 +1,15 @@
 """Tables of what layers are made of: depth gates, chunks, blocks with momentum."""
 
-import json
 from statistics import mean as average
 from statistics import stdev
 from typing import Any
 
+from results_read import read
 from table_cells import number, percent, plus_minus, table, times
-from table_studies import RESULTS, behind, loss, mean, model_macs, rows_of, seeds
+from table_studies import behind, loss, mean, model_macs, rows_of, seeds
 
 DEPTH = {
-    "no gates": ("before/text", "routed"),
+    "no gates": ("text_earlier_schedule", "routed"),
     "`beta`, a tenth wanted": ("depth", "beta, skip .1"),
     "`beta`, a quarter wanted": ("depth", "beta, skip .25"),
     "`point`, a quarter wanted": ("depth", "point, skip .25"),
@@ -22,7 +22,7 @@ def depth() -> str:
     rows = [
         [
             words, percent(mean(group, "depth.skipped_hard") or 0.0, 1), loss(group),
-            behind(place, ("before/text", "routed")), model_macs(group), seeds(group),
+            behind(place, ("text_earlier_schedule", "routed")), model_macs(group), seeds(group),
         ]
         for words, place, group in rows_of(DEPTH)
     ]  # fmt: skip
@@ -51,7 +51,7 @@ def chunks() -> str:
 
 def chunk_speed() -> str:
     """Chunks on one thread: times as fast as full attention, forward."""
-    said: dict[str, Any] = json.loads((RESULTS / "chunks.json").read_text())
+    said: dict[str, Any] = read("chunks.json")
     kinds = ["chunk", "chunk_sliding", "chunk_sentence", "chunk_learned"]
     rows = [
         [length, *(times(1 / ratios[kind]) for kind in kinds)]
@@ -69,7 +69,7 @@ MOMENTUM = {
 
 def momentum() -> str:
     """Blocks with momentum at equal parameters, full attention alone."""
-    runs: dict[str, Any] = json.loads((RESULTS / "momentum.json").read_text())["runs"]
+    runs: dict[str, Any] = read("momentum.json")["runs"]
     losses = {
         words: [runs[name]["val_nll_hard"] for name in names] for words, names in MOMENTUM.items()
     }

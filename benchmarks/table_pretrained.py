@@ -1,14 +1,12 @@
 """Tables of routes for a pretrained model."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_read
 from pretrained_table import markdown
 from table_cells import number, plus_minus, table, times
 
-RESULTS = Path(__file__).parent / "results" / "pretrained"
 BUDGETS = [0.33, 0.43]
 HARD, RANDOM = "routes, hard", "random tokens, the same loads"
 ROWS = {
@@ -21,8 +19,8 @@ ROWS = {
 
 
 def read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text())
-    return found
+    """A JSON of the results of pretrained models."""
+    return results_read.read(f"pretrained/{name}")
 
 
 def behind(rows: dict[str, Any], name: str) -> str:

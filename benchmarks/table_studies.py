@@ -1,21 +1,19 @@
 """Tables of studies, from the study.json that `ablate` leaves."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from results_read import read
 from table_cells import number, percent, spread, table, times
 
-RESULTS = Path(__file__).parent / "results"
 Group = dict[str, Any]
 Place = tuple[str, str]
 """A study and a group of it."""
 
 
 def groups(name: str) -> dict[str, Group]:
-    """Group -> its figures over seeds, of `results/NAME/study.json`."""
-    study = json.loads((RESULTS / name / "study.json").read_text())
+    """Group -> its figures over seeds, of the study that stands."""
+    study = read(f"{name}/study.json")
     return {group["group"]: group for group in study["groups"]}
 
 
@@ -26,7 +24,7 @@ def by_seed(study: str, group: str) -> dict[int, float]:
 
 def runs_of(study: str, group: str) -> list[dict[str, Any]]:
     """Finished runs of a group."""
-    runs = json.loads((RESULTS / study / "study.json").read_text())["runs"]
+    runs = read(f"{study}/study.json")["runs"]
     return [run for run in runs if run["group"] == group and run["state"] == "finished"]
 
 
@@ -118,7 +116,7 @@ MAKE_TRAIN = {
 
 def make_train() -> str:
     """What `make train` ends with, on a fresh clone."""
-    runs = json.loads((RESULTS / "make_train.json").read_text())["runs"]
+    runs = read("make_train.json")["runs"]
     rows = []
     for words, name in MAKE_TRAIN.items():
         run = runs[name]

@@ -1,8 +1,11 @@
-"""Fills the tables of README and docs, and draws their figures, from the JSON that is committed.
+"""Fills the tables of README and docs, and draws their figures, from the results that stand today.
 
     python benchmarks/tables.py            # fill and draw what differs
     python benchmarks/tables.py --check    # compare; exit code 1 where one differs
     python benchmarks/tables.py --list     # name them, and where they stand
+
+Of results/current only files are read that its index has an entry for. Where one has no entry, or
+is another file than its entry says, nothing is filled.
 
 A page marks where a table stands: `<!-- table: NAME -->`, the table, `<!-- end -->`.
 """
@@ -16,13 +19,17 @@ import table_layers
 import table_pretrained
 import table_studies
 import table_summary
+from results_read import CURRENT
 from scripts import Parser, run_script
 from table_blocks import BlockError, filled, named
 
 from pyro_meta.analysis.plots.style import write_png
+from pyro_meta.errors import UsageError
 from pyro_meta.folders import write_whole
+from pyro_meta.results_index import faults
 
 ROOT = Path(__file__).parents[1]
+RECORD = "python benchmarks/record.py --help"
 TABLES = {
     **table_summary.TABLES,
     **table_studies.TABLES,
@@ -61,11 +68,13 @@ def main(words: list[str] | None = None) -> int:
                 print(f"{name:22s} {page.relative_to(ROOT)}")
         return 0
     try:
+        if wrong := [*faults(CURRENT)]:
+            raise BlockError(f"{CURRENT}: " + "; ".join(wrong) + f"; see {RECORD}")
         anew = differing(pages())
-    except BlockError as error:
+        drawn = figures.differing(ROOT)
+    except (BlockError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    drawn = figures.differing(ROOT)
     if options.check:
         for kind, found in (("a table", anew), ("the figure", drawn)):
             for path in found:

@@ -10,7 +10,6 @@ how near attention comes to the machine's limits. Writes targets.json beside the
 
 import dataclasses
 import json
-import shlex
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -24,11 +23,10 @@ from rich.markup import escape
 from rich.table import Table
 from scripts import Parser, a_folder, run_script
 
-from pyro_meta.folders import write_whole
 from pyro_meta.speed.mechanisms_by_length import CHUNKS
 from pyro_meta.speed.scene import MIX, Scene
 from pyro_meta.speed.timed_parts import routed
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.terminal.tables import table_of_figures
 
 Points = list[dict[str, Any]]
@@ -189,14 +187,9 @@ def main() -> None:
         targets += of_mechanisms(facts)
     if facts := found.get("svi.json"):
         targets += of_svi(facts)
-    whole = {
-        "command": shlex.join(["python", "benchmarks/targets.py", *sys.argv[1:]]),
-        "hardware": hardware(),
-        "versions": versions(),
-        **closer,
-        "targets": [target.as_json() for target in targets],
-    }
-    write_whole(folder / "targets.json", json.dumps(whole, indent=2) + "\n")
+    facts = measured_by(["python", "benchmarks/targets.py", *sys.argv[1:]])
+    judged = {"targets": [target.as_json() for target in targets]}
+    write_measured(folder / "targets.json", facts | closer | judged)
     out = Console()
     out.print(table(targets))
     out.print(f"wrote {escape(str(folder / 'targets.json'))}", soft_wrap=True)

@@ -11,7 +11,6 @@ their spread. Older checkouts name the same things otherwise, which `WORK` knows
 
 import json
 import os
-import shlex
 import statistics
 import subprocess
 from pathlib import Path
@@ -19,8 +18,7 @@ from typing import Any
 
 from scripts import Parser, a_count, a_file_to_write, a_folder, run_script
 
-from pyro_meta.folders import write_whole
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 
 WORK = """
 import json, statistics, sys, time
@@ -110,17 +108,14 @@ def main() -> None:
             print(f"round {number + 1} of {asked.rounds}, {name}: {found[name][-1]}", flush=True)
     options = f"--rounds {asked.rounds} --threads {asked.threads}"
     whole = {
-        "command": f"{shlex.join(['python', 'benchmarks/two_checkouts.py'])} OUT.json BEFORE AFTER "
-        f"{options}",
-        "hardware": hardware(),
-        "versions": versions(),
+        **measured_by(f"python benchmarks/two_checkouts.py OUT.json BEFORE AFTER {options}"),
         "threads": asked.threads,
         **{
             name: {"commit": commit(checkouts[name])} | summed_up(rounds)
             for name, rounds in found.items()
         },
     }
-    write_whole(asked.out, json.dumps(whole, indent=2) + "\n")
+    write_measured(asked.out, whole)
 
 
 if __name__ == "__main__":

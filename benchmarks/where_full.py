@@ -11,7 +11,7 @@ token 256 of each document:
   and where its last two tokens have come before, out of the window's sight.
 """
 
-import json
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,11 +31,10 @@ from pyro_meta.evaluation.beside import PAST
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.evaluation.more_full import choices_along, visits_of
 from pyro_meta.evaluation.spending import at_price, price_for
-from pyro_meta.folders import write_whole
 from pyro_meta.guides import mean_route
 from pyro_meta.pretrained.head_kinds import head_kinds
 from pyro_meta.pretrained.network import PretrainedNetwork
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.run import Run
 
 MARKS = {"line end": "\n", "full stop": ".", "comma": ",", "bracket": "(", "quote": '"'}
@@ -182,14 +181,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     with pyro.validation_enabled(False):
         found = looked_at(options.run, options.documents, options.length, options.visits)
-    command = f"python benchmarks/where_full.py {options.run} --documents {options.documents}"
-    found |= {
-        "command": f"{command} --length {options.length} --visits {options.visits} "
-        f"--json {options.json}",
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    write_whole(options.json, json.dumps(found, indent=1) + "\n")
+    words = sys.argv[1:] if argv is None else argv
+    found |= measured_by(["python", "benchmarks/where_full.py", *words])
+    write_measured(options.json, found)
     if options.picture:
         picture(found, options.picture)
     for name, row in sorted(found["by_token"].items(), key=lambda one: -one[1]["share_full"]):

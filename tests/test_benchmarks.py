@@ -159,7 +159,7 @@ def test_all_targets_are_judged_from_the_files_that_are_there(
     words = ["--what=routed", "--repeats=1", "--lengths=[64,600]", "--shares=[0.1,1]", "--layers=1"]
     words += ["--parts=[attention,prefill]", "--device=cpu", f"--threads={threads}"]
     bench.main([*words, f"--out={tmp_path}"])
-    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    results = Path(__file__).parents[1] / "benchmarks" / "results" / "current"
     for name in ("svi.json", "mechanisms.json"):
         shutil.copy(results / name, tmp_path)
     monkeypatch.setattr(sys, "argv", ["targets.py", str(tmp_path)])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,14 +18,14 @@ from pyro_meta.analysis.plots.routed_speed import PICTURES
 from pyro_meta.analysis.plots.style import save_png
 from pyro_meta.attention.profile import of_this_machine, profiled, require_known_profile
 from pyro_meta.errors import UsageError
-from pyro_meta.folders import write_whole
+from pyro_meta.results_index import folder_of
 from pyro_meta.speed import depth_gates
 from pyro_meta.speed.mechanisms_by_length import bench_mechanisms
 from pyro_meta.speed.routed_by_share import LENGTHS, SHARES, bench_routed, steps_of
 from pyro_meta.speed.scene import Scene
 from pyro_meta.speed.timed_parts import PARTS
 from pyro_meta.terminal.consoles import console
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.terminal.progress import step_by_step
 from pyro_meta.terminal.tables import (
     executed_rows,
@@ -77,7 +76,7 @@ def bench(options: Namespace, defaults: Namespace, argv: list[str]) -> None:
     except OSError as error:
         raise UsageError(f"option --out: cannot make {options.out}: {error.strerror}") from error
     out, progress_out = console(), console(stderr=True)
-    facts = {"command": shlex.join(["python", "-m", "pyro_meta.bench", *argv])}
+    facts = measured_by(["python", "-m", "pyro_meta.bench", *argv])
     if options.what in ("all", "mechanisms"):
         with progress_out.status("mechanisms"):
             lengths = options.lengths or MECHANISM_LENGTHS
@@ -310,9 +309,8 @@ def _print_converted(result: dict[str, Any], out: Console) -> None:
 
 
 def _write(path: Path, facts: dict[str, Any], result: dict[str, Any], out: Console) -> None:
-    whole = facts | {"hardware": hardware(), "versions": versions()} | result
     with _writing(path):
-        write_whole(path, json.dumps(whole, indent=2) + "\n")
+        write_measured(path, facts | result)
     out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
@@ -333,6 +331,9 @@ def _draw(path: Path) -> list[Path]:
     for name, figure in drawn.items():
         with _writing(name):
             save_png(figure, name)
+    if folder_of(path) is not None:
+        with _writing(path):
+            write_measured(path, result, beside=list(drawn))
     return list(drawn)
 
 

@@ -3,7 +3,6 @@
 The work of `python -m pyro_meta.evaluate`.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from pyro_meta.evaluation.beside import HARD, at_budget, is_of_guide, routes_bes
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.evaluation.retrieval import Cell, retrieved
 from pyro_meta.evaluation.spending import at_price
-from pyro_meta.folders import write_whole
 from pyro_meta.guides import Guide, mean_route
 from pyro_meta.models import LanguageModel
 from pyro_meta.network.route import Route
@@ -35,7 +33,7 @@ from pyro_meta.study.held_out_tables import (
     table_of_retrieval,
 )
 from pyro_meta.terminal.consoles import console
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.terminal.progress import step_by_step
 from pyro_meta.training.config import Config
 from pyro_meta.training.run import Run
@@ -77,8 +75,8 @@ def compare(options: Namespace, argv: list[str]) -> None:
         ]
         for needle in needles:  # refused before anything is read
             needle(min(lengths), 0.5, np.random.default_rng(options.seed))
-        found: dict[str, Any] = {"command": ["python", "-m", "pyro_meta.evaluate", *argv]}
-        found |= {"hardware": hardware(), "versions": versions(), "losses": {}, "retrieval": {}}
+        found = measured_by(["python", "-m", "pyro_meta.evaluate", *argv])
+        found |= {"losses": {}, "retrieval": {}}
         _keep(found, options.json)  # a place that cannot be written to is told at once
         for length, (windows, names) in texts.items():
             with out.status(f"reading {len(names)} texts of {length} tokens"):
@@ -102,8 +100,7 @@ def compare(options: Namespace, argv: list[str]) -> None:
 def _keep(found: dict[str, Any], path: Path | None) -> None:
     """Write what there is so far: nothing is lost when it ends early."""
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(found, indent=1) + "\n")
+        write_measured(path, found)
 
 
 def _texts(
