@@ -84,8 +84,10 @@ def entry_of(contents: Mapping[str, Any], facts: Mapping[str, Any]) -> Entry:
 
 
 def seeds_named(contents: Any, command: str = "") -> list[int]:
-    """Seeds under `seed` anywhere, or behind names of runs such as routes-s0, in order."""
+    """Seeds under `seed` or `by_seed` anywhere, or behind names of runs such as routes-s0."""
     found = {one for one in _values(contents, "seed") if type(one) is int}
+    by_seed = (one for one in _values(contents, "by_seed") if isinstance(one, Mapping))
+    found |= {int(seed) for one in by_seed for seed in one if str(seed).isdecimal()}
     names = [*_keys(contents), *command.split()]
     return sorted(found | {int(one) for name in names for one in _OF_A_SEED.findall(name)})
 
