@@ -1,6 +1,6 @@
 """Who takes full attention on `--data Recall`: tokens by kind, and definitions by their number.
 
-    python benchmarks/full_by_kind.py benchmarks/results/full_by_kind.json RUN [RUN ...]
+    python benchmarks/full_by_kind.py benchmarks/results/current/full_by_kind.json RUN [RUN ...]
 
 Of runs with a known truth, one hop and no depth gates, at their last checkpoint, along hard routes.
 `used` counts choices of `full` per look-up needed, by layer, as `full_used` in `summary.json` does;

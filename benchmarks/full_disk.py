@@ -1,6 +1,6 @@
 """Fill the disk at twenty levels under every command, and see that nothing is lost.
 
-    sudo python benchmarks/full_disk.py --out benchmarks/results/full_disk.json
+    sudo python benchmarks/full_disk.py --out benchmarks/results/current/full_disk.json
 
 A level is a file system in memory of so many bytes (mounting it needs root). The command has to
 say one line and exit with code 2 (130 where it was saved); once the file system is made larger,

@@ -1,6 +1,6 @@
 """What full attention is worth where no look-up needs it, on `--data Recall`.
 
-    python benchmarks/gain_of_full.py benchmarks/results/gain_of_full.json RUN [RUN ...]
+    python benchmarks/gain_of_full.py benchmarks/results/current/gain_of_full.json RUN [RUN ...]
 
 Of runs with a known truth, at their last checkpoint. Along hard routes, the tokens that run `full`
 in the first layer without a look-up to make are given another mechanism instead. `gain` is by how

@@ -1,6 +1,6 @@
 """Kill training at random moments, go on, and compare with a run that nothing disturbed.
 
-    python benchmarks/kills.py --moments 60 --out benchmarks/results/kills.json
+    python benchmarks/kills.py --moments 60 --processes 1 --out kills.json
 
 A moment is a step that was logged, or a time after the last checkpoint, while the run is closed; a
 signal is sent there, and the run is resumed until it is finished. What must hold: no run is lost,

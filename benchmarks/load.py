@@ -1,6 +1,6 @@
 """Large inputs and many runs: peak memory and time of whole commands.
 
-    python benchmarks/load.py --out benchmarks/results/load.json
+    python benchmarks/load.py --out benchmarks/results/current/load.json
 
 A text of 2 GB, 20,000 generated tokens, a report on 20 runs, and a study of 20 runs on 8 workers,
 of which one fails and one hangs, interrupted in the middle and repeated.

@@ -1,6 +1,6 @@
 """What each way of running hard routes costs on this machine: the profile that dispatch goes by.
 
-    python benchmarks/machine_profile.py benchmarks/results/machine_profile.json --threads 1
+    python benchmarks/machine_profile.py machine_profile.json --threads 1
 
 Beside it what is used where nothing was measured, and the trials that both are judged by: how long
 serving some tokens took over running their mechanism on all, and a masked call over full attention,

@@ -83,7 +83,8 @@ def changed(path: Path) -> tuple[str | None, str]:
         [*git, "status", "--porcelain", "--", path.name], capture_output=True, text=True, check=True
     )
     if not status.stdout:
-        words = ["log", "-1", "--follow", "--diff-filter=AM", "--format=%H %cI", "--", path.name]
+        words = ["log", "-1", "--follow", "-M100%", "--diff-filter=AM"]  # moves change nothing
+        words += ["--format=%H %cI", "--", path.name]
         said = subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
         if said:
             code, date = said.split()
