@@ -11,13 +11,11 @@ that last changed it. Entries whose files have gone leave the index.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from results_read import CURRENT
 
@@ -26,7 +24,7 @@ from pyro_meta.checksums import sha256
 from pyro_meta.errors import UsageError
 from pyro_meta.results_index import Entry
 from pyro_meta.study.publishing import made_by
-from pyro_meta.terminal.checkout import commit
+from pyro_meta.terminal.checkout import commit, git
 from pyro_meta.terminal.measured import entry_of
 
 STUDY = ("study.json", "study.csv", "study.md", "study.yaml", "pareto*.png")
@@ -63,11 +61,22 @@ def results(folder: Path) -> dict[str, list[str]]:
 
 
 def entry(folder: Path, name: str, files: list[str], command: str | None) -> Entry:
-    """What made a result, as far as its JSON and history tell."""
-    contents: dict[str, Any] = json.loads((folder / files[0]).read_text(encoding="utf-8"))
-    is_study = files[0] != name
-    found = made_by(contents) if is_study else entry_of(contents, contents)
-    code, date = changed(folder / files[0])
+    """What made a result, as far as its JSON and history tell.
+
+    Raises
+    ------
+    UsageError
+        The JSON is none of figures.
+    """
+    path = folder / files[0]
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+        is_study = files[0] != name
+        found = made_by(contents) if is_study else entry_of(contents, contents)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{path} is no JSON of figures ({why})") from error
+    code, date = changed(path)
     return replace(
         found,
         commit=found.commit or code,
@@ -78,14 +87,9 @@ def entry(folder: Path, name: str, files: list[str], command: str | None) -> Ent
 
 def changed(path: Path) -> tuple[str | None, str]:
     """The commit that a file was last changed in, wherever it lay then, and when."""
-    git = ["git", "-C", str(path.parent)]
-    status = subprocess.run(
-        [*git, "status", "--porcelain", "--", path.name], capture_output=True, text=True, check=True
-    )
-    if not status.stdout:
-        words = ["log", "-1", "--follow", "-M100%", "--diff-filter=AM"]  # moves change nothing
-        words += ["--format=%H %cI", "--", path.name]
-        said = subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
+    if git(path.parent, "status", "--porcelain", "--", path.name) == "":
+        words = ["--follow", "-M100%", "--diff-filter=AM"]  # moves change nothing
+        said = git(path.parent, "log", "-1", *words, "--format=%H %cI", "--", path.name)
         if said:
             code, date = said.split()
             return code, date
@@ -112,12 +116,12 @@ def record(folder: Path, commands: Iterable[tuple[str, str]] = ()) -> list[str]:
         or known[name].files != {path: sha256(folder / path) for path in files}
     }
     gone = known.keys() - there.keys()
+    new = {name: entry(folder, name, there[name], said.get(name)) for name in sorted(differing)}
     results_index.withdraw(folder, known.keys() & (differing | gone))
-    for name in sorted(differing):
+    for name, one in new.items():
         before = known[name].command if name in known else None
-        new = entry(folder, name, there[name], said.get(name))
-        new = replace(new, command=new.command or before)
-        results_index.publish(folder, name, {}, new, there[name])
+        one = replace(one, command=one.command or before)
+        results_index.publish(folder, name, {}, one, there[name])
     return sorted(differing | gone)
 
 

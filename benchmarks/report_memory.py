@@ -1,6 +1,6 @@
 """What a report takes: time and peak memory, of training with its read-out and of the report.
 
-    python benchmarks/report_memory.py benchmarks/results/current/report_million.json OPTIONS_OF_TRAIN
+    python benchmarks/report_memory.py report_million.json OPTIONS_OF_TRAIN
 
 Each is a child process, whose peak is what the system says.
 """

@@ -1,6 +1,7 @@
 """Files of figures say what made them, in the file and in the index above it."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def checkout_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for key in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{key}_NAME", "a")
         monkeypatch.setenv(f"GIT_{key}_EMAIL", "a@example.org")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     git(tmp_path, "init", "-q")
     return folder
 
@@ -132,18 +134,15 @@ def test_what_was_brought_gets_its_entry_and_nothing_else_changes(checkout: Path
     git(checkout, "mv", "x_by_length.png", "y_by_length.png")
     (checkout / "s" / "on_the_way.json").write_text("{}")
     third = committed(checkout)
-    assert record.record(checkout, [("s", "more")]) == [
-        "s",
-        "s/on_the_way.json",
-        "x.json",
-        "y.json",
-    ]
+    names = record.record(checkout, [("s/on_the_way.json", "more")])
+    assert names == ["s/on_the_way.json", "x.json", "y.json"]
     entries = read(checkout)
     assert entries["y.json"].commit == first, "it was moved, and not changed"
     assert entries["s/on_the_way.json"].commit == third
     assert "x.json" not in entries and not [*faults(checkout)]
-    (checkout / "s" / "study.md").write_text("other")
-    assert record.record(checkout) == ["s"] and read(checkout)["s"].command == "more"
+    (checkout / "s" / "on_the_way.json").write_text('{"more": 1}')
+    assert record.record(checkout) == ["s/on_the_way.json"]
+    assert read(checkout)["s/on_the_way.json"].command == "more", "what was told by hand stays"
 
 
 def test_what_cannot_be_entered_is_told_in_one_line(
@@ -156,7 +155,17 @@ def test_what_cannot_be_entered_is_told_in_one_line(
     (checkout / "notes.txt").write_text("")
     assert record.main([folder]) == 2
     assert "notes.txt belongs to no study.yaml, and to no JSON" in capsys.readouterr().err
-    assert not (checkout / "index.json").exists()
+    (checkout / "notes.txt").unlink()
+    assert record.main([folder]) == 0
+    index = (checkout / "index.json").read_bytes()
+    for path, text in (("x.json", "[]"), ("x.json", "{"), ("s/study.json", '{"runs": 3}')):
+        before = (checkout / path).read_text()
+        (checkout / path).write_text(text)
+        assert record.main([folder]) == 2
+        said = capsys.readouterr().err
+        assert f"{path} is no JSON of figures" in said and len(said.splitlines()) == 1
+        (checkout / path).write_text(before)
+    assert (checkout / "index.json").read_bytes() == index
 
 
 # -- what stands today -----------------------------------------------------------------------------

@@ -205,6 +205,7 @@ def test_the_commit_is_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert commit(tmp_path / "none") is None
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit(tmp_path) is None
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         for name in ("code.py", "result.json"):

@@ -15,17 +15,15 @@ def commit(folder: Path = Path()) -> str | None:
     Behind it stands `-modified` where a tracked file differs, but for `RESULTS`. None where there
     is no checkout, or no git.
     """
-    head = _git(folder, "rev-parse", "--verify", "HEAD")
+    head = git(folder, "rev-parse", "--verify", "HEAD")
     if head is None:
         return None
     besides = [f":(top,exclude){pattern}" for pattern in RESULTS]
-    changes = _git(
-        folder, "status", "--porcelain", "--untracked-files=no", "--", ":(top)", *besides
-    )
+    changes = git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":(top)", *besides)
     return head if changes == "" else head + MODIFIED
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def git(folder: Path, *words: str) -> str | None:
     """What git says, without the space around it; None where it cannot."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *words]
     try:

@@ -108,7 +108,7 @@ def _pairs(contents: Any) -> Iterator[tuple[str, Any]]:
     """Every key and its value, at any depth."""
     if isinstance(contents, Mapping):
         for name, value in contents.items():
-            yield name, value
+            yield str(name), value
             yield from _pairs(value)
     elif isinstance(contents, list):
         for value in contents:
