@@ -9,15 +9,14 @@ again. What a JSON does not say of its making is taken from history: commit and 
 that last changed it. Entries whose files have gone leave the index.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from results_read import CURRENT
+from scripts import Parser, a_folder, run_script
 
 from pyro_meta import results_index
 from pyro_meta.checksums import sha256
@@ -126,21 +125,17 @@ def record(folder: Path, commands: Iterable[tuple[str, str]] = ()) -> list[str]:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=CURRENT)
+    parser = Parser(__doc__)
+    parser.add_argument("--folder", type=a_folder, default=CURRENT)
     parser.add_argument(
         "--command", nargs=2, action="append", default=[], metavar=("NAME", "COMMAND"),
         help="What made a result whose JSON does not say it.",
     )  # fmt: skip
     options = parser.parse_args(words)
-    try:
-        for name in record(options.folder, options.command):
-            print(name)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for name in record(options.folder, options.command):
+        print(name)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -145,25 +145,23 @@ def test_what_was_brought_gets_its_entry_and_nothing_else_changes(checkout: Path
     assert read(checkout)["s/on_the_way.json"].command == "more", "what was told by hand stays"
 
 
-def test_what_cannot_be_entered_is_told_in_one_line(
-    checkout: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_entered_is_told_and_the_index_stays(checkout: Path) -> None:
     committed(checkout)
     folder = f"--folder={checkout}"
-    assert record.main([folder, "--command", "none", "c"]) == 2
-    assert "error: option --command: none given" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="option --command: none given"):
+        record.main([folder, "--command", "none", "c"])
     (checkout / "notes.txt").write_text("")
-    assert record.main([folder]) == 2
-    assert "notes.txt belongs to no study.yaml, and to no JSON" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"notes\.txt belongs to no study\.yaml, and to no JSON"):
+        record.main([folder])
+    assert not (checkout / "index.json").exists()
     (checkout / "notes.txt").unlink()
     assert record.main([folder]) == 0
     index = (checkout / "index.json").read_bytes()
     for path, text in (("x.json", "[]"), ("x.json", "{"), ("s/study.json", '{"runs": 3}')):
         before = (checkout / path).read_text()
         (checkout / path).write_text(text)
-        assert record.main([folder]) == 2
-        said = capsys.readouterr().err
-        assert f"{path} is no JSON of figures" in said and len(said.splitlines()) == 1
+        with pytest.raises(UsageError, match=f"{path} is no JSON of figures"):
+            record.main([folder])
         (checkout / path).write_text(before)
     assert (checkout / "index.json").read_bytes() == index
 

@@ -19,7 +19,7 @@ NAMES = sorted(
     for path in FOLDER.glob("*.py")
     if '\nif __name__ == "__main' in path.read_text("utf-8")
 )
-FREE = {"--pretrained", "--precision", "--only", "--parts"}
+FREE = {"--command", "--pretrained", "--precision", "--only", "--parts"}
 """Options that take any text, or have choices."""
 BAD = {
     "a_count": ["many", "0", "-3", "1.5", "nan"],
