@@ -46,7 +46,7 @@ class Found(NamedTuple):
         """What tells that files have changed, or are others."""
         return [[str(file.resolve()), *stamp(file)] for file in self.files]
 
-    def require_unchanged(self, path: object, described: list[object]) -> None:
+    def require_unchanged(self, path: object, described: object) -> None:
         """Raise `UsageError` unless the files of a `path` are still as they were described."""
         if self.described() != described:
             raise UsageError(f"data.path: {path} was changed while it was read")

@@ -93,7 +93,7 @@ class Settled:
                     taken = self._choices[name].read(given, is_preset)
                     self._note([name, *(f"{name}.{one}" for one in taken)], source)
 
-    def type(self, option: str, value: str) -> None:
+    def type_option(self, option: str, value: str) -> None:
         """An option from the keyboard."""
         name, _, argument = option.partition(".")
         self._sources[option] = None
@@ -238,7 +238,7 @@ def settle(argv: Sequence[str], defaults: Mapping[str, str], known: Known) -> Se
         elif is_group:
             settled.take({option: _group(option, value, f"option --{option}", known)})
         else:
-            settled.type(option, value)
+            settled.type_option(option, value)
     return settled
 
 
