@@ -38,7 +38,7 @@ def faked_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that take a moment."""
     monkeypatch.setattr(Job, "command", load_guides.fake_command)
     monkeypatch.setattr(results, "verdicts_of", lambda folder: [])  # there is no real posterior
-    monkeypatch.setattr(ablate, "_prepare", lambda groups: None)
+    monkeypatch.setattr(ablate, "_prepare", lambda groups, told: None)
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))

@@ -517,7 +517,7 @@ def error_line_of_study(words: list[str]) -> str:
 def test_where_a_study_goes_is_looked_at_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(groups: object) -> None:
+    def prepare(groups: object, told: object) -> None:
         raise AssertionError("the text was prepared")
 
     monkeypatch.setattr(ablate, "_prepare", prepare)
