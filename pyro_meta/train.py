@@ -16,7 +16,7 @@ from rich.markup import escape
 from pyro_meta import checksums
 from pyro_meta.errors import UsageError
 from pyro_meta.own_classes import own_classes_named
-from pyro_meta.terminal.commands import INTERRUPTED, USAGE_ERROR, answer, as_line, run_command
+from pyro_meta.terminal.commands import INTERRUPTED, USAGE_ERROR, answer, run_command
 from pyro_meta.terminal.consoles import console
 from pyro_meta.terminal.launchers import is_first_process, place
 from pyro_meta.terminal.progress import over_training
@@ -27,10 +27,11 @@ from pyro_meta.training.request import Request, read_request
 from pyro_meta.training.settings import DEFAULT_CLASSES, train_parser
 
 if TYPE_CHECKING:  # what needs PyTorch is imported once there is something to train
-    from lightning_fabric import Fabric
+    import torch
 
     from pyro_meta.data import Corpus
     from pyro_meta.guides import Guide
+    from pyro_meta.inference.controllers import Controllers
     from pyro_meta.interactive import TrainedRun
     from pyro_meta.models import LanguageModel
     from pyro_meta.training.config import Config
@@ -86,10 +87,11 @@ def _train(request: Request, out: Console) -> int:
     from pyro_meta.data.preparing import telling
     from pyro_meta.data.soundness import sound_corpus
     from pyro_meta.posterior.closing import close, count
-    from pyro_meta.training.devices import launch, make_fabric
+    from pyro_meta.training.devices import launch, make_fabric, shares_model
     from pyro_meta.training.loggers import logging_to, make_logger, require_logger
-    from pyro_meta.training.loop import Interrupted, train
+    from pyro_meta.training.loop import Interrupted, begun_with, train
     from pyro_meta.training.run import Run, require_new
+    from pyro_meta.training.together import told_by_first
 
     def say(line: str) -> None:
         out.print(escape(line), soft_wrap=True)
@@ -97,7 +99,10 @@ def _train(request: Request, out: Console) -> int:
     if request.logger is not None:
         require_logger(request.logger)
     opened, config, config_yaml = _options(request, say)
-    fabric = make_fabric(config)
+    begun = None
+    if opened is not None and opened.latest_checkpoint() is not None:
+        begun = begun_with(config, opened.state())
+    fabric = make_fabric(config, begun)
     if opened is None and place().launcher != "pyro-meta":  # whose first process may have made it
         require_new(config.out)
     progress_out = console(stderr=True, quiet=out.quiet)
@@ -127,7 +132,7 @@ def _train(request: Request, out: Console) -> int:
                 held.enter_context(run.locked())
                 return str(run.folder)
 
-            run = Run(Path(_told_by_first(fabric, hold)), trusts=True)
+            run = Run(Path(told_by_first(hold)), trusts=True)
             say(f"text: {corpus.description}")
             say(_describe_model(config, model, guide, count(model), count(guide)))
             say(f"run: {run.folder}")
@@ -144,6 +149,10 @@ def _train(request: Request, out: Console) -> int:
                     opened is not None, has_begun, config_yaml, say,
                 )  # fmt: skip
             if fabric.is_global_zero:
+                if shares_model(fabric):
+                    model, guide, controllers = _whole(
+                        config, corpus, run, fabric.device, model, guide
+                    )
                 eager = torch.compiler.set_stance("force_eager")  # lengths vary from here on
                 with eager, pyro.validation_enabled(config.debug):
                     close(config, corpus, run, fabric, model, guide, controllers, outcome, out)
@@ -162,7 +171,7 @@ def _train(request: Request, out: Console) -> int:
 
 def _options(request: Request, say: Callable[[str], None]) -> "tuple[Run | None, Config, str]":
     """The run to go on with, if any; the options to train by, and the YAML that repeats them."""
-    from pyro_meta.training.config import read_options, with_steps
+    from pyro_meta.training.config import read_options, with_numbers
     from pyro_meta.training.run import Run
 
     if request.resumed is None:
@@ -184,7 +193,9 @@ def _options(request: Request, say: Callable[[str], None]) -> "tuple[Run | None,
                 f"option --steps: {request.steps} given; {run.folder} has trained {done} steps, "
                 "and more are allowed"
             )
-        config, config_yaml = with_steps(config, config_yaml, request.steps)
+        config, config_yaml = with_numbers(config, config_yaml, steps=request.steps)
+    if request.devices is not None:
+        config, config_yaml = with_numbers(config, config_yaml, devices=request.devices)
     if config.steps > planned:
         say(
             f"steps: {config.steps}, and were {planned}: from step {done} on, schedules are those "
@@ -237,24 +248,22 @@ def _begun_from(
     return origin, has_begun
 
 
-def _told_by_first(fabric: "Fabric", act: Callable[[], str]) -> str:
-    """What `act` gives in the first process, in all of them; or its refusal.
+def _whole(
+    config: "Config", corpus: "Corpus", run: "Run", device: "torch.device", shared: "LanguageModel",
+    guide_of_shared: "Guide",
+) -> "tuple[LanguageModel, Guide, Controllers]":  # fmt: skip
+    """What several processes have trained together, once more, whole, from its checkpoint.
 
-    Raises
-    ------
-    UsageError
-        The first process was refused.
+    On the device, if that has room for it.
     """
-    found, refusal = "", ""
-    if fabric.is_global_zero:
-        try:
-            found = act()
-        except Exception as error:
-            refusal = as_line(error)
-    found, refusal = fabric.broadcast((found, refusal))
-    if refusal:
-        raise UsageError(refusal)
-    return found
+    from pyro_meta.training.devices import has_room
+
+    model, guide = config.build(corpus.vocabulary.size, corpus.vocabulary.separators)
+    controllers = config.controllers(model, guide)
+    run.load_checkpoint({"model": model, "guide": guide, "controllers": controllers})
+    model.temperature, guide.is_resting = shared.temperature, guide_of_shared.is_resting
+    place = device if has_room(device, model) else "cpu"
+    return model.to(place), guide.to(place), controllers
 
 
 def _saved_step(run: "Run") -> int:

@@ -84,6 +84,7 @@ class Transformer(nn.Module):
             made(Block, "mlp", "block", make, shape, mechanisms, layer)
             for layer in range(shape.layers)
         )
+        self._block = public_name(type(self.layers[0]))  # FSDP gives a block another class
         self._ask_separators(separators)
         self.final_norm = nn.LayerNorm(shape.width)
         # Not tied with the embedding: what a token is asked for would be learned against the noise
@@ -155,7 +156,7 @@ class Transformer(nn.Module):
         """What has to agree for weights to mean the same: mechanisms, block and sizes."""
         return {
             "mechanisms": self.mechanism_names,
-            "block": public_name(type(self.layers[0])),
+            "block": self._block,
             "shape": asdict(self.shape),
         }
 

@@ -31,6 +31,7 @@ from pyro_meta.posterior.exact import MOST_PATTERNS, Handful
 from pyro_meta.posterior.objective import against, averaged
 from pyro_meta.posterior.one_token import effort_for, is_tried, try_all
 from pyro_meta.posterior.token_figures import figures
+from pyro_meta.training.checkpoint_files import WEIGHTS, weights_sha256
 from pyro_meta.training.run import Run
 
 NAME = "belief.json"
@@ -57,7 +58,8 @@ def believe(
     path = (folder or run.folder) / NAME
     if run.latest_checkpoint() is None:
         return None
-    identity = run.state()["files"]["model.safetensors"]
+    state = run.state()
+    identity = state["files"].get(WEIGHTS) or weights_sha256(state)
     for place in (path, run.folder / NAME):
         if (kept := _kept(place, identity)) is not None:
             return kept
@@ -67,7 +69,7 @@ def believe(
         corpus = config.data.corpus()
     except UsageError:
         return None
-    if corpus.sha256 != run.state()["corpus"]:
+    if corpus.sha256 != state["corpus"]:
         return None
     windows = corpus.windows(config.context, config.validation_tokens)
     with evaluating(model, guide):

@@ -32,6 +32,7 @@ from pyro_meta.posterior import importance, text_draws
 from pyro_meta.posterior.text_draws import Loads
 from pyro_meta.terminal.consoles import printable
 from pyro_meta.terminal.machine import versions
+from pyro_meta.training.checkpoint_files import weights_sha256
 from pyro_meta.training.run import Run
 from pyro_meta.training.settings import Readout
 
@@ -43,12 +44,12 @@ class Source(NamedTuple):
     """The text in words."""
     data_sha256: str
     weights_sha256: str
-    """Of the checkpoint's file of weights."""
+    """Of the checkpoint's file of weights, or of their shards."""
 
     @classmethod
     def of(cls, run: Run, corpus: Corpus) -> "Source":
         """Of the newest checkpoint of a run."""
-        weights = run.state()["files"]["model.safetensors"]["sha256"]
+        weights = weights_sha256(run.state())
         return cls(printable(corpus.description), corpus.sha256, weights)
 
 

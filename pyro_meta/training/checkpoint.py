@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pyro_meta import checksums
@@ -30,8 +30,13 @@ from pyro_meta.training.checkpoint_files import (
     is_ours,
     latest,
     read_state,
+    shard_name,
+    shards_of,
     step_of,
 )
+from pyro_meta.training.sharding import gathered_by_first, is_sharded
+from pyro_meta.training.shards import Stored, write_shards
+from pyro_meta.training.together import is_first, rank, told_by_all, told_by_first
 
 Parts = Mapping[str, nn.Module]
 """What a checkpoint holds by name: model and guide, and in training the controllers."""
@@ -63,30 +68,61 @@ class Checkpoints:
         OSError
             It cannot be written; the older ones stand.
         """
+        final, partial = self._begin(state)
+        try:
+            files = _write(partial, WEIGHTS, _weights(parts))
+            if optimiser is not None:
+                files |= _write(partial, MOMENTS, _optimiser_tensors(parts, optimiser))
+            self._finish(final, partial, {**state, "model": identity(parts), "files": files})
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def save_together(
+        self,
+        parts: Parts,
+        optimiser: torch.optim.Optimizer,
+        state: Mapping[str, Any],
+        gathers: bool,
+    ) -> None:
+        """`save`, by all processes that share a model: each writes what it has.
+
+        Parameters
+        ----------
+        parts, optimiser, state
+            As of `save`; the state is that of the first process.
+        gathers
+            Whether weights are gathered into one file, as a run leaves them at its end.
+        """
+        final, partial = told_by_first(lambda: self._begin(state))
+        try:
+            weights = _weights(parts)
+            if gathers:
+                gathered = gathered_by_first(weights)
+                files = told_by_first(lambda: _write(partial, WEIGHTS, gathered))
+            else:
+                files = _write_shards(partial, WEIGHTS, weights)
+            files |= _write_shards(partial, MOMENTS, _optimiser_tensors(parts, optimiser))
+            whole = {**state, "model": identity(parts), "files": files}
+            told_by_first(lambda: self._finish(final, partial, whole))
+        finally:
+            if is_first():
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _begin(self, state: Mapping[str, Any]) -> tuple[Path, Path]:
+        """The folder of a checkpoint that is to be, and where it is written until then."""
         final = self.folder / f"step-{state['step']:08d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = partial_name(final)
-        try:
-            partial.mkdir()
-            tensors = {WEIGHTS: _weights(parts)}
-            if optimiser is not None:
-                tensors[MOMENTS] = _optimiser_tensors(parts, optimiser)
-            for name, values in tensors.items():
-                _save(values, partial / name)
-                flush(partial / name)
-            files = {
-                name: {"bytes": (partial / name).stat().st_size,
-                       "sha256": checksums.sha256(partial / name)}
-                for name in tensors
-            }  # fmt: skip
-            whole = {**state, "model": identity(parts), "files": files}
-            write_whole(partial / STATE, checksums.sealed(whole))
-            if final.exists():  # made again, as where a run is closed once more
-                _remove(final)
-            partial.rename(final)
-            flush(self.folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        return final, partial
+
+    def _finish(self, final: Path, partial: Path, state: Mapping[str, Any]) -> None:
+        """Have a checkpoint stand whose tensors are written; then remove the older ones."""
+        write_whole(partial / STATE, checksums.sealed(state))
+        if final.exists():  # made again, as where a run is closed once more
+            _remove(final)
+        partial.rename(final)
+        flush(self.folder)
         for older in found(self.folder):
             if step_of(older) < state["step"] and is_ours(older):
                 _remove(older)
@@ -124,10 +160,14 @@ class Checkpoints:
         UsageError
             There is none, it is damaged, or it is of another model.
         """
-        folder, state, weights = self._read()
+        folder, state = self._newest()
+        files = state["files"]
+        of_weights, of_moments = (Stored(folder, name, files) for name in (WEIGHTS, MOMENTS))
+        is_shared = any(map(is_sharded, parts.values()))
+        needs_moments = optimiser is not None and state["step"] > 0
         with damage_named(folder, SafetensorError):
-            needs_moments = optimiser is not None and state["step"] > 0
-            moments = load_file(folder / MOMENTS) if needs_moments else {}
+            weights = {} if is_shared else of_weights.whole()
+            moments = of_moments.whole() if needs_moments and not is_shared else {}
         then, now = state["model"], identity(parts)
         for key in now:
             if then.get(key) != now[key]:
@@ -136,8 +176,14 @@ class Checkpoints:
                     f"that of config.yaml is {now[key]}"
                 )
         try:
-            for name, module in parts.items():
-                module.load_state_dict(_of_part(weights, name))
+            if is_shared:
+                with damage_named(folder, SafetensorError):
+                    _read_weights(of_weights, parts)
+                    if needs_moments:
+                        moments = _read_moments(of_moments, parts)
+            else:
+                for name, module in parts.items():
+                    module.load_state_dict(_of_part(weights, name))
         except RuntimeError as error:
             raise UsageError(f"checkpoint {folder} is of another model: {error}") from error
         if optimiser is not None and needs_moments:
@@ -160,11 +206,11 @@ class Checkpoints:
         own = {name: value for name, value in of_model.items() if name.startswith("network.")}
         expected = {k: v for k, v in model.state_dict().items() if k.startswith("network.")}
         for name in sorted(own.keys() | expected.keys()):
-            found, needed = own.get(name), expected.get(name)
-            if found is None or needed is None or found.shape != needed.shape:
+            found, needed = (one[name].shape if name in one else None for one in (own, expected))
+            if found != needed:
                 raise UsageError(
                     f"option --from: the network of {folder} is another: {name} is "
-                    f"{_shape(found)} there, and {_shape(needed)} here"
+                    f"{_size(found)} there, and {_size(needed)} here"
                 )
         model.load_state_dict(own, strict=False)
         anew = []
@@ -181,11 +227,15 @@ class Checkpoints:
         return state, anew
 
     def _read(self) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+        folder, state = self._newest()
+        with damage_named(folder, SafetensorError):
+            return folder, state, Stored(folder, WEIGHTS, state["files"]).whole()
+
+    def _newest(self) -> tuple[Path, dict[str, Any]]:
         folder = self.latest()
         state = self.state(folder)
         assert folder is not None
-        with damage_named(folder, SafetensorError):
-            return folder, state, load_file(folder / WEIGHTS)
+        return folder, state
 
 
 def identity(parts: Parts) -> dict[str, Any]:
@@ -199,15 +249,38 @@ def identity(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else str(list(tensor.shape))
+def _size(size: torch.Size | None) -> str:
+    return "missing" if size is None else str(list(size))
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def _write(checkpoint: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Write whole tensors to a file; by its name, its size and hash."""
     try:
-        save_file(tensors, path)
+        save_file(tensors, checkpoint / name)
     except SafetensorError as error:  # as where the disk is full
-        raise OSError(f"{path.parent.parent}: cannot write a checkpoint: {error}") from error
+        raise OSError(f"{checkpoint.parent}: cannot write a checkpoint: {error}") from error
+    return {name: _written(checkpoint / name)}
+
+
+def _write_shards(checkpoint: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Write tensors that processes share, each what it has; by names, sizes and hashes of files."""
+    folder = checkpoint / shards_of(name)
+    told_by_first(folder.mkdir)
+    write_shards(folder, tensors)
+
+    def own() -> dict[str, Any]:
+        path = folder / shard_name(rank())
+        return {f"{folder.name}/{path.name}": _written(path)} if path.exists() else {}
+
+    files = {key: one for some in told_by_all(own) for key, one in some.items()}
+    told_by_first(lambda: flush(folder))  # who is first may then rename it
+    return files
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """Size and hash of a file, which the disk then holds."""
+    flush(path)
+    return {"bytes": path.stat().st_size, "sha256": checksums.sha256(path)}
 
 
 def _remove(checkpoint: Path) -> None:
@@ -222,11 +295,39 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _weights(parts: Parts) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in _in_place(parts).items()}
+
+
+def _in_place(parts: Parts) -> dict[str, Tensor]:
+    """What the modules hold; who writes to it moves them."""
     return {
-        f"{part}.{name}": value.detach().contiguous()
+        f"{part}.{name}": value.detach()
         for part, module in parts.items()
         for name, value in module.state_dict().items()
     }
+
+
+def _read_weights(stored: Stored, parts: Parts) -> None:
+    """Read what each process has of parts that are shared; raises `RuntimeError` for others."""
+    here = _in_place(parts)
+    sizes = {k: size for k, size in stored.sizes().items() if k.partition(".")[0] in parts}
+    for name in sorted(sizes.keys() | here.keys()):
+        then, now = sizes.get(name), here[name].shape if name in here else None
+        if then != now:
+            raise RuntimeError(f"{name} is {_size(then)} there, and {_size(now)} here")
+    stored.read_into(here)
+
+
+def _read_moments(stored: Stored, parts: Parts) -> dict[str, Tensor]:
+    """What each process has of the moments of parameters that are shared."""
+    parameters = {name: parameter for parameter, name in _named_parameters(parts).items()}
+    tensors = {}
+    for key, size in stored.sizes().items():
+        like = parameters.get(key.rpartition("/")[0])
+        is_like = like is not None and like.shape == size
+        tensors[key] = torch.zeros_like(like.detach()) if is_like else torch.zeros(size)
+    stored.read_into(tensors)
+    return tensors
 
 
 def _of_part(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -3,12 +3,16 @@
 checkpoint/step-00000200/
     model.safetensors, optimiser.safetensors
     state.json            what it is of, and size and hash of every file beside it
+
+Of a model that several processes share (FSDP), there may be a folder model.shards or
+optimiser.shards in place of a file, with a file of each process (see `pyro_meta.training.shards`).
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,35 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 """Keys of state.json that every checkpoint has, and the types of their values."""
 _OURS = re.compile(r"step-[0-9]{8,}")
+_SHARD = re.compile(r"shard-[0-9]{5,}-model-00001-of-00001\.safetensors")
+
+
+def shards_of(name: str) -> str:
+    """The folder of shards that stands for a file of tensors."""
+    return name.replace(".safetensors", ".shards")
+
+
+def shard_name(process: int) -> str:
+    """The file of a process in a folder of shards, as `torch.distributed.checkpoint` names it."""
+    return f"shard-{process + 1:05d}-model-00001-of-00001.safetensors"
+
+
+def of_tensors(name: str, files: Iterable[str]) -> list[str]:
+    """Those of a checkpoint's `files` that hold the tensors called `name`: it, or its shards."""
+    folder = shards_of(name)
+    return sorted(
+        one
+        for one in files
+        if one == name
+        or (one.startswith(f"{folder}/") and _SHARD.fullmatch(one.removeprefix(f"{folder}/")))
+    )
+
+
+def weights_sha256(state: Mapping[str, Any]) -> str:
+    """The hash of the weights of a checkpoint, given its state: of the file, or of all shards'."""
+    files = state["files"]
+    hashes = [files[name]["sha256"] for name in of_tensors(WEIGHTS, files)]
+    return hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest()
 
 
 def found(folder: Path) -> list[Path]:
@@ -52,8 +85,21 @@ def step_of(checkpoint: Path) -> int:
 
 def is_ours(checkpoint: Path) -> bool:
     """Whether we wrote a folder of such a name, and nobody keeps something else in it."""
-    names = {path.name for path in checkpoint.iterdir()}
-    return names <= {WEIGHTS, MOMENTS, STATE} and (checkpoint / STATE).is_file()
+    names = _names(checkpoint)
+    known = {STATE, *of_tensors(WEIGHTS, names), *of_tensors(MOMENTS, names)}
+    return names == known and (checkpoint / STATE).is_file()
+
+
+def _names(checkpoint: Path) -> set[str]:
+    """What is in a checkpoint and its folders of shards, by names such as `state.json`."""
+    names: set[str] = set()
+    for path in checkpoint.iterdir():
+        of_shards = path.name in (shards_of(WEIGHTS), shards_of(MOMENTS)) and not path.is_symlink()
+        if of_shards and path.is_dir():
+            names |= {f"{path.name}/{one.name}" for one in path.iterdir()}
+        else:
+            names.add(path.name)
+    return names
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -72,7 +118,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         if state["step"] != step_of(checkpoint):
             raise ValueError(f"{STATE} is of step {state['step']}: it was put here by hand")
         files = state["files"]
-        if WEIGHTS not in files or not set(files) <= {WEIGHTS, MOMENTS}:
+        weights, moments = (of_tensors(name, files) for name in (WEIGHTS, MOMENTS))
+        if not weights or set(files) != {*weights, *moments}:
             raise ValueError(f"{STATE} lists {sorted(files)}; {WEIGHTS}, {MOMENTS} are allowed")
         for name, written in files.items():
             is_whole = checksums.require_plain(checkpoint / name) == written["bytes"]

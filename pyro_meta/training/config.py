@@ -49,6 +49,7 @@ from pyro_meta.training.settings import (
     known_options,
     train_parser,
 )
+from pyro_meta.training.sharding import require_shardable
 
 PRINTING = "--print_config"
 PRETRAINED = "pretrained"  # the preset that --pretrained brings along
@@ -152,6 +153,8 @@ class Config(Settings):
                 f"optim.offsets: {self.optim.offsets:g} given, and {type(guide).__name__} says "
                 "nothing of all tokens alike; 1 is allowed"
             )
+        if self.strategy == "fsdp":
+            require_shardable(model, guide)
         return model, guide
 
     def starts_warm(self, guide: Guide) -> bool:
@@ -298,10 +301,15 @@ def _read(words: Sequence[str]) -> tuple[Config, str]:
     return config, dumps(options)
 
 
-def with_steps(config: Config, config_yaml: str, steps: int) -> tuple[Config, str]:
-    """The same options, and their YAML, for a run of so many steps."""
-    options = yaml.safe_load(config_yaml) | {"steps": steps}
-    return replace(config, steps=steps), dumps(options)
+def with_numbers(config: Config, config_yaml: str, **numbers: int) -> tuple[Config, str]:
+    """The same options, and their YAML, with another number of `steps`, say.
+
+    Raises
+    ------
+    UsageError
+        It does not fit the others.
+    """
+    return replace(config, **numbers), dumps(yaml.safe_load(config_yaml) | numbers)
 
 
 def train_words(config_yaml: str) -> list[str]:

@@ -7,10 +7,13 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies import ModelParallelStrategy, Strategy
+from torch import nn
 
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.launchers import PARENT, Place, place
 from pyro_meta.training.config import Config
+from pyro_meta.training.sharding import shard
 
 ENVIRONMENTS = {
     "torchrun": TorchElasticEnvironment,
@@ -21,8 +24,10 @@ ENVIRONMENTS = {
 """What Fabric is told of who started us; by itself it takes a batch job's traces for a launcher."""
 
 
-def make_fabric(config: Config) -> Fabric:
+def make_fabric(config: Config, begun: int | None = None) -> Fabric:
     """The devices that `config` asks for; under torchrun, those that it was given.
+
+    `begun` is in how many micro-batches a run read its batches that is gone on with.
 
     Raises
     ------
@@ -32,7 +37,8 @@ def make_fabric(config: Config) -> Fabric:
     """
     here = place()
     devices, nodes = _shared_out(config.devices, here)
-    parts = devices * nodes * config.accumulate
+    processes = devices * nodes
+    parts = micro_batches(config, processes, begun)
     if config.batch % parts:
         raise UsageError(
             f"batch: {config.batch} given; it must be divisible by devices x accumulate = {parts}"
@@ -43,7 +49,11 @@ def make_fabric(config: Config) -> Fabric:
     precision = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
-    strategy = "ddp" if devices * nodes > 1 else "auto"
+    strategy: str | Strategy = "auto"
+    if processes > 1:
+        strategy = (
+            ModelParallelStrategy(shard, processes, 1) if config.strategy == "fsdp" else "ddp"
+        )
     try:
         return Fabric(
             accelerator=accelerator,
@@ -57,6 +67,30 @@ def make_fabric(config: Config) -> Fabric:
         raise UsageError(
             f"option --accelerator, --devices: {config.accelerator}, {devices} given; {error}"
         ) from error
+
+
+def micro_batches(config: Config, processes: int, begun: int | None = None) -> int:
+    """Parts of a batch over all processes, each of which has draws of its own.
+
+    They stay as many as a run `begun` with, so that its draws are the same, wherever they can be
+    shared out among the processes.
+    """
+    if begun is not None and begun % processes == 0:
+        return begun
+    return processes * config.accumulate
+
+
+def shares_model(fabric: Fabric) -> bool:
+    """Whether each process holds a share of the model, and not all of it."""
+    return isinstance(fabric.strategy, ModelParallelStrategy)
+
+
+def has_room(device: torch.device, module: nn.Module) -> bool:
+    """Whether a device has room for a module, and as much again to run it."""
+    if device.type != "cuda":
+        return True
+    size = sum(one.numel() * one.element_size() for one in module.parameters())
+    return bool(torch.cuda.mem_get_info(device)[0] > 2 * size)
 
 
 def launch(fabric: Fabric) -> None:

@@ -31,7 +31,9 @@ from pyro_meta.network.costs import costs_at
 from pyro_meta.terminal.progress import Watch
 from pyro_meta.terminal.signals import stop_signals
 from pyro_meta.training.config import Config
+from pyro_meta.training.devices import micro_batches, shares_model
 from pyro_meta.training.run import Run
+from pyro_meta.training.sharding import gathered, whole
 
 
 class Interrupted(Exception):
@@ -84,29 +86,38 @@ def train(
     """
     elbo = RouteELBO(second_order=config.optim.second_order)
     teaches = config.target == "model"
-    objective = Objective(model, guide, elbo, teaches).to(fabric.device)
+    objective, shares = Objective(model, guide, elbo, teaches), shares_model(fabric)
+    if not shares:  # else a device may not hold all of it
+        objective.to(fabric.device)
     parts = {"model": model, "guide": guide, "controllers": controllers}
     is_resumed = is_resumed and run.latest_checkpoint() is not None
     if not is_resumed and not has_begun and config.starts_warm(guide):
         _start_warm(config, corpus, fabric, guide, say)
-    optimiser = make_optimiser(config.optim, objective)
     if config.compile:
         model.network.compile_blocks()
+    module = fabric.setup_module(objective)
+    optimiser = make_optimiser(config.optim, objective)
+    fabric_optimiser = fabric.setup_optimizers(optimiser)
     if config_yaml is None:
         config_yaml = run.config_yaml()
-    first, seconds, counted = 0, 0.0, None
+    first, seconds, counted, begun = 0, 0.0, None, None
     if is_resumed:
         state = run.state()
         run.require_same(state, config_yaml)
-        _require_same_circumstances(state, corpus, fabric)
+        _require_same_text(state, corpus)
         state = run.load_checkpoint(parts, optimiser)
         first, seconds, counted = state["step"], state["seconds"], state.get("metrics")
+        begun = begun_with(config, state)
     controllers.require_reachable()
     if fabric.is_global_zero:
         if missing := run.reopen(first, counted, config_yaml):
             say(missing)
-    module, fabric_optimiser = fabric.setup(objective, optimiser)
-    per_step = _Sharding(config, fabric)
+    per_step = _Parts(config, fabric, begun)
+    if begun not in (None, per_step.parts):
+        say(
+            f"a batch is read in {per_step.parts} parts, and was in {begun}: from step {first} on, "
+            "routes are drawn otherwise"
+        )
     windows = corpus.windows(config.context, config.validation_tokens)
     costs = {
         unit: costs_at(model.network, unit, torch.arange(config.context, device=fabric.device))
@@ -114,14 +125,19 @@ def train(
     }
 
     def save(step: int) -> None:
-        if fabric.is_global_zero:
-            state = {
-                "step": step,
-                "seconds": seconds,
-                "corpus": corpus.sha256,
-                "processes": fabric.world_size,
-                **run.circumstances(),
-            }
+        if not (shares or fabric.is_global_zero):
+            return
+        state = {
+            "step": step,
+            "seconds": seconds,
+            "corpus": corpus.sha256,
+            "processes": fabric.world_size,
+            "micro_batches": per_step.parts,
+            **run.circumstances(),
+        }
+        if shares:
+            run.save_checkpoint_together(parts, optimiser, state, gathers=step == config.steps)
+        else:
             run.save_checkpoint(parts, optimiser, state)
 
     module.train()
@@ -167,13 +183,14 @@ def train(
             }
             is_last = step + 1 == config.steps
             is_due = config.validate_every and (step + 1) % config.validate_every == 0
-            if fabric.is_global_zero:
-                if is_due and not is_last:
+            if is_due and not is_last and (shares or fabric.is_global_zero):
+                with gathered(objective):
                     record |= evaluate(model, guide, windows, config.batch)
+            if fabric.is_global_zero:
                 run.append_metrics(record)
                 watch(record)
             if is_last or must_stop or (step + 1) % config.checkpoint_every == 0:
-                _require_finite_after(objective, corpus, config, fabric, step, run)
+                _require_finite_after(objective, corpus, config, fabric, step, run, per_step.parts)
                 save(step + 1)
                 fabric.barrier()  # nobody ends, and has the others ended, before it is saved
             if must_stop:
@@ -233,13 +250,19 @@ def _schedules(
     }
 
 
-class _Sharding:
+class _Parts:
     """Which part of a global batch each micro-batch of this process reads."""
 
-    def __init__(self, config: Config, fabric: Fabric) -> None:
-        self.parts = fabric.world_size * config.accumulate
-        first = fabric.global_rank * config.accumulate
-        self.indices = range(first, first + config.accumulate)
+    def __init__(self, config: Config, fabric: Fabric, begun: int | None) -> None:
+        self.parts = micro_batches(config, fabric.world_size, begun)
+        own = self.parts // fabric.world_size
+        first = fabric.global_rank * own
+        self.indices = range(first, first + own)
+
+
+def begun_with(config: Config, state: dict[str, Any]) -> int:
+    """In how many micro-batches a run read its batches when a checkpoint's `state` was saved."""
+    return int(state.get("micro_batches", state["processes"] * config.accumulate))
 
 
 def _accumulate(
@@ -247,7 +270,7 @@ def _accumulate(
     corpus: Corpus,
     fabric: Fabric,
     module: Any,
-    sharding: _Sharding,
+    parts: _Parts,
     step: int,
 ) -> list[ELBOTerms]:
     """Backward through every micro-batch of this process; gradients average over all of them."""
@@ -255,15 +278,17 @@ def _accumulate(
     size, context = config.batch * factor, config.context // factor
     tokens, targets = corpus.batch(config.seed, step, size, context)
     collected = []
-    for index in sharding.indices:
-        rows = slice(index * size // sharding.parts, (index + 1) * size // sharding.parts)
+    for index in parts.indices:
+        rows = slice(index * size // parts.parts, (index + 1) * size // parts.parts)
         x, y = fabric.to_device((tokens[rows], targets[rows]))
         torch.manual_seed(micro_batch_seed(config.seed, step, index))
-        is_last = index == sharding.indices[-1]
-        with fabric.no_backward_sync(module, enabled=not is_last):
+        is_last = index == parts.indices[-1]
+        # Of a share, gradients are summed as shares: whole ones would take what sharing saves.
+        waits = not is_last and not shares_model(fabric)
+        with fabric.no_backward_sync(module, enabled=waits):
             terms = module(x, y)
             if terms.loss.requires_grad:  # else nobody learns: neither network nor guide
-                fabric.backward(terms.loss / config.accumulate)
+                fabric.backward(terms.loss / len(parts.indices))
         collected.append(terms)
     return collected
 
@@ -281,7 +306,7 @@ def _clipped(config: Config, fabric: Fabric, module: Any, optimiser: Any) -> Ten
         module, optimiser, max_norm=config.optim.clip, error_if_nonfinite=False
     )
     assert norm is not None
-    return norm
+    return whole(norm)
 
 
 def _figures(
@@ -360,26 +385,27 @@ def _require_finite(figures: dict[str, float], step: int, run: Run) -> None:
 
 
 def _require_finite_after(
-    objective: Objective, corpus: Corpus, config: Config, fabric: Fabric, step: int, run: Run
+    objective: Objective,
+    corpus: Corpus,
+    config: Config,
+    fabric: Fabric,
+    step: int,
+    run: Run,
+    parts: int,
 ) -> None:
     """Refuse to save weights on which the next step would fail: the last checkpoint stays good."""
-    rows = config.batch // (fabric.world_size * config.accumulate)
+    rows = config.batch // parts
     tokens, targets = fabric.to_device(corpus.batch(config.seed, step, rows, config.context))
     torch.manual_seed(micro_batch_seed(config.seed, step, 0))  # all processes judge alike
-    with torch.no_grad(), fabric.autocast():
+    with torch.no_grad(), fabric.autocast(), gathered(objective):
         loss = float(objective(tokens, targets).loss)
     _require_finite({"loss": loss, "grad_norm": 0.0}, step + 1, run)
 
 
-def _require_same_circumstances(state: dict[str, Any], corpus: Corpus, fabric: Fabric) -> None:
-    """Refuse to resume on another text, or on a number of processes with other draws."""
+def _require_same_text(state: dict[str, Any], corpus: Corpus) -> None:
+    """Refuse to resume on another text."""
     if state["corpus"] != corpus.sha256:
         raise UsageError(
             f"data: the run began on a text of sha256 {state['corpus'][:12]}; "
             f"now it is {corpus.description}"
-        )
-    if state["processes"] != fabric.world_size:
-        raise UsageError(
-            f"option --resume: the run began on {state['processes']} processes, and here are "
-            f"{fabric.world_size}; use torchrun with as many as it began with"
         )

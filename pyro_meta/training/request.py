@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 from pyro_meta.errors import UsageError
 
-BESIDE_RESUME = ("steps", "trust", "debug")
+NUMBERS = ("steps", "devices")
+"""Options of a run that may change once it is begun."""
+BESIDE_RESUME = (*NUMBERS, "trust", "debug")
 """Options that may stand beside --resume."""
 
 
@@ -22,6 +24,8 @@ class Request:
     """The run to go on with."""
     steps: int | None = None
     """How far it is to go, if further than it was asked to."""
+    devices: int | None = None
+    """How many processes are to go on with it, if others than it began with."""
     begun_from: str | None = None
     """The run whose weights a new one begins with."""
     trusts: bool = False
@@ -69,28 +73,32 @@ def read_request(argv: Sequence[str]) -> Request:
             rest.append(word)
     trusts = named.get("trust") == "true"
     if "resume" not in named:
-        return Request(rest, None, None, named.get("from"), trusts, named.get("logger"))
+        return Request(
+            rest, begun_from=named.get("from"), trusts=trusts, logger=named.get("logger")
+        )
     if "from" in named:
         raise UsageError("option --from: it begins a new run, and --resume goes on with one")
-    return Request([], named["resume"], _steps(rest), None, trusts, named.get("logger"))
+    return Request(
+        resumed=named["resume"], trusts=trusts, logger=named.get("logger"), **_numbers(rest)
+    )
 
 
-def _steps(words: list[str]) -> int | None:
-    """The value of --steps, the one option of a run that may change once it is begun."""
-    steps: int | None = None
+def _numbers(words: list[str]) -> dict[str, int]:
+    """The values of --steps and --devices."""
+    found: dict[str, int] = {}
     words = list(words)
     while words:
         word = words.pop(0)
         name, has_value, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or name not in BESIDE_RESUME:
             raise UsageError(
-                f"option --resume: {word} given beside it; --steps, --logger, --trust and --debug "
-                "are allowed, and the rest is in the run's config.yaml"
+                f"option --resume: {word} given beside it; --steps, --devices, --logger, --trust "
+                "and --debug are allowed, and the rest is in the run's config.yaml"
             )
-        if not has_value and words and (name == "steps" or words[0] in ("true", "false")):
+        if not has_value and words and (name in NUMBERS or words[0] in ("true", "false")):
             value = words.pop(0)
-        if name == "steps":
+        if name in NUMBERS:
             if not value.isdecimal() or not int(value):
-                raise UsageError(f"option --steps: {value} given; a number from 1 is allowed")
-            steps = int(value)
-    return steps
+                raise UsageError(f"option --{name}: {value} given; a number from 1 is allowed")
+            found[name] = int(value)
+    return found

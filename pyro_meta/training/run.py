@@ -4,7 +4,8 @@
     vocabulary.json       how its text becomes tokens
     origin.json           whose weights it began with (--from), if anybody's
     metrics.jsonl         one line per step
-    checkpoint/step-N/    model.safetensors, optimiser.safetensors, state.json
+    checkpoint/step-N/    model.safetensors, optimiser.safetensors, state.json; or, of a network
+                          that processes share, folders of shards (see `checkpoint_files`)
     sequences.json        the loss of every validation sequence
     posterior.nc          draws of the routes, in ArviZ's groups
     SHA256SUMS            hashes of all of these but the checkpoint, for sha256sum -c
@@ -38,10 +39,11 @@ from pyro_meta.guides.spending import Spending
 from pyro_meta.models import LanguageModel
 from pyro_meta.terminal.trust import require_shipped
 from pyro_meta.training.checkpoint import Checkpoints, Parts
-from pyro_meta.training.checkpoint_files import WEIGHTS
+from pyro_meta.training.checkpoint_files import weights_sha256
 from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.metrics import Metrics
 from pyro_meta.training.options import flatten
+from pyro_meta.training.together import told_by_first
 
 SUMMARY_KEYS = (
     "val_nll_soft", "val_nll_hard", "cost_nominal_soft", "cost_nominal_hard", "cost_macs_hard",
@@ -62,7 +64,7 @@ class Origin:
     run: str
     step: int
     weights: str
-    """Hash of the model.safetensors that they were read from."""
+    """Hash of the model.safetensors, or of the shards, that they were read from."""
 
 
 class Run:
@@ -220,6 +222,18 @@ class Run:
         """
         self.checkpoints.save(parts, optimiser, {**state, "metrics": self._metrics.counted()})
 
+    def save_checkpoint_together(
+        self,
+        parts: Parts,
+        optimiser: torch.optim.Optimizer,
+        state: Mapping[str, Any],
+        gathers: bool,
+    ) -> None:
+        """`save_checkpoint` by all processes that share a model; see `Checkpoints`."""
+        counted = told_by_first(self._metrics.counted)
+        state = {**state, "metrics": counted}
+        self.checkpoints.save_together(parts, optimiser, state, gathers)
+
     def latest_checkpoint(self) -> Path | None:
         """Folder of the newest whole checkpoint."""
         return self.checkpoints.latest()
@@ -272,7 +286,7 @@ class Run:
     def require_same(self, state: Mapping[str, Any], config_yaml: str) -> None:
         """Raise `UsageError` if options or vocabulary were changed under a checkpoint's `state`.
 
-        More steps are allowed: such a run trains longer.
+        More steps are allowed, with which a run trains longer, and other processes.
         """
         if not isinstance(state.get("config"), str):
             raise UsageError(f"{self.latest_checkpoint()} is damaged: state.json has no 'config'")
@@ -285,6 +299,8 @@ class Run:
         for name in {**then, **now}:
             before, after = then.get(name, MISSING), now.get(name, MISSING)
             if name == "steps" and isinstance(after, int) and after >= state["step"]:
+                continue
+            if name == "devices" and isinstance(after, int):
                 continue
             if before != after:
                 raise UsageError(
@@ -382,8 +398,7 @@ class Run:
                 f"own are --data.tokens {self.folder / 'vocabulary.json'}"
             )
         state, anew = self.checkpoints.lend(model, guide)
-        weights = state["files"][WEIGHTS]["sha256"]
-        return Origin(str(self.folder.resolve()), state["step"], weights), anew
+        return Origin(str(self.folder.resolve()), state["step"], weights_sha256(state)), anew
 
 
 def require_new(folder: Path | None) -> None:

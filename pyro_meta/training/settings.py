@@ -233,6 +233,9 @@ class Settings:
     """Where to train; auto is a CUDA GPU where there is one, else the CPU."""
     devices: int = 1
     """Processes to train with, one device each."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several processes holds: the whole network (ddp), or a share of every layer
+    (fsdp), which it gathers when that layer runs, for a network too large for one device."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """Arithmetic: 32-true (single precision), bf16-mixed (faster on a GPU), or auto: bf16-mixed on
     CUDA, else 32-true. A pretrained model is then in bfloat16, by auto also on a processor that has
@@ -273,6 +276,11 @@ class Settings:
         if self.budget is None and self.tighten != Tightening():
             raise UsageError("tighten: it is given without budget, and does nothing; add --budget")
         self._require_pretrained()
+        if self.strategy == "fsdp" and self.optim.second_order:
+            raise UsageError(
+                "optim.second_order: true given, which needs gradients of gradients, and a share "
+                "of a layer has none; --strategy ddp is allowed"
+            )
         if self.optim.refit > self.steps:
             raise UsageError(
                 f"optim.refit: {self.optim.refit} given; at most steps = {self.steps}, of which "
