@@ -278,8 +278,8 @@ class Settings:
         self._require_pretrained()
         if self.strategy == "fsdp" and self.optim.second_order:
             raise UsageError(
-                "optim.second_order: true given, which needs gradients of gradients, and a share "
-                "of a layer has none; --strategy ddp is allowed"
+                "optim.second_order: true given, which goes backward within the forward pass, and "
+                "layers that are shared out cannot; --strategy ddp is allowed"
             )
         if self.optim.refit > self.steps:
             raise UsageError(
@@ -312,6 +312,11 @@ class Settings:
             if self.warm != WarmStart():
                 raise UsageError("warm: it is given, and does nothing without --pretrained")
             return
+        if self.strategy == "fsdp":
+            raise UsageError(
+                "strategy: fsdp given, and the network of --pretrained is not shared out: its "
+                "weights stay as they are, and take no gradients or moments; ddp is allowed"
+            )
         if self.optim.refit:
             raise UsageError(
                 f"optim.refit: {self.optim.refit} given, and the network of --pretrained is frozen "

@@ -24,7 +24,8 @@ START = 0.9  # of mu and beta
 class NesterovStep(nn.Module):
     """One half of a block: v' = LN_v(beta v + gamma force), x' = x + v'.
 
-    mu and beta lie in (0, 1) and start at .9, gamma > 0 starts at 1: three learned numbers.
+    mu and beta lie in (0, 1) and start at .9, gamma > 0 starts at 1: three learned numbers, each of
+    size [1], since what has no dimension cannot be shared out among processes (FSDP).
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ class NesterovStep(nn.Module):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        start = torch.logit(torch.tensor(START))
+        start = torch.logit(torch.tensor([START]))
         self.logit_mu = nn.Parameter(start.clone())
         self.logit_beta = nn.Parameter(start.clone())
         self.log_gamma = nn.Parameter(torch.zeros_like(start))
