@@ -42,7 +42,8 @@ STATE = {"seconds": 0.0, "corpus": "", "processes": 2}
 MEASURED = 1e-5  # RMS of a difference over that of what is right: sums in another order
 
 
-def build(prior: type[Prior], make: type[Guide], groups: int, has_gates: bool = False) -> Objective:
+def build(prior: type[Prior], make: type[Guide], groups: int, block: str = "residual") -> Objective:
+    """Of momentum blocks, tokens may skip layers, too."""
     torch.manual_seed(0)
     shape = Shape(vocabulary=13, context=24, width=16, layers=2, heads=2, window=5, groups=groups)
     network = Transformer(shape, ("full", "window", "linear"), block)
