@@ -19,7 +19,8 @@ from test_preemption import free_port
 from test_run import Killed, metrics, without_clock
 
 import pyro_meta
-from pyro_meta import ResidualBlock, Shape, Stream, UsageError
+from pyro_meta import ResidualBlock, Shape, UsageError
+from pyro_meta.network.blocks.base import Stream
 from pyro_meta.training.checkpoint_files import (
     WEIGHTS,
     is_ours,
