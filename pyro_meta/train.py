@@ -193,9 +193,8 @@ def _options(request: Request, say: Callable[[str], None]) -> "tuple[Run | None,
                 f"option --steps: {request.steps} given; {run.folder} has trained {done} steps, "
                 "and more are allowed"
             )
-        config, config_yaml = with_numbers(config, config_yaml, steps=request.steps)
-    if request.devices is not None:
-        config, config_yaml = with_numbers(config, config_yaml, devices=request.devices)
+    if request.steps is not None or request.devices is not None:
+        config, config_yaml = with_numbers(config, config_yaml, request.steps, request.devices)
     if config.steps > planned:
         say(
             f"steps: {config.steps}, and were {planned}: from step {done} on, schedules are those "

@@ -301,15 +301,19 @@ def _read(words: Sequence[str]) -> tuple[Config, str]:
     return config, dumps(options)
 
 
-def with_numbers(config: Config, config_yaml: str, **numbers: int) -> tuple[Config, str]:
-    """The same options, and their YAML, with another number of `steps`, say.
+def with_numbers(
+    config: Config, config_yaml: str, steps: int | None = None, devices: int | None = None
+) -> tuple[Config, str]:
+    """The same options, and their YAML, for another number of steps or devices.
 
     Raises
     ------
     UsageError
-        It does not fit the others.
+        A number does not fit the other options.
     """
-    return replace(config, **numbers), dumps(yaml.safe_load(config_yaml) | numbers)
+    numbers = {"steps": steps or config.steps, "devices": devices or config.devices}
+    options = yaml.safe_load(config_yaml) | numbers
+    return replace(config, steps=numbers["steps"], devices=numbers["devices"]), dumps(options)
 
 
 def train_words(config_yaml: str) -> list[str]:

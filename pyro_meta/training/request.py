@@ -78,8 +78,13 @@ def read_request(argv: Sequence[str]) -> Request:
         )
     if "from" in named:
         raise UsageError("option --from: it begins a new run, and --resume goes on with one")
+    numbers = _numbers(rest)
     return Request(
-        resumed=named["resume"], trusts=trusts, logger=named.get("logger"), **_numbers(rest)
+        resumed=named["resume"],
+        steps=numbers.get("steps"),
+        devices=numbers.get("devices"),
+        trusts=trusts,
+        logger=named.get("logger"),
     )
 
 

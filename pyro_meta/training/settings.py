@@ -377,7 +377,8 @@ def train_parser(options: type[Settings] = Settings) -> ArgumentParser:
     )
     parser.add_argument(
         "--resume", metavar="RUN",
-        help="Folder of a run to go on with, as it was begun; --steps N trains it longer.",
+        help="Folder of a run to go on with, as it was begun; --steps N trains it longer, --devices N "
+        "on other devices.",
     )  # fmt: skip
     parser.add_argument(
         "--from", metavar="RUN",

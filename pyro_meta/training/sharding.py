@@ -28,11 +28,11 @@ def shard(objective: Objective, mesh: DeviceMesh) -> Objective:
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     processes = mesh["data_parallel"]
     for index, block in enumerate(objective.model.network.layers):
-        own = fully_shard(block, mesh=processes)
-        register_fsdp_forward_method(own, "extend")
+        fully_shard(block, mesh=processes)
+        register_fsdp_forward_method(block, "extend")
         for name in FORWARD_FOLLOWS if index == 0 else FORWARD_FOLLOWS[1:]:
-            register_fsdp_forward_method(own, name)
-            _stay_gathered_after(own, name)
+            register_fsdp_forward_method(block, name)
+            _stay_gathered_after(cast(FSDPModule, block), name)
     fully_shard(objective, mesh=processes, reshard_after_forward=False)
     return objective
 
@@ -97,7 +97,7 @@ def gathered_by_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     found = {}
     for name, tensor in tensors.items():
-        gathered_one = whole(tensor)
+        one = whole(tensor)
         if is_first():
-            found[name] = gathered_one.cpu()
+            found[name] = one.cpu()
     return found

@@ -36,14 +36,14 @@ def told_by_first(act: Callable[[], T]) -> T:
     """
     if processes() == 1:
         return act()
-    found, refusal = None, ""
-    if is_first():
-        found, refusal, error = _tried(act)
+    found, refusal, error = _tried(act) if is_first() else (None, "", None)
     told: list[Any] = [(found, refusal)]
     dist.broadcast_object_list(told, src=0)
+    if error is not None:
+        raise error
     found, refusal = told[0]
     if refusal:
-        raise error if is_first() and error else UsageError(refusal)
+        raise UsageError(refusal)
     return cast(T, found)
 
 
