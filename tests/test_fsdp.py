@@ -105,6 +105,7 @@ def test_what_somebody_keeps_among_shards_is_never_removed(pair: Path, tmp_path:
     ("words", "said"),
     [
         (["--optim.second_order=true"], "optim.second_order: true given"),
+        (["--compile=true"], "compile: true given"),
         (["--block=test_fsdp.NumberBlock"], "parameter without dimensions, network.blocks.0.one"),
         (["--pretrained=gpt2"], "strategy: fsdp given"),
         (["--strategy=zero"], "strategy"),

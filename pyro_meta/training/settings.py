@@ -281,6 +281,11 @@ class Settings:
                 "optim.second_order: true given, which goes backward within the forward pass, and "
                 "layers that are shared out cannot; --strategy ddp is allowed"
             )
+        if self.strategy == "fsdp" and self.compile:
+            raise UsageError(
+                "compile: true given, and layers that are shared out are gathered as they run; "
+                "--strategy ddp is allowed"
+            )
         if self.optim.refit > self.steps:
             raise UsageError(
                 f"optim.refit: {self.optim.refit} given; at most steps = {self.steps}, of which "
@@ -377,8 +382,8 @@ def train_parser(options: type[Settings] = Settings) -> ArgumentParser:
     )
     parser.add_argument(
         "--resume", metavar="RUN",
-        help="Folder of a run to go on with, as it was begun; --steps N trains it longer, --devices N "
-        "on other devices.",
+        help="Folder of a run to go on with, as it was begun; --steps N trains it longer, and "
+        "--devices N with another number of processes.",
     )  # fmt: skip
     parser.add_argument(
         "--from", metavar="RUN",
