@@ -324,8 +324,10 @@ def _read_moments(stored: Stored, parts: Parts) -> dict[str, Tensor]:
     tensors = {}
     for key, size in stored.sizes().items():
         like = parameters.get(key.rpartition("/")[0])
-        is_like = like is not None and like.shape == size
-        tensors[key] = torch.zeros_like(like.detach()) if is_like else torch.zeros(size)
+        if like is not None and like.shape == size:
+            tensors[key] = torch.zeros_like(like.detach())
+        else:  # a number of steps; or it is not of these parameters, which is told where it is used
+            tensors[key] = torch.zeros(size)
     stored.read_into(tensors)
     return tensors
 

@@ -97,7 +97,7 @@ def train(
         model.network.compile_blocks()
     module = fabric.setup_module(objective)
     optimiser = make_optimiser(config.optim, objective)
-    fabric_optimiser = fabric.setup_optimizers(optimiser)
+    fabric_optimiser: Any = fabric.setup_optimizers(optimiser)
     if config_yaml is None:
         config_yaml = run.config_yaml()
     first, seconds, counted, begun = 0, 0.0, None, None

@@ -87,7 +87,7 @@ def gathered(objective: Objective) -> Iterator[None]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each process may hold a share; all ask for it together."""
-    return cast(Tensor, tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered_by_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

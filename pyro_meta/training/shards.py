@@ -14,13 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from pyro_meta.training.checkpoint_files import of_tensors
 
@@ -35,7 +39,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with _of_one_clause(OSError):
-        dcp.save(dict(tensors), storage_writer=writer)
+        save(dict(tensors), storage_writer=writer)
 
 
 class Stored:
@@ -81,7 +85,7 @@ class Stored:
         """
         with _of_one_clause(ValueError), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            dcp.load(dict(tensors), storage_reader=_reader(self._paths), no_dist=True)
+            load(dict(tensors), storage_reader=_reader(self._paths), no_dist=True)
 
     def _found(self) -> dict[str, TensorStorageMetadata]:
         described = _reader(self._paths).read_metadata().state_dict_metadata
