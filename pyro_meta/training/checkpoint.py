@@ -321,7 +321,7 @@ def _read_weights(stored: Stored, parts: Parts) -> None:
 def _read_moments(stored: Stored, parts: Parts) -> dict[str, Tensor]:
     """What each process has of the moments of parameters that are shared."""
     parameters = {name: parameter for parameter, name in _named_parameters(parts).items()}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for key, size in stored.sizes().items():
         like = parameters.get(key.rpartition("/")[0])
         if like is not None and like.shape == size:

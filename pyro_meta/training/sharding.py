@@ -86,7 +86,7 @@ def gathered(objective: Objective) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which each process may hold a share; all ask for it together."""
+    """A tensor of which a process may hold a share; all ask for it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
