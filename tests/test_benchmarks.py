@@ -88,7 +88,7 @@ def test_flex_attention_is_timed_beside_ways_that_give_the_same(
     assert all(one["largest_difference"].keys() == {"gathered", "masked", "flex"} for one in points)
     assert all(one["flex_over_gathered"] > 0 for one in points)
     monkeypatch.setattr(flex_cpu, "by_flex", flex_cpu.full)
-    with pytest.raises(SystemExit, match="flex: .* from the formula at 130 tokens"):
+    with pytest.raises(SystemExit, match=r"flex: .* from the formula at 130 tokens"):
         flex_cpu.main()
 
 

@@ -4,7 +4,7 @@ The model is called as ever, with its own cache, padding, beams. Each layer asks
 new tokens, and what every key-value head's tokens have chosen runs:
 
 * a text read at once, without padding, by the dispatch of hard routes;
-* one new token by the keys that its choice sees, views of the cache;
+* one new token by the keys that its choice sees;
 * all else, such as padded rows and training with dropout, by one call of attention with a mask in
   which every row of every head has its own reach: correct, and nothing saved.
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_meta.attention import Full, Window, is_choice
 from pyro_meta.attention.dispatch import folded, unfolded
 from pyro_meta.attention.mixing import mixed_attention
+from pyro_meta.attention.newest import attend_newest
 from pyro_meta.attention.ways import attend
 from pyro_meta.guides import Guide
 from pyro_meta.network.route import Raised
@@ -200,26 +201,23 @@ class Deployed:
         assert site.layer is not None
         mechanisms = network.mechanisms_of(site.layer)
         q, k, v = inputs_of(call)[:3]
+        B, H, _, d = q.shape
+        n, S = network.shape.groups, k.shape[2]
+        chosen = route.flatten().tolist()  # [B n], as the groups of each row follow each other
         near = network.window_index if call.near is not None else None
-        chosen = route[:, 0].tolist()  # [B][n]
-        if call.near is not None and all(one == near for row in chosen for one in row):
+        rows = [row for row, one in enumerate(chosen) if one != near]
+        if not rows:
+            assert call.near is not None
             return call.near
-        if len(same := {choice for row in chosen for choice in row}) == 1:
-            return mechanisms[same.pop()].decode(q, k, v).transpose(1, 2)
-        B, H = q.shape[:2]
-        n, G = network.shape.groups, k.shape[1]
-        out = q.new_empty(B, n, H // n, v.shape[-1])
-        for row, choices in enumerate(chosen):
-            for group, choice in enumerate(choices):
-                ours = slice(group * (H // n), (group + 1) * (H // n))
-                theirs = slice(group * (G // n), (group + 1) * (G // n))
-                one = slice(row, row + 1)
-                if call.near is not None and choice == near:
-                    out[row, group] = call.near[row, 0, ours]
-                    continue
-                attended = mechanisms[choice].decode(q[one, ours], k[one, theirs], v[one, theirs])
-                out[row, group] = attended[0, :, 0]
-        return out.view(B, 1, H, -1)
+        if len(rows) == chosen.count(chosen[0]) == B * n:
+            return mechanisms[chosen[0]].decode(q, k, v).transpose(1, 2)
+        q, k, v = (x.unflatten(1, (n, -1)).flatten(0, 1) for x in (q, k, v))
+        asked = [mechanisms[chosen[row]] for row in rows]
+        found = attend_newest(asked, q, k, v, rows, [S] * len(rows))  # [N, H / n, d]
+        if call.near is not None and len(rows) < B * n:
+            out = call.near.reshape(B * n, H // n, d).clone()
+            found = out.index_copy_(0, torch.tensor(rows, device=out.device), found.to(out))
+        return found.view(B, 1, H, d)
 
     def _masked(self, site: Site, call: Call, route: Tensor) -> Tensor:
         """By one call of attention for choices, in which every row has its own reach."""
