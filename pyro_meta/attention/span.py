@@ -22,6 +22,7 @@ class Span:
     def __init__(self, starts: Sequence[int], counts: Sequence[int], size: int) -> None:
         self.starts, self.counts, self.size = list(starts), list(counts), size
         self.ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        self.end = max(self.ends)  # length of the longest row
         self.is_first = not any(self.starts)  # nothing was read before
         self.is_aligned = min(self.starts) == max(self.starts)  # all rows are at one position
         self.is_full = min(self.counts) == size  # no padding
@@ -39,11 +40,6 @@ class Span:
             )
             self._folded = Span(starts, counts, self.size)  # the same for every layer
         return self._folded
-
-    @property
-    def end(self) -> int:
-        """Length of the longest row."""
-        return max(self.ends)
 
     def positions(self, device: torch.device) -> Tensor:
         """Positions of the new tokens, [S] if they are the same in all rows, else [B, S]."""

@@ -12,7 +12,6 @@ Shapes: B sequences, T new tokens, S keys, H query heads, G key-value heads, n g
 head width.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +22,7 @@ from pyro_meta.attention import Full, Window, is_choice
 from pyro_meta.attention.dispatch import folded, unfolded
 from pyro_meta.attention.mixing import mixed_attention
 from pyro_meta.attention.newest import attend_newest
+from pyro_meta.attention.ops.precision import without_autocast
 from pyro_meta.attention.ways import attend
 from pyro_meta.guides import Guide
 from pyro_meta.network.route import Raised
@@ -55,6 +55,7 @@ class Deployed:
         network = self.guide.model.network
         assert isinstance(network, PretrainedNetwork)
         self.network = network
+        self._mechanisms = [network.mechanisms_of(layer) for layer in range(network.shape.layers)]
         names = network.mechanism_names
         self._full = names.index("full") if "full" in names else None
 
@@ -94,8 +95,7 @@ class Deployed:
             places.reshape(B * T),
             lambda: self._asked_near(layer, call).reshape(1, B * T, -1),
         )
-        is_cast = torch.is_autocast_enabled(device.type)
-        with torch.autocast(device.type, enabled=False) if is_cast else nullcontext():
+        with without_autocast(device):
             if guide.is_mixture:
                 route = guide.routes(site.layer, features).mean
             else:
@@ -109,7 +109,7 @@ class Deployed:
 
     def _near(self, layer: int, call: Call) -> Tensor:
         network = self.network
-        window = network.mechanisms_of(layer)[network.window_index]
+        window = self._mechanisms[layer][network.window_index]
         T, S = call.query.shape[2], call.key.shape[2]
         if call.mask is None and not torch.compiler.is_compiling():
             if T == 1:
@@ -172,7 +172,7 @@ class Deployed:
         shape, inputs = network.shape, inputs_of(call)
         of_layer = route if shape.groups > 1 else route[:, :, 0]
         out = mixed_attention(
-            network.mechanisms_of(site.layer),
+            self._mechanisms[site.layer],
             network.gain.to(inputs.v),
             of_layer,
             inputs,
@@ -188,7 +188,7 @@ class Deployed:
         choice, inputs = folded(route if shape.groups > 1 else route[:, :, 0], inputs, shape.groups)
         B, T, H, d = near.shape
         out = near.view(B, T, shape.groups, -1).transpose(1, 2).flatten(0, 2)  # [B n T, D / n]
-        for index, mechanism in enumerate(network.mechanisms_of(site.layer)):
+        for index, mechanism in enumerate(self._mechanisms[site.layer]):
             own = (choice.flatten() == index).nonzero()[:, 0]
             if index != network.window_index and len(own):
                 rows = attend(mechanism, inputs.read_by(mechanism), own)
@@ -199,7 +199,7 @@ class Deployed:
         """One new token in each row: each group by what it has chosen, like ones at once."""
         network = self.network
         assert site.layer is not None
-        mechanisms = network.mechanisms_of(site.layer)
+        mechanisms = self._mechanisms[site.layer]
         q, k, v = inputs_of(call)[:3]
         B, H, _, d = q.shape
         n, S = network.shape.groups, k.shape[2]
@@ -224,7 +224,7 @@ class Deployed:
         network = self.network
         assert site.layer is not None
         seen = _seen(call)  # [B, 1, T, S]
-        reaches = [_reach(one, seen) for one in network.mechanisms_of(site.layer)]
+        reaches = [_reach(one, seen) for one in self._mechanisms[site.layer]]
         heads = call.query.shape[1] // network.shape.groups
         if is_choice(route):
             choice = route.transpose(1, 2)[..., None]  # [B, n, T, 1]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_meta.attention.ops.backend import uses_triton
-from pyro_meta.attention.ops.precision import at_least_float32
+from pyro_meta.attention.ops.precision import at_least_float32, without_autocast
 
 WINDOW_CHUNK = 64
 LINEAR_CHUNK = 64
@@ -141,7 +141,7 @@ def linear_attention_after(q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Ten
     """
     _, H, S, _ = q.shape
     G, dtype = k.shape[1], q.dtype
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q, k, v = map(at_least_float32, (q, k, v))
         if S == 1:
             phi_q = feature_map(q).view(-1, G, H // G, q.shape[-1])
@@ -161,7 +161,7 @@ def linear_state(k: Tensor, v: Tensor, is_token: Tensor | None = None) -> Tensor
 
     `is_token` [B, S] tells tokens from padding, which counts for nothing.
     """
-    with torch.autocast(k.device.type, enabled=False):
+    with without_autocast(k.device):
         k, v = at_least_float32(k), at_least_float32(v)
         value = F.pad(v, (0, 1), value=1.0)
         if is_token is not None:
