@@ -8,8 +8,11 @@ transformer, whose every layer asks its guide and then follows routes that look 
 converted model of transformers, along its guide. Beside each stands what a token takes with every
 token on full attention and nobody asked: of a converted model, the model as it was.
 
-`compiled` says what `torch.compile` could win: the calls of one decoded token that are none of
-PyTorch's operations, and how often a block is compiled anew as its cache grows.
+With `--compile`, and a C++ compiler, `compiled` says what `torch.compile` wins on a CPU. A cache
+grows with every token, so that what looks at it is left out. All else of a layer has one shape:
+what follows its attention, and what comes before the next one's. `tokens_to_pay` is how many tokens
+a process has to decode before the compiler is paid for; null: nothing is won. These are seconds:
+only on a machine that does nothing else.
 
 Shapes: L layers, B texts.
 """
@@ -20,20 +23,27 @@ import json
 import pstats
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_meta.attention.clock import interleaved, medians
+from pyro_meta.attention.rotary import rotation
 from pyro_meta.folders import write_whole
 from pyro_meta.guides import DirichletGuide, mean_route
 from pyro_meta.models import CostDirichlet, LanguageModel
+from pyro_meta.network.blocks import Block, Surroundings
+from pyro_meta.network.blocks.base import Stream
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer, chosen_by_all
+from pyro_meta.speed.scene import Scene
 from pyro_meta.terminal.machine import hardware, versions
 
 LAYERS, WIDTH, HEADS, KV_HEADS, WINDOW = 4, 128, 8, 4, 64
@@ -156,9 +166,58 @@ def of_converted(groups: int | str) -> dict[str, Count]:
     return {"routed": counted(decoding(routed)), "full": counted(decoding(plain))}
 
 
+def compiled() -> dict[str, Any]:
+    """What is won where a layer's work on one token is compiled, but for attention to the cache."""
+    torch.manual_seed(0)
+    scene = Scene(width=WIDTH, heads=HEADS, window=WINDOW, layers=LAYERS)
+    network = scene.network(512)[0].network
+    state, attended = torch.randn(2, 1, 1, WIDTH)
+
+    def work(block: Block, at: Surroundings) -> tuple[Tensor, ...]:
+        stream = block.advance(Stream(state), attended)
+        normed = block.look(stream)
+        inputs = block.attention._inputs(normed, at, None)
+        return stream.state, normed, inputs.q_rotated, inputs.k_rotated, inputs.v
+
+    def of_all(work: Callable[..., tuple[Tensor, ...]]) -> list[Tensor]:
+        return [x for block in network.layers for x in work(block, places[-1])]
+
+    places = [
+        Surroundings(*rotation(torch.tensor([position]), scene.head_width), None)
+        for position in (7, 300)
+    ]
+    counters.clear()
+    fast = torch.compile(work, fullgraph=True)
+    with torch.no_grad():
+        began = time.perf_counter()
+        try:
+            for at in places:
+                for block in network.layers:
+                    fast(block, at)
+        except Exception as error:  # whatever the compiler, or the one that it calls, raises
+            why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            print(f"nothing is compiled: {why}", file=sys.stderr)
+            return {"left_out": why}
+        seconds = time.perf_counter() - began
+        graphs = counters["stats"]["unique_graphs"]
+        gaps = [float((x - y).abs().max()) for x, y in zip(of_all(fast), of_all(work), strict=True)]
+        times = medians(
+            interleaved({"eager": lambda: of_all(work), "compiled": lambda: of_all(fast)}, 50)
+        )
+    saved = times["eager"] - times["compiled"]
+    return {
+        "compile_seconds": seconds,
+        "graphs": graphs,
+        "largest_difference": max(gaps),
+        "seconds_per_token": times,
+        "tokens_to_pay": seconds / saved if saved > 0 else None,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, help="Where the counts go; else they are printed.")
+    parser.add_argument("--compile", action="store_true", help="See what compiling wins, too.")
     asked = parser.parse_args()
     kinds = ("full", "window", "linear")
     found = {
@@ -185,6 +244,9 @@ def main() -> None:
     for name, ways in found.items():
         said = ", ".join(f"{way} {n.calls:.0f} / {n.operations:.0f}" for way, n in ways.items())
         print(f"{name}: calls / operations per layer and token: {said}", file=sys.stderr)
+    if asked.compile:
+        facts["compiled"] = compiled()
+        print(f"compiled: {facts['compiled']}", file=sys.stderr)
     text = json.dumps(facts, indent=1) + "\n"
     if asked.json is None:
         print(text, end="")

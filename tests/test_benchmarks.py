@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import calls_per_token
 import flex_cpu
 import pretrained_table
 import pytest
@@ -103,6 +104,21 @@ def test_without_a_compiler_the_other_ways_are_timed(
     assert found["left_out"] == {"flex": "RuntimeError: no C++ compiler"}
     assert found["points"][0]["ratio_to_full"].keys() == {"gathered", "masked"}
     assert "left out: RuntimeError: no C++ compiler\n" in capsys.readouterr().err
+
+
+# -- calls of a decoded token ------------------------------------------------------------------
+
+
+def test_functions_and_operations_of_a_decoded_token_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls_per_token, "LAYERS", 1)
+    found = calls_per_token.of_transformer(2, calls_per_token.KV_HEADS, ("full", "window"))
+    for count in found.values():
+        assert count.calls > count.operations > 10
+    assert found["routed"].calls > found["full"].calls + 10, "its guide is asked"
+    again = calls_per_token.of_transformer(2, calls_per_token.KV_HEADS, ("full", "window"))
+    assert again["full"].operations == found["full"].operations
 
 
 # -- bookkeeping -------------------------------------------------------------------------------

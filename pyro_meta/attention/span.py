@@ -64,6 +64,11 @@ class Span:
         return x[torch.arange(len(x), device=x.device)[:, None], place]
 
     @cached_property
+    def of_single_tokens(self) -> Tensor:
+        """Row and position of each new token where no row has more than one, [2, N]."""
+        return torch.tensor([self.rows, [self.starts[row] for row in self.rows]])
+
+    @cached_property
     def numbered(self) -> Tensor:
         """Row and place of each new token, [N, 2], in order."""
         if self.is_full:
@@ -86,6 +91,10 @@ class Growing:
         assert self.room is not None
         if span.is_aligned and span.is_full:
             self.room[:, :, span.starts[0] : span.end] = x
+            return
+        if span.size == 1:
+            row, place = span.of_single_tokens.to(x.device)
+            self.room[row, :, place] = x[row, :, 0].to(self.room.dtype)
             return
         for row in span.rows:
             self.room[row, :, span.starts[row] : span.ends[row]] = x[row, :, : span.counts[row]]
