@@ -6,7 +6,8 @@ reads all keys, `window` the last W and its sinks, `linear` its state, which is 
 asks for it. Memory is not saved: keys and values are those of an ordinary transformer.
 
 What each mechanism can do is decided when a cache is made. A single new token of a text asks the
-one that it chose, and no other.
+one that it chose, and no other; those of all rows that chose softmax attention share few calls
+(`pyro_meta.attention.newest`).
 
 A momentum that a mechanism carries flows through depth, of each token by itself. It is kept where a
 later token looks back at it, in place of values; and in a cache of its own what later kicks read.
@@ -211,7 +212,8 @@ class LayerCache:
         B, H, _, d = inputs.q.shape
         if span.is_full and chosen.count(chosen[0]) == B and chosen[0] != NO_TOKEN:
             return self._of_one(gain, chosen[0], inputs, span)
-        softmax, others = [], {}
+        softmax: list[int] = []
+        others: dict[int, list[int]] = {}
         for row in span.rows:
             index = chosen[row]
             self._require_choice(index)
@@ -220,22 +222,19 @@ class LayerCache:
             elif index != NO_TOKEN:
                 others.setdefault(index, []).append(row)
         parts = [self._of_softmax(softmax, chosen, inputs, span)] if softmax else []
-        own = list(softmax)
-        for index, rows in others.items():
-            numbers = rows if span.is_full else [span.rows.index(row) for row in rows]
+        for index, own in others.items():
+            numbers = own if span.is_full else [span.rows.index(row) for row in own]
             parts.append(self._rows(index, inputs, span, numbers))
-            own += rows
-        if not own:
+        served = sum(others.values(), softmax)
+        if not served:
             return inputs.v.new_zeros(B, 1, H * d)
         rows = (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
-        kinds = torch.tensor([chosen[row] for row in own], device=rows.device)
-        where = torch.tensor(own, device=rows.device)
+        kinds = torch.tensor([chosen[row] for row in served], device=rows.device)
+        where = torch.tensor(served, device=rows.device)
         rows = gained_by_kind(gain, rows, where, kinds, 1)
-        if len(own) < B:
-            return rows.new_zeros(B, H * d).index_copy_(0, where, rows)[:, None]
-        return (rows if own == span.rows else torch.empty_like(rows).index_copy_(0, where, rows))[
-            :, None
-        ]
+        if served != list(range(B)):
+            rows = rows.new_zeros(B, H * d).index_copy_(0, where, rows)
+        return rows[:, None]
 
     def _of_softmax(self, rows: list[int], chosen: list[int], inputs: Inputs, span: Span) -> Tensor:
         """What the newest tokens of `rows` see by full attention and windows, [N, H, d]."""

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_meta.attention.mechanisms import Full, Mechanism, Window
+from pyro_meta.attention.ops.dense import last_row_of_attention
 
 CALL_NUMBERS = 1 << 16  # numbers of keys and values that are read while a call begins
 CALL_NUMBERS_CUDA = 1 << 22  # both are rough estimates, not measured
@@ -155,7 +155,7 @@ def _gathered(
         seen = place < end if min(ends) < most else None
     head = torch.arange(k.shape[1], device=k.device)[:, None]
     where = row[:, None, None], head, place[:, None]
-    return _attended(q[row], k[where], v[where], seen)
+    return last_row_of_attention(q[row], k[where], v[where], seen)[:, :, 0]
 
 
 def _masked(
@@ -181,13 +181,5 @@ def _masked(
         seen = seen | (key < sinks)
     if min(ends) < T:
         seen = seen & (key < end)
-    out = _attended(q[begin:stop], k[begin:stop], v[begin:stop], seen)
+    out = last_row_of_attention(q[begin:stop], k[begin:stop], v[begin:stop], seen)[:, :, 0]
     return out if len(out) == len(rows) else out[[row - begin for row in rows]]
-
-
-def _attended(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-    """[N, H, d] of q [N, H, 1, d] to the keys that each sees, [N, T]."""
-    N, H, _, d = q.shape
-    own = q.reshape(N, k.shape[1], -1, d)  # [N, G, H / G, d]
-    mask = None if seen is None else seen[:, None, None]
-    return F.scaled_dot_product_attention(own, k, v, mask).reshape(N, H, d)

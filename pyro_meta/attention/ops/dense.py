@@ -28,8 +28,8 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of the newest token, which sees every key.
+def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Softmax attention of the newest token, which sees every key, or those that are `seen` [B, T].
 
     q [B, H, 1, d], k and v [B, G, T, d] -> [B, H, 1, d]. The query heads that share a key-value
     head are its rows, so that no key is copied. On a GPU without cuDNN, which plans anew for every
@@ -38,7 +38,8 @@ def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     B, H, _, d = q.shape
     rows = q.reshape(B, k.shape[1], -1, d)  # [B, G, H / G, d]
     with sdpa_kernel(WITHOUT_PLANS) if q.is_cuda else nullcontext():
-        return F.scaled_dot_product_attention(rows, k, v).reshape(B, H, 1, d)
+        mask = None if seen is None else seen[:, None, None]
+        return F.scaled_dot_product_attention(rows, k, v, mask).reshape(B, H, 1, d)
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int = 0) -> Tensor:
