@@ -144,15 +144,11 @@ def _gathered(
     most = _most(window, max(ends))
     row = torch.tensor(rows, device=k.device)
     key = torch.arange(most, device=k.device)
-    if min(ends) == max(ends):
-        past = ends[0] - most
-        key = key + past if not window.sinks else torch.where(key < window.sinks, key, key + past)
-        seen, place = None, key[None]
-    else:
-        end = torch.tensor(ends, device=k.device)[:, None]
-        past = (end - most).clamp(min=0)
-        place = torch.where(key < window.sinks, key, key + past)  # [N, M]
-        seen = place < end if min(ends) < most else None
+    end = torch.tensor(ends, device=k.device)[:, None]
+    place = key + (end - most).clamp(min=0)  # [N, M]
+    if window.sinks:
+        place = torch.where(key < window.sinks, key, place)
+    seen = place < end if min(ends) < most else None
     head = torch.arange(k.shape[1], device=k.device)[:, None]
     where = row[:, None, None], head, place[:, None]
     return last_row_of_attention(q[row], k[where], v[where], seen)[:, :, 0]
@@ -174,12 +170,12 @@ def _masked(
             facts[row - begin] = (end, end - mechanism.window, mechanism.sinks)
         else:
             facts[row - begin] = (end, 0, 0)
-    end, first, sinks = torch.tensor(facts, device=k.device).T[:, :, None]  # [n, 1] each
+    stops, first, sinks = torch.tensor(facts, device=k.device)[..., None].unbind(1)  # [n, 1] each
     key = torch.arange(T, device=k.device)
     seen = key >= first
     if any(fact[2] for fact in facts):
         seen = seen | (key < sinks)
     if min(ends) < T:
-        seen = seen & (key < end)
+        seen = seen & (key < stops)
     out = last_row_of_attention(q[begin:stop], k[begin:stop], v[begin:stop], seen)[:, :, 0]
     return out if len(out) == len(rows) else out[[row - begin for row in rows]]
