@@ -1,6 +1,6 @@
 """How much Python a decoded token takes: its function calls, and the operations of PyTorch.
 
-    python benchmarks/calls_per_token.py --json benchmarks/results/calls_per_token.json
+    python benchmarks/calls_per_token.py --json benchmarks/results/current/calls_per_token.json
 
 Counts, not seconds, so that they say the same on a busy machine: calls of functions, by cProfile
 (those of C among them), and operations that reach PyTorch's dispatcher, by layer and token. Of our
@@ -17,7 +17,6 @@ only on a machine that does nothing else.
 Shapes: L layers, B texts.
 """
 
-import argparse
 import cProfile
 import json
 import pstats
@@ -25,10 +24,10 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from scripts import Parser, a_file_to_write, run_script
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -215,8 +214,10 @@ def compiled() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="Where the counts go; else they are printed.")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--json", type=a_file_to_write, help="Where the counts go; else they are printed."
+    )
     parser.add_argument("--compile", action="store_true", help="See what compiling wins, too.")
     asked = parser.parse_args()
     kinds = ("full", "window", "linear")
@@ -255,4 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

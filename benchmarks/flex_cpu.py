@@ -1,6 +1,6 @@
 """Hard routes over {full, window} by the compiled `flex_attention` on a CPU, beside our ways.
 
-    python benchmarks/flex_cpu.py --threads 1 --json benchmarks/results/flex_cpu.json
+    python benchmarks/flex_cpu.py --threads 1 --json benchmarks/results/current/flex_cpu.json
 
 One layer's attention, inference only, from q, k and v to what its tokens get, by turns: our
 gathered and masked ways; `flex_attention` in one call, with queries sorted by mechanism and then by
@@ -16,7 +16,6 @@ CPU. Where there is no compiler the script says so in a line, and times the othe
 Shapes: B = 1 sequence, H heads, T tokens, d head width, D = H d, m places for queries.
 """
 
-import argparse
 import dataclasses
 import json
 import shlex
@@ -24,11 +23,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from scripts import Parser, a_file_to_write, run_script
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -187,8 +186,10 @@ def _choice(scene: Scene, length: int, share: float) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="Where the figures go; else they are printed.")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--json", type=a_file_to_write, help="Where the figures go; else they are printed."
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -210,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
