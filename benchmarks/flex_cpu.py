@@ -27,7 +27,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from scripts import Parser, a_file_to_write, run_script
+from scripts import Parser, a_count, a_file_to_write, run_script
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -190,9 +190,9 @@ def main() -> None:
     parser.add_argument(
         "--json", type=a_file_to_write, help="Where the figures go; else they are printed."
     )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--threads", type=a_count, default=1)
+    parser.add_argument("--lengths", type=a_count, nargs="+", default=LENGTHS)
+    parser.add_argument("--rounds", type=a_count, default=ROUNDS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     scene = Scene()
