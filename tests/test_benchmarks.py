@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import calls_per_token
+import flex_cpu
 import pretrained_table
 import pytest
 import svi
@@ -16,7 +18,9 @@ from bookkeeping import bookkeeping, recorded_arithmetic
 from conftest import build, text
 from targets import Target, slowest, speed_up
 from test_bench import SHARES, TINY
+from test_dispatch import EAGER_FLEX
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from pyro_meta import bench
 from pyro_meta.attention import backend, routed_attention
@@ -62,6 +66,59 @@ def test_attention_alone_gives_what_the_routed_one_gives(precision: str) -> None
     assert kernels["full"] == kernels["window"] == {"scaled_dot_product_attention"}
     assert "matmul" in kernels["linear"] and "scaled_dot_product_attention" not in kernels["linear"]
     assert kernels[routed(0.1)] >= kernels["linear"] | kernels["full"]
+
+
+# -- flex_attention on a CPU -------------------------------------------------------------------
+
+
+@EAGER_FLEX
+def test_flex_attention_is_timed_beside_ways_that_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At lengths that no block divides; the compiler is left out, which takes long."""
+    monkeypatch.setattr(flex_cpu, "_flex", lambda: flex_attention)
+    monkeypatch.setattr(flex_cpu, "SAMPLE", 500)
+    target = tmp_path / "flex.json"
+    words = ["flex_cpu.py", "--json", str(target), "--lengths", "130", "500", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    flex_cpu.main()
+    points = json.loads(target.read_text())["points"]
+    assert [(one["length"], one["share_of_full"]) for one in points] == [
+        (length, share) for length in (130, 500) for share in flex_cpu.SHARES
+    ]
+    assert all(one["largest_difference"].keys() == {"gathered", "masked", "flex"} for one in points)
+    assert all(one["flex_over_gathered"] > 0 for one in points)
+    monkeypatch.setattr(flex_cpu, "by_flex", flex_cpu.full)
+    with pytest.raises(SystemExit, match=r"flex: .* from the formula at 130 tokens"):
+        flex_cpu.main()
+
+
+def test_without_a_compiler_the_other_ways_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> Tensor:
+        raise RuntimeError("no C++ compiler\nand more lines")
+
+    monkeypatch.setattr(flex_cpu, "by_flex", fails)
+    found = flex_cpu.measured(TINY, [64], [0.5], 1)
+    assert found["left_out"] == {"flex": "RuntimeError: no C++ compiler"}
+    assert found["points"][0]["ratio_to_full"].keys() == {"gathered", "masked"}
+    assert "left out: RuntimeError: no C++ compiler\n" in capsys.readouterr().err
+
+
+# -- calls of a decoded token ------------------------------------------------------------------
+
+
+def test_functions_and_operations_of_a_decoded_token_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls_per_token, "LAYERS", 1)
+    found = calls_per_token.of_transformer(2, calls_per_token.KV_HEADS, ("full", "window"))
+    for count in found.values():
+        assert count.calls > count.operations > 10
+    assert found["routed"].calls > found["full"].calls + 10, "its guide is asked"
+    again = calls_per_token.of_transformer(2, calls_per_token.KV_HEADS, ("full", "window"))
+    assert again["full"].operations == found["full"].operations
 
 
 # -- bookkeeping -------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ reads all keys, `window` the last W and its sinks, `linear` its state, which is 
 asks for it. Memory is not saved: keys and values are those of an ordinary transformer.
 
 What each mechanism can do is decided when a cache is made. A single new token of a text asks the
-one that it chose, and no other.
+one that it chose, and no other; those of all rows that chose softmax attention share few calls
+(`pyro_meta.attention.newest`).
 
 A momentum that a mechanism carries flows through depth, of each token by itself. It is kept where a
 later token looks back at it, in place of values; and in a cache of its own what later kicks read.
@@ -30,12 +31,14 @@ from pyro_meta.attention.dispatch import (
     NO_TOKEN,
     folded,
     gained,
+    gained_by_kind,
     is_choice,
     routed_attention,
     unfolded,
 )
 from pyro_meta.attention.inputs import Inputs, names_read_by
 from pyro_meta.attention.mechanisms import Mechanism, carries, decodes, recurs, remembers, serves
+from pyro_meta.attention.newest import attend_newest, is_softmax
 from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.attention.running_state import RunningState
@@ -77,6 +80,7 @@ class LayerCache:
         }
         self._decodes = [decodes(one) for one in mechanisms]
         self._serves = [serves(one) for one in mechanisms]
+        self._softmax = {index for index, one in enumerate(mechanisms) if is_softmax(one)}
 
     def extend(
         self,
@@ -182,8 +186,8 @@ class LayerCache:
         """Every token attends by the mechanism that it chose, and by no other."""
         B, H, S, d = inputs.q.shape
         chosen = choice.tolist()
-        if S == 1 and span.is_full and chosen.count(chosen[0]) == B and chosen[0][0] >= 0:
-            return self._of_one(gain, chosen[0][0], inputs, span)
+        if S == 1:
+            return self._of_newest(gain, [row[0] for row in chosen], inputs, span)
         owned: list[list[int]] = [[] for _ in self.mechanisms]
         tokens = [(row, place) for row in span.rows for place in range(span.counts[row])]
         for number, (row, place) in enumerate(tokens):
@@ -202,6 +206,41 @@ class LayerCache:
                 numbers = torch.tensor(where, device=rows.device)
                 out[where] = gained(gain[index], rows, numbers, S).to(dtype)
         return out.view(B, S, H * d)
+
+    def _of_newest(self, gain: Tensor, chosen: list[int], inputs: Inputs, span: Span) -> Tensor:
+        """One new token in each row, [B, 1, D]; rows that chose alike are run together."""
+        B, H, _, d = inputs.q.shape
+        if span.is_full and chosen.count(chosen[0]) == B and chosen[0] != NO_TOKEN:
+            return self._of_one(gain, chosen[0], inputs, span)
+        softmax: list[int] = []
+        others: dict[int, list[int]] = {}
+        for row in span.rows:
+            index = chosen[row]
+            self._require_choice(index)
+            if index in self._softmax:
+                softmax.append(row)
+            elif index != NO_TOKEN:
+                others.setdefault(index, []).append(row)
+        parts = [self._of_softmax(softmax, chosen, inputs, span)] if softmax else []
+        for index, own in others.items():
+            numbers = own if span.is_full else [span.rows.index(row) for row in own]
+            parts.append(self._rows(index, inputs, span, numbers))
+        served = sum(others.values(), softmax)
+        if not served:
+            return inputs.v.new_zeros(B, 1, H * d)
+        rows = (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
+        kinds = torch.tensor([chosen[row] for row in served], device=rows.device)
+        where = torch.tensor(served, device=rows.device)
+        rows = gained_by_kind(gain, rows, where, kinds, 1)
+        if served != list(range(B)):
+            rows = rows.new_zeros(B, H * d).index_copy_(0, where, rows)
+        return rows[:, None]
+
+    def _of_softmax(self, rows: list[int], chosen: list[int], inputs: Inputs, span: Span) -> Tensor:
+        """What the newest tokens of `rows` see by full attention and windows, [N, H, d]."""
+        q, k, v, *_ = self._seen_by(chosen[rows[0]], inputs, span.end)
+        mechanisms = [self.mechanisms[chosen[row]] for row in rows]
+        return attend_newest(mechanisms, q, k, v, rows, [span.ends[row] for row in rows])
 
     def _of_one(self, gain: Tensor, index: int, inputs: Inputs, span: Span) -> Tensor:
         """What every token attends to, [B, S, D], where all are real and chose one mechanism."""
@@ -272,6 +311,9 @@ class LayerCache:
         if own is None and span.is_aligned and span.is_full:
             return mechanism.decode(q, k, v)[:, :, 0]
         rows = span.rows if own is None else [span.rows[number] for number in own]
+        if index in self._softmax:
+            ends = [span.ends[row] for row in rows]
+            return attend_newest([mechanism] * len(rows), q, k, v, rows, ends)
         parts = []
         for row in rows:  # one by one: to gather rows is to copy all their keys
             one, end = slice(row, row + 1), span.ends[row]

@@ -3,6 +3,7 @@
 Shapes: B sequences, T tokens, H query heads, G key-value heads, d head width.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -21,8 +22,13 @@ class Names(NamedTuple):
 
 def names_read_by(mechanism: Mechanism) -> Names:
     """Rotated or not, and momenta in place of values if `mechanism` carries one."""
-    suffix = "_rotated" if mechanism.rotary else ""
-    return Names(f"q{suffix}", f"k{suffix}", "momentum" if carries(mechanism) else "v")
+    return _names(mechanism.rotary, carries(mechanism))
+
+
+@cache
+def _names(is_rotated: bool, is_carrying: bool) -> Names:
+    suffix = "_rotated" if is_rotated else ""
+    return Names(f"q{suffix}", f"k{suffix}", "momentum" if is_carrying else "v")
 
 
 class Inputs(NamedTuple):

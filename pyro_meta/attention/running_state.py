@@ -25,6 +25,16 @@ class _Piece(NamedTuple):
     is_token: Tensor | None
 
 
+class _Text(NamedTuple):
+    """What is known of a text."""
+
+    state: Tensor | None
+    """That of all tokens but those that wait, [B, ...]; None where there are no others."""
+    waiting: list[_Piece]
+    count: int
+    """Tokens of a row that wait."""
+
+
 class RunningState:
     """What a mechanism that defines `state_of` and `resume` knows of the texts in B rows.
 
@@ -33,30 +43,28 @@ class RunningState:
 
     def __init__(self, mechanism: Mechanism) -> None:
         self.mechanism = mechanism
-        # the state of all tokens but those that wait, and those: changed both at once
-        self._read: tuple[Tensor | None, list[_Piece]] = None, []
-        self._staged: tuple[Tensor | None, list[_Piece]] = self._read
+        self._read = self._staged = _Text(None, [], 0)
         self._unread: Tensor | None = None  # that of a row without text, [1, ...]
 
     def now(self) -> Tensor | None:
         """The state of the text so far, [B, ...]; None before any text."""
-        state, waiting = self._read
+        state, waiting, _ = self._read
         if waiting:
             state = self._with(waiting)
-            self._read = self._staged = state, []
+            self._read = self._staged = _Text(state, [], 0)
         return state
 
     def take(self, k: Tensor, v: Tensor, is_token: Tensor | None) -> None:
         """Take in the new tokens, [B, G, S, d]."""
-        state, waiting = self._read
-        waiting = [*waiting, _Piece(k, v, is_token)]
+        state, waiting, count = self._read
+        waiting, count = [*waiting, _Piece(k, v, is_token)], count + k.shape[2]
         if self._unread is None:
             none = torch.zeros(1, 1, dtype=torch.bool, device=v.device)
             self._unread = self.mechanism.state_of(k[:1, :, :1], v[:1, :, :1], None, none)
-        if sum(piece.k.shape[2] for piece in waiting) > MOST_WAITING:
-            self._staged = self._with(waiting), []
+        if count > MOST_WAITING:
+            self._staged = _Text(self._with(waiting), [], 0)
         else:
-            self._staged = state, waiting
+            self._staged = _Text(state, waiting, count)
 
     def commit(self) -> None:
         """What was taken in last belongs to the text from now on."""
@@ -71,7 +79,7 @@ class RunningState:
         if ours is None:
             ours = unread.expand(count, *unread.shape[1:]).clone()
         ours[rows] = unread if theirs is None else theirs
-        self._read = self._staged = ours, []
+        self._read = self._staged = _Text(ours, [], 0)
         self._unread = unread
 
     def _with(self, pieces: list[_Piece]) -> Tensor:
@@ -82,7 +90,7 @@ class RunningState:
             k = torch.cat([piece.k for piece in pieces], 2)
             v = torch.cat([piece.v for piece in pieces], 2)
             is_token = _joined(pieces)
-        return self.mechanism.state_of(k, v, self._read[0], is_token)
+        return self.mechanism.state_of(k, v, self._read.state, is_token)
 
 
 def _joined(pieces: list[_Piece]) -> Tensor | None:

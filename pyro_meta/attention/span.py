@@ -22,6 +22,7 @@ class Span:
     def __init__(self, starts: Sequence[int], counts: Sequence[int], size: int) -> None:
         self.starts, self.counts, self.size = list(starts), list(counts), size
         self.ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        self.end = max(self.ends)  # length of the longest row
         self.is_first = not any(self.starts)  # nothing was read before
         self.is_aligned = min(self.starts) == max(self.starts)  # all rows are at one position
         self.is_full = min(self.counts) == size  # no padding
@@ -39,11 +40,6 @@ class Span:
             )
             self._folded = Span(starts, counts, self.size)  # the same for every layer
         return self._folded
-
-    @property
-    def end(self) -> int:
-        """Length of the longest row."""
-        return max(self.ends)
 
     def positions(self, device: torch.device) -> Tensor:
         """Positions of the new tokens, [S] if they are the same in all rows, else [B, S]."""
@@ -68,6 +64,11 @@ class Span:
         return x[torch.arange(len(x), device=x.device)[:, None], place]
 
     @cached_property
+    def of_single_tokens(self) -> Tensor:
+        """Row and position of each new token where no row has more than one, [2, N]."""
+        return torch.tensor([self.rows, [self.starts[row] for row in self.rows]])
+
+    @cached_property
     def numbered(self) -> Tensor:
         """Row and place of each new token, [N, 2], in order."""
         if self.is_full:
@@ -90,6 +91,10 @@ class Growing:
         assert self.room is not None
         if span.is_aligned and span.is_full:
             self.room[:, :, span.starts[0] : span.end] = x
+            return
+        if span.size == 1:
+            row, place = span.of_single_tokens.to(x.device)
+            self.room[row, :, place] = x[row, :, 0].to(self.room.dtype)
             return
         for row in span.rows:
             self.room[row, :, span.starts[row] : span.ends[row]] = x[row, :, : span.counts[row]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import Cache, Span, is_choice
-from pyro_meta.attention.ops.precision import at_least_float32
+from pyro_meta.attention.ops.precision import at_least_float32, without_autocast
 from pyro_meta.network.route import Decision, Features, Route
 
 
@@ -26,7 +26,7 @@ def require_call(tokens: Tensor, cache: Cache | None, lengths: Sequence[int] | N
 def asked(route: Route, layer: int, features: Features, of_groups: tuple[int, ...]) -> Decision:
     """What `route` decides, checked."""
     tokens, state, normed, positions, near = features
-    with torch.autocast(tokens.device.type, enabled=False):
+    with without_autocast(tokens.device):
         wide = Features(tokens, at_least_float32(state), at_least_float32(normed), positions, near)
         decision = route(layer, wide)
     if not isinstance(decision, Decision):

@@ -107,6 +107,9 @@ class Transformer(nn.Module):
             self.register_buffer("is_separator", is_separator)
 
     def _surroundings(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> Surroundings:
+        # as wide as `rotate` computes, once for all layers
+        wide = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+        cos, sin = cos.to(wide), sin.to(wide)
         is_asked = self._reads_separators
         is_separator = self.is_separator[tokens][:, None, :, None] if is_asked else None
         return Surroundings(cos, sin, is_separator)

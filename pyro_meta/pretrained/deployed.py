@@ -4,7 +4,7 @@ The model is called as ever, with its own cache, padding, beams. Each layer asks
 new tokens, and what every key-value head's tokens have chosen runs:
 
 * a text read at once, without padding, by the dispatch of hard routes;
-* one new token by the keys that its choice sees, views of the cache;
+* one new token by the keys that its choice sees;
 * all else, such as padded rows and training with dropout, by one call of attention with a mask in
   which every row of every head has its own reach: correct, and nothing saved.
 
@@ -12,7 +12,6 @@ Shapes: B sequences, T new tokens, S keys, H query heads, G key-value heads, n g
 head width.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,8 @@ from torch import Tensor
 from pyro_meta.attention import Full, Window, is_choice
 from pyro_meta.attention.dispatch import folded, unfolded
 from pyro_meta.attention.mixing import mixed_attention
+from pyro_meta.attention.newest import attend_newest
+from pyro_meta.attention.ops.precision import without_autocast
 from pyro_meta.attention.ways import attend
 from pyro_meta.guides import Guide
 from pyro_meta.network.route import Raised
@@ -54,6 +55,7 @@ class Deployed:
         network = self.guide.model.network
         assert isinstance(network, PretrainedNetwork)
         self.network = network
+        self._mechanisms = [network.mechanisms_of(layer) for layer in range(network.shape.layers)]
         names = network.mechanism_names
         self._full = names.index("full") if "full" in names else None
 
@@ -93,8 +95,7 @@ class Deployed:
             places.reshape(B * T),
             lambda: self._asked_near(layer, call).reshape(1, B * T, -1),
         )
-        is_cast = torch.is_autocast_enabled(device.type)
-        with torch.autocast(device.type, enabled=False) if is_cast else nullcontext():
+        with without_autocast(device):
             if guide.is_mixture:
                 route = guide.routes(site.layer, features).mean
             else:
@@ -108,7 +109,7 @@ class Deployed:
 
     def _near(self, layer: int, call: Call) -> Tensor:
         network = self.network
-        window = network.mechanisms_of(layer)[network.window_index]
+        window = self._mechanisms[layer][network.window_index]
         T, S = call.query.shape[2], call.key.shape[2]
         if call.mask is None and not torch.compiler.is_compiling():
             if T == 1:
@@ -171,7 +172,7 @@ class Deployed:
         shape, inputs = network.shape, inputs_of(call)
         of_layer = route if shape.groups > 1 else route[:, :, 0]
         out = mixed_attention(
-            network.mechanisms_of(site.layer),
+            self._mechanisms[site.layer],
             network.gain.to(inputs.v),
             of_layer,
             inputs,
@@ -187,7 +188,7 @@ class Deployed:
         choice, inputs = folded(route if shape.groups > 1 else route[:, :, 0], inputs, shape.groups)
         B, T, H, d = near.shape
         out = near.view(B, T, shape.groups, -1).transpose(1, 2).flatten(0, 2)  # [B n T, D / n]
-        for index, mechanism in enumerate(network.mechanisms_of(site.layer)):
+        for index, mechanism in enumerate(self._mechanisms[site.layer]):
             own = (choice.flatten() == index).nonzero()[:, 0]
             if index != network.window_index and len(own):
                 rows = attend(mechanism, inputs.read_by(mechanism), own)
@@ -198,35 +199,32 @@ class Deployed:
         """One new token in each row: each group by what it has chosen, like ones at once."""
         network = self.network
         assert site.layer is not None
-        mechanisms = network.mechanisms_of(site.layer)
+        mechanisms = self._mechanisms[site.layer]
         q, k, v = inputs_of(call)[:3]
+        B, H, _, d = q.shape
+        n, S = network.shape.groups, k.shape[2]
+        chosen = route.flatten().tolist()  # [B n], as the groups of each row follow each other
         near = network.window_index if call.near is not None else None
-        chosen = route[:, 0].tolist()  # [B][n]
-        if call.near is not None and all(one == near for row in chosen for one in row):
+        rows = [row for row, one in enumerate(chosen) if one != near]
+        if not rows:
+            assert call.near is not None
             return call.near
-        if len(same := {choice for row in chosen for choice in row}) == 1:
-            return mechanisms[same.pop()].decode(q, k, v).transpose(1, 2)
-        B, H = q.shape[:2]
-        n, G = network.shape.groups, k.shape[1]
-        out = q.new_empty(B, n, H // n, v.shape[-1])
-        for row, choices in enumerate(chosen):
-            for group, choice in enumerate(choices):
-                ours = slice(group * (H // n), (group + 1) * (H // n))
-                theirs = slice(group * (G // n), (group + 1) * (G // n))
-                one = slice(row, row + 1)
-                if call.near is not None and choice == near:
-                    out[row, group] = call.near[row, 0, ours]
-                    continue
-                attended = mechanisms[choice].decode(q[one, ours], k[one, theirs], v[one, theirs])
-                out[row, group] = attended[0, :, 0]
-        return out.view(B, 1, H, -1)
+        if len(rows) == chosen.count(chosen[0]) == B * n:
+            return mechanisms[chosen[0]].decode(q, k, v).transpose(1, 2)
+        q, k, v = (x.unflatten(1, (n, -1)).flatten(0, 1) for x in (q, k, v))
+        asked = [mechanisms[chosen[row]] for row in rows]
+        found = attend_newest(asked, q, k, v, rows, [S] * len(rows))  # [N, H / n, d]
+        if call.near is not None and len(rows) < B * n:
+            out = call.near.reshape(B * n, H // n, d).clone()
+            found = out.index_copy_(0, torch.tensor(rows, device=out.device), found.to(out))
+        return found.view(B, 1, H, d)
 
     def _masked(self, site: Site, call: Call, route: Tensor) -> Tensor:
         """By one call of attention for choices, in which every row has its own reach."""
         network = self.network
         assert site.layer is not None
         seen = _seen(call)  # [B, 1, T, S]
-        reaches = [_reach(one, seen) for one in network.mechanisms_of(site.layer)]
+        reaches = [_reach(one, seen) for one in self._mechanisms[site.layer]]
         heads = call.query.shape[1] // network.shape.groups
         if is_choice(route):
             choice = route.transpose(1, 2)[..., None]  # [B, n, T, 1]

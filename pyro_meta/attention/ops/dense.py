@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_meta.attention.ops.backend import uses_triton
-from pyro_meta.attention.ops.precision import at_least_float32
+from pyro_meta.attention.ops.precision import at_least_float32, without_autocast
 
 WINDOW_CHUNK = 64
 LINEAR_CHUNK = 64
@@ -28,8 +28,8 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of the newest token, which sees every key.
+def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Softmax attention of the newest token, which sees every key, or those that are `seen` [B, T].
 
     q [B, H, 1, d], k and v [B, G, T, d] -> [B, H, 1, d]. The query heads that share a key-value
     head are its rows, so that no key is copied. On a GPU without cuDNN, which plans anew for every
@@ -38,7 +38,8 @@ def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     B, H, _, d = q.shape
     rows = q.reshape(B, k.shape[1], -1, d)  # [B, G, H / G, d]
     with sdpa_kernel(WITHOUT_PLANS) if q.is_cuda else nullcontext():
-        return F.scaled_dot_product_attention(rows, k, v).reshape(B, H, 1, d)
+        mask = None if seen is None else seen[:, None, None]
+        return F.scaled_dot_product_attention(rows, k, v, mask).reshape(B, H, 1, d)
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int = 0) -> Tensor:
@@ -141,7 +142,7 @@ def linear_attention_after(q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Ten
     """
     _, H, S, _ = q.shape
     G, dtype = k.shape[1], q.dtype
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q, k, v = map(at_least_float32, (q, k, v))
         if S == 1:
             phi_q = feature_map(q).view(-1, G, H // G, q.shape[-1])
@@ -161,7 +162,7 @@ def linear_state(k: Tensor, v: Tensor, is_token: Tensor | None = None) -> Tensor
 
     `is_token` [B, S] tells tokens from padding, which counts for nothing.
     """
-    with torch.autocast(k.device.type, enabled=False):
+    with without_autocast(k.device):
         k, v = at_least_float32(k), at_least_float32(v)
         value = F.pad(v, (0, 1), value=1.0)
         if is_token is not None:

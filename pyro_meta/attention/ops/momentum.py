@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention.ops.dense import LINEAR_CHUNK, in_chunks, states_by_chunk
-from pyro_meta.attention.ops.precision import at_least_float32
+from pyro_meta.attention.ops.precision import at_least_float32, without_autocast
 
 LOG_DAMPING, STEADY_DAMPING, FIRST_TIME = 3.0, 1e-4, 1.0
 """c_log (3 / t is Nesterov's), c_lin, and the time of the first layer."""
@@ -61,7 +61,7 @@ def mean_state(k: Tensor, v: Tensor, is_token: Tensor | None = None) -> Tensor:
     k and v [B, G, S, d]; `is_token` [B, S] tells tokens from padding, which counts for nothing.
     """
     B, G, S, d = v.shape
-    with torch.autocast(k.device.type, enabled=False):
+    with without_autocast(k.device):
         k, v = at_least_float32(k), at_least_float32(v)
         count = v.new_full((B,), S)
         if is_token is not None:
@@ -90,7 +90,7 @@ def mean_attention_after(q: Tensor, k: Tensor, v: Tensor, past: Tensor) -> Tenso
     """
     _, H, S, _ = q.shape
     G, dtype = k.shape[1], v.dtype
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q, k, v = map(at_least_float32, (q, k, v))
         moments, before = past[..., :-1, :], past[:, :1, -1, :1]  # [B, G, d, d], [B, 1, 1]
         seen = before + torch.arange(1, S + 1, device=q.device)  # [B, 1, S]

@@ -76,6 +76,10 @@ class Block(nn.Module):
         """The stream that leaves the layer, given what each token attended to, [.., D]."""
         raise NotImplementedError
 
+    def dropped(self, x: Tensor) -> Tensor:
+        """`dropout`, which is not called where it does nothing."""
+        return self.dropout(x) if self.training else x
+
     def advance_partly(self, stream: Stream, attended: Tensor, gate: Tensor) -> Stream:
         """`advance`, as far as `gate` [.., 1] from 0 (it skips the layer) to 1 says.
 

@@ -86,9 +86,9 @@ class MomentumBlock(Block):
         return self.attention_norm(self.attention_step.ahead(stream))
 
     def advance(self, stream: Stream, attended: Tensor) -> Stream:
-        stream = self.attention_step(stream, self.dropout(attended))
+        stream = self.attention_step(stream, self.dropped(attended))
         normed = self.mlp_norm(self.mlp_step.ahead(stream))
-        return self.mlp_step(stream, self.dropout(self.mlp(normed)))
+        return self.mlp_step(stream, self.dropped(self.mlp(normed)))
 
 
 class PlainMomentumBlock(MomentumBlock):

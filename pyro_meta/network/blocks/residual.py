@@ -16,8 +16,8 @@ class ResidualBlock(Block):
         return self.attention_norm(stream.state)
 
     def advance(self, stream: Stream, attended: Tensor) -> Stream:
-        state = stream.state + self.dropout(attended)
-        return Stream(state + self.dropout(self.mlp(self.mlp_norm(state))))
+        state = stream.state + self.dropped(attended)
+        return Stream(state + self.dropped(self.mlp(self.mlp_norm(state))))
 
     def advance_partly(self, stream: Stream, attended: Tensor, gate: Tensor) -> Stream:
         """Both branches by as much: x' = x + g Attn(LN(x)); x'' = x' + g MLP(LN(x')).
@@ -27,5 +27,5 @@ class ResidualBlock(Block):
         """
         if type(self).advance is not ResidualBlock.advance:
             return super().advance_partly(stream, attended, gate)
-        state = stream.state + gate * self.dropout(attended)
-        return Stream(state + gate * self.dropout(self.mlp(self.mlp_norm(state))))
+        state = stream.state + gate * self.dropped(attended)
+        return Stream(state + gate * self.dropped(self.mlp(self.mlp_norm(state))))
