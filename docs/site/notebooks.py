@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jinja2 import FileSystemLoader
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
@@ -30,7 +31,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Puts a page in the place of each notebook, its pictures and the notebook itself beside it."""
     KEPT.clear()
     exporter = MarkdownExporter(
-        template_file="notebook.md.j2", extra_template_basedirs=[str(HERE)]
+        template_file="notebook.md.j2", extra_loaders=[FileSystemLoader(HERE)]
     )
     for found in [file for file in files if file.src_uri.endswith(".ipynb")]:
         files.remove(found)
