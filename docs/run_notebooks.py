@@ -46,7 +46,6 @@ def run(path: Path, folder: Path) -> Any:
         kernel_name="python3",
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it speaks by itself, and to nobody
         timeout=SECONDS,
-        coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env=os.environ | here)
@@ -61,6 +60,8 @@ def cleaned(notebook: Any) -> Any:
     }
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if "text/html" in data:
@@ -70,10 +71,22 @@ def cleaned(notebook: Any) -> Any:
     return notebook
 
 
+def joined(outputs: list[Any]) -> list[Any]:
+    """With what was printed piece by piece in one piece, in the order of a terminal."""
+    found: list[Any] = []
+    for one in outputs:
+        last = found[-1] if found else None
+        if last and one.output_type == last.output_type == "stream" and one.name == last.name:
+            last.text += one.text
+        else:
+            found.append(one)
+    return found
+
+
 def kinds(notebook: Any) -> list[list[str]]:
     """What each cell gives, in kind."""
     return [
-        [f"{one.output_type} {one.get('name') or sorted(one.data)}" for one in cell.outputs]
+        sorted({f"{one.output_type} {one.get('name') or sorted(one.data)}" for one in cell.outputs})
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]

@@ -74,5 +74,5 @@ def on_page_content(html: str, **_: Any) -> str:
     """Puts the HTML of outputs into their places."""
     for mark, kept in KEPT.items():
         if mark in html:
-            html = html.replace(mark, f'<div class="output">{kept}</div>')
+            html = html.replace(mark, f'<div class="given">{kept}</div>')
     return html

@@ -22,11 +22,11 @@ def convert(
 ) -> PreTrainedModel:
     """Have a model route itself, by the posterior means of a guide, every token hard.
 
-    The model is changed in place and returned; `restore` undoes it, and `convert` with the same guide
-    does it again. It generates, is trained and
-    evaluated as ever, by whatever takes a model of transformers. The guide is not copied. To
-    compile the model into one graph (`fullgraph=True`), switch the checks of distributions off
-    first, by `pyro.enable_validation(False)`.
+    The model is changed in place and returned; `restore` undoes it, and `convert` with the same
+    guide does it again. It generates, is trained and evaluated as ever, by whatever takes a model
+    of transformers. The guide is not copied. To compile the model into one graph
+    (`fullgraph=True`), switch the checks of distributions off first, by
+    `pyro.enable_validation(False)`.
 
     Parameters
     ----------
