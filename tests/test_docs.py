@@ -116,9 +116,7 @@ def test_every_option_that_prose_names_is_there() -> None:
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in SITE if PYTHON.search(text_of(page))], ids=name
-)
+@pytest.mark.parametrize("page", [page for page in SITE if PYTHON.search(text_of(page))], ids=name)
 def test_python_on_a_page_is_python_and_imports_what_is_there(page: Path) -> None:
     for block in PYTHON.findall(text_of(page)):
         for node in ast.walk(ast.parse(textwrap.dedent(block))):
