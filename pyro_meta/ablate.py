@@ -178,7 +178,8 @@ def _run(study: Study, options: Namespace, out: Path, command: str) -> int:
     if options.dry_run:
         jobs = _jobs(groups) if shard is None else shard.of(_jobs(groups))
         _list(groups, jobs, shown)
-        _prepare(groups)
+        with busy(errors, "preparing the text") as tell:
+            _prepare(groups, tell)
         with busy(errors, "timing a few steps of every setting"):
             shown.print(f"{len(jobs)} runs, {_hours(jobs, out)}", soft_wrap=True)
         return 0
