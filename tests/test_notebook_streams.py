@@ -4,9 +4,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from processes import finish
 
+from pyro_meta import Passage, TextELBO
 from pyro_meta.study.job import Job
 from pyro_meta.study.live import watching
 from pyro_meta.terminal.consoles import busy, console
@@ -55,3 +57,16 @@ def test_a_notebook_without_widgets_is_not_warned_of_them(tmp_path: Path) -> Non
     done = finish([sys.executable, "-c", kernel], cwd=tmp_path)
     assert done.returncode == 0 and not done.stderr
     assert {"tqdm.autonotebook", "pyro"} <= set(json.loads(done.stdout))
+
+
+def test_what_a_cell_ends_with_is_said_in_few_words() -> None:
+    """Without every digit, and without arrays."""
+    elbo = TextELBO(-6.48402, -2.56513, 2.54939, 0.66287, 3.27181, 0.004, 0.01823, 15, 100)
+    said = repr(elbo).splitlines()
+    assert max(map(len, said)) <= 80
+    assert "15 tokens, 100 draws" in said[0]
+    for name, value in (("elbo", "-6.4840 ± 0.0182"), ("kl", "0.6629"), ("compute", "3.2718")):
+        assert any(name in line and value in line for line in said)
+    means = np.full((2, 500, 3), 1 / 3, np.float32)
+    passage = Passage(["a"] * 500, ["layer 0", "layer 1"], ["full", "window", "own"], means, means)
+    assert "500 tokens" in repr(passage) and len(repr(passage)) < 200
