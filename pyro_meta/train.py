@@ -17,7 +17,7 @@ from pyro_meta import checksums
 from pyro_meta.errors import UsageError
 from pyro_meta.own_classes import own_classes_named
 from pyro_meta.terminal.commands import INTERRUPTED, USAGE_ERROR, answer, run_command
-from pyro_meta.terminal.consoles import console
+from pyro_meta.terminal.consoles import busy, console
 from pyro_meta.terminal.launchers import is_first_process, place
 from pyro_meta.terminal.progress import over_training
 from pyro_meta.terminal.signals import Stopped, stoppable
@@ -107,8 +107,8 @@ def _train(request: Request, out: Console) -> int:
         require_new(config.out)
     progress_out = console(stderr=True, quiet=out.quiet)
     with (
-        progress_out.status("preparing the text") as status,
-        telling(lambda what: status.update(escape(what))),
+        busy(progress_out, "preparing the text") as tell,
+        telling(tell),
         own_classes_named(),
     ):
         corpus = sound_corpus(

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 from commands import run_here
+from notebooks import text_of
 
 import pyro_meta
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\(([^)\s]*)\)")
 PAGES = sorted(
-    page for glob in ("*.md", "docs/**/*.md", "benchmarks/**/*.md") for page in ROOT.glob(glob)
+    page
+    for glob in ("*.md", "docs/**/*.md", "docs/**/*.ipynb", "benchmarks/**/*.md")
+    for page in ROOT.glob(glob)
 )
 SITE = [page for page in PAGES if page.is_relative_to(ROOT / "docs") or page == ROOT / "README.md"]
 CODE = re.compile(r"^```.*?^```$|^<!--.*?-->$", re.DOTALL | re.MULTILINE)
@@ -32,14 +35,14 @@ def name(page: Path) -> str:
 
 def places(page: Path) -> set[str]:
     """Anchors of a page: its headings, as a forge and the site make them."""
-    headings = re.findall(r"^#+ (.*)$", CODE.sub("", page.read_text()), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", CODE.sub("", text_of(page)), re.MULTILINE)
     kept = (re.sub(r"[^\w\s-]", "", heading.lower()).strip() for heading in headings)
     return {re.sub(r"\s", "-", words) for words in kept}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_file_and_place_that_a_page_links_to_is_there(page: Path) -> None:
-    for link in LINK.findall(CODE.sub("", page.read_text())):
+    for link in LINK.findall(CODE.sub("", text_of(page))):
         path, _, place = link.partition("#")
         if "://" in link or link.startswith("mailto:"):
             continue
@@ -51,12 +54,12 @@ def test_every_file_and_place_that_a_page_links_to_is_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_page_waits_for_its_figures(page: Path) -> None:
-    assert "@@" not in page.read_text()
+    assert "@@" not in text_of(page)
 
 
 @pytest.mark.parametrize("page", SITE, ids=name)
 def test_numbers_have_leading_zeros(page: Path) -> None:
-    prose = CODE.sub("", page.read_text())
+    prose = CODE.sub("", text_of(page))
     assert not re.findall(r"(?<![\w.)\]])\.\d+", prose)
 
 
@@ -77,7 +80,7 @@ def arguments() -> frozenset[str]:
 
 @pytest.mark.parametrize("page", SITE, ids=name)
 def test_every_option_of_a_command_is_there(page: Path) -> None:
-    for command, words in COMMAND.findall(page.read_text()):
+    for command, words in COMMAND.findall(text_of(page)):
         if command in ("contracts", "analysis", "pretrained"):
             continue
         known = options(command) | (options("train") if command == "ablate" else frozenset())
@@ -98,7 +101,7 @@ def test_every_option_that_prose_names_is_there() -> None:
     own = {"help", "version", "constraint", "editable"}  # the first two of all, the others of pip
     missing = set()
     for page in SITE:
-        for option in re.findall(r"`[^`\n]*?--([a-z][\w.*]*)", CODE.sub("", page.read_text())):
+        for option in re.findall(r"`[^`\n]*?--([a-z][\w.*]*)", CODE.sub("", text_of(page))):
             group, _, last = option.partition(".")
             if last == "*":
                 assert group in groups, f"{page}: --{option}"
@@ -113,11 +116,9 @@ def test_every_option_that_prose_names_is_there() -> None:
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in SITE if PYTHON.search(page.read_text())], ids=name
-)
+@pytest.mark.parametrize("page", [page for page in SITE if PYTHON.search(text_of(page))], ids=name)
 def test_python_on_a_page_is_python_and_imports_what_is_there(page: Path) -> None:
-    for block in PYTHON.findall(page.read_text()):
+    for block in PYTHON.findall(text_of(page)):
         for node in ast.walk(ast.parse(textwrap.dedent(block))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pyro_meta"):
                 module = importlib.import_module(str(node.module))

@@ -1,5 +1,6 @@
 """Somebody's own classes: the page that shows how, and every mistake in them is one line."""
 
+import json
 import math
 import re
 import sys
@@ -45,15 +46,15 @@ from pyro_meta.training.run import Run
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not define serve")
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
+WRITTEN = "%%writefile "
 FILES = {
-    found[1]: found[0]
+    first.removeprefix(WRITTEN).removesuffix(".py"): rest
     for kind in ("prior", "guide", "mechanism")
-    for found in re.finditer(
-        r"```python\n# (\w+)\.py\n.*?```",
-        (TUTORIALS / f"own_{kind}.md").read_text(),
-        re.DOTALL,
-    )
+    for cell in json.loads((TUTORIALS / f"own_{kind}.ipynb").read_text())["cells"]
+    for first, _, rest in ["".join(cell["source"]).partition("\n")]
+    if first.startswith(WRITTEN)
 }
+"""What the pages write into files, by the names of the modules."""
 
 
 # -- the pages -----------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ FILES = {
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the files of the pages, from which Python imports."""
     for name, block in FILES.items():
-        (tmp_path / f"{name}.py").write_text(block.removeprefix("```python\n").removesuffix("```"))
+        (tmp_path / f"{name}.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for name in FILES:
@@ -71,13 +72,17 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_pages_have_a_whole_prior_guide_and_mechanism() -> None:
-    assert list(FILES) == ["my_prior_file", "my_guide_file", "my_mechanism_file"]
+    assert {"my_prior_file", "my_guide_file", "my_mechanism_file"} <= FILES.keys()
 
 
 @pytest.mark.usefixtures("page")
 @pytest.mark.parametrize(
-    "name", ["my_prior_file.MyPrior", "my_guide_file.MyGuide", "my_mechanism_file.MyMechanism"]
-)
+    "name",
+    [
+        "my_prior_file.MyPrior", "my_guide_file.MyGuide", "my_mechanism_file.MyMechanism",
+        "my_faster_file.MyFaster",
+    ],
+)  # fmt: skip
 def test_what_the_page_shows_keeps_the_whole_contract(name: str) -> None:
     assert broken(name) == {}
 

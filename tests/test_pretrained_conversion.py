@@ -65,6 +65,20 @@ def test_restored_models_are_what_they_were(name: str, before: str) -> None:
     assert not torch.equal(logits_of(again, tokens), plain)
 
 
+def test_a_guide_outlives_the_restoring_of_its_model() -> None:
+    """It is how the budget of a converted model is changed."""
+    made, tokens = MODELS["Llama"](), text()
+    routed = converted(made)
+    guide, wanted = deployed(routed).guide, logits_of(routed, tokens)
+    for _ in range(2):
+        restore(made)
+        assert torch.equal(logits_of(convert(made, guide), tokens), wanted)
+    restore(made)
+    guide.spending = None
+    refused(lambda: convert(made, guide, budget=0.3), "budget", "spending")
+    assert not traces(made), "as it was, where it is refused"
+
+
 def test_wrapping_again_after_a_model_was_restored() -> None:
     made, tokens = MODELS["Llama"](), text()
     first = wrapped(made)
@@ -228,7 +242,6 @@ def test_what_cannot_be_converted_is_refused() -> None:
     refused(lambda: convert(made, guide), "converted already", "restore it first")
     refused(lambda: save_routes(other, "nowhere"), "not converted", "convert")
     restore(made)
-    refused(lambda: convert(made, guide), "wrap it anew")
     for kind in (OfThePrefix, RandomGuide):
         prefix = guide_of(wrapped(made), kind)
         refused(lambda one=prefix: convert(made, one), kind.__name__, "own features")

@@ -1,9 +1,11 @@
 """The site builds strictly, and its pages ask for nothing outside themselves."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -17,6 +19,8 @@ UNLOADED = {"canonical", "next", "prev", "edit"}
 """Relations of a <link> that a browser does not fetch."""
 
 
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+TAG = re.compile(r"<[^>]*>")
 QUIET = {"NO_MKDOCS_2_WARNING": "1"}
 
 
@@ -87,6 +91,35 @@ def test_every_link_inside_leads_somewhere(site: dict[Path, Page]) -> None:
             assert target.exists(), f"{path.name}: {link}"
             if parts.fragment and target in site and parts.fragment != "__skip":
                 assert unquote(parts.fragment) in site[target].places, f"{path.name}: {link}"
+
+
+def test_a_notebook_is_a_page_with_its_outputs(site: dict[Path, Page]) -> None:
+    notebooks = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+    assert notebooks
+    for notebook in notebooks:
+        (path,) = (one for one in site if one.name == f"{notebook.stem}.html" and is_tutorial(one))
+        page, files = path.read_text(encoding="utf-8"), path.parent / f"{notebook.stem}_files"
+        assert (files / notebook.name).read_bytes() == notebook.read_bytes()
+        assert f"{files.name}/{notebook.name}" in site[path].links
+        pictures = 0
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", ()):
+                data = output.get("data", {})
+                if "text/html" in data:
+                    assert "".join(data["text/html"]) in page, "as the object gave it"
+                elif "image/png" in data:
+                    pictures += 1
+                    assert f'alt="{cell["metadata"]["alt"]}"' in page
+                else:
+                    said = "".join(output.get("text") or data["text/plain"])
+                    line = COLOUR.sub("", said).strip().splitlines()[0]
+                    assert line in unescape(TAG.sub("", page))
+        assert len(list(files.glob("*.png"))) == pictures
+        assert "data-output" not in page
+
+
+def is_tutorial(page: Path) -> bool:
+    return page.parent.name == "tutorials"
 
 
 def test_every_public_name_is_in_the_reference(site: dict[Path, Page]) -> None:

@@ -32,7 +32,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Gives a place to every file that a page links to, and to what those pages link to."""
     waiting = list(NAMED_BY_NAVIGATION)
     for page in files.documentation_pages():
-        text = Path(str(page.abs_src_path)).read_text(encoding="utf-8")
+        text = page.content_string
         waiting += outside(text, f"docs/{page.src_uri}")
     seen: set[str] = set()
     while waiting:

@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
     given = _Given(asked)
     # neither the settings of this package's tests nor those of the folder that we are in
     alone = ["-c", os.devnull, "--rootdir", os.curdir, "-p", "no:cacheprovider"]
+    alone += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # no plugin
     look = ["--no-header", "--verbose", "--tb=short"]
     return int(pytest.main([*alone, *look, str(one_clause.__file__), *rest], plugins=[given]))
 

@@ -18,9 +18,9 @@ from pyro_meta.guides import Guide
 from pyro_meta.inference.elbo import ELBOTerms, Objective
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextELBO:
-    """Estimates over draws, nats per token."""
+    """Estimates over draws, nats per token; a notebook shows them as a table of words."""
 
     elbo: float
     """At w = 1: a lower bound of the log evidence of the text, where compute has no price."""
@@ -39,6 +39,16 @@ class TextELBO:
     tokens: int
     """Tokens that are scored: all but the first."""
     draws: int
+
+    def __repr__(self) -> str:
+        return (
+            f"TextELBO, nats per token: {self.tokens} tokens, {self.draws} draws of their routes\n"
+            f"  elbo        {self.elbo:8.4f} ± {self.error:.4f}, at w = 1\n"
+            f"  as_trained  {self.as_trained:8.4f}, at w = {self.kl_weight:g}\n"
+            f"  nll         {self.nll:8.4f}\n"
+            f"  kl          {self.kl:8.4f}\n"
+            f"  compute     {self.compute:8.4f}"
+        )
 
 
 def elbo_of(guide: Guide, tokens: Tensor, targets: Tensor, draws: int) -> TextELBO:

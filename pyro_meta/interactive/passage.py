@@ -24,7 +24,7 @@ MOST_ROWS = 8
 """Layers and groups that a figure shows; the page has all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Passage:
     """What the tokens of a text run, layer by layer; R layers and groups, T tokens.
 
@@ -85,6 +85,12 @@ class Passage:
             mechanisms=list(zip(self.mechanisms, _paints(len(self.mechanisms)), strict=True)),
             rows=[self._row(row) for row in range(len(self.rows))],
             tint=TINT,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Passage: {len(self.pieces)} tokens, {', '.join(self.rows)}; of "
+            f"{', '.join(self.mechanisms)}; .figure() draws it"
         )
 
     def _repr_html_(self) -> str:

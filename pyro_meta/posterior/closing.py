@@ -24,6 +24,7 @@ from pyro_meta.inference.controllers import Controllers
 from pyro_meta.models import LanguageModel
 from pyro_meta.posterior.readout import Source, write_posterior
 from pyro_meta.terminal.checkout import commit
+from pyro_meta.terminal.consoles import busy
 from pyro_meta.terminal.machine import versions
 from pyro_meta.terminal.tables import closing_table
 from pyro_meta.training.config import Config
@@ -46,7 +47,7 @@ def close(
 ) -> None:
     """Evaluate the trained model, write its results and show them."""
     windows = corpus.windows(config.context, config.validation_tokens)
-    with out.status("evaluating"):
+    with busy(out, "evaluating"):
         losses = SequenceLosses()
         figures = evaluate(model, guide, windows, config.batch, losses)
         truth = corpus.truth(config.context, config.validation_tokens)
@@ -62,7 +63,7 @@ def close(
         T = config.context
         ends = sorted({1, 2, T // 4, T // 2, T - 1} - {0})
         gap = prefix_gap(model, guide, windows[0][:2].to(device), ends)
-    with out.status("timing hard routes"), as_trained(config.precision, device):
+    with busy(out, "timing hard routes"), as_trained(config.precision, device):
         executed = executed_figures(model, guide, windows, config.batch)
     summary: dict[str, Any] = figures | {
         "tokens_seen": outcome.tokens_seen,
@@ -92,7 +93,7 @@ def close(
         "windows": identity(windows),
     }
     run.write_sequences(circumstances | vars(losses))
-    with out.status("drawing from the posterior"):
+    with busy(out, "drawing from the posterior"):
         write_posterior(
             run.posterior_path, model, guide, windows, corpus.vocabulary, config.batch,
             config.seed, config.kl.weight, config.readout, Source.of(run, corpus),

@@ -12,7 +12,7 @@ from pyro_meta.errors import UsageError
 from pyro_meta.guides import Guide
 from pyro_meta.pretrained.checks import require_faithful
 from pyro_meta.pretrained.deployed import Deployed
-from pyro_meta.pretrained.hooking import drop_hooks, unhook
+from pyro_meta.pretrained.hooking import drop_hooks, hooked, unhook
 from pyro_meta.pretrained.interface import Routing, routing_of
 from pyro_meta.pretrained.network import PretrainedNetwork
 
@@ -22,10 +22,11 @@ def convert(
 ) -> PreTrainedModel:
     """Have a model route itself, by the posterior means of a guide, every token hard.
 
-    The model is changed in place and returned; `restore` undoes it. It generates, is trained and
-    evaluated as ever, by whatever takes a model of transformers. The guide is not copied. To
-    compile the model into one graph (`fullgraph=True`), switch the checks of distributions off
-    first, by `pyro.enable_validation(False)`.
+    The model is changed in place and returned; `restore` undoes it, and `convert` with the same
+    guide does it again. It generates, is trained and evaluated as ever, by whatever takes a model
+    of transformers. The guide is not copied. To compile the model into one graph
+    (`fullgraph=True`), switch the checks of distributions off first, by
+    `pyro.enable_validation(False)`.
 
     Parameters
     ----------
@@ -59,22 +60,24 @@ def convert(
     for one in network.mechanisms:
         if type(one) not in (Full, Window):
             raise UsageError(f"convert: {one.name} is routed; full and window can be converted")
-    routing = network.routing
-    if routing.passing is not None:
-        raise UsageError("convert: the model is converted already; restore it first")
-    price = guide.execution.price.clone()
-    if budget is not None:
-        move_to(guide, budget)
-    guide.eval()
-    passing = Deployed(guide)
-    seeing = hf_model.base_model.register_forward_pre_hook(SeeTokens(routing), with_kwargs=True)
-    if checks:
-        try:
-            require_faithful(hf_model, passing)
-        except BaseException:
-            seeing.remove()
-            guide.execution.price.copy_(price)
-            raise
+    with hooked(hf_model):  # again, where `restore` undid it
+        routing = network.routing
+        if routing.passing is not None:
+            raise UsageError("convert: the model is converted already; restore it first")
+        price = guide.execution.price.clone()
+        if budget is not None:
+            move_to(guide, budget)
+        guide.eval()
+        passing = Deployed(guide)
+        base = hf_model.base_model
+        seeing = base.register_forward_pre_hook(SeeTokens(routing), with_kwargs=True)
+        if checks:
+            try:
+                require_faithful(hf_model, passing)
+            except BaseException:
+                seeing.remove()
+                guide.execution.price.copy_(price)
+                raise
     routing.passing = passing
     hf_model.register_state_dict_pre_hook(say_that_routes_are_lost)
     return hf_model

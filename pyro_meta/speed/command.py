@@ -24,7 +24,7 @@ from pyro_meta.speed.mechanisms_by_length import bench_mechanisms
 from pyro_meta.speed.routed_by_share import LENGTHS, SHARES, bench_routed, steps_of
 from pyro_meta.speed.scene import Scene
 from pyro_meta.speed.timed_parts import PARTS
-from pyro_meta.terminal.consoles import console
+from pyro_meta.terminal.consoles import busy, console
 from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.terminal.progress import step_by_step
 from pyro_meta.terminal.tables import (
@@ -78,7 +78,7 @@ def bench(options: Namespace, defaults: Namespace, argv: list[str]) -> None:
     out, progress_out = console(), console(stderr=True)
     facts = measured_by(["python", "-m", "pyro_meta.bench", *argv])
     if options.what in ("all", "mechanisms"):
-        with progress_out.status("mechanisms"):
+        with busy(progress_out, "mechanisms"):
             lengths = options.lengths or MECHANISM_LENGTHS
             result = bench_mechanisms(lengths, options.repeats or REPEATS)
         _write(options.out / "mechanisms.json", facts, result, out)

@@ -32,7 +32,7 @@ from pyro_meta.study.held_out_tables import (
     table_of_losses,
     table_of_retrieval,
 )
-from pyro_meta.terminal.consoles import console
+from pyro_meta.terminal.consoles import busy, console
 from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.terminal.progress import step_by_step
 from pyro_meta.training.config import Config
@@ -79,7 +79,7 @@ def compare(options: Namespace, argv: list[str]) -> None:
         found |= {"losses": {}, "retrieval": {}}
         _keep(found, options.json)  # a place that cannot be written to is told at once
         for length, (windows, names) in texts.items():
-            with out.status(f"reading {len(names)} texts of {length} tokens"):
+            with busy(out, f"reading {len(names)} texts of {length} tokens"):
                 rows = _losses(runs, windows, options)
             found["losses"][str(length)] = {"texts": names, "rows": rows}
             out.print(table_of_losses(length, len(names), rows))

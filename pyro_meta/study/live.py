@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pyro_meta.study.job import Job, State
+from pyro_meta.terminal.consoles import is_live
 from pyro_meta.terminal.progress import bar
 
 ORDER = (State.RUNNING, State.FAILED, State.WAITING, State.FINISHED)
@@ -40,11 +41,11 @@ def watching(jobs: list[Job], console: Console) -> Iterator[Watch]:
         console.print(escape(line), soft_wrap=True, highlight=False)
 
     def tell(job: Job) -> None:
-        if not console.is_terminal:
+        if not is_live(console):
             done = sum(other.state in (State.FINISHED, State.FAILED) for other in jobs)
             say(f"{done}/{len(jobs)} {job.state}: {job.name}  {_outcome(job)}")
 
-    if not console.is_terminal:
+    if not is_live(console):
         yield Watch(lambda: None, tell, say)
         return
     whole = bar(console)

@@ -1,14 +1,40 @@
-"""Consoles that show what they are given: a name with brackets, colons or escapes is a name."""
+"""Consoles that show what they are given: a name with brackets, colons or escapes is a name.
+
+A notebook is no terminal, nor is a file: lines stay where they are written there, and nothing is
+drawn anew.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 
 JOINERS = "\u200c\u200d\u00ad"
 """Marks within words that have no shape of their own, and do no harm."""
 
 
 def console(stderr: bool = False, quiet: bool = False) -> Console:
-    """A console on standard output, or on standard error: `:smile:` stays what it is."""
-    return Console(stderr=stderr, quiet=quiet, emoji=False, highlight=False)
+    """A console on standard output, or on standard error: `:smile:` stays what it is.
+
+    A notebook gets lines of text, as a file does.
+    """
+    return Console(stderr=stderr, quiet=quiet, emoji=False, highlight=False, force_jupyter=False)
+
+
+def is_live(console: Console) -> bool:
+    """Whether lines can be drawn anew. FORCE_COLOR alone, which notebooks set, asks for colours."""
+    return console.is_terminal and console.file.isatty()
+
+
+@contextmanager
+def busy(console: Console, what: str) -> Iterator[Callable[[str], None]]:
+    """Say what is being done until it is, where that can be wiped away; gives what says more."""
+    if not is_live(console):
+        yield lambda more: None
+        return
+    with console.status(what) as status:
+        yield lambda more: status.update(escape(more))
 
 
 def printable(text: str) -> str:

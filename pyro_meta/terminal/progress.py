@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pyro_meta.terminal.consoles import printable
+from pyro_meta.terminal.consoles import is_live, printable
 
 Tell = Callable[[str], None]
 """Called with what comes next, before it is done."""
@@ -29,7 +29,7 @@ def bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
         console=console,
-        disable=not console.is_terminal,
+        disable=not is_live(console),
     )
 
 
@@ -44,7 +44,7 @@ def step_by_step(steps: int, console: Console, prints_lines: bool = False) -> It
 
         def tell(what: str) -> None:
             progress.update(task, advance=1, description=(shown := printable(what)))
-            if prints_lines and not console.is_terminal:
+            if prints_lines and not is_live(console):
                 console.print(shown, markup=False)
 
         yield tell
@@ -72,7 +72,7 @@ def over_training(steps: int, done: int, console: Console) -> Iterator[Watch]:
                     f"step {record['step']}: validation {record['val_nll_soft']:.4f} soft, "
                     f"{record['val_nll_hard']:.4f} hard, macs {record['cost_macs_hard']:.1%}"
                 )
-            elif not console.is_terminal and record["step"] % max(1, steps // 10) == 0:
+            elif not is_live(console) and record["step"] % max(1, steps // 10) == 0:
                 console.print(f"step {record['step']}/{steps}  {figures}")
 
         yield watch
