@@ -170,6 +170,7 @@ def compiled() -> dict[str, Any]:
     torch.manual_seed(0)
     scene = Scene(width=WIDTH, heads=HEADS, window=WINDOW, layers=LAYERS)
     network = scene.network(512)[0].network
+    assert isinstance(network, Transformer)
     state, attended = torch.randn(2, 1, 1, WIDTH)
 
     def work(block: Block, at: Surroundings) -> tuple[Tensor, ...]:

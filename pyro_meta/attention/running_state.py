@@ -31,7 +31,7 @@ class _Text(NamedTuple):
     state: Tensor | None
     """That of all tokens but those that wait, [B, ...]; None where there are no others."""
     waiting: list[_Piece]
-    count: int
+    tokens: int
     """Tokens of a row that wait."""
 
 
