@@ -107,16 +107,21 @@ def figures_of(rows: Rows, label: str) -> dict[str, Any]:
     }
 
 
-def fewer_macs(rows: Rows, label: str, reads_near: bool = True) -> dict[str, float]:
+ASKS = ("routes", "routes-trained-at-0.66", "prior-free")
+"""Rows whose tokens ask a router by groups of heads, which reads what the window has found."""
+
+
+def fewer_macs(rows: Rows, label: str) -> dict[str, float]:
     """By what share a token has fewer MACs than with full attention: of attention, and of all.
 
-    A guide that reads what the window has found runs the window for all tokens, also for those that
-    then attend fully.
+    Rows that ask a router pay for it, and run the window for all tokens, also for those that then
+    attend fully. The others know their choices beforehand.
     """
-    full, router = rows.macs["full_attention"], rows.macs["router"]
+    asks = label.partition(": ")[0] in ASKS and HARD in label
+    full, router = rows.macs["full_attention"], rows.macs["router"] * asks
     visits, window = rows.mean_visits(label), rows.mean_visits("window")
     is_full = (visits - window) / (1 - window)
-    run = visits + (is_full * window if reads_near else 0.0)
+    run = visits + is_full * window * asks
     before = rows.macs["dense"] + full
     after = rows.macs["dense"] + router + run * full
     return {"attention": 1 - run, "whole_model": 1 - after / before}
@@ -198,7 +203,7 @@ def summary(folder: Path, lengths: list[int], budgets: list[float]) -> dict[str,
             "fewer_macs": {
                 label: fewer_macs(rows, label)
                 for label in rows.losses
-                if rows.macs and label.startswith(f"{ROUTES}: {HARD}")
+                if rows.macs and "-by-layers" not in label
             },
             "routes_ahead_of": compared,
             "retrieval": retrieval(folder, length),

@@ -75,14 +75,35 @@ def study() -> str:
     return markdown(read("study.json")["1024"], BUDGETS).rstrip()
 
 
+def macs() -> str:
+    """What routes and split lose and save, by length."""
+    ways = {"routes": f"routes: {HARD}", "split by heads": f"static-split: {HARD}"}
+    rows = []
+    for length, one in read("study.json").items():
+        names = {
+            f"{words}, at {at:g}": f"{name}, at {at:g}"
+            for at in (0.08, *BUDGETS)
+            for words, name in ways.items()
+        } | {"window everywhere": "window"}
+        for words, name in names.items():
+            if name in one["rows"]:
+                row, fewer = one["rows"][name], one["fewer_macs"][name]
+                shares = [f"{fewer[part]:.1%}" for part in ("attention", "whole_model")]
+                rows.append([length, words, number(row["behind"]), *shares])
+    head = ["tokens", "", "behind full", "of attention saved", "of the whole model saved"]
+    return table(head, rows)
+
+
 def clock() -> str:
     """The routed model against the model as it was."""
     rows = []
     for point in read("converted.json")["points"]:
         fast = point["times_as_fast"]
         speeds = [times(fast[part]["routed"]) for part in ("prefill", "attention", "decoding")]
+        speeds.append(times(fast["decoding"]["all full"]))
         rows.append([str(point["length"]), number(point["visits"]), *speeds])
-    return table(["tokens", "key visits", "whole prefill", "attention alone", "decoding"], rows)
+    parts = ["whole prefill", "attention alone", "decoding", "decoding, every token full"]
+    return table(["tokens", "key visits", *parts], rows)
 
 
 KINDS = {"passkey": "pass key", "pairs": "pairs"}
@@ -145,5 +166,5 @@ TABLES = {
     "pretrained_ceiling": ceiling,
     "pretrained_next": next_full,
     "pretrained_make": make, "pretrained_longer": longer, "pretrained_study": study,
-    "pretrained_clock": clock, "pretrained_retrieval": retrieval,
+    "pretrained_clock": clock, "pretrained_retrieval": retrieval, "pretrained_macs": macs,
 }  # fmt: skip
