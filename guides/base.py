@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 
 from pyro_meta.attention.prices import require_prices
 from pyro_meta.distributions.by_group import for_each_group
+from pyro_meta.distributions.choice import require_family
 from pyro_meta.distributions.gates import open_gate
 from pyro_meta.distributions.hardening import GateExecution, RouteExecution
 from pyro_meta.errors import UsageError
@@ -70,8 +71,8 @@ class Guide(MadeWith, StandaloneModule):
     is_mixture: ClassVar[bool] = False
     """Whether tokens run a mixture of mechanisms to the end, instead of turning hard."""
     of_choices: ClassVar[bool | None] = False
-    """Whether it infers choices of one mechanism, rather than weights of all; None: either, as the
-    prior says. One that pays no KL goes with any prior."""
+    """Whether `posterior` gives choices of one mechanism (`Choice`), rather than weights of all;
+    None: either, as the prior says. One that pays no KL goes with any prior."""
     fitted: ClassVar[tuple[str, ...]] = ()
     """Buffers that are found from text, as parameters are; the others are as options say."""
     depth: DepthGuide | None
@@ -190,6 +191,8 @@ class Guide(MadeWith, StandaloneModule):
         """`posterior`, with a dimension of groups wherever the model has several."""
         route = self.posterior(layer, self._seen(features))
         require_kind(route, Distribution, self, "posterior")
+        if self.pays_kl:
+            require_family(route, self.of_choices, self, "posterior")
         G, tokens = self.model.network.shape.groups, features.tokens
         if G == 1:
             return route

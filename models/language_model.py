@@ -36,6 +36,7 @@ from pyro_meta.attention import Cache, collected_penalties
 from pyro_meta.attention.ops.precision import at_least_float32
 from pyro_meta.distributions import GateExecution, RouteExecution
 from pyro_meta.distributions.by_group import for_each_group
+from pyro_meta.distributions.choice import require_family
 from pyro_meta.distributions.for_pyro import for_pyro
 from pyro_meta.distributions.gates import open_gate
 from pyro_meta.distributions.hardening import Place
@@ -232,6 +233,7 @@ class LanguageModel(StandaloneModule):
         given = (load,) if isinstance(prior, LoadPrior) else ()
         found = prior(layer, positions, *given)
         require_kind(found, Distribution, prior, "forward")
+        require_family(found, prior.of_choices, prior, "forward")
         if self.network.shape.groups > 1 and len(found.batch_shape) == positions.dim():
             found = for_each_group(found)
         return for_pyro(scored(found))

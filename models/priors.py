@@ -36,7 +36,7 @@ class Prior(MadeWith, nn.Module):
     learns_from_kl: ClassVar[bool] = False
     """Whether the prior adapts to the posterior, and so needs a guide that pays a KL."""
     of_choices: ClassVar[bool] = False
-    """Whether routes are choices of one mechanism, rather than weights of all."""
+    """Whether `forward` gives choices of one mechanism (`Choice`), rather than weights of all."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pyro_meta import (
     BetaDepthGuide,
     CategoricalGuide,
+    Choice,
     Guide,
     Mechanism,
     Prior,
@@ -308,6 +309,7 @@ LAWS: dict[str, Callable[..., Any]] = {
     "on another device": lambda law, *_: Dirichlet(
         law.concentration.to("meta"), validate_args=False
     ),
+    "choices": lambda law, *_: Choice(logits=law.concentration.log()),
 }
 ROWS: dict[str, Callable[..., Any]] = {
     "None": lambda out, *_: None,
@@ -370,6 +372,8 @@ def test_what_gives_something_else_is_refused_by_name(
     assert ("NaN" in line) == (why in ("NaN", "infinite")), line
     if why in ("None", "words"):
         assert why.replace("words", "'Dirichlet'") in line
+    if why == "choices":
+        assert "of_choices = True" in line
 
 
 class Keeps(PlainMechanism):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from pyro.distributions import OneHotCategorical
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.distributions.kl import register_kl
 
 from pyro_meta.distributions.simplex import (
@@ -15,6 +15,7 @@ from pyro_meta.distributions.simplex import (
     uncertainty,
     vertex,
 )
+from pyro_meta.errors import UsageError
 
 
 class Choice(OneHotCategorical):
@@ -52,6 +53,20 @@ class Choice(OneHotCategorical):
         if self._validate_args:
             self._validate_sample(value)
         return (value * self.logits).sum(-1)
+
+
+def require_family(found: Distribution, of_choices: bool | None, giver: object, call: str) -> None:
+    """Raise `UsageError` where a call of `giver` gave choices and says weights, or the reverse.
+
+    Without it a KL would be taken between two families, and training would learn nonsense.
+    """
+    gives_choices = isinstance(found, torch.distributions.OneHotCategorical)
+    if of_choices not in (None, gives_choices):
+        name, given = type(giver).__name__, type(found).__name__
+        raise UsageError(
+            f"{name}.{call}() gives a {given}, and {name}.of_choices is {of_choices}; "
+            f"write `of_choices = {gives_choices}` in the class"
+        )
 
 
 @expected_entropy.register
