@@ -159,6 +159,7 @@ def slope(rows: Rows, label: str, budgets: list[float]) -> float:
 
 OPPONENTS = {
     "static split": "static-split: {hard}, at {budget:g}",
+    "static split, a tenth of the rate": "slower-split: {hard}, at {budget:g}",
     "random tokens": "routes: {random}, at {budget:g}",
     "drawn alike (the prior)": "drawn alike, at {budget:g}",
     "prior-free": "prior-free: {hard}, at {budget:g}",
@@ -219,6 +220,7 @@ SHOWN = {
     "layers chosen by loss": "layers by loss, at {budget:g}",
     "split by layers, learned": "split-by-layers: {hard}, at {budget:g}",
     "**split by heads, learned**": "static-split: {hard}, at {budget:g}",
+    "the same, a tenth of the learning rate": "slower-split: {hard}, at {budget:g}",
     "routes by layers": "routes-by-layers: {hard}, at {budget:g}",
     "random tokens, the routes' loads": "routes: {random}, at {budget:g}",
     "routes trained at 0.66, moved": "routes-trained-at-0.66: {hard}, at {budget:g}",
@@ -233,9 +235,10 @@ def markdown(found: dict[str, Any], budgets: list[float]) -> str:
     """The table of one length, for the docs: rows are named, and not tied to a budget if alike."""
     rows = found["rows"]
     heads = [f"behind full at {budget:g}" for budget in budgets]
+    heads += [f"{kind}, at {budgets[0]:g}" for kind in ("code", "prose")]
     lines = [
-        f"| tokens | {' | '.join(heads)} | code | prose | seeds |",
-        "|---" * (len(heads) + 4) + "|",
+        f"| tokens | {' | '.join(heads)} | seeds |",
+        "|---" * (len(heads) + 2) + "|",
     ]
     for label, pattern in SHOWN.items():
         names = [pattern.format(hard=HARD, random=RANDOM, budget=budget) for budget in budgets]
