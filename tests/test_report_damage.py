@@ -416,8 +416,13 @@ def test_an_odd_name_is_shown_as_it_is(
     assert "\x1b" not in beside and "\u202e" not in beside and beside.count("<script") == 1
 
 
-def test_the_progress_of_an_odd_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_of_an_odd_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyro_meta.terminal import progress as shown
     from pyro_meta.terminal.progress import bar
+
+    monkeypatch.setattr(shown, "is_live", lambda console: True)
 
     terminal = console(stderr=True)
     terminal._force_terminal = True

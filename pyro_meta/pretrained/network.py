@@ -13,7 +13,6 @@ width, D width, V vocabulary, K mechanisms.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -126,7 +125,7 @@ class PretrainedNetwork(nn.Module):
     def mechanism_names(self) -> list[str]:
         return [mechanism.name for mechanism in self.mechanisms]
 
-    @cached_property
+    @property
     def window_index(self) -> int:
         """Of `window` among the mechanisms."""
         return self.mechanism_names.index("window")

@@ -137,7 +137,9 @@ class Settled:
             if (refused := choice.not_taken()) is not None:
                 found, argument, value = refused
                 source, default = self._sources.get(name), self._defaults[name]
-                raise UsageError(misplaced(name, argument, value, found, source, default, bases))
+                line = misplaced(name, argument, value, found, source, default, bases)
+                origin = self.source_of(f"{name}.{argument}")
+                raise UsageError(line if origin is None else f"{origin}: {line}")
 
     def words(self, with_defaults: bool = False, with_nulls: bool = False) -> list[str]:
         """A word for each option, as `settle` reads it.
@@ -458,7 +460,8 @@ class _Choice:
             return None
         for argument, value in self.arguments.items():
             top = argument.partition(".")[0]
-            if top not in taken and argument not in self.preset:
+            is_given = not is_null(value) and argument not in self.preset
+            if is_given and top not in taken:
                 return found, top, text_of(value) or value
         return None
 
