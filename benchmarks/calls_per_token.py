@@ -18,23 +18,20 @@ Shapes: L layers, B texts.
 """
 
 import cProfile
-import json
 import pstats
-import shlex
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from scripts import Parser, a_file_to_write, run_script
+from scripts import Parser, a_file_to_write, give, run_script
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_meta.attention.clock import interleaved, medians
 from pyro_meta.attention.rotary import rotation
-from pyro_meta.folders import write_whole
 from pyro_meta.guides import DirichletGuide, mean_route
 from pyro_meta.models import CostDirichlet, LanguageModel
 from pyro_meta.network.blocks import Block, Surroundings
@@ -43,7 +40,7 @@ from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer, chosen_by_all
 from pyro_meta.speed.scene import Scene
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by
 
 LAYERS, WIDTH, HEADS, KV_HEADS, WINDOW = 4, 128, 8, 4, 64
 LENGTHS = (200, 200, 150, 97)
@@ -230,10 +227,7 @@ def main() -> None:
         "converted model": of_converted(1),
         "converted model, routes by key-value head": of_converted("kv"),
     }
-    facts = {
-        "command": shlex.join(["python", "benchmarks/calls_per_token.py", *sys.argv[1:]]),
-        "hardware": hardware(),
-        "versions": versions(),
+    facts = measured_by(["python", "benchmarks/calls_per_token.py", *sys.argv[1:]]) | {
         "setting": {
             "layers": LAYERS, "width": WIDTH, "heads": HEADS, "kv_heads": KV_HEADS,
             "window": WINDOW, "lengths": LENGTHS,
@@ -249,11 +243,7 @@ def main() -> None:
     if asked.compile:
         facts["compiled"] = compiled()
         print(f"compiled: {facts['compiled']}", file=sys.stderr)
-    text = json.dumps(facts, indent=1) + "\n"
-    if asked.json is None:
-        print(text, end="")
-    else:
-        write_whole(asked.json, text)
+    give(asked.json, facts)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ Shapes: B = 1 sequence, H heads, T tokens, d head width, D = H d, m places for q
 """
 
 import dataclasses
-import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +25,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from scripts import Parser, a_count, a_file_to_write, run_script
+from scripts import Parser, a_count, a_file_to_write, give, run_script
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -35,9 +33,8 @@ from pyro_meta.attention import Sizes, build_mechanisms, routed_attention
 from pyro_meta.attention.clock import Calls, interleaved, medians
 from pyro_meta.attention.ops.backend import backend
 from pyro_meta.attention.ops.flex import BUCKET, block_mask
-from pyro_meta.folders import write_whole
 from pyro_meta.speed.scene import Attention, Scene
-from pyro_meta.terminal.machine import hardware, versions
+from pyro_meta.terminal.measured import measured_by
 
 FULL, WINDOW = range(2)
 LENGTHS, SHARES = (2048, 4096, 8192), (0.1, 0.4)
@@ -196,18 +193,11 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     scene = Scene()
-    found = {
-        "command": shlex.join(["python", "benchmarks/flex_cpu.py", *sys.argv[1:]]),
-        "hardware": hardware(),
-        "versions": versions(),
+    facts = measured_by(["python", "benchmarks/flex_cpu.py", *sys.argv[1:]]) | {
         "threads": asked.threads,
         "setting": dataclasses.asdict(scene) | {"mechanisms": ["full", "window"], "batch": 1},
-    } | measured(scene, asked.lengths, SHARES, asked.rounds)
-    text = json.dumps(found, indent=1) + "\n"
-    if asked.json is None:
-        print(text, end="")
-    else:
-        write_whole(asked.json, text)
+    }
+    give(asked.json, facts | measured(scene, asked.lengths, SHARES, asked.rounds))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,20 @@ is then 2, as that of the package's commands; `--debug` shows the traceback befo
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
 import traceback
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.commands import INTERRUPTED, USAGE_ERROR, as_line
+from pyro_meta.terminal.measured import write_measured
 from pyro_meta.terminal.mistakes import unknown
 
 
@@ -99,6 +101,14 @@ def _line(error: Exception) -> str:
     said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
     last = said.strip().rpartition("\n")[2] if isinstance(said, str) else ""
     return last.removeprefix("error: ") or as_line(error)
+
+
+def give(path: Path | None, found: Mapping[str, Any]) -> None:
+    """Write what was measured, with its entry where there is an index; without a path print it."""
+    if path is None:
+        print(json.dumps(found, indent=1))
+    else:
+        write_measured(path, found)
 
 
 # -- what an option takes --------------------------------------------------------------------------
