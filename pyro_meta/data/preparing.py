@@ -1,4 +1,4 @@
-"""How far text is prepared, told to whoever shows it: a command's status line, or nobody."""
+"""How far text is prepared: told to a command's status line, if there is one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

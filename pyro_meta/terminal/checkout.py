@@ -12,8 +12,8 @@ RESULTS = ("*.json", "*.png", "*.csv", "*.md")
 def commit(folder: Path = Path()) -> str | None:
     """The commit of the checkout that a folder lies in, all 40 digits of it.
 
-    Behind it stands `-modified` where a tracked file differs, but for `RESULTS`. None where there
-    is no checkout, or no git.
+    Behind it stands `-modified` where a tracked file differs; `RESULTS` do not count. None where
+    there is no checkout, or no git.
     """
     head = git(folder, "rev-parse", "--verify", "HEAD")
     if head is None:
