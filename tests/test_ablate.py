@@ -20,6 +20,7 @@ import yaml
 from commands import MOMENT, error_line, run_here
 from processes import started
 from rich.console import Console
+from slow import long
 from studies import (  # noqa: F401 -- fixtures
     SMALL,
     WORDS,
@@ -474,7 +475,7 @@ def jobs_of(**study: Any) -> list[Job]:
     return ablate._jobs(expand(Study.read({"base": SMALL} | study, "test")))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize("count", [*long(1, 2), 3, *long(5), 40])
 def test_shards_share_every_run_out_once(count: int) -> None:
     jobs = jobs_of(grid={"kl.weight": [0.1, 0.2], "steps": [4, 40]}, seeds=2)
     shares = [Shard(index, count).of(jobs) for index in range(1, count + 1)]

@@ -6,6 +6,7 @@ import torch
 from conftest import build, text
 from conjugate import K, conjugate
 from scipy import stats
+from slow import long
 from torch.distributions import Dirichlet, kl_divergence
 
 from pyro_meta import (
@@ -66,7 +67,7 @@ def test_k_hat_catches_an_over_confident_guide(factor: float, is_believed: bool)
         assert (found.k_hat > USABLE).all() and found.gap.min() > 0.1
 
 
-@pytest.mark.parametrize("w", [1.0, 0.3])
+@pytest.mark.parametrize("w", [*long(1.0), 0.3])
 def test_nuts_finds_the_conjugate_posterior(w: float) -> None:
     exact, tokens, targets = conjugate(1, 3, w)
     handful = Handful(exact, tokens[0], targets[0], 2, w)

@@ -312,6 +312,7 @@ def test_the_block_is_an_option_that_a_configuration_keeps(tmp_path: Path) -> No
     assert read_options([f"--config={older}"])[0].block == "residual"
 
 
+@pytest.mark.long
 def test_a_run_is_trained_resumed_and_continued_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ from pyro.infer import (
     TraceMeanField_ELBO,
 )
 from pyro.infer.importance import psis_diagnostic, vectorized_importance_weights
+from slow import long
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
@@ -70,7 +71,7 @@ LEARNING = [
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("w", [0.1, 1.0])
+@pytest.mark.parametrize("w", [0.1, *long(1.0)])
 def test_nuts_finds_the_tempered_posterior(w: float) -> None:
     """Of y ~ Categorical(alpha) and alpha ~ Dirichlet(1): (1 + 1 / w) / (3 + 1 / w)."""
     network = Choosing()
@@ -119,7 +120,7 @@ def _log_beta(a: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("elbo", ELBOS)
 @pytest.mark.parametrize(("prior", "guide"), PAIRS)
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("threshold", [*long(0.0), 0.5, 1.0])
 def test_every_stock_elbo_is_finite(
     elbo: Any, prior: type[Prior], guide: type[Guide], threshold: float
 ) -> None:
@@ -217,7 +218,7 @@ def test_particles_side_by_side_are_particles_one_by_one(
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [*long(1), 2])
 @pytest.mark.parametrize("elbo", ELBOS)
 def test_vectorised_losses_are_those_one_by_one(elbo: Any, groups: int) -> None:
     """To the last digits where nothing is random, and in the mean where something is."""

@@ -35,6 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.long
 def test_standard_output_is_the_text_alone(trained: Path) -> None:
     done = run("generate", trained, "--prompt", "she sells", "--max_tokens=30", "--seed=3")
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ from typing import Any
 
 import golden
 import pytest
+from slow import all_but
 
 TOLERANCE = 1e-4
 """Nats, on another machine than the one that wrote the files."""
@@ -14,13 +15,7 @@ TOLERANCE = 1e-4
 EVERY_DAY = {"default", "budget", "weights"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.long)
-        for name in golden.RUNS
-    ],
-)
+@pytest.mark.parametrize("name", all_but(EVERY_DAY, golden.RUNS))
 def test_a_tiny_run_computes_what_it_always_did(name: str, tmp_path: Path) -> None:
     expected = json.loads((golden.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     found = golden.measure(name, tmp_path / "run")

@@ -9,6 +9,7 @@ import torch
 from commands import MOMENT, train
 from conftest import build, gate_execution, route_execution, text
 from pyro import poutine
+from slow import long
 from test_refit import records
 from torch import Tensor
 from torch.distributions import Dirichlet
@@ -179,8 +180,7 @@ def test_all_at_once_is_a_jump_half_way() -> None:
     "order",
     [
         "random",
-        pytest.param("reversed", marks=pytest.mark.long),
-        pytest.param("all_at_once", marks=pytest.mark.long),
+        *long("reversed", "all_at_once"),
     ],
 )
 def test_a_killed_run_resumes_in_its_order(

@@ -164,6 +164,7 @@ def test_a_report_shows_a_passage_by_group(routes: Path, tmp_path: Path) -> None
     assert (tmp_path / "report" / "heads.png").is_file()
 
 
+@pytest.mark.long
 def test_a_report_of_very_many_heads_shows_the_most_mixed_first(
     routes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_report_of_very_many_heads_shows_the_most_mixed_first(
     assert not {"load_by_layer.png", "simplex.png"} & names
 
 
+@pytest.mark.long
 def test_a_report_of_one_mechanism_has_no_map_of_heads(base: Path, tmp_path: Path) -> None:
     alone = ["--mechanisms=[full]", "--target=text", "--guide=PriorGuide", "--budget=null"]
     assert train(*words(base, tmp_path / "alone", *alone, "--steps=1")) == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import MOMENT, TEXT, train
 from safetensors.torch import load_file
+from slow import long
 
 from pyro_meta import UsageError
 from pyro_meta.inference.schedules import HardeningSchedule, KLSchedule, Optimisation, Tightening
@@ -86,9 +87,7 @@ def test_the_log_shows_the_refit(both: tuple[Path, Path]) -> None:
     assert not any("is_refitting" in record for record in plain)
 
 
-@pytest.mark.parametrize(
-    "at", [10, 13, *(pytest.param(at, marks=pytest.mark.long) for at in (12, 17))]
-)
+@pytest.mark.parametrize("at", [*long(10, 12), 13, *long(17)])
 def test_a_killed_refit_resumes_to_the_same_losses(
     both: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:

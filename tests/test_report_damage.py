@@ -227,6 +227,7 @@ def test_an_unfinished_run_is_not_read_anew(trained: Path, tmp_path: Path) -> No
 # -- where it is drawn ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_settings_of_others_do_not_reach_a_report(folder: Path, tmp_path: Path) -> None:
     """What notebooks export, a matplotlibrc that is no such thing, no place for a font cache."""
     (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: true\nbackend: nope\nnonsense\n\xff\xfe")

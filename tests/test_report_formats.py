@@ -331,6 +331,7 @@ def test_several_files_are_written_together_or_not(
     assert all((tmp_path / name).read_text() == "new" for name in names)
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_the_report_of_before(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +347,7 @@ def test_a_full_disk_leaves_the_report_of_before(
 # -- several runs --------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_several_runs_are_side_by_side(run: Path, other: Path, tmp_path: Path) -> None:
     numbers = written([run, other], tmp_path / "page", "html")
     written([run, other], tmp_path / "text", "md")

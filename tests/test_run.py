@@ -14,6 +14,7 @@ import yaml
 from commands import MOMENT, TEXT, error_line, run, run_here, train
 from processes import finish
 from safetensors.torch import load_file, save_file
+from slow import all_but, long
 
 import pyro_meta.training.checkpoint as checkpoint_module
 from pyro_meta import (
@@ -154,7 +155,10 @@ def test_a_run_with_sinks_is_kept_resumed_and_generated_from(
         Run.open(tmp_path / "killed").load()
 
 
-@pytest.mark.parametrize("moment", ["between", "while writing", "before the rename", "after it"])
+MOMENTS = ("between", "while writing", "before the rename", "after it")
+
+
+@pytest.mark.parametrize("moment", all_but(("while writing", "after it"), MOMENTS))
 def test_a_killed_run_resumes_to_the_same_losses(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -226,7 +230,7 @@ def forty_steps(finished: Path) -> tuple[list[str], Path]:
     return options, folder
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [signal.SIGINT, *long(signal.SIGKILL)])
 def test_a_signal_loses_nothing(
     tmp_path: Path, forty_steps: tuple[list[str], Path], kind: signal.Signals
 ) -> None:

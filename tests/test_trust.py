@@ -14,6 +14,7 @@ import yaml
 from commands import MOMENT, command, error_line, run_here, train
 from harm import harmed
 from processes import finish, others_may_read
+from slow import long
 
 from pyro_meta import checksums
 from pyro_meta.errors import UsageError
@@ -249,9 +250,8 @@ def test_random_damage_to_results_is_seen(finished: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "redirection",
     [
-        ">/dev/full",
         ">&- 2>&- <&-",
-        *(pytest.param(one, marks=pytest.mark.long) for one in (">&-", "2>&-")),
+        *long(">/dev/full", ">&-", "2>&-"),
     ],
 )
 def test_a_stream_that_is_full_or_closed_stops_no_training(
