@@ -15,7 +15,7 @@ import torch
 from pyro_meta.attention import Sizes, build_mechanisms
 from pyro_meta.attention.clock import medians
 from pyro_meta.network.macs import attention_macs
-from pyro_meta.speed.scene import FULL, MECHANISMS, MIX, Scene
+from pyro_meta.speed.scene import FULL, MIX, Scene
 
 PRODUCT = {"cpu": 1024, "cuda": 8192}  # rows of a square matrix
 COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
@@ -38,7 +38,8 @@ def machine_rates(scene: Scene) -> dict[str, float]:
 def attained(scene: Scene, points: list[dict[str, Any]]) -> dict[str, Any]:
     """Limits beside the measured `points` of attention: full, and routed at the targets' share."""
     rates = machine_rates(scene)
-    built: list[Any] = list(build_mechanisms(MECHANISMS, Sizes(scene.head_width, scene.window)))
+    sizes = Sizes(scene.head_width, scene.window)
+    built: list[Any] = list(build_mechanisms(scene.mechanisms, sizes))
     rows = []
     for point in points:
         is_full = point["route"] == "full"

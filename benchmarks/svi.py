@@ -68,7 +68,7 @@ def bench_svi(layers: int, repeats: int) -> dict[str, Any]:
         "median_seconds": times,
         "ratio_of_medians": times["svi"] / times["plain"],
         "median_of_ratios": statistics.median(ratios),
-        "target_ratio_at_most": 1.10,
+        "target_ratio_at_most": 1.05,
     }
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from pyro_meta.speed import PART_NAMES
+from pyro_meta.speed import MECHANISMS, PART_NAMES
 from pyro_meta.terminal.commands import TRUST_HELP, answer, command_parser, parse, run_command
 
 
@@ -49,6 +49,12 @@ def _parser() -> ArgumentParser:
         type=list[str],
         default=list(PART_NAMES),
         help=f"Routed: of {', '.join(PART_NAMES)}.",
+    )
+    add(
+        "--mechanisms",
+        type=list[str],
+        default=list(MECHANISMS),
+        help="Routed: what routes choose from, full among them.",
     )
     add("--layers", type=int, default=4, help="Layers of the networks.")
     add("--threads", type=int | None, help="Threads of PyTorch (default: as it chooses).")

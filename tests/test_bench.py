@@ -1,5 +1,6 @@
 """The benchmarks run and compare like with like; no timing decides anything here."""
 
+import dataclasses
 import io
 import json
 import re
@@ -23,14 +24,14 @@ from pyro_meta.attention import routed_attention
 from pyro_meta.attention.clock import MOST, interleaved
 from pyro_meta.errors import UsageError
 from pyro_meta.guides import DirichletGuide, FixedGuide, Guide
-from pyro_meta.network.macs import dense_macs, full_attention_macs
+from pyro_meta.network.macs import attention_macs, dense_macs, full_attention_macs
 from pyro_meta.network.route import Decision
 from pyro_meta.network.transformer import Transformer
-from pyro_meta.speed import mechanisms_by_length, trained_run
+from pyro_meta.speed import MECHANISMS, arithmetic, mechanisms_by_length, trained_run
 from pyro_meta.speed.command import _print_routed
 from pyro_meta.speed.mechanisms_by_length import growth_exponent
 from pyro_meta.speed.routed_by_share import break_even
-from pyro_meta.speed.scene import MECHANISMS, Attention, Scene
+from pyro_meta.speed.scene import Attention, Scene
 from pyro_meta.speed.timed_parts import DECODED, PARTS, routed
 from pyro_meta.terminal.commands import run_command
 
@@ -82,6 +83,40 @@ def test_the_routed_benchmark_says_all_it_should(measured: Path) -> None:
     assert all(set(facts["break_even_share"][part]) == {"64", "600"} for part in PARTS)
     ratios = facts["macs_ratio_to_full"]["600"]
     assert 0 < ratios["0"] < ratios["0.1"] < ratios["1"] == 1
+    of_parts = facts["macs_ratio_of_parts"]["600"]
+    assert of_parts["attention"] == ratios and list(of_parts) == list(PARTS)
+    assert of_parts["training"]["1"] == 1, "nobody is asked"
+    assert of_parts["prefill"]["1"] > 1 and of_parts["decoding"]["1"] > 1, "a router is asked"
+
+
+@pytest.mark.parametrize("mechanisms", [("full", "window"), MECHANISMS])
+def test_arithmetic_is_that_of_the_parts_that_are_timed(mechanisms: tuple[str, ...]) -> None:
+    """Of whole texts, and of the tokens after one: as the executed routes are counted."""
+    scene, T, share = dataclasses.replace(TINY, mechanisms=mechanisms), 64, 0.25
+    found = arithmetic.ratios_of_parts(scene, T, [share], list(PARTS))
+    of_share = {part: ratios[f"{share:g}"] for part, ratios in found.items()}
+    dense = scene.network(T)[0].network.dense_macs()
+    built = Attention.of(scene, T).mechanisms
+
+    def macs(choices: Tensor) -> float:
+        return sum(attention_macs(built, scene.heads, layer) for layer in choices)
+
+    choices = scene.choices(share, T)
+    full, along = macs(torch.zeros_like(choices)) / T, macs(choices) / T
+    assert of_share["training"] == pytest.approx((dense + along) / (dense + full))
+    router = arithmetic.router_macs(scene)
+    assert router > 0
+    assert of_share["prefill"] == pytest.approx((dense + along + router) / (dense + full))
+    after = torch.zeros(scene.layers, 1, T + 1, dtype=torch.long)
+    newest = [macs(after + one) - macs(after[:, :, 1:] + one) for one in range(len(built))]
+    mixed = share * newest[0] + (1 - share) * sum(newest[1:]) / (len(built) - 1)
+    assert of_share["decoding"] == pytest.approx((dense + router + mixed) / (dense + newest[0]))
+
+
+@pytest.mark.parametrize("names", ["[window,full]", "[full]", "[full,full]", "[full,chunk]"])
+def test_routes_that_cannot_be_timed_are_refused(names: str) -> None:
+    with pytest.raises(UsageError, match=r"--mechanisms: .* given; full, then one or more of"):
+        bench.main(["--what=routed", f"--mechanisms={names}"])
 
 
 def test_the_table_has_macs_and_times_by_length_and_share() -> None:
@@ -240,6 +275,8 @@ def test_routes_have_exact_shares_and_are_the_same_again() -> None:
         assert layer.flatten().bincount().tolist() == [20, 90, 90]
     assert not torch.equal(choices[0], choices[1])
     assert torch.equal(choices, TINY.choices(0.1, 200))
+    two = dataclasses.replace(TINY, mechanisms=("full", "window"))
+    assert two.choices(0.1, 200)[0].flatten().bincount().tolist() == [20, 180]
     assert set(TINY.choices(1.0, 7).flatten().tolist()) == {0}
 
 

@@ -2,3 +2,5 @@
 
 PART_NAMES = ("attention", "prefill", "training", "decoding")
 """The parts of a model that `bench` times, by the names in routed.json."""
+MECHANISMS = ("full", "window", "linear")
+"""What timed routes choose from."""

@@ -19,7 +19,7 @@ from pyro_meta.analysis.plots.style import save_png
 from pyro_meta.attention.profile import of_this_machine, profiled, require_known_profile
 from pyro_meta.errors import UsageError
 from pyro_meta.results_index import folder_of
-from pyro_meta.speed import depth_gates
+from pyro_meta.speed import MECHANISMS, depth_gates
 from pyro_meta.speed.mechanisms_by_length import bench_mechanisms
 from pyro_meta.speed.routed_by_share import LENGTHS, SHARES, bench_routed, steps_of
 from pyro_meta.speed.scene import Scene
@@ -43,6 +43,7 @@ ROUTED = (
     "lengths",
     "shares",
     "parts",
+    "mechanisms",
     "layers",
     "threads",
     "run",
@@ -136,6 +137,7 @@ def _check(options: Namespace, defaults: Namespace) -> None:
         raise UsageError(
             f"option --parts: {parts} given; one or more of {', '.join(PARTS)} are allowed"
         )
+    _check_mechanisms(options.mechanisms)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("option --device: cuda given, and there is none here; cpu is allowed")
     if options.graphs and not (torch.cuda.is_available() and options.device != "cpu"):
@@ -150,6 +152,16 @@ def _check(options: Namespace, defaults: Namespace) -> None:
     if options.run is not None:
         Run.open(options.run, options.trust).whole_state()  # before an hour of measuring
     require_known_profile()
+
+
+def _check_mechanisms(names: list[str]) -> None:
+    is_choice = len(set(names)) == len(names) >= 2 and names[0] == "full"
+    if not is_choice or not set(names) <= set(MECHANISMS):
+        first, *others = MECHANISMS
+        raise UsageError(
+            f"option --mechanisms: {names} given; {first}, then one or more of "
+            f"{', '.join(others)}, are allowed"
+        )
 
 
 def _check_shares(options: Namespace) -> None:
@@ -225,7 +237,10 @@ def _scene(options: Namespace) -> Scene:
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
     repeats = options.repeats or ROUTED_REPEATS
-    return Scene(device, precision, repeats, options.layers, graphs=options.graphs)
+    mechanisms = tuple(options.mechanisms)
+    return Scene(
+        device, precision, repeats, options.layers, graphs=options.graphs, mechanisms=mechanisms
+    )
 
 
 def _print_mechanisms(result: dict[str, Any], out: Console) -> None:

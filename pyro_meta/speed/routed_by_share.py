@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from pyro_meta.network.macs import attention_macs
-from pyro_meta.speed.scene import Attention, Scene
+from pyro_meta.speed.arithmetic import attention_ratios, ratios_of_parts
+from pyro_meta.speed.scene import Scene
 from pyro_meta.speed.timed_parts import PARTS, in_seconds, routed
 from pyro_meta.speed.trained_run import trained_run
 from pyro_meta.terminal.progress import Tell
@@ -60,7 +60,12 @@ def bench_routed(
     return {
         "setting": dataclasses.asdict(scene) | {"batch": 1, "head_width": scene.head_width},
         "points": points,
-        "macs_ratio_to_full": {length: macs_ratios(scene, length, shares) for length in lengths},
+        "macs_ratio_to_full": {
+            length: attention_ratios(scene, length, shares) for length in lengths
+        },
+        "macs_ratio_of_parts": {
+            length: ratios_of_parts(scene, length, shares, parts) for length in lengths
+        },
         "break_even_share": {
             part: {length: _break_even(points, part, length) for length in lengths}
             for part in parts
@@ -69,23 +74,14 @@ def bench_routed(
     }
 
 
-def macs_ratios(scene: Scene, length: int, shares: Sequence[float]) -> dict[str, float]:
-    """MACs of attention along the routes of each share, over those of full attention."""
-    mechanisms = Attention.of(scene, 1).mechanisms
-    macs = {
-        f"{share:g}": attention_macs(mechanisms, scene.heads, scene.choices(share, length)[0])
-        for share in (*shares, 1.0)
-    }
-    return {f"{share:g}": macs[f"{share:g}"] / macs["1"] for share in shares}
-
-
 def _points(scene: Scene, part: str, length: int, shares: Sequence[float]) -> list[dict[str, Any]]:
     """One row for each route of a part at a length, all timed in turn."""
     own = PARTS[part]
     repeats = min(scene.repeats, max(3, scene.repeats // 3)) if own.is_slow else scene.repeats
     seconds = scene.time(own.calls(scene, length, shares), repeats)
     full = statistics.median(seconds["full"])
-    share_of = {"full": 1.0, "window": 0.0, "linear": 0.0} | {routed(s): s for s in shares}
+    share_of = {name: float(name == "full") for name in scene.mechanisms}
+    share_of |= {routed(share): share for share in shares}
     rows = []
     for route, times in seconds.items():
         rows.append(

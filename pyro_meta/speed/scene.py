@@ -4,6 +4,7 @@ Shapes: B = 1 sequence, T tokens, L layers, H heads, d head width, D = H d.
 """
 
 import dataclasses
+import itertools
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from pyro_meta.guides import DirichletGuide, Guide
 from pyro_meta.models import CostDirichlet, LanguageModel
 from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
+from pyro_meta.speed import MECHANISMS
 
-MECHANISMS = ("full", "window", "linear")
 FULL, WINDOW, LINEAR = range(3)
 MIX = 0.10
 """The share of full attention that the targets speak of."""
@@ -39,6 +40,8 @@ class Scene:
     seed: int = 0
     graphs: bool = False
     """Whether each call is launched as one CUDA graph."""
+    mechanisms: tuple[str, ...] = MECHANISMS
+    """What routes choose from, `full` first; of `MECHANISMS`."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,12 +71,13 @@ class Scene:
     def choices(self, share: float, length: int) -> Tensor:
         """Hard routes [L, 1, T]: `share` of the tokens of each layer full, at random places.
 
-        The numbers are exact; half of the others run window, half linear. The same share and length
-        always give the same routes.
+        The numbers are exact; the other mechanisms share the other tokens alike. The same share and
+        length always give the same routes.
         """
-        full = round(share * length)
-        counts = torch.tensor([full, (length - full) // 2, length - full - (length - full) // 2])
-        kinds = torch.arange(3).repeat_interleave(counts)
+        full, others = round(share * length), len(self.mechanisms) - 1
+        ends = [(length - full) * number // others for number in range(others + 1)]
+        counts = torch.tensor([full, *(b - a for a, b in itertools.pairwise(ends))])
+        kinds = torch.arange(len(self.mechanisms)).repeat_interleave(counts)
         generator = torch.Generator().manual_seed(self.seed)
         rows = [kinds[torch.randperm(length, generator=generator)] for _ in range(self.layers)]
         return torch.stack(rows)[:, None].to(self.device)
@@ -95,7 +99,7 @@ class Scene:
     def network(self, length: int) -> tuple[LanguageModel, Guide]:
         """A model of random weights and its router, in evaluation mode."""
         torch.manual_seed(self.seed)
-        network = Transformer(self.shape(length), MECHANISMS)
+        network = Transformer(self.shape(length), self.mechanisms)
         model = LanguageModel(network, CostDirichlet(network))
         guide = DirichletGuide(model)
         return model.to(self.device).eval(), guide.to(self.device).eval()
@@ -117,7 +121,7 @@ class Attention(NamedTuple):
         generator = torch.Generator().manual_seed(scene.seed)
         size = (3, 1, scene.heads, length, scene.head_width)
         q, k, v = torch.randn(size, generator=generator).to(scene.device, scene.dtype)
-        built = build_mechanisms(MECHANISMS, Sizes(scene.head_width, scene.window))
+        built = build_mechanisms(scene.mechanisms, Sizes(scene.head_width, scene.window))
         mechanisms: list[Any] = list(built.to(scene.device))
         gain = torch.ones(len(mechanisms), scene.width, device=scene.device)
         return cls(mechanisms, gain, Inputs(q, k, v, q, k))

@@ -1,6 +1,6 @@
 """The timed parts of the routed benchmark: each gives calls by name, to be taken in turn.
 
-Names: `full`, `window`, `linear` (one mechanism for all tokens), and `routed SHARE` (random hard
+Names: those of the mechanisms (one for all tokens), and `routed SHARE` (random hard
 routes with that share of full attention). `PARTS` lists them; a new part is one more function.
 
 Shapes: B = 1, T tokens, L layers.
@@ -23,7 +23,7 @@ from pyro_meta.network.protocol import Network
 from pyro_meta.network.route import Decision, Features, Route
 from pyro_meta.network.transformer import chosen_by_all
 from pyro_meta.speed import PART_NAMES
-from pyro_meta.speed.scene import MECHANISMS, Attention, Scene
+from pyro_meta.speed.scene import Attention, Scene
 
 DECODED = 16  # tokens of a call of the decoding part
 
@@ -55,7 +55,7 @@ def attention_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls
 
         return run
 
-    calls: Calls = {name: alone(index) for index, name in enumerate(MECHANISMS)}
+    calls: Calls = {name: alone(index) for index, name in enumerate(scene.mechanisms)}
     return calls | {routed(share): along(scene.choices(share, length)[0]) for share in shares}
 
 
@@ -78,7 +78,7 @@ def prefill_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
 
         return route
 
-    calls: Calls = {name: walk(chosen_by_all(network, name)) for name in MECHANISMS}
+    calls: Calls = {name: walk(chosen_by_all(network, name)) for name in scene.mechanisms}
     return calls | {routed(share): walk(asked(scene.choices(share, length))) for share in shares}
 
 
@@ -110,7 +110,7 @@ def training_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
 
         return route
 
-    calls: Calls = {name: step(chosen_by_all(network, name)) for name in MECHANISMS}
+    calls: Calls = {name: step(chosen_by_all(network, name)) for name in scene.mechanisms}
     return calls | {routed(share): step(given(scene.choices(share, length))) for share in shares}
 
 
@@ -147,7 +147,7 @@ def decoding_calls(scene: Scene, length: int, shares: Sequence[float]) -> Calls:
 
         return route
 
-    calls: Calls = {name: after(chosen_by_all(network, name), False) for name in MECHANISMS}
+    calls: Calls = {name: after(chosen_by_all(network, name), False) for name in scene.mechanisms}
     return calls | {
         routed(share): after(given(scene.choices(share, length)), True) for share in shares
     }
