@@ -107,7 +107,7 @@ def figures_of(rows: Rows, label: str) -> dict[str, Any]:
     }
 
 
-ASKS = ("routes", "routes-trained-at-0.66", "prior-free")
+ASKS = ("routes", "routes-trained-at-0.66", "weights-with-loads", "prior-free")
 """Rows whose tokens ask a router by groups of heads, which reads what the window has found."""
 
 
@@ -172,9 +172,13 @@ OPPONENTS = {
 
 
 def retrieval(folder: Path, length: int) -> dict[str, dict[str, Any]]:
-    """Answers that are right of what was planted, by kind and row, over all depths and seeds."""
+    """Answers that are right of what was planted, by kind and row, over all depths and seeds.
+
+    `questions/` in the folder is read, too: runs that were asked apart from their documents.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob(f"*-{length}.json")):
+    name = f"*-{length}.json"
+    for path in sorted([*folder.glob(name), *folder.glob(f"questions/{name}")]):
         for kind, part in json.loads(path.read_text()).get("retrieval", {}).items():
             rows = found.setdefault(kind, {"chance": part["chance"], "rows": {}})["rows"]
             for row, cells in part["rows"].items():

@@ -257,7 +257,9 @@ def test_answers_are_counted_over_depths_and_seeds(tmp_path: Path) -> None:
         rows = {f"routes-s{seed}: routes, hard, at 0.33": cells(*accuracies)}
         rows |= {"full": cells(1.0, 1.0)} if seed == 0 else {}
         asked = {"passkey": {"chance": 1e-5, "rows": rows}}
-        (tmp_path / f"routes-s{seed}-64.json").write_text(json.dumps({"retrieval": asked}))
+        where = tmp_path / "questions" if seed else tmp_path
+        where.mkdir(exist_ok=True)
+        (where / f"routes-s{seed}-64.json").write_text(json.dumps({"retrieval": asked}))
     found = pretrained_table.retrieval(tmp_path, 64)["passkey"]
     assert found["chance"] == 1e-5 and found["rows"] == {
         "routes: routes, hard, at 0.33": {"right": 6, "asked": 12},
