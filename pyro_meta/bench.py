@@ -63,6 +63,11 @@ def _parser() -> ArgumentParser:
         type=Path | None,
         help="Routed: a trained run whose routes are timed too. Converted: the run.",
     )
+    add(
+        "--budget",
+        type=float | None,
+        help="Converted: share of key visits that routes make (default: as the run's).",
+    )
     add("--trust", type=bool, default=False, help="With --run. " + TRUST_HELP)
     devices, precisions = Literal["auto", "cpu", "cuda"], Literal["auto", "float32", "bfloat16"]
     add("--device", type=devices, default="auto", help="Routed, opponents, depth: where it runs.")

@@ -293,6 +293,20 @@ def test_its_clock_is_taken(base: Path, routes: Path, tmp_path: Path) -> None:
     assert "--run: a run of a pretrained model" in error_line(run_here("bench", *given))
 
 
+def test_its_clock_is_taken_at_a_budget(routes: Path, tmp_path: Path) -> None:
+    """Prices are moved length by length, and more visits are more visits."""
+    given = ["--what=converted", "--lengths=[24,32]", "--repeats=1", f"--run={routes}"]
+    visits = {}
+    for budget in (0.5, 0.8):
+        out = tmp_path / f"{budget}"
+        done = run_here("bench", *given, f"--out={out}", f"--budget={budget}")
+        assert done.returncode == 0, done.stderr
+        points = json.loads((out / "converted.json").read_text())["points"]
+        visits[budget] = [point["visits"] for point in points]
+    for fewer, more in zip(visits[0.5], visits[0.8], strict=True):
+        assert abs(fewer - 0.5) < 0.1 and abs(more - 0.8) < 0.1
+
+
 def test_its_routes_are_deployed_and_saved(base: Path, routes: Path, tmp_path: Path) -> None:
     """The price that the guide follows comes along."""
     _, guide, _, _ = Run.open(routes).load()
@@ -473,6 +487,8 @@ def test_runs_of_two_models_are_each_beside_their_own(
     [
         (["--lengths=[8]"], "--lengths: 8 given; more than 8 are allowed"),
         (["--lengths=[30000]"], "a context of 30000 needs at least"),
+        (["--budget=1.5"], "--budget: 1.5 given; above 0 and below 1 is allowed"),
+        (["--what=routed", "--budget=0.5"], "--budget: it does nothing with --what routed"),
     ],
 )
 def test_a_clock_that_cannot_be_taken_is_told_of(

@@ -57,7 +57,7 @@ READS: dict[str, tuple[str, ...]] = {
     "routed": ROUTED,
     "depth": ("repeats", "lengths", "shares", "layers", "threads", "device", "precision"),
     "opponents": ("repeats", "lengths", "shares", "threads", "device", "precision"),
-    "converted": ("repeats", "lengths", "threads", "run", "device", "precision"),
+    "converted": ("repeats", "lengths", "threads", "run", "budget", "device", "precision"),
     "draw": (),
 }
 """The options that a benchmark looks at, beside --out; others are refused."""
@@ -107,7 +107,7 @@ def bench(options: Namespace, defaults: Namespace, argv: list[str]) -> None:
 
 def _check(options: Namespace, defaults: Namespace) -> None:
     what = options.what
-    for name in ROUTED:
+    for name in (*ROUTED, "budget"):
         if name not in READS[what] and options[name] != defaults[name]:
             those = ", ".join(f"--{other}" for other in ("out", *READS[what]))
             raise UsageError(
@@ -223,10 +223,14 @@ def _converted(options: Namespace, progress_out: Console) -> dict[str, Any]:
         raise UsageError("option --run: a run of a pretrained model is needed")
     from pyro_meta.speed.converted import LENGTHS, bench_converted  # which needs transformers
 
-    scene, lengths = _scene(options), options.lengths or LENGTHS
+    scene, lengths, budget = _scene(options), options.lengths or LENGTHS, options.budget
+    if budget is not None and not 0 < budget < 1:
+        raise UsageError(f"option --budget: {budget:g} given; above 0 and below 1 is allowed")
     by = of_this_machine(scene.device)
-    with profiled(by), step_by_step(len(lengths), progress_out, prints_lines=True) as tell:
-        found = bench_converted(Run.open(options.run, options.trust), scene, lengths, tell)
+    steps = len(lengths) * (1 if budget is None else 2)
+    with profiled(by), step_by_step(steps, progress_out, prints_lines=True) as tell:
+        run = Run.open(options.run, options.trust)
+        found = bench_converted(run, scene, lengths, budget, tell)
     return {"profile": asdict(by)} | found
 
 

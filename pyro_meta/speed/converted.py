@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from pyro_meta.attention.clock import Calls, medians
 from pyro_meta.attention.prices import macs_at
 from pyro_meta.errors import UsageError
+from pyro_meta.evaluation.spending import price_for
 from pyro_meta.pretrained.conversion import convert
 from pyro_meta.pretrained.deployed import Deployed
 from pyro_meta.pretrained.interface import Call, Site
@@ -30,9 +31,27 @@ DECODED = 8
 
 
 def bench_converted(
-    run: Run, scene: Scene, lengths: Sequence[int], tell: Callable[[str], None]
+    run: Run,
+    scene: Scene,
+    lengths: Sequence[int],
+    budget: float | None,
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Seconds and ratios by length, on the run's own held-out text.
+
+    Parameters
+    ----------
+    run
+        Of a pretrained model.
+    scene
+        Device, precision, repetitions.
+    lengths
+        T.
+    budget
+        Share of key visits to make on the text of each length, by a price of its own; None: the
+        run's price.
+    tell
+        Told of the progress.
 
     Raises
     ------
@@ -50,16 +69,23 @@ def bench_converted(
         if length <= DECODED:
             raise UsageError(f"option --lengths: {length} given; more than {DECODED} are allowed")
         corpus.require(length)
+    windows = corpus.windows(max(lengths), 1)
+    prices = [float(guide.execution.price)] * len(lengths)
+    if budget is not None:
+        for number, length in enumerate(lengths):
+            tell(f"the price of {budget:g} of the visits, {length:,} tokens")
+            short = windows[0][:, :length], windows[1][:, :length]
+            prices[number] = price_for(model, guide, short, 1, budget)
     plain = load_model(config.pretrained, scene.dtype).to(scene.device)
     routed = convert(network.hf_model.to(scene.device, scene.dtype), guide, checks=False)
     guide.to(scene.device)
     full = copy.deepcopy(routed)
     passing, of_full = _deployed(routed), _deployed(full)
     _send_to_full(of_full)
-    text = corpus.windows(max(lengths), 1)[0]
     found = []
-    for length in lengths:
-        tokens = text[:, :length].to(scene.device)
+    for length, price in zip(lengths, prices, strict=True):
+        passing.guide.execution.price.fill_(price)
+        tokens = windows[0][:, :length].to(scene.device)
         tell(f"{length:,} tokens")
         found.append(_of_length(plain, routed, full, passing, tokens, scene))
     return {
