@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from scripts import Parser, a_count, a_file_to_write, a_folder, run_script
 
 from pyro_meta.terminal.measured import measured_by, write_measured
 
+Figures = dict[str, float]
 WORK = """
-import json, statistics, sys, time
+import json, os, statistics, sys, time
 import torch
 torch.set_num_threads(int(sys.argv[1]))
+os.environ["PYRO_META_PROFILE"] = "default"
 sys.path.insert(0, "benchmarks")
 try:
     from svi import bench_svi
@@ -64,14 +67,21 @@ print(json.dumps({
 """
 
 
-def measure(checkout: Path, threads: int) -> dict[str, float]:
-    """One process of `WORK` in a checkout."""
+def run_in(checkout: Path, threads: int, *words: str) -> str:
+    """What Python says in a checkout, by the environment and the code of that checkout."""
+    here = str(checkout.resolve())
     done = subprocess.run(
-        [str(checkout.resolve() / ".venv" / "bin" / "python"), "-c", WORK, str(threads)],
+        [f"{here}/.venv/bin/python", *words],
         cwd=checkout, capture_output=True, text=True, check=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYRO_META_PROFILE": "default"},
+        env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": here},
     )  # fmt: skip
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def measure(checkout: Path, threads: int) -> Figures:
+    """One process of `WORK` in a checkout."""
+    said = run_in(checkout, threads, "-c", WORK, str(threads))
+    found: Figures = json.loads(said.splitlines()[-1])
     return found
 
 
@@ -80,7 +90,7 @@ def commit(checkout: Path) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def summed_up(rounds: list[dict[str, float]]) -> dict[str, Any]:
+def summed_up(rounds: list[Figures]) -> dict[str, Any]:
     """Median, least and greatest of each figure."""
     return {
         name: {
@@ -92,8 +102,9 @@ def summed_up(rounds: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = Parser(__doc__)
+def by_turns(script: str, doc: str | None, measure: Callable[[Path, int], Figures]) -> None:
+    """Ask for two checkouts, measure them in turn, and write what was found."""
+    parser = Parser(doc)
     parser.add_argument("out", type=a_file_to_write)
     parser.add_argument("before", type=a_folder)
     parser.add_argument("after", type=a_folder)
@@ -101,14 +112,14 @@ def main() -> None:
     parser.add_argument("--threads", type=a_count, default=os.cpu_count() or 1)
     asked = parser.parse_args()
     checkouts = {"before": asked.before, "after": asked.after}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    found: dict[str, list[Figures]] = {name: [] for name in checkouts}
     for number in range(asked.rounds):
         for name in list(checkouts)[:: 1 if number % 2 else -1]:
             found[name].append(measure(checkouts[name], asked.threads))
             print(f"round {number + 1} of {asked.rounds}, {name}: {found[name][-1]}", flush=True)
     options = f"--rounds {asked.rounds} --threads {asked.threads}"
     whole = {
-        **measured_by(f"python benchmarks/two_checkouts.py OUT.json BEFORE AFTER {options}"),
+        **measured_by(f"python benchmarks/{script} OUT.json BEFORE AFTER {options}"),
         "threads": asked.threads,
         **{
             name: {"commit": commit(checkouts[name])} | summed_up(rounds)
@@ -116,6 +127,10 @@ def main() -> None:
         },
     }
     write_measured(asked.out, whole)
+
+
+def main() -> None:
+    by_turns("two_checkouts.py", __doc__, measure)
 
 
 if __name__ == "__main__":
