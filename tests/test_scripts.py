@@ -12,6 +12,7 @@ import pytest
 import scripts
 
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.commands import run_command
 
 FOLDER = Path(scripts.__file__).parent
 NAMES = sorted(
@@ -195,3 +196,22 @@ def test_a_traceback_is_shown_where_it_is_asked_for(
         scripts.run_script(lambda: int("three"))
     error = capsys.readouterr().err
     assert error.startswith("Traceback") and error.splitlines()[-1].startswith("error: ValueError")
+
+
+def runner_of(name: str) -> Callable[[Callable[..., Any]], None]:
+    """What the last line of a script runs it by."""
+    by_command = "run_command(main)" in (FOLDER / f"{name}.py").read_text("utf-8")
+    return run_command if by_command else scripts.run_script
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_is_no_error(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "lora":
+        pytest.importorskip("peft")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runner_of(name)(importlib.import_module(name).main)
+    out, error = capsys.readouterr()
+    assert not stop.value.code and out.startswith("usage: ") and not error

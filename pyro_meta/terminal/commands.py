@@ -55,7 +55,7 @@ def _outcome(command: Callable[[list[str]], int | None], out: Outlet) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:
-        if (blamed := blame(stop)) is not None:
+        if (blamed := blame(_inside(stop))) is not None:
             return _refuse(blamed)
         code = stop.code if isinstance(stop.code, int) else USAGE_ERROR
     except BrokenPipeError:
@@ -65,10 +65,16 @@ def _outcome(command: Callable[[list[str]], int | None], out: Outlet) -> int:
     except Exception as error:
         if "--debug" in sys.argv or "--debug=true" in sys.argv:
             traceback.print_exc()
-        return _refuse("standard output: " * (out.failure is error) + as_line(error))
+        return _refuse("standard output: " * (out.failure is error) + as_line(_inside(error)))
     if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
         return _refuse(f"standard output: {as_line(out.failure)}")
     return code
+
+
+def _inside(error: BaseException) -> BaseException:
+    """An error as the command met it: a script whose `main` is run here is no class of its own."""
+    trace = error.__traceback__
+    return error.with_traceback(trace and trace.tb_next)
 
 
 def _refuse(line: str) -> int:
