@@ -107,8 +107,10 @@ def figures_of(rows: Rows, label: str) -> dict[str, Any]:
     }
 
 
-ASKS = ("routes", "routes-trained-at-0.66", "weights-with-loads", "prior-free")
+ASKS = ("routes", "routes-trained-at-0.66", "prior-free")
 """Rows whose tokens ask a router by groups of heads, which reads what the window has found."""
+UNCOUNTED = ("-by-layers", "weights-with-loads")
+"""In the names of rows that ask a router of other sizes."""
 
 
 def fewer_macs(rows: Rows, label: str) -> dict[str, float]:
@@ -208,7 +210,7 @@ def summary(folder: Path, lengths: list[int], budgets: list[float]) -> dict[str,
             "fewer_macs": {
                 label: fewer_macs(rows, label)
                 for label in rows.losses
-                if rows.macs and "-by-layers" not in label
+                if rows.macs and not any(name in label for name in UNCOUNTED)
             },
             "routes_ahead_of": compared,
             "retrieval": retrieval(folder, length),
