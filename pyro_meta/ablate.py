@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import locked, write_whole
-from pyro_meta.study.description import Study
+from pyro_meta.study.description import KEYS, KINDS, Study
 from pyro_meta.study.publishing import publish_study, require_published
 from pyro_meta.terminal.commands import (
     INTERRUPTED,
@@ -37,8 +37,9 @@ from pyro_meta.training.settings import DEFAULT_CLASSES, known_options, train_pa
 if TYPE_CHECKING:
     from pyro_meta.study.job import Job
     from pyro_meta.study.plan import Group
-    from pyro_meta.study.results import Results, Table
+    from pyro_meta.study.results import Results
     from pyro_meta.study.shards import Shard
+    from pyro_meta.study.tables import Table
 
 DESCRIPTION = """Train every combination of a grid of options under several seeds, with the
 baselines that each routed setting has to beat, and compare them. Every other option is one of
@@ -46,6 +47,11 @@ python -m pyro_meta.train and holds for all runs. What has finished is never tra
 the command, or name only --out, to go on. --debug alone shows where an error came from, and
 --debug true is the option of the runs."""
 BRIEF = ("val_nll_hard", "val_nll_soft", "cost_macs_hard", "truth.answer_accuracy_hard")
+PAIRED = (
+    "; differences of hard losses are paired, below 0 is better, ! leaves out 0 (95%), (1) is of "
+    "one seed"
+)
+SETTINGS = "losses of each setting minus those of the reference, paired by seed and sequence"
 NAME_WIDTH = 10  # at least; all figures find room beside it in 80 columns
 
 
@@ -80,7 +86,7 @@ def _parser() -> ArgumentParser:
         usage="python -m pyro_meta.ablate [STUDY.yaml] [--out STUDY] [--grid.OPTION '[a,b]'] "
         "[options] [options of train]",
     )
-    parser.add_argument("study", nargs="?", type=str, help="YAML: base, grid, variants, seeds, ...")
+    parser.add_argument("study", nargs="?", type=str, help=f"YAML: {', '.join(KEYS)}.")
     parser.add_argument("--out", type=Path, help="Folder of the study (default: studies/NAME).")
     parser.add_argument("--workers", type=int, default=1, help="Runs to train at a time.")
     parser.add_argument(
@@ -93,7 +99,14 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--baselines",
         type=bool | list[str],
-        help="true, false, or some of mechanisms, fixed, random, prior, point.",
+        help=f"true, false, or some of {', '.join(KINDS[:-1])}.",
+    )
+    parser.add_argument(
+        "--reference",
+        type=str | None,
+        metavar="SETTING",
+        help="The setting that all others of the grid are compared to, in pairs: its name, as "
+        "--dry_run lists it (default: the first).",
     )
     parser.add_argument(
         "--cost",
@@ -341,7 +354,7 @@ def _read_study(options: Any, out: Path, grid: dict[str, Any], base: list[Option
         given["grid"] = {**(given.get("grid") or {}), **grid}
     if options.seeds is not None and isinstance(given.get("baselines"), dict):
         given["baselines"] = {**given["baselines"], "seeds": None}  # all those of the command line
-    for name in ("seeds", "baselines"):
+    for name in ("seeds", "baselines", "reference"):
         if (value := getattr(options, name)) is not None:
             given[name] = value
     study = Study.read(given, str(source) if options.study else "study")
@@ -402,9 +415,11 @@ def _prepare(groups: "list[Group]", told: Callable[[str], object]) -> None:
 
 
 def _list(groups: "list[Group]", jobs: "list[Job]", shown: Console) -> None:
+    reference = next((group.reference for group in groups if group.reference), None)
     for group in groups:
         if seeds := ", ".join(str(job.seed) for job in jobs if job.group is group):
-            line = f"{escape(printable(group.label))}  [dim]seeds {seeds}[/dim]"
+            role = "; the reference" if group is reference else ""
+            line = f"{escape(printable(group.label))}  [dim]seeds {seeds}{role}[/dim]"
             shown.print(line, highlight=False, soft_wrap=True)
 
 
@@ -477,13 +492,16 @@ def _show_way_on(
 
 
 def _show(results: "Results", out: Path, shown: Console) -> None:
+    from pyro_meta.study.results import TO
+
     if results.results:
-        shown.print(terminal_table(results.table(BRIEF, digits=3)), crop=False)
-        shown.print(
-            "* no setting on the same text beats it in loss and cost; differences of hard losses "
-            "are paired, below 0 is better, ! leaves out 0 (95%), (1) is of one seed",
-            style="dim",
-        )
+        table = results.table(BRIEF, digits=3)
+        shown.print(terminal_table(table), crop=False)
+        paired = PAIRED if set(table.headings) & set(TO) else ""
+        shown.print(f"* no setting on the same text beats it in loss and cost{paired}", style="dim")
+    if results.of_settings:
+        shown.print(terminal_table(results.settings()), crop=False)
+        shown.print(SETTINGS, style="dim")
     for problem in results.problems:
         shown.print(escape(problem), soft_wrap=True)
     for name in results.files():
