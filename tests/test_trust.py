@@ -92,7 +92,8 @@ def test_opening_a_run_imports_nothing_foreign(finished: Path, foreign: Path, do
         if door == "resume":
             (finished / "summary.json").unlink(missing_ok=True)
         line = error_line(run_here(*words))
-        assert "evil." in line and "--trust" in line, (option, line)
+        assert "evil." in line, (option, line)
+        assert line.endswith("add --trust true (in Python: trust=True)"), (option, line)
         assert not foreign.exists(), option
 
 

@@ -17,6 +17,12 @@ from pyro_meta.terminal.option_files import loads
 VARIABLE = "PYRO_META_TRUST"
 CLASS_OPTIONS = ("data", "prior", "guide", "mechanisms", "block", "depth")
 """Options whose value names a class, or a list of them."""
+WAYS = {
+    "run": "add --trust true (in Python: trust=True)",
+    "study": "add --trust true",
+    "routes": "say trust=True",
+}
+"""How somebody says that what is opened is trusted; `load_routes` is of Python alone."""
 _PLAIN = re.compile(r"\w+")
 
 
@@ -58,14 +64,14 @@ def require_shipped_options(layers: Iterable[Mapping[str, Any]], source: Path, w
     source
         Where they are from, to be named.
     what
-        What that is: `run`, `study`.
+        What that is: a key of `WAYS`.
     """
     if is_trusted_here():
         return
     for option, path in foreign_classes(layers):
         raise UsageError(
-            f"{source}: its {option} is {path!r}, which pyro_meta does not ship; --trust lets "
-            f"the code of a {what} be run: add it if you trust who made this one"
+            f"{source}: its {option} is {path!r}, which pyro_meta does not ship, and its code "
+            f"would be run: if you trust who made the {what}, {WAYS[what]}"
         )
 
 
