@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from pyro_meta.study.tables import Table
 
 DESCRIPTION = """Train every combination of a grid of options under several seeds, with the
-baselines that each routed setting has to beat, and compare them. Every other option is one of
-python -m pyro_meta.train and holds for all runs. What has finished is never trained again: repeat
-the command, or name only --out, to go on. --debug alone shows where an error came from, and
---debug true is the option of the runs."""
+baselines that each routed setting has to beat, and compare them in pairs. --grid.OPTION '[a,b]'
+gives an option of python -m pyro_meta.train several values; --OPTION a holds for all runs. What has
+finished is never trained again: repeat the command, or name only --out, to go on. --debug alone
+shows where an error came from, and --debug true is the option of the runs."""
 BRIEF = ("val_nll_hard", "val_nll_soft", "cost_macs_hard", "truth.answer_accuracy_hard")
 PAIRED = (
     "; differences of hard losses are paired, below 0 is better, ! leaves out 0 (95%), (1) is of "
