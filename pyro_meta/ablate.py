@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import locked, write_whole
@@ -521,10 +522,11 @@ def terminal_table(table: "Table") -> RichTable:
     """A table whose figures stay whole: where room is short they stand above their spread, and
     names are broken."""
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.add_column(table.headings[0], min_width=NAME_WIDTH, overflow="fold")
-    for heading, *cells in list(zip(table.headings, *table.rows, strict=True))[1:]:
+    first, *_ = headings = [printable(heading) for heading in table.headings]
+    shown.add_column(Text(first), min_width=NAME_WIDTH, overflow="fold")
+    for heading, *cells in list(zip(headings, *table.rows, strict=True))[1:]:
         longest = max(len(word) for cell in (heading, *cells) for word in cell.split())
-        shown.add_column(heading, justify="right", min_width=longest)
+        shown.add_column(Text(heading), justify="right", min_width=longest)
     for row in table.rows:
         shown.add_row(*(escape(printable(cell)) for cell in row))
     return shown
