@@ -198,7 +198,7 @@ def test_the_shortest_command_makes_the_same_configuration(words: list[str]) -> 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"gird": {}}, "'gird' given; base, grid, variants, seeds, baselines are allowed; did you"),
+        ({"gird": {}}, "'gird' given; .*, baselines, reference are allowed; did you mean grid"),
         ({"grid": {"kl.weight": 0.1}}, "grid.kl.weight: 0.1 given; a list of values"),
         ({"grid": {"kl.wieght": [1]}}, "kl.wieght"),
         ({"grid": {"prior": ["CostDirichlte"]}}, "no class 'CostDirichlte'"),
