@@ -9,7 +9,7 @@ Losses in nats per token. Shapes: S seeds, N validation sequences.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -135,14 +135,18 @@ def paired_difference(
 
 
 def difference_on_shared_text(
-    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]
+    ours: Mapping[int, Mapping[str, Any]],
+    theirs: Mapping[int, Mapping[str, Any]],
+    routes: Literal["hard", "soft"] = "hard",
 ) -> Difference | None:
-    """`paired_difference` of hard losses over the seeds whose runs read the same sequences.
+    """`paired_difference` of losses over the seeds whose runs read the same sequences.
 
     Parameters
     ----------
     ours, theirs
         Seed -> sequences.json, whose `windows` say which sequences they are.
+    routes
+        Along which routes the losses are.
 
     Returns
     -------
@@ -154,9 +158,9 @@ def difference_on_shared_text(
         for seed, losses in ours.items()
         if seed in theirs
         and theirs[seed]["windows"] == losses["windows"]
-        and len(theirs[seed]["hard"]) == len(losses["hard"])
+        and len(theirs[seed][routes]) == len(losses[routes])
     ]
-    left, right = ({seed: side[seed]["hard"] for seed in shared} for side in (ours, theirs))
+    left, right = ({seed: side[seed][routes] for seed in shared} for side in (ours, theirs))
     if len({len(losses) for losses in left.values()}) > 1:
         return None
     return paired_difference(left, right)

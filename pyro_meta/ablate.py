@@ -13,10 +13,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import locked, write_whole
-from pyro_meta.study.description import Study
+from pyro_meta.study.description import KEYS, KINDS, Study
 from pyro_meta.study.publishing import publish_study, require_published
 from pyro_meta.terminal.commands import (
     INTERRUPTED,
@@ -37,15 +38,21 @@ from pyro_meta.training.settings import DEFAULT_CLASSES, known_options, train_pa
 if TYPE_CHECKING:
     from pyro_meta.study.job import Job
     from pyro_meta.study.plan import Group
-    from pyro_meta.study.results import Results, Table
+    from pyro_meta.study.results import Results
     from pyro_meta.study.shards import Shard
+    from pyro_meta.study.tables import Table
 
 DESCRIPTION = """Train every combination of a grid of options under several seeds, with the
-baselines that each routed setting has to beat, and compare them. Every other option is one of
-python -m pyro_meta.train and holds for all runs. What has finished is never trained again: repeat
-the command, or name only --out, to go on. --debug alone shows where an error came from, and
---debug true is the option of the runs."""
+baselines that each routed setting has to beat, and compare them in pairs. --grid.OPTION '[a,b]'
+gives an option of python -m pyro_meta.train several values; --OPTION a holds for all runs. What has
+finished is never trained again: repeat the command, or name only --out, to go on. --debug alone
+shows where an error came from, and --debug true is the option of the runs."""
 BRIEF = ("val_nll_hard", "val_nll_soft", "cost_macs_hard", "truth.answer_accuracy_hard")
+PAIRED = (
+    "; differences of hard losses are paired, below 0 is better, ! leaves out 0 (95%), (1) is of "
+    "one seed"
+)
+SETTINGS = "losses of each setting minus those of the reference, paired by seed and sequence"
 NAME_WIDTH = 10  # at least; all figures find room beside it in 80 columns
 
 
@@ -80,7 +87,7 @@ def _parser() -> ArgumentParser:
         usage="python -m pyro_meta.ablate [STUDY.yaml] [--out STUDY] [--grid.OPTION '[a,b]'] "
         "[options] [options of train]",
     )
-    parser.add_argument("study", nargs="?", type=str, help="YAML: base, grid, variants, seeds, ...")
+    parser.add_argument("study", nargs="?", type=str, help=f"YAML: {', '.join(KEYS)}.")
     parser.add_argument("--out", type=Path, help="Folder of the study (default: studies/NAME).")
     parser.add_argument("--workers", type=int, default=1, help="Runs to train at a time.")
     parser.add_argument(
@@ -93,7 +100,14 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--baselines",
         type=bool | list[str],
-        help="true, false, or some of mechanisms, fixed, random, prior, point.",
+        help=f"true, false, or some of {', '.join(KINDS[:-1])}.",
+    )
+    parser.add_argument(
+        "--reference",
+        type=str | None,
+        metavar="SETTING",
+        help="The setting that all others of the grid are compared to, in pairs: its name, as "
+        "--dry_run lists it (default: the first).",
     )
     parser.add_argument(
         "--cost",
@@ -341,7 +355,7 @@ def _read_study(options: Any, out: Path, grid: dict[str, Any], base: list[Option
         given["grid"] = {**(given.get("grid") or {}), **grid}
     if options.seeds is not None and isinstance(given.get("baselines"), dict):
         given["baselines"] = {**given["baselines"], "seeds": None}  # all those of the command line
-    for name in ("seeds", "baselines"):
+    for name in ("seeds", "baselines", "reference"):
         if (value := getattr(options, name)) is not None:
             given[name] = value
     study = Study.read(given, str(source) if options.study else "study")
@@ -402,9 +416,11 @@ def _prepare(groups: "list[Group]", told: Callable[[str], object]) -> None:
 
 
 def _list(groups: "list[Group]", jobs: "list[Job]", shown: Console) -> None:
+    reference = next((group.reference for group in groups if group.reference), None)
     for group in groups:
         if seeds := ", ".join(str(job.seed) for job in jobs if job.group is group):
-            line = f"{escape(printable(group.label))}  [dim]seeds {seeds}[/dim]"
+            role = "; the reference" if group is reference else ""
+            line = f"{escape(printable(group.label))}  [dim]seeds {seeds}{role}[/dim]"
             shown.print(line, highlight=False, soft_wrap=True)
 
 
@@ -477,13 +493,16 @@ def _show_way_on(
 
 
 def _show(results: "Results", out: Path, shown: Console) -> None:
+    from pyro_meta.study.results import TO
+
     if results.results:
-        shown.print(terminal_table(results.table(BRIEF, digits=3)), crop=False)
-        shown.print(
-            "* no setting on the same text beats it in loss and cost; differences of hard losses "
-            "are paired, below 0 is better, ! leaves out 0 (95%), (1) is of one seed",
-            style="dim",
-        )
+        table = results.table(BRIEF, digits=3)
+        shown.print(terminal_table(table), crop=False)
+        paired = PAIRED if set(table.headings) & set(TO) else ""
+        shown.print(f"* no setting on the same text beats it in loss and cost{paired}", style="dim")
+    if results.of_settings:
+        shown.print(terminal_table(results.settings()), crop=False)
+        shown.print(SETTINGS, style="dim")
     for problem in results.problems:
         shown.print(escape(problem), soft_wrap=True)
     for name in results.files():
@@ -503,10 +522,11 @@ def terminal_table(table: "Table") -> RichTable:
     """A table whose figures stay whole: where room is short they stand above their spread, and
     names are broken."""
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.add_column(table.headings[0], min_width=NAME_WIDTH, overflow="fold")
-    for heading, *cells in list(zip(table.headings, *table.rows, strict=True))[1:]:
+    first, *_ = headings = [printable(heading) for heading in table.headings]
+    shown.add_column(Text(first), min_width=NAME_WIDTH, overflow="fold")
+    for heading, *cells in list(zip(headings, *table.rows, strict=True))[1:]:
         longest = max(len(word) for cell in (heading, *cells) for word in cell.split())
-        shown.add_column(heading, justify="right", min_width=longest)
+        shown.add_column(Text(heading), justify="right", min_width=longest)
     for row in table.rows:
         shown.add_row(*(escape(printable(cell)) for cell in row))
     return shown

@@ -22,6 +22,7 @@ from pyro_meta.terminal.launchers import is_first_process, place
 from pyro_meta.terminal.progress import over_training
 from pyro_meta.terminal.signals import Stopped, stoppable
 from pyro_meta.terminal.streams import keep_going
+from pyro_meta.terminal.trust import as_opened, needs_trust
 from pyro_meta.training.checkpoint_files import latest, read_state
 from pyro_meta.training.request import Request, read_request
 from pyro_meta.training.settings import DEFAULT_CLASSES, train_parser
@@ -67,11 +68,11 @@ def _is_done(request: Request, out: Console) -> bool:
     if damage := checksums.damage(folder):
         out.print(f"{escape(str(folder))} is not whole: {escape(damage)}", soft_wrap=True)
         return False
-    name = escape(str(folder))
-    longer = f"train it longer with --resume {name} --steps N, or "
+    name, opened = escape(str(folder)), escape(as_opened(folder))
+    longer = f"train it longer with --resume {opened} --steps N, or "
     out.print(
         f"{name} is finished; {longer if checkpoint else 'it has no checkpoint any more; '}read it "
-        f"with python -m pyro_meta.report {name}",
+        f"with python -m pyro_meta.report {opened}",
         soft_wrap=True,
     )
     return True
@@ -163,7 +164,7 @@ def _train(request: Request, out: Console) -> int:
         saved = stop.step if isinstance(stop, Interrupted) else _saved_step(run)
         say(
             f"interrupted and saved after step {saved}; go on with {launcher} -m pyro_meta.train "
-            f"--resume {run.folder}"
+            f"--resume {as_opened(run.folder)}"
         )
         return INTERRUPTED
     return 0
@@ -315,7 +316,10 @@ class _Callable(ModuleType):
         if not options.get("resume"):
             options["out"] = folder
         if main(words_of(options)) == INTERRUPTED:
-            raise KeyboardInterrupt(f"saved; go on with pyro_meta.train(resume={str(folder)!r})")
+            trust = ", trust=True" * needs_trust(Path(folder))
+            raise KeyboardInterrupt(
+                f"saved; go on with pyro_meta.train(resume={str(folder)!r}{trust})"
+            )
         return load(folder, bool(options.get("trust", not options.get("resume"))))
 
 

@@ -78,12 +78,16 @@ def main(folder: Path, config_yaml: str) -> int:
     cost = sum(COST[name] * share for name, share in zip(names, shares[0], strict=True))
     loss = 2.0 - 0.3 * cost + 0.01 * options["seed"] + options["kl"]["weight"]
     loss += options["context"] / 100
-    losses = [loss + 0.001 * i for i in range(SEQUENCES)]
+    soft = loss - options["kl"]["weight"] / 2
+    by_routes = {
+        routes: [mean + 0.001 * i for i in range(SEQUENCES)]
+        for routes, mean in (("hard", loss), ("soft", soft))
+    }
     text = f"text of {options['context']}"
-    sequences = {"windows": text, "count": SEQUENCES, "hard": losses, "soft": losses}
+    sequences = {"windows": text, "count": SEQUENCES} | by_routes
     (folder / "sequences.json").write_text(json.dumps(sequences))
     summary = {
-        "val_nll_soft": loss, "val_nll_hard": loss, "cost_macs_hard": cost,
+        "val_nll_soft": soft, "val_nll_hard": loss, "cost_macs_hard": cost,
         "cost_nominal_hard": cost, "load": dict(zip(names, shares[0], strict=True)),
         "load_by_layer": [dict(zip(names, row, strict=True)) for row in shares],
         "executed": {"macs_per_token_model": 2e5 * (1.5 - cost)},  # the other way round

@@ -198,7 +198,7 @@ def test_the_shortest_command_makes_the_same_configuration(words: list[str]) -> 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"gird": {}}, "'gird' given; base, grid, variants, seeds, baselines are allowed; did you"),
+        ({"gird": {}}, "'gird' given; .*, baselines, reference are allowed; did you mean grid"),
         ({"grid": {"kl.weight": 0.1}}, "grid.kl.weight: 0.1 given; a list of values"),
         ({"grid": {"kl.wieght": [1]}}, "kl.wieght"),
         ({"grid": {"prior": ["CostDirichlte"]}}, "no class 'CostDirichlte'"),
@@ -299,10 +299,12 @@ def test_no_name_costs_a_figure_its_place(width: int) -> None:
     headings = ["", "loss, hard", "loss, soft", "MACs", "answers", "to best single", "to no prior"]
     name = f"guide={'LogisticNormalGuide' * 3} [bold]"
     console = Console(width=width, record=True, file=io.StringIO())
+    headings[0] = "minus [/] a name\a"  # of a setting, and so of a person's own words
     table = Table([*headings, "seeds"], [[name, *figures], ["routed", *figures]])
     console.print(ablate.terminal_table(table), crop=False)
     shown = console.export_text()
     assert all(shown.count(word) >= 2 for cell in figures for word in cell.split())
+    assert "[/]" in shown and "\a" not in shown
     assert "routed" in shown and "guide=" in shown and "[bold]" in shown and "…" not in shown
 
 

@@ -133,6 +133,7 @@ class Misshapen(DirichletGuide):
         (["--prior", "json.JSONDecoder"], "is not a Prior"),
         (["--prior", "Prior"], "does not define forward"),
         (["--guide", "nowhere.Mine"], "cannot import 'nowhere.Mine': ModuleNotFoundError"),
+        (["--guide", "nowhere.at.all.Mine"], "; nowhere.py is sought in the folder that you are"),
         (["--guide", "DirichletGuid"], "did you mean DirichletGuide"),
         (["--prior.load_strenght", "3"], "did you mean load_strength"),
         (

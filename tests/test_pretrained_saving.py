@@ -174,7 +174,7 @@ def test_a_guide_of_ones_own_needs_trust(tmp_path: Path) -> None:
     routed = convert(made, guide)
     wanted = logits_of(routed, text())
     save_routes(routed, tmp_path)
-    refused(lambda: load_routes(MODELS["Llama"](), tmp_path), f"{__name__}.Own", "trust")
+    refused(lambda: load_routes(MODELS["Llama"](), tmp_path), f"{__name__}.Own", "say trust=True")
     again = load_routes(MODELS["Llama"](), tmp_path, trust=True)
     assert torch.equal(logits_of(again, text()), wanted)
     assert type(deployed(again).guide) is Own

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from slow import long
 
 from pyro_meta import checksums
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.trust import as_opened
 from pyro_meta.training.run import Run
 
 FOREIGN = """
@@ -92,16 +94,26 @@ def test_opening_a_run_imports_nothing_foreign(finished: Path, foreign: Path, do
         if door == "resume":
             (finished / "summary.json").unlink(missing_ok=True)
         line = error_line(run_here(*words))
-        assert "evil." in line and "--trust" in line, (option, line)
+        assert "evil." in line, (option, line)
+        assert line.endswith("add --trust true (in Python: trust=True)"), (option, line)
         assert not foreign.exists(), option
 
 
 def test_a_run_that_is_trusted_is_opened(
-    tmp_path: Path, text_file: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    text_file: Path,
+    foreign: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """On the command line a class is the person's own wish; of a run, once it is trusted."""
     folder = tmp_path / "mine"
     assert train(*MOMENT, f"--data.path={text_file}", "--guide=evil.Guide", "--out", folder) == 0
+    said = capsys.readouterr().out
+    (told,) = re.findall(r"read the posterior: python -m pyro_meta.report (.*)", said)
+    assert told == f"{folder} --trust true", "what a run says to do next is not refused"
+    assert train("--resume", folder, "--trust") == 0
+    assert f"longer with --resume {told} --steps" in capsys.readouterr().out
     foreign.unlink()
     words = ["generate", folder, "--max_tokens=1"]
     assert "--trust" in error_line(run_here(*words))
@@ -110,6 +122,14 @@ def test_a_run_that_is_trusted_is_opened(
     assert run_here(*words).returncode == 0
     monkeypatch.setenv("PYRO_META_TRUST", "yes")
     assert "PYRO_META_TRUST is 'yes'; 0 or 1 is allowed" in error_line(run_here(*words))
+
+
+def test_a_run_of_our_classes_is_told_without_trust(tmp_path: Path) -> None:
+    for options, words in (("guide: DirichletGuide", ""), ("guide: mine.Guide", " --trust true"),
+                           ("mechanisms: [full, a.B]", " --trust true"), ("[", "")):  # fmt: skip
+        (tmp_path / "config.yaml").write_text(options)
+        assert as_opened(tmp_path) == f"{tmp_path}{words}"
+    assert as_opened(tmp_path / "not there") == f"'{tmp_path}/not there'"
 
 
 def test_a_folder_of_the_same_name_as_ours_is_not_ours(finished: Path) -> None:

@@ -27,6 +27,7 @@ from pyro_meta.terminal.checkout import commit
 from pyro_meta.terminal.consoles import busy
 from pyro_meta.terminal.machine import versions
 from pyro_meta.terminal.tables import closing_table
+from pyro_meta.terminal.trust import as_opened
 from pyro_meta.training.config import Config
 from pyro_meta.training.loop import Outcome
 from pyro_meta.training.run import Run
@@ -106,7 +107,7 @@ def close(
     begun, continued = (_printable(corpus.vocabulary.decode(part)) for part in (prompt, new))
     out.print(f"[dim]{escape(begun)}[/dim]{escape(continued)}", soft_wrap=True)
     out.print(
-        f"\nread the posterior: python -m pyro_meta.report {escape(str(run.folder))}",
+        f"\nread the posterior: python -m pyro_meta.report {escape(as_opened(run.folder))}",
         soft_wrap=True,
     )
 

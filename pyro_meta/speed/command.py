@@ -31,6 +31,7 @@ from pyro_meta.terminal.tables import (
     executed_rows,
     table_of_figures,
     table_of_pairs,
+    table_of_rows,
     trained_rows,
 )
 from pyro_meta.training.run import Run
@@ -317,14 +318,14 @@ def _print_opponents(result: dict[str, Any], out: Console) -> None:
 
 def _print_converted(result: dict[str, Any], out: Console) -> None:
     headings = ("tokens", "visits", "prefill", "attention", "decoding")
-    table = table_of_figures("times as fast as sdpa", "", headings)
+    rows = []
     for row in result["points"]:
         speed = row["times_as_fast"]
         for way in ("routed", "all full"):
             cells = (f"{speed[part][way]:.2f}" if way in speed[part] else "" for part in speed)
             visits = f"{row['visits']:.3f}" if way == "routed" else "1"
-            table.add_row(way, f"{row['length']:,}", visits, *cells)
-    out.print(table)
+            rows.append((way, f"{row['length']:,}", visits, *cells))
+    out.print(table_of_rows("times as fast as sdpa", "", headings, rows))
 
 
 def _write(path: Path, facts: dict[str, Any], result: dict[str, Any], out: Console) -> None:

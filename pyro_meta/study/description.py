@@ -10,6 +10,9 @@ from pyro_meta.terminal.mistakes import near
 from pyro_meta.terminal.option_files import Plain, as_word, dumps
 from pyro_meta.training.options import Options
 
+KEYS = ("base", "grid", "variants", "seeds", "baselines", "reference")
+"""Keys of the file of a study."""
+
 KINDS = ("mechanisms", "fixed", "random", "prior", "point", "split", "periodic", "also")
 """Kinds of baselines."""
 
@@ -59,6 +62,8 @@ class Study:
     """Named sets of options, each crossed with the grid."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     baselines: Baselines = Baselines()
+    reference: str | None = None
+    """Label of the setting that the others are compared to (default: the first)."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any], source: str) -> "Study":
@@ -69,7 +74,7 @@ class Study:
         UsageError
             An unknown key, or a value of the wrong kind.
         """
-        _require_keys(given, ("base", "grid", "variants", "seeds", "baselines"), source)
+        _require_keys(given, KEYS, source)
         given = {key: value for key, value in given.items() if value is not None}
         base = given.get("base", {})
         layers = base if isinstance(base, list) else [base]
@@ -95,7 +100,8 @@ class Study:
         seeds = read_seeds(seeds, f"{source}: seeds")
         _require_few(grid, named, seeds, source)
         baselines = _read_baselines(given.get("baselines", True), seeds, source)
-        return cls(layers, grid, named, seeds, baselines)
+        reference = _read_reference(given.get("reference"), source)
+        return cls(layers, grid, named, seeds, baselines, reference)
 
     def as_yaml(self) -> str:
         """A file from which `read` makes this study again."""
@@ -135,6 +141,15 @@ def _shown(value: Any) -> str:
     """A value for an error, shortened."""
     text = value if isinstance(value, str) else as_word(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _read_reference(given: Any, source: str) -> str | None:
+    if given is not None and not isinstance(given, str):
+        raise UsageError(
+            f"{source}: reference: {_shown(given)} given; the name of a setting is needed, as the "
+            "table has it (in quotes, if need be)"
+        )
+    return given
 
 
 def _read_baselines(given: Any, seeds: list[int], source: str) -> Baselines:

@@ -7,18 +7,14 @@ from rich.table import Table
 
 from pyro_meta.evaluation.beside import FULL, PAST, SOFT, is_random
 from pyro_meta.evaluation.retrieval import Cell
-from pyro_meta.terminal.tables import table_of_figures
+from pyro_meta.terminal.tables import table_of_figures, table_of_rows
 
 Rows = dict[str, dict[str, Any]]
 
 
 def table_of_losses(length: int, texts: int, rows: Rows) -> Table:
     """Losses and key visits, the best first; how far behind full, paired by text."""
-    table = table_of_figures(
-        f"{texts} texts of {length} tokens: loss (nats per token), visits (share of full's)",
-        "tokens",
-        ("loss", f"past {min(PAST, length // 2)}", "behind full", "+-", "visits"),
-    )
+    cells = []
     for name, row in sorted(rows.items(), key=lambda pair: float(pair[1]["loss_past"])):
         behind, error = "", ""
         best = rows.get(f"{name.rpartition(': ')[0]}: {FULL}", rows.get(FULL))
@@ -27,8 +23,13 @@ def table_of_losses(length: int, texts: int, rows: Rows) -> Table:
             behind = f"{apart.mean():+.4f}"
             error = f"{apart.std(ddof=1) / len(apart) ** 0.5:.4f}" if len(apart) > 1 else ""
         figures = f"{row['loss']:.4f}", f"{row['loss_past']:.4f}"
-        table.add_row(name, *figures, behind, error, f"{row['visits']:.3f}")
-    return table
+        cells.append((name, *figures, behind, error, f"{row['visits']:.3f}"))
+    return table_of_rows(
+        f"{texts} texts of {length} tokens: loss (nats per token), visits (share of full's)",
+        "tokens",
+        ("loss", f"past {min(PAST, length // 2)}", "behind full", "+-", "visits"),
+        cells,
+    )
 
 
 def table_by_position(rows: Rows) -> Table:

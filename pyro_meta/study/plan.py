@@ -16,7 +16,7 @@ What would train the same thing twice is one group.
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ import yaml
 from pyro_meta.contracts.admission import require_sound
 from pyro_meta.errors import UsageError
 from pyro_meta.study.description import WITH_LOADS, Study
+from pyro_meta.terminal.mistakes import near
 from pyro_meta.terminal.option_files import as_word
 from pyro_meta.training.config import CLASS_OPTIONS, Config, read_options
 from pyro_meta.training.options import Options, flatten, layered, preset, read_file
@@ -84,6 +85,9 @@ PERIODS = (2, 4)
 MOST_LETTERS = 120
 """Of a label in the name of a folder: 255 are allowed, and more is added to it now and then."""
 
+MOST_NAMED = 12
+"""Settings that an error names."""
+
 Loads = list[list[float]]
 """Share of each mechanism in each layer."""
 
@@ -120,6 +124,8 @@ class Group:
         The group whose loads this one takes, seed by seed.
     baselines
         The groups that judge this one, and as what. A variant may be another's baseline.
+    reference
+        The setting of the study that this one is compared to; None of itself and of baselines.
     """
 
     label: str
@@ -136,6 +142,7 @@ class Group:
     depth: int
     loads_of: "Group | None" = None
     baselines: "list[tuple[Kind, Group]]" = field(default_factory=list)
+    reference: "Group | None" = None
 
     def name(self, seed: int) -> str:
         """Name of the run's folder: of plain letters, and short enough for any disk."""
@@ -187,6 +194,9 @@ def expand(study: Study) -> list[Group]:
     for group in groups.all:
         group.baselines = [judge for judge in group.baselines if judge[1] is not group]
     _distinguish(groups.all)
+    reference = _reference(study, variants)
+    for group in variants.values():
+        group.reference = None if group is reference else reference
     return groups.all
 
 
@@ -371,13 +381,34 @@ def _stem(group: Group, study: Study) -> str:
     return next((name for name in study.variants if f"{group.label} ".startswith(f"{name} ")), "")
 
 
+def _reference(study: Study, variants: Mapping[str, Group]) -> Group:
+    """The setting that a study names, else the first."""
+    if study.reference is None:
+        return next(iter(variants.values()))
+    known = {**variants, **{group.label: group for group in variants.values()}}
+    if study.reference not in known:
+        raise UsageError(
+            f"reference: {study.reference!r} given; {_allowed(known)}{near(study.reference, known)}"
+        )
+    return known[study.reference]
+
+
+def _allowed(names: Collection[str]) -> str:
+    """The names of settings in a line; of many the first."""
+    shown, left = list(names)[:MOST_NAMED], len(names) - MOST_NAMED
+    more = f" and {left} more, which --dry_run true lists" if left > 0 else ""
+    return f"allowed are {', '.join(shown)}{more}"
+
+
 def _require_known(study: Study, variants: Mapping[str, Group]) -> None:
     for kind in WITH_LOADS:
         wanted = getattr(study.baselines, kind)
         for name in wanted if isinstance(wanted, list) else []:
             if name not in variants and name not in study.variants:
-                known = ", ".join([*study.variants, *variants])
-                raise UsageError(f"baselines: {kind}: {name!r} given; allowed are {known}")
+                known = dict.fromkeys([*study.variants, *variants])
+                raise UsageError(
+                    f"baselines: {kind}: {name!r} given; {_allowed(known)}{near(name, known)}"
+                )
 
 
 def _differing(flats: Sequence[Options]) -> list[str]:

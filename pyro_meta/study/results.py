@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from pyro_meta.analysis.comparison import (
     Difference,
     Interval,
     Spread,
-    best_at_most,
-    difference_on_shared_text,
     pareto_front,
     spread,
 )
@@ -35,8 +33,11 @@ from pyro_meta.analysis.plots.style import save_png
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.errors import UsageError
 from pyro_meta.folders import write_whole
+from pyro_meta.study.comparisons import Comparison, with_baselines, with_reference
 from pyro_meta.study.job import Job, State
-from pyro_meta.study.plan import Group, Kind
+from pyro_meta.study.plan import Group
+from pyro_meta.study.result import Result, texts
+from pyro_meta.study.tables import Table, markdown
 from pyro_meta.study.wholeness import once_per_content
 from pyro_meta.terminal.machine import hardware, versions
 
@@ -65,53 +66,6 @@ AS = {
 }  # fmt: skip
 
 
-@dataclass
-class Result:
-    """The finished runs of a group."""
-
-    group: Group
-    summaries: dict[int, dict[str, Any]]
-    """Seed -> summary.json, nested figures under dotted names."""
-    sequences: dict[int, dict[str, Any]]
-    """Seed -> sequences.json."""
-    verdicts: dict[int, list[Verdict]]
-    """Seed -> whether its posterior has collapsed, in three ways; of what has a posterior."""
-
-    @property
-    def text(self) -> str:
-        """Identity of the validation sequences: losses on one text can be compared."""
-        return next((str(losses["windows"]) for losses in self.sequences.values()), "")
-
-    def over_seeds(self, figure: str) -> Spread | None:
-        values = [summary[figure] for summary in self.summaries.values() if figure in summary]
-        return spread(values) if values else None
-
-    def mean(self, figure: str) -> float:
-        found = self.over_seeds(figure)
-        return math.nan if found is None else found.mean
-
-
-@dataclass
-class Comparison:
-    """A routed group beside one that judges it."""
-
-    of: str
-    against: str
-    kind: Kind
-    is_best_single: bool
-    """The best mechanism alone among those that cost no more."""
-    hard: Difference | None
-    """Of losses along hard routes; None where no two runs share seed and sequences."""
-
-
-@dataclass
-class Table:
-    """Headings and rows of text, to be shown or written."""
-
-    headings: list[str]
-    rows: list[list[str]]
-
-
 class Results:
     """All that a study has found out so far.
 
@@ -126,6 +80,8 @@ class Results:
 
     Attributes
     ----------
+    reference
+        Label of the setting that the others are compared to; None where there is one setting.
     problems
         What of finished runs cannot be read, or is odd, and stays out: a line each.
     """
@@ -134,7 +90,9 @@ class Results:
         self.jobs = jobs
         self.cost, self.cost_name = COSTS[cost]
         self.results, self.problems = collect(groups, jobs, self.cost)
-        self.comparisons = compare(self.results, self.cost)
+        self.comparisons = with_baselines(self.results, self.cost)
+        self.reference = next((one.reference.label for one in groups if one.reference), None)
+        self.of_settings = with_reference(self.results)
         self.front = on_front(self.results, self.cost)
 
     def write(self, out: Path, command: str, study_yaml: str) -> None:
@@ -167,7 +125,8 @@ class Results:
             "cost": self.cost,
             "runs": [_describe_run(job, out, self._verdicts(job)) for job in self.jobs],
             "groups": [_describe_group(result, self.front) for result in self.results],
-            "differences": [asdict(comparison) for comparison in self.comparisons],
+            "reference": self.reference,
+            "differences": [asdict(one) for one in (*self.of_settings, *self.comparisons)],
         }
         texts = {
             "study.json": json.dumps(plain(facts), indent=2) + "\n",
@@ -218,7 +177,20 @@ class Results:
                 ]
             )
         headings = [FIGURES[name] for name in shown]
-        return Table(["", *headings, "to best single", "to no prior", "to split", "seeds"], rows)
+        return Table(["", *headings, *TO, "seeds"], rows)
+
+    def settings(self) -> Table:
+        """A row per setting but the reference: its losses minus those of the reference."""
+        rows = []
+        for one in self.of_settings:
+            if one.hard is None or one.soft is None:
+                rows.append([one.of, NOT_PAIRED, "", "", "", "", "0"])
+                continue
+            over = "seeds and text" if one.hard.seeds > 1 else "text alone (one seed)"
+            both = [cell for found in (one.hard, one.soft) for cell in _with_interval(found)]
+            rows.append([one.of, *both, over, str(one.hard.seeds)])
+        headings = ["hard", "hard, 95%", "soft", "soft, 95%", "95% over", "pairs"]
+        return Table([f"minus {self.reference}", *headings], rows)
 
     def differences(self) -> Table:
         """A row per comparison, with its intervals."""
@@ -228,7 +200,7 @@ class Results:
             kind = AS[one.kind] + (", best at no more cost" if one.is_best_single else "")
             cells = [one.of, f"{one.against} ({kind})"]
             if found is None:
-                cells += ["no common seed and text", "", "", "", "0"]
+                cells += [NOT_PAIRED, "", "", "", "0"]
             else:
                 cells += [
                     f"{found.mean:+.4f}",
@@ -270,22 +242,40 @@ class Results:
             parts.append("\n".join(f"* {problem}" for problem in self.problems))
         if self.results:
             pictures = [f"![loss against cost]({name})" for name in self.pictures()]
-            parts += [_markdown(self.table()), READING, *pictures]
+            parts += [markdown(table := self.table()), _reading(table), *pictures]
+        if self.of_settings:
+            parts += ["## Settings", markdown(self.settings()), SETTINGS]
         if self.comparisons:
-            parts += ["## Paired differences", _markdown(self.differences()), PAIRED]
+            parts += ["## Paired differences", markdown(self.differences()), PAIRED]
         if (collapse := self.collapse()).rows:
-            parts += ["## Collapse", _markdown(collapse), COLLAPSE]
+            parts += ["## Collapse", markdown(collapse), COLLAPSE]
         return "\n\n".join(parts) + "\n"
 
 
 READING = """\\* no other setting on the same validation text has less loss at no more cost. ± is
 the standard deviation over seeds. Losses are in nats per token of the validation text, along hard
 and along soft routes; costs are relative to full attention (*MACs, model*: those of the whole model
-per token, counted), entropies to log K: H(m) of the posterior mean, E H(alpha) of a draw. *To best
-single*: paired difference of hard losses to the best mechanism alone among those that cost no more
-(none: the setting is cheaper than all of them); *to no prior*: to the router without a prior; *to
-split*: to the learned static split. Below 0 is better. A difference whose 95% interval leaves out 0
-is marked !, one that rests on a single seed (1)."""
+per token, counted), entropies to log K: H(m) of the posterior mean, E H(alpha) of a draw."""
+
+TO = {
+    "to best single": "the best mechanism alone among those that cost no more (none: the setting "
+    "is cheaper than all of them)",
+    "to no prior": "the router without a prior",
+    "to split": "the learned static split",
+}
+"""Columns of differences in the table: to what."""
+
+MARKED = """Below 0 is better. A difference whose 95% interval leaves out 0 is marked !, one that
+rests on a single seed (1)."""
+
+NOT_PAIRED = "no common seed and text"
+
+SETTINGS = """Losses in nats per token, along hard and along soft routes: those of the setting minus
+those of the reference, which the heading names, paired by seed and by sequence of the validation
+text. Below 0 the setting is better. The 95% intervals are for other seeds and other text at once,
+by the variance of two crossed clusters and a t with as many degrees of freedom as seeds less one;
+with one seed they are for other text alone, and say nothing about other seeds. Each interval stands
+by itself: of twenty settings that are all as good as the reference, one leaves out 0."""
 
 PAIRED = """Hard losses, ours minus theirs, in nats per token, on the same sequences and paired by
 seed; 95% intervals. *Seeds*: t-interval of the seeds' mean differences, for other seeds on this
@@ -353,36 +343,6 @@ def verdicts_of(folder: Path) -> list[Verdict]:
     return Reading.of(folder).verdicts()
 
 
-def compare(results: list[Result], cost: str) -> list[Comparison]:
-    """Every group with baselines against each of them, on the same seeds and sequences."""
-    by_group = {id(result.group): result for result in results}
-    comparisons = []
-    for ours in results:
-        judges = [
-            (kind, by_group[id(group)])
-            for kind, group in ours.group.baselines
-            if id(group) in by_group
-        ]
-        singles = [result for kind, result in judges if kind == "mechanism"]
-        index = best_at_most(
-            [one.mean(cost) for one in singles],
-            [one.mean("val_nll_hard") for one in singles],
-            ours.mean(cost),
-        )
-        best = None if index is None else singles[index]
-        comparisons += [
-            Comparison(
-                ours.group.label,
-                theirs.group.label,
-                kind,
-                theirs is best,
-                difference_on_shared_text(ours.sequences, theirs.sequences),
-            )
-            for kind, theirs in judges
-        ]
-    return comparisons
-
-
 def on_front(results: list[Result], cost: str) -> set[str]:
     """Labels of the groups that no other one on the same text beats in loss and cost."""
     best: set[str] = set()
@@ -393,14 +353,6 @@ def on_front(results: list[Result], cost: str) -> set[str]:
         )
         best |= {one.group.label for one, is_on in zip(comparable, is_best, strict=True) if is_on}
     return best
-
-
-def texts(results: list[Result]) -> dict[str, list[Result]]:
-    """The results on each validation text."""
-    by_text: dict[str, list[Result]] = {}
-    for result in results:
-        by_text.setdefault(result.text, []).append(result)
-    return by_text
 
 
 # -- as data ---------------------------------------------------------------------------------
@@ -474,6 +426,14 @@ def dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # -- for people ------------------------------------------------------------------------------
 
 
+def _reading(table: Table) -> str:
+    """How to read the table, of the columns that it has."""
+    shown = [f"*{name}*: {what}" for name, what in TO.items() if name in table.headings]
+    if not shown:
+        return READING
+    return f"{READING} Paired differences of hard losses {'; '.join(shown)}. {MARKED}"
+
+
 def _figure(name: str, found: Spread | None, digits: int | None = None) -> str:
     """Mean and, where seeds differ, deviation of a figure; of absolute MACs the mean alone."""
     if found is None or not math.isfinite(found.mean):
@@ -497,15 +457,9 @@ def _delta(comparisons: list[Comparison], is_sought: bool = False) -> str:
     return f"{found.mean:+.4f}{mark}"
 
 
+def _with_interval(found: Difference) -> tuple[str, str]:
+    return f"{found.mean:+.4f}", _interval(found.interval)
+
+
 def _interval(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
-
-
-def _markdown(table: Table) -> str:
-    def line(cells: list[str]) -> str:
-        return (
-            "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |"
-        )
-
-    ruler = "|---|" + "---:|" * (len(table.headings) - 1)
-    return "\n".join([line(table.headings), ruler, *(line(row) for row in table.rows)])

@@ -31,6 +31,15 @@ class NoSuchClass(LookupError):
     """There is no class of that name; the message says what is allowed."""
 
 
+def reason_of(error: Exception, module: str) -> str:
+    """Why `module` could not be imported; where there is no such file, also where it is sought."""
+    said = f"{type(error).__name__}: {error}"
+    top = module.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name == top:
+        said += f"; {top}.py is sought in the folder that you are in, and in those of PYTHONPATH"
+    return said
+
+
 def find_class(name: str, known: Mapping[str, type], example: str) -> type:
     """The class of a name in `known`, or of an import path `module.Class` such as `example`.
 
@@ -52,8 +61,7 @@ def find_class(name: str, known: Mapping[str, type], example: str) -> type:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever a person's module raises
-        reason = f"{type(error).__name__}: {error}"
-        raise NoSuchClass(f"cannot import {name!r}: {reason}") from error
+        raise NoSuchClass(f"cannot import {name!r}: {reason_of(error, module)}") from error
     if not isinstance(found, type):
         raise NoSuchClass(f"{name!r} is no class")
     return found

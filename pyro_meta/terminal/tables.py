@@ -1,6 +1,6 @@
 """Tables of what a run found out and of what its hard routes cost."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -9,6 +9,27 @@ from rich.table import Table
 from rich.text import Text
 
 from pyro_meta.terminal.consoles import printable
+
+
+def filled(
+    headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows without the columns that no row fills; the first, of names, stays."""
+    columns = list(zip(headings, *rows, strict=True))
+    kept = [column for index, column in enumerate(columns) if index == 0 or any(column[1:])]
+    first, *others = map(list, zip(*kept, strict=True))
+    return first, others
+
+
+def table_of_rows(
+    title: str, first: str, headings: Sequence[str], rows: Iterable[Sequence[str]]
+) -> Table:
+    """Names and their figures, without the columns that no row fills."""
+    (first, *kept), cells = filled([first, *headings], list(rows))
+    table = table_of_figures(title, first, kept)
+    for row in cells:
+        table.add_row(*row)
+    return table
 
 
 def table_of_figures(title: str, first: str, headings: Iterable[str]) -> Table:
@@ -63,16 +84,17 @@ def closing_table(
 def table_beside(rows: dict[str, dict[str, Any]]) -> Table:
     """Routes of a network that stays as it is, beside what needs no router."""
     best = rows["full"]["loss_past"] if "full" in rows else None
-    table = table_of_figures(
-        "loss (nats per token) and key visits (share of full attention's)", "tokens",
-        ("loss", "past token 256", "behind full", "key visits"),
-    )  # fmt: skip
+    cells = []
     for name, row in sorted(rows.items(), key=lambda pair: pair[1]["loss_past"]):
         behind = "" if best is None else f"{row['loss_past'] - best:+.4f}"
-        table.add_row(
-            name, f"{row['loss']:.4f}", f"{row['loss_past']:.4f}", behind, f"{row['visits']:.3f}"
-        )
-    return table
+        losses = f"{row['loss']:.4f}", f"{row['loss_past']:.4f}"
+        cells.append((name, *losses, behind, f"{row['visits']:.3f}"))
+    return table_of_rows(
+        "loss (nats per token) and key visits (share of full attention's)",
+        "tokens",
+        ("loss", "past token 256", "behind full", "key visits"),
+        cells,
+    )
 
 
 def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ module is to run it. So what is not ours is refused, unless the person who opens
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from pyro_meta.terminal.option_files import loads
 VARIABLE = "PYRO_META_TRUST"
 CLASS_OPTIONS = ("data", "prior", "guide", "mechanisms", "block", "depth")
 """Options whose value names a class, or a list of them."""
+WAYS = {
+    "run": "add --trust true (in Python: trust=True)",
+    "study": "add --trust true",
+    "routes": "say trust=True",
+}
+"""How somebody says that what is opened is trusted; `load_routes` is of Python alone."""
 _PLAIN = re.compile(r"\w+")
 
 
@@ -58,15 +65,29 @@ def require_shipped_options(layers: Iterable[Mapping[str, Any]], source: Path, w
     source
         Where they are from, to be named.
     what
-        What that is: `run`, `study`.
+        What that is: a key of `WAYS`.
     """
     if is_trusted_here():
         return
     for option, path in foreign_classes(layers):
         raise UsageError(
-            f"{source}: its {option} is {path!r}, which pyro_meta does not ship; --trust lets "
-            f"the code of a {what} be run: add it if you trust who made this one"
+            f"{source}: its {option} is {path!r}, which pyro_meta does not ship, and its code "
+            f"would be run: if you trust who made the {what}, {WAYS[what]}"
         )
+
+
+def as_opened(folder: Path) -> str:
+    """A run as words of a command that opens it, for the person who made it: --trust included."""
+    return shlex.quote(str(folder)) + " --trust true" * needs_trust(folder)
+
+
+def needs_trust(folder: Path) -> bool:
+    """Whether the options of a run name a class that pyro_meta does not ship."""
+    try:
+        options = loads((folder / "config.yaml").read_text(encoding="utf-8"), str(folder))
+    except (OSError, ValueError):  # what opens it will say so
+        return False
+    return isinstance(options, Mapping) and any(foreign_classes([options]))
 
 
 def foreign_classes(layers: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

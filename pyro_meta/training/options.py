@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 import pyro_meta
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.mistakes import near
+from pyro_meta.terminal.naming import reason_of
 from pyro_meta.terminal.option_files import (
     as_word,
     exact,
@@ -547,7 +548,7 @@ def _why_not_imported(path: str) -> str | None:
     try:
         _imported(path)
     except Exception as error:  # whatever a person's module raises
-        return f"{type(error).__name__}: {error}"
+        return reason_of(error, path.rpartition(".")[0])
     return None
 
 
