@@ -24,6 +24,7 @@ from pyro_meta import (
     BetaDepthGuide,
     CategoricalGuide,
     Choice,
+    CostDirichlet,
     Guide,
     Mechanism,
     Prior,
@@ -40,7 +41,7 @@ from pyro_meta.network.blocks import Stream
 from pyro_meta.own_classes import blame, described
 from pyro_meta.study.description import Study
 from pyro_meta.study.plan import expand
-from pyro_meta.training.config import Config
+from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.run import Run
 
 # mechanisms as plain as these serve nobody alone, and are told so
@@ -837,3 +838,11 @@ def test_the_contract_says_it_once(own_file: Path, capsys: pytest.CaptureFixture
     assert "FAILED" not in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"Fails cannot be built: Fails\.__init__"):
         contracts_main(["mine_file.Fails"])
+
+
+def test_a_class_of_the_same_name_does_not_hide_ours(text_file: Path) -> None:
+    """As a notebook has them, whose cells are run again and again."""
+    kept = [type("CostDirichlet", (CostDirichlet,), {"__module__": "cell"}) for _ in range(2)]
+    words = [f"--data.path={text_file}", "--prior=CostDirichlet", "--prior.rate=2"]
+    written = read_options(words)[1]
+    assert "class_path: pyro_meta.CostDirichlet" in written and len(kept) == 2

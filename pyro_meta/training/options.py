@@ -445,7 +445,12 @@ class _Choice:
             if not is_null(value) or _may_be_none(kinds.get(key))
             if key not in self.preset or not kinds or key in kinds
         ]
-        return [(self.option, self.chosen), *arguments]
+        return [(self.option, self._path()), *arguments]
+
+    def _path(self) -> str:
+        """Its class; ours by its path, since a person's own may have the same name."""
+        is_ours = self.chosen in pyro_meta.NAMED_BY_FILES
+        return f"pyro_meta.{self.chosen}" if is_ours else self.chosen
 
     def of_text(self) -> list[str]:
         """Names of the options that its class takes text for."""
