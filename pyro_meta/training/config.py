@@ -37,7 +37,7 @@ from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
 from pyro_meta.own_classes import made, own_classes_named
 from pyro_meta.terminal.commands import parse_exactly, unread_docstrings
-from pyro_meta.terminal.mistakes import explain
+from pyro_meta.terminal.mistakes import allowed_classes, explain
 from pyro_meta.terminal.naming import NoSuchClass, find_class, public_path
 from pyro_meta.terminal.option_files import as_word, bare, dumps
 from pyro_meta.training.bfloat16 import has_bfloat16
@@ -70,6 +70,10 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.data, Data):  # such as what a class of one's own makes of itself
+            raise UsageError(
+                f"data: an object of type {type(self.data).__name__} given; {allowed_classes(Data)}"
+            )
         is_of_weights = _is_of_weights(self.prior) or _is_of_weights(self.guide)
         if self.prior is of_the_others_family:
             self.prior = CostDirichlet if is_of_weights else LoadCategorical
