@@ -30,8 +30,8 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.guides import along_means, mean_route, walk
 from pyro_meta.evaluation.budget import TOLERANCE, budget_figures, missed
+from pyro_meta.guides import along_means, mean_route, walk
 from pyro_meta.inference.controllers import BudgetController, Step
 from pyro_meta.inference.dual_ascent import DualController
 from pyro_meta.inference.elbo import Objective
