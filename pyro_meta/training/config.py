@@ -82,8 +82,9 @@ class Config(Settings):
         if self.pretrained is not None:
             if isinstance(self.data, CutText):
                 self.data.cut_by(self.pretrained_tokenizer)
-            if self.precision == "auto" and has_bfloat16(self.accelerator):
-                self.precision = "bf16-mixed"
+            if self.precision == "auto":
+                is_half = has_bfloat16(self.accelerator)
+                self.precision = "bf16-mixed" if is_half else "32-true"
         found = find_depth_guide(self.depth)
         of_kl = () if found is None else ("run", "strength") if found.pays_kl else ("penalty",)
         self.gate.require_used(
@@ -302,6 +303,8 @@ def _read(words: Sequence[str]) -> tuple[Config, str]:
     except (TypeError, ValueError) as error:
         raise UsageError(explain(error, parser, bases)) from error
     options.pop("out", None)  # a run is repeated in another folder
+    if config.pretrained is not None:
+        options["precision"] = config.precision  # whatever machine reads it: routes are of one
     return config, dumps(options)
 
 
