@@ -206,7 +206,7 @@ def test_a_report_of_very_many_heads_shows_the_most_mixed_first(
     assert done.returncode == 0, done.stderr
     run = reading.Reading.of(routes)
     assert run.has_many_rows and sorted(run.rows) == list(range(6))
-    mixed = [min(run.loads[row]) for row in run.rows]
+    mixed = [min(run.shares[row]) for row in run.rows]
     assert mixed == sorted(mixed, reverse=True)
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"heads.png", "forest.png", "passage.png"} <= names

@@ -72,11 +72,11 @@ def closing_table(
     ]
     rows += [*_truth_rows(summary.get("truth", {})), *executed_rows(summary["executed"])]
     console.print(table_of_pairs("validation", rows))
-    loads = table_of_figures("load: share of hard choices", "layer", summary["load"])
+    shares = table_of_figures("share of tokens", "layer", summary["load"])
     for layer, row in enumerate(summary["load_by_layer"]):
-        loads.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
-    loads.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")
-    console.print(loads)
+        shares.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
+    shares.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")
+    console.print(shares)
     if "beside" in summary:
         console.print(table_beside(summary["beside"]))
 
