@@ -197,7 +197,8 @@ def verdict(found: Sensitivity | None) -> tuple[str, bool | None, str]:
         f"a doubling of the prior would move the shares by {_mean(prior.by_layer):.3g} and one "
         f"of the likelihood by {_mean(likelihood.by_layer):.3g} (distances of their distributions "
         f"over draws, mean over layers; from {SENSITIVE} on they react), beyond chance in "
-        f"{told[0]} and {told[1]} of {len(pairs)} layers; in {conflict} both pull; on {found.texts} texts"
+        f"{told[0]} and {told[1]} of {len(pairs)} layers; in {conflict} both pull; on "
+        f"{found.texts} texts"
     )
     if any(pair == (True, False) for pair in pairs):
         return "no", False, reason

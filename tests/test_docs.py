@@ -292,7 +292,7 @@ def test_a_line_is_read_aloud_with_its_own_numbers() -> None:
     given = dict(re.findall(r"(\bp|\bq) = \(([\d., ]+)\)", section))
     p, q = (np.array([float(one) for one in given[name].split(",")]) for name in "pq")
     assert p.sum() == pytest.approx(1) and q.sum() == pytest.approx(1)
-    cells = [line.strip("| ").split(" | ") for line in section.splitlines() if "|" in line]
+    cells = [line.strip("| ").split(" | ") for line in section.splitlines() if " | " in line]
     here, aloud = ({cell[0]: cell[at] for cell in cells} for at in (1, 2))
     kl = float(divergence(np.log(q), np.log(p)))
     assert float(here["effective share of draws"]) == round(
