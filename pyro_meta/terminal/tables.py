@@ -89,12 +89,21 @@ def table_beside(rows: dict[str, dict[str, Any]]) -> Table:
         behind = "" if best is None else f"{row['loss_past'] - best:+.4f}"
         losses = f"{row['loss']:.4f}", f"{row['loss_past']:.4f}"
         cells.append((name, *losses, behind, f"{row['visits']:.3f}"))
-    return table_of_rows(
+    table = table_of_rows(
         "loss (nats per token) and key visits (share of full attention's)",
         "tokens",
         ("loss", "past token 256", "behind full", "key visits"),
         cells,
     )
+    explain_visits(table, rows)
+    return table
+
+
+def explain_visits(table: Table, rows: dict[str, dict[str, Any]]) -> None:
+    """A caption below rows of which some make more key visits than full attention."""
+    if any(row["visits"] > 1 for row in rows.values()):
+        table.caption = "key visits above 1: a soft mixture runs every mechanism in it"
+        table.caption_justify = "left"
 
 
 def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
