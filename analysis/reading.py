@@ -41,7 +41,7 @@ EXECUTED = (
     "macs_per_token_attention", "macs_ratio_attention", "macs_per_token_model", "macs_ratio_model",
     "tokens_per_second_routed", "length",
 )  # fmt: skip
-FULL = ("tokens_per_second_full", "speed_up_model", "speed_up_attention")
+FULL = ("tokens_per_second_full", "speed_up_model", "speed_up_attention", "clock_noise")
 """Figures beside full attention: None where it is not among the mechanisms, or was not timed."""
 GATED = ("passed_by", "speed_up_depth")
 """Those of depth gates, where there are any."""

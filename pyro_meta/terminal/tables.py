@@ -11,6 +11,10 @@ from rich.text import Text
 from pyro_meta.terminal.consoles import printable
 
 
+NOISY = 0.3
+"""Of a ratio of times, by how much of itself it may vary between rounds to be told."""
+
+
 def filled(
     headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
@@ -112,14 +116,22 @@ def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "MACs of attention per token (share of full)", f"{macs:.3g} ({share:.1%})"
     share, macs = executed["macs_ratio_model"], executed["macs_per_token_model"]
     yield "MACs of the model per token, router included", f"{macs:.3g} ({share:.1%})"
+    if "passed_by" in executed:
+        yield "pairs of token and layer skipped", f"{executed['passed_by']:.1%}"
     routed, full = executed["tokens_per_second_routed"], executed["tokens_per_second_full"]
+    noise = executed.get("clock_noise") or 0.0  # a run of before says nothing of it
+    if noise > NOISY:
+        yield (
+            "too noisy to time; bench --run RUN does, on an idle machine",
+            f"\u00b1 {noise / 2:.0%}",
+        )
+        return
     if full is None:
         yield "tokens per second, hard routes", f"{routed:,.0f}"
     else:
         yield "tokens per second, hard routes and all full", f"{routed:,.0f}, {full:,.0f}"
         yield "times as fast as full, the whole model", f"{executed['speed_up_model']:.2f}"
     if "passed_by" in executed:
-        yield "pairs of token and layer skipped", f"{executed['passed_by']:.1%}"
         yield "times as fast as with all gates open", f"{executed['speed_up_depth']:.2f}"
     if executed["speed_up_attention"] is not None:
         yield "times as fast as full, attention alone", f"{executed['speed_up_attention']:.2f}"
