@@ -76,8 +76,8 @@ def executed_figures(
         tokens per second of the whole model, routed and full, and how many times faster the routed
         one is, the whole model and attention alone (on one batch), and with gates the whole model
         over itself along the same routes with every gate open; `clock_noise`, by how much that of
-        the whole model varies between rounds (`attention.clock.noise`). Clock figures are None if `full` is
-        not among the mechanisms; that of attention alone also for a mixture, which is not
+        the whole model varies between rounds (`attention.clock.noise`). Clock figures are None if
+        `full` is not among the mechanisms; that of attention alone also for a mixture, which is not
         dispatched.
     """
     network = model.network

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from pyro_meta.terminal.consoles import printable
 
-
 NOISY = 0.3
 """Of a ratio of times, by how much of itself it may vary between rounds to be told."""
 
