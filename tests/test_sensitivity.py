@@ -92,7 +92,7 @@ def test_sensitivity_is_the_distance_by_hand(component: str) -> None:
     assert alone["z"] == pytest.approx(float(found["z"])), "one variable alone is no special case"
 
 
-def test_loads_and_cost_of_each_text_are_scaled_by_its_own_densities() -> None:
+def test_shares_and_cost_of_each_text_are_scaled_by_its_own_densities() -> None:
     rng = np.random.default_rng(1)
     run = reading(rng)
     found = power_scaled(run)
@@ -120,7 +120,7 @@ def test_loads_and_cost_of_each_text_are_scaled_by_its_own_densities() -> None:
     assert told["prior"]["load_by_layer"] == pytest.approx(found.of["prior"].share.mean(0))
 
 
-def test_what_drives_the_loads_is_told_from_what_does_not() -> None:
+def test_what_drives_the_shares_is_told_from_what_does_not() -> None:
     """Texts whose likelihood asks for `full`, and whose prior is noise that nothing follows."""
     rng = np.random.default_rng(2)
     run = reading(rng)
@@ -206,10 +206,10 @@ def test_predictions_from_the_truth_have_level_ranks() -> None:
     assert abs(values.var() - 1 / 12) < 4 * np.sqrt(1 / 180 / len(values))
 
 
-def test_loads_are_those_of_each_draw() -> None:
+def test_shares_are_those_of_each_draw() -> None:
     run = reading(np.random.default_rng(7))
     data = of_shares(run, [1], [0, 2], str.upper)
-    posterior = data["posterior"]["load"]
+    posterior = data["posterior"]["share"]
     assert posterior.dims == ("chain", "draw", "layer", "mechanism")
     assert list(posterior["mechanism"].values) == ["FULL", "LINEAR"]
     for draw in (0, 57):
@@ -241,7 +241,7 @@ def test_arviz_draws_it_without_a_window(draw: Any) -> None:
     assert pyplot.get_fignums() == []
 
 
-def test_layers_without_a_load_that_varies_are_not_compared() -> None:
+def test_layers_without_a_share_that_varies_are_not_compared() -> None:
     run = reading(np.random.default_rng(9))
     run.draws[:, 0] = np.eye(K)[1]
     assert by_arviz.compared_rows(run) == [1]

@@ -52,7 +52,7 @@ def _percent(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in values.items())
 
 
-def _loads(findings: Findings) -> str:
+def _shares(findings: Findings) -> str:
     run = findings.reading
     by_layer = [
         f"{name}: {_percent(dict(zip(run.mechanisms, row, strict=True)))}"
@@ -150,7 +150,7 @@ def _beside(findings: Findings) -> str:
     )
 
 
-def _loads_of_draws(findings: Findings) -> str:
+def _shares_of_draws(findings: Findings) -> str:
     run = findings.reading
     draws, prior = shares_by_draw(run), run.prior_draw_shares
     means = [one[..., 0].mean(0) for one in (draws, prior)]
@@ -223,7 +223,7 @@ PICTURES = (
         "load_by_layer", "routes", "Shares of mechanisms",
         "Wide bars say which mechanism tokens run, thin ones what the prior would do: where they "
         "agree, the text has changed nothing.",
-        lambda findings: routes.load_by_layer(findings.reading), _loads,
+        lambda findings: routes.load_by_layer(findings.reading), _shares,
         lambda findings: not findings.reading.has_many_rows,
     ),
     Picture(
@@ -253,14 +253,14 @@ PICTURES = (
         "loads_of_draws", "uncertainty", "Shares of mechanisms in draws, by ArviZ",
         "A dot or the middle of a line is the median share over draws of the posterior, thick "
         "lines hold half of them and thin ones 90%: how well the share of a mechanism is known.",
-        lambda findings: by_arviz.shares_of_draws(findings.reading), _loads_of_draws,
+        lambda findings: by_arviz.shares_of_draws(findings.reading), _shares_of_draws,
         lambda findings: len(findings.reading.mechanisms) > 1,
     ),
     Picture(
         "prior_and_posterior", "uncertainty", "Prior against posterior, by ArviZ",
         "Two humps apart are a share that the text has moved, a narrow one in a broad one a share "
         "that it has settled; one on the other it has said nothing.",
-        lambda findings: by_arviz.prior_and_posterior(findings.reading), _loads_of_draws,
+        lambda findings: by_arviz.prior_and_posterior(findings.reading), _shares_of_draws,
         lambda findings: bool(by_arviz.compared_rows(findings.reading)),
     ),
     Picture(
