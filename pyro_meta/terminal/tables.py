@@ -109,8 +109,11 @@ def explain_visits(table: Table, rows: dict[str, dict[str, Any]]) -> None:
         table.caption_justify = "left"
 
 
-def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Hard routes as they are executed, against the same weights with full attention."""
+def executed_rows(executed: dict[str, Any], hides_noise: bool = True) -> Iterator[tuple[str, str]]:
+    """Hard routes as they are executed, against the same weights with full attention.
+
+    With `hides_noise` times that vary too much are one line, which names the benchmark.
+    """
     share, macs = executed["macs_ratio_attention"], executed["macs_per_token_attention"]
     yield "MACs of attention per token (share of full)", f"{macs:.3g} ({share:.1%})"
     share, macs = executed["macs_ratio_model"], executed["macs_per_token_model"]
@@ -119,7 +122,7 @@ def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "pairs of token and layer skipped", f"{executed['passed_by']:.1%}"
     routed, full = executed["tokens_per_second_routed"], executed["tokens_per_second_full"]
     noise = executed.get("clock_noise") or 0.0  # a run of before says nothing of it
-    if noise > NOISY:
+    if hides_noise and noise > NOISY:
         yield (
             "too noisy to time; bench --run RUN does, on an idle machine",
             f"\u00b1 {noise / 2:.0%}",
