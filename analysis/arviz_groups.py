@@ -1,7 +1,7 @@
 """Parts of a run as ArviZ's own functions take them.
 
 posterior.nc holds routes token by token. What one compares and draws are figures of a whole draw,
-such as the load of a layer: the share that each mechanism has of its tokens.
+such as the share that each mechanism has of a layer's tokens.
 
 Shapes: S draws, L layers (and groups), M drawn tokens, K mechanisms.
 """
@@ -19,27 +19,27 @@ from pyro_meta.analysis.reading import Reading
 SEED = 0
 
 
-def loads_by_draw(reading: Reading) -> Array:
-    """Load of every draw of the posterior, over all drawn tokens, [S, L, K]."""
+def shares_by_draw(reading: Reading) -> Array:
+    """Shares in every draw of the posterior, over all drawn tokens, [S, L, K]."""
     return reading.draws.mean(2, dtype=float)
 
 
-def of_loads(
+def of_shares(
     reading: Reading, rows: Sequence[int], mechanisms: Sequence[int], label: Callable[[str], str]
 ) -> Any:
-    """Loads of posterior and prior draws, `load` [1, S, layer, mechanism], of some of both.
+    """Shares in posterior and prior draws, `share` [1, S, layer, mechanism], of some of both.
 
     `label` makes a mechanism's name fit to be shown.
     """
-    groups = {"posterior": loads_by_draw(reading), "prior": reading.prior_loads}
+    groups = {"posterior": shares_by_draw(reading), "prior": reading.prior_draw_shares}
     names = {
         "layer": [reading.layer_names[row].removeprefix("layer ") for row in rows],
         "mechanism": [label(reading.mechanisms[k]) for k in mechanisms],
     }
-    dims = {"load": ("layer", "mechanism")}
+    dims = {"share": ("layer", "mechanism")}
     return arviz_versions.from_datasets(
         {
-            name: dataset({"load": values[:, rows][..., mechanisms]}, dims, names)
+            name: dataset({"share": values[:, rows][..., mechanisms]}, dims, names)
             for name, values in groups.items()
         },
         {},

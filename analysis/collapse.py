@@ -17,7 +17,7 @@ from pyro_meta.analysis.estimates import CONFIDENCE, RESAMPLES, Estimate, State
 
 PRIOR_KL = 0.01
 BLIND_SPREAD = 1e-3
-DOMINANT_LOAD = 0.95
+DOMINANT_SHARE = 0.95
 ACTIVE_VARIANCE = 1e-3
 DEAD_SHARE = 0.1
 """A mechanism with less than so much of an even share is dead."""
@@ -61,7 +61,7 @@ def checks(means: Array, kl: Array, choice: Choices, runs: Mask, sequence: Choic
     choice
         What runs, [L, N]; -1 where a mixture does.
     runs
-        Which tokens run the layer, [L, N]; loads are among them.
+        Which tokens run the layer, [L, N]; shares are of these.
     sequence
         Which sequence a token is of, [N], one after the other.
     """
@@ -69,9 +69,9 @@ def checks(means: Array, kl: Array, choice: Choices, runs: Mask, sequence: Choic
     among = runs | ~runs.any(1, keepdims=True)  # a layer that nobody runs: all
     texts = _Sums.over(
         sequence, kl=kl, first=means, second=means.astype(float) ** 2,
-        load=shares * among[..., None], among=among,
+        share=shares * among[..., None], among=among,
     )  # fmt: skip
-    leader = texts.whole["load"].argmax(-1)  # [L]
+    leader = texts.whole["share"].argmax(-1)  # [L]
     return [
         Check(
             "Does it say more than its prior?",
@@ -88,8 +88,8 @@ def checks(means: Array, kl: Array, choice: Choices, runs: Mask, sequence: Choic
         Check(
             "Is more than one mechanism in use?",
             "where one runs for all tokens there is nothing to route",
-            "load of the leading mechanism", DOMINANT_LOAD, False,
-            list(texts.estimates(lambda sums: _load_of(sums, leader))),
+            "share of tokens that run the leading mechanism", DOMINANT_SHARE, False,
+            list(texts.estimates(lambda sums: _share_of(sums, leader))),
         ),
     ]  # fmt: skip
 
@@ -101,9 +101,9 @@ def _spread_of(sums: dict[str, Array]) -> Array:
     return np.maximum(variance, 0.0)
 
 
-def _load_of(sums: dict[str, Array], leader: Choices) -> Array:
+def _share_of(sums: dict[str, Array], leader: Choices) -> Array:
     """Share of tokens that run the leading mechanism, [.., L]."""
-    of_leader = sums["load"][..., np.arange(len(leader)), leader]
+    of_leader = sums["share"][..., np.arange(len(leader)), leader]
     found: Array = of_leader / np.maximum(sums["among"], 1)
     return found
 
@@ -171,7 +171,7 @@ class Verdict:
         return f"{self.measure} is {self.value:.3g} (collapsed {side} {self.threshold:g})"
 
 
-def collapse_verdicts(means: Array, kl: Array, loads: Array) -> list[Verdict]:
+def collapse_verdicts(means: Array, kl: Array, shares: Array) -> list[Verdict]:
     """The three collapses of a whole router: only where no layer is spared is it collapsed.
 
     By layer they are asked in `checks`.
@@ -182,7 +182,7 @@ def collapse_verdicts(means: Array, kl: Array, loads: Array) -> list[Verdict]:
         Posterior means, [L, N, K].
     kl
         KL(q || p) of each layer and token, [L, N].
-    loads
+    shares
         Share of tokens that run each mechanism, [L, K].
 
     Returns
@@ -212,9 +212,9 @@ def collapse_verdicts(means: Array, kl: Array, loads: Array) -> list[Verdict]:
         Verdict(
             name="one mechanism",
             question="Does one mechanism take everything?",
-            measure="load of the leading mechanism, in the layer where it leads least,",
-            value=float(loads.max(-1).min()),
-            threshold=DOMINANT_LOAD,
+            measure="share of tokens that run the leading mechanism, where it leads least,",
+            value=float(shares.max(-1).min()),
+            threshold=DOMINANT_SHARE,
             collapses_above=True,
         ),
     ]
@@ -245,12 +245,12 @@ def active_units(means: Array) -> Mask:
     return means.var(-2, dtype=float) > ACTIVE_VARIANCE
 
 
-def dead_mechanisms(loads: Array) -> Mask:
+def dead_mechanisms(shares: Array) -> Mask:
     """Which mechanisms run for under a tenth of an even share of tokens: [L, K] -> [L, K].
 
     Under a prior that knows costs, a dead mechanism may be a saving and not a fault.
     """
-    return loads < DEAD_SHARE / loads.shape[-1]
+    return shares < DEAD_SHARE / shares.shape[-1]
 
 
 def split(kl: Array, information: Array) -> Array:
@@ -264,7 +264,7 @@ def split(kl: Array, information: Array) -> Array:
     return kl - information
 
 
-def against_prior(loads: Array, prior: Array) -> Array:
-    """KL(load || prior mean) in nats, [L, K] each -> [L]: how far tokens have moved the choice."""
-    ratio = np.where(loads > 0, loads / np.maximum(prior, 1e-12), 1.0)
-    return (loads * np.log(ratio)).sum(-1)
+def against_prior(shares: Array, prior: Array) -> Array:
+    """KL(shares || prior mean), nats, [L, K] each -> [L]: how far tokens have moved the choice."""
+    ratio = np.where(shares > 0, shares / np.maximum(prior, 1e-12), 1.0)
+    return (shares * np.log(ratio)).sum(-1)

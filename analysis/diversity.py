@@ -28,8 +28,8 @@ def effective_number(weights: Array) -> Array:
     return np.exp(entropy(weights))
 
 
-def load(choice: Choices, means: Array) -> Array:
-    """Share of tokens that run each mechanism: choice [..., N], means [..., N, K] -> [..., K].
+def shares_of(choice: Choices, means: Array) -> Array:
+    """Shares of tokens that run each mechanism: choice [..., N], means [..., N, K] -> [..., K].
 
     Where a mixture runs (choice -1) it is the mean of the weights, as every token runs all of them.
     """

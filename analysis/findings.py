@@ -28,6 +28,8 @@ from pyro_meta.analysis.verdicts import Judgement
 
 BLOCK = 4
 """Tokens in a block whose k-hat is shown first."""
+MOST_LEADING, LEAST_SHARE = 3, 0.005
+"""Mechanisms that the headline names, and the least share that it does."""
 MOST_UNCERTAIN = 12
 """Kinds of tokens that are listed as the most, and as the least uncertain."""
 
@@ -61,17 +63,17 @@ class Findings:
         return {k: v for k, v in diversity.quarters(self.reading.position).items() if v.any()}
 
     def by_group(self) -> list[dict[str, Any]]:
-        """Load, uncertainty and loss of each group of tokens, layers together."""
+        """Shares of mechanisms, uncertainty and loss of each group of tokens, layers together."""
         run = self.reading
         rows = []
         for division in (self.kinds, self.frequencies, self.quarters):
             for name, mask in division.items():
-                loads = run.loads_among(mask)
+                shares = run.shares_among(mask)
                 rows.append(
                     {
                         "group": name,
                         "share": float(mask.mean()),
-                        "load": dict(zip(run.mechanisms, loads.tolist(), strict=True)),
+                        "load": dict(zip(run.mechanisms, shares.tolist(), strict=True)),
                         "uncertainty": float(run.uncertainty[:, mask].mean(dtype=float)),
                         "epistemic": float(run.epistemic[:, mask].mean(dtype=float)),
                         "loss_hard": float(run.tokens["nll_hard"][mask].mean(dtype=float)),
@@ -90,7 +92,7 @@ class Findings:
             "by_position": [diversity.spread_between(m, self.quarters) for m in means],
             "divergence_of_tokens": [diversity.mean_pairwise_divergence(m) for m in means],
             "divergence_of_layers": diversity.mean_pairwise_divergence(means.mean(1, dtype=float)),
-            "divergence_of_loads": diversity.mean_pairwise_divergence(run.loads),
+            "divergence_of_loads": diversity.mean_pairwise_divergence(run.shares),
             "draws_differ": diversity.draws_differ(run.draws).mean(1).tolist(),
         }
 
@@ -134,11 +136,13 @@ class Findings:
             "active_units_by_layer": collapse.active_units(run.means).sum(1).tolist(),
             "dead_by_layer": [
                 [name for name, dead in zip(run.mechanisms, row, strict=True) if dead]
-                for row in collapse.dead_mechanisms(run.loads)
+                for row in collapse.dead_mechanisms(run.shares)
             ],
-            "load_by_layer": run.loads.tolist(),
+            "load_by_layer": run.shares.tolist(),
             "prior_mean_by_layer": run.prior_shares.tolist(),
-            "load_against_prior_nats": collapse.against_prior(run.loads, run.prior_shares).tolist(),
+            "load_against_prior_nats": collapse.against_prior(
+                run.shares, run.prior_shares
+            ).tolist(),
         }
 
     # -- belief ------------------------------------------------------------------------------
@@ -214,7 +218,7 @@ class Findings:
 
     @cached_property
     def sensitivity(self) -> Sensitivity | None:
-        """What loads react to when prior or likelihood count more."""
+        """What shares of mechanisms react to when prior or likelihood count more."""
         return power_scaled(self.reading)
 
     # -- use ---------------------------------------------------------------------------------
@@ -293,24 +297,33 @@ class Findings:
         ]
 
     def headline(self) -> str:
-        """The verdict in a sentence."""
+        """What the run found, in a sentence: who decides, what runs, and what the checks say."""
         run = self.reading
         routing, count = verdicts.routing_layers(run.checks), len(run.means)
-        layers = "layer" if int(run.facts["groups"]) == 1 else "pair of layer and head group"
-        first = (
-            f"Tokens are told apart, between several mechanisms, in {routing} of {count} {layers}s"
-            if count > 1
-            else "Tokens are told apart, between several mechanisms"
-            if routing
-            else "Tokens are not told apart between several mechanisms"
-        )
+        layers = "layers" if int(run.facts["groups"]) == 1 else "pairs of layer and head group"
+        does = "decides" if routing or count > 1 else "does not decide"
+        where = f" in {routing or 'none'} of {count} {layers}" if count > 1 else ""
         rest = self.judgements()[len(run.checks) :]
         failed = sum(line.is_good is False for line in rest)
         undecided = sum(line.answer == State.UNDECIDED for line in rest)
         other = (
             f"{failed} of {len(rest)} other checks failed" if failed else "no other check failed"
         )
-        return f"{first}; {other}{f', {undecided} undecided' if undecided else ''}."
+        return (
+            f"The token {does} which mechanism runs{where}; {self._what_runs()}; "
+            f"{other}{f', {undecided} undecided' if undecided else ''}."
+        )
+
+    def _what_runs(self) -> str:
+        """The shares of the leading mechanisms, layers together, in words."""
+        run = self.reading
+        shares = run.shares_among(np.ones(run.means.shape[1], dtype=bool))
+        of, verb = ("a mixture", "is") if (run.choice < 0).any() else ("all choices", "are")
+        leading = np.argsort(-shares, kind="stable")[:MOST_LEADING]
+        named = [(shares[k], run.mechanisms[k]) for k in leading if shares[k] >= LEAST_SHARE]
+        (most, name), *others = named
+        told = [f"{most:.0%} {verb} {name}", *(f"{share:.0%} {other}" for share, other in others)]
+        return f"of {of} {', '.join(told)}"
 
     def to_json(self) -> dict[str, Any]:
         """Every number, as report.json holds it; None for what is no number."""

@@ -19,6 +19,7 @@ from pyro_meta.analysis.document import (
     Verdicts,
 )
 from pyro_meta.analysis.findings import Findings
+from pyro_meta.analysis.one_token import judged
 from pyro_meta.analysis.plots.routes import strength
 from pyro_meta.analysis.plots.style import PALETTE
 from pyro_meta.analysis.verdicts import of_state
@@ -153,7 +154,7 @@ def _uncertainty(findings: Findings) -> Iterator[Part]:
         "nats per token."
     )
     forms = {
-        "effective_by_load": ("N load", ".2f"), "effective_per_token": ("N token", ".2f"),
+        "effective_by_load": ("N layer", ".2f"), "effective_per_token": ("N token", ".2f"),
         "information": ("information", ".3f"), "total": ("total", ".3f"),
         "expected": ("expected", ".3f"), "epistemic": ("epistemic", ".3f"), "kl": ("KL", ".3f"),
         "marginal_kl": ("marginal", ".3f"),
@@ -164,10 +165,10 @@ def _uncertainty(findings: Findings) -> Iterator[Part]:
             [name.removeprefix("layer "), *(Figure(row[key], f) for key, (_, f) in forms.items())]
             for name, row in zip(run.layer_names, run.diversity(), strict=True)
         ],
-        note="N is the effective number of mechanisms, exp H, of the load and of a token's "
-        "posterior mean. Information is H of the mean minus the mean of H: 0 for a router that "
-        "treats all tokens alike. Marginal is the KL without the information: all tokens pay it "
-        "alike, for leaving the prior.",
+        note="N is the effective number of mechanisms, exp H, of the shares in a layer and of a "
+        "token's posterior mean. Information is H of the mean minus the mean of H: 0 for a router "
+        "that treats all tokens alike. Marginal is the KL without the information: all tokens pay "
+        "it alike, for leaving the prior.",
     )  # fmt: skip
     yield Table(
         "groups", "By kind of token",
@@ -178,7 +179,7 @@ def _uncertainty(findings: Findings) -> Iterator[Part]:
              Figure(row["uncertainty"], ".3f"), Figure(row["loss_hard"], ".3f")]
             for row in findings.by_group()
         ],
-        how="Rows that differ in load are tokens that the router tells apart. u says how unsure "
+        how="Rows whose shares differ are tokens that the router tells apart. u says how unsure "
         "their route is, as a share of log K.",
     )  # fmt: skip
     for which, listed in findings.uncertain_tokens().items():
@@ -228,8 +229,8 @@ def _belief(findings: Findings) -> Iterator[Part]:
         yield Table(
             "one_token", "Single tokens", ("figure", "value"),
             [
-                [f"effective share of draws for p_w(z | x), median of {single['judged']} "
-                 f"{single['of']}", Figure(single["efficiency_median"], ".2f")],
+                [f"effective share of draws for p_w(z | x), median of {judged(single)}",
+                 Figure(single["efficiency_median"], ".2f")],
                 ["KL to it, nats", Figure(single["kl_mean"], ".3f")],
                 ["gap: what it gains, nats per token", Figure(single["gap"]["value"], ".4f")],
                 ["gap as a share of the loss", Figure(single["gap"]["share_of_loss"], ".2%")],

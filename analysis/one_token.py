@@ -64,6 +64,14 @@ def as_share(gap: Estimate, loss: float) -> Estimate:
     return Estimate(gap.value / loss, (low / loss, high / loss))
 
 
+def judged(found: Mapping[str, Any]) -> str:
+    """What efficiency, KL and rank are of, with how many choices there are."""
+    of, choices, places = found["of"], int(found["choices"]), len(found["by_site"])
+    if of == UNITS[0]:
+        of = f"tokens, {choices} whole routes of each (one choice in each of {places} places)"
+    return f"{int(found['judged'])} {of}"
+
+
 def _gap(gap: Any, name: str) -> None:
     documents.number(gap, "value", name)
     documents.number(gap, "share_of_loss", name)

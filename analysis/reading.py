@@ -20,8 +20,8 @@ from pyro_meta.analysis.diversity import (
     Mask,
     effective_number,
     entropy,
-    load,
     routing_information,
+    shares_of,
 )
 from pyro_meta.analysis.json_values import plain
 from pyro_meta.analysis.posterior_file import layout
@@ -41,7 +41,7 @@ EXECUTED = (
     "macs_per_token_attention", "macs_ratio_attention", "macs_per_token_model", "macs_ratio_model",
     "tokens_per_second_routed", "length",
 )  # fmt: skip
-FULL = ("tokens_per_second_full", "speed_up_model", "speed_up_attention")
+FULL = ("tokens_per_second_full", "speed_up_model", "speed_up_attention", "clock_noise")
 """Figures beside full attention: None where it is not among the mechanisms, or was not timed."""
 GATED = ("passed_by", "speed_up_depth")
 """Those of depth gates, where there are any."""
@@ -111,7 +111,7 @@ class Reading:
     log_prior: Array
     """log p(alpha) of drawn sequences, [S, B], nats, price of compute and loads included; NaN
     without a density."""
-    prior_loads: Array
+    prior_draw_shares: Array
     """Mean route of the drawn tokens in draws of the prior, [S, L, K]."""
     predicted: Choices
     """y drawn from p(y | alpha), [S, M]."""
@@ -194,7 +194,7 @@ class Reading:
         """
         if not self.has_many_rows:
             return list(range(len(self.means)))
-        mixed = (self.loads * np.log(np.maximum(self.loads, 1e-12))).sum(-1)
+        mixed = (self.shares * np.log(np.maximum(self.shares, 1e-12))).sum(-1)
         return [int(row) for row in np.argsort(mixed, kind="stable")]
 
     @classmethod
@@ -265,7 +265,7 @@ class Reading:
             ),
             log_likelihood=_by_sequence(log_likelihood, sequence),
             log_prior=_log_prior(stored.groups["log_prior"], sequence),
-            prior_loads=_by_draw(stored.groups["prior"]["route"]).reshape(-1, L, K),
+            prior_draw_shares=_by_draw(stored.groups["prior"]["route"]).reshape(-1, L, K),
             predicted=_by_draw(stored.groups["posterior_predictive"]["next_token"]),
             costs=drawn["cost"],
             targets=stored.groups["observed_data"]["next_token"],
@@ -317,28 +317,30 @@ class Reading:
             return np.ones(self.kl.shape, dtype=bool)
         return self.depth.runs.astype(bool)
 
-    def loads_among(self, mask: Mask) -> Array:
+    def shares_among(self, mask: Mask) -> Array:
         """Share of tokens that run each mechanism, of those of `mask` [N] that run the layer, [K].
 
         Layers together.
         """
         if self.depth is None:
-            return load(self.choice[:, mask], self.means[:, mask]).mean(0)
+            return shares_of(self.choice[:, mask], self.means[:, mask]).mean(0)
         runs = self.runs[:, mask]
-        return load(self.choice[:, mask][runs], self.means[:, mask][runs])
+        return shares_of(self.choice[:, mask][runs], self.means[:, mask][runs])
 
     @cached_property
-    def loads(self) -> Array:
+    def shares(self) -> Array:
         """Share of tokens that run each mechanism, of those that run the layer, [L, K].
 
         Of all tokens where nobody runs it.
         """
         if self.depth is None:
-            return load(self.choice, self.means)
+            return shares_of(self.choice, self.means)
         rows = []
         for layer, runs in enumerate(self.runs):
             among = runs if runs.any() else np.ones_like(runs)
-            rows.append(load(self.choice[layer, None][:, among], self.means[layer, None][:, among]))
+            rows.append(
+                shares_of(self.choice[layer, None][:, among], self.means[layer, None][:, among])
+            )
         return np.concatenate(rows)
 
     @cached_property
@@ -364,7 +366,7 @@ class Reading:
 
     def verdicts(self) -> list[Verdict]:
         """The collapses of the whole router, as studies compare them."""
-        return collapse_verdicts(self.means, self.kl, self.loads)
+        return collapse_verdicts(self.means, self.kl, self.shares)
 
     @cached_property
     def checks(self) -> list[Check]:
@@ -380,7 +382,7 @@ class Reading:
         marginal = split(self.kl.mean(1, dtype=float), information)
         return [
             {
-                "effective_by_load": float(effective_number(self.loads[layer])),
+                "effective_by_load": float(effective_number(self.shares[layer])),
                 "effective_by_mean": float(effective_number(means.mean(0, dtype=float))),
                 "effective_per_token": float(np.exp(entropy(means).mean(dtype=float))),
                 "information": float(information[layer]),

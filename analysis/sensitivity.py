@@ -1,4 +1,4 @@
-"""What the loads react to: power-scaling of prior and likelihood, without training anew.
+"""What shares of mechanisms react to: power-scaling of prior and likelihood, without training anew.
 
 How would the posterior move if its prior, or its likelihood, counted a little more? Draws are
 weighed by p(alpha)^(a - 1), or by p(y | alpha)^((a - 1) / w), for a beside 1, and the distance that
@@ -6,10 +6,10 @@ the distribution of a figure moves by is taken per doubling of a (Kallioinen et 
 Comput 34, 57; ArviZ's `psense`). Above .05 a figure reacts. Draws of the guide stand for p_w, as
 everywhere.
 
-Text by text, since texts are independent given the loads: of the load of each layer in the text,
-and of its cost. A hundred draws move a little under any weights. So the same is done with figures
-that chance has dealt to the draws anew, and what reacts no more than they do is not told apart from
-chance.
+Text by text, since texts are independent given the loads of the prior: of the shares that
+mechanisms have of a layer's tokens in the text, and of its cost. A hundred draws move a little
+under any weights. So the same is done with figures that chance has dealt to the draws anew, and
+what reacts no more than they do is not told apart from chance.
 
 Shapes: S draws, B texts, L layers (and groups), K mechanisms.
 """
@@ -40,8 +40,8 @@ MOST_MOVED = 0.1
 class Reaction:
     """How figures react to one component, by text."""
 
-    load: Array
-    """Distance per doubling, of the mechanism that moves most, [B, L]; NaN where no load varies."""
+    share: Array
+    """Distance per doubling, of the mechanism that moves most, [B, L]; NaN where none varies."""
     chance: Array
     """The same of figures dealt anew: what 95% of them stay below, averaged over texts, [L]."""
     cost: Array
@@ -51,11 +51,11 @@ class Reaction:
     @property
     def by_layer(self) -> Array:
         """Mean over texts, [L]."""
-        return _mean(self.load)
+        return _mean(self.share)
 
     @property
     def reacts(self) -> list[bool | None]:
-        """By layer whether its loads react; None where that is not told apart from chance."""
+        """By layer whether its shares react; None where that is not told apart from chance."""
         return [_state(*pair) for pair in zip(self.by_layer, self.chance, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Reaction:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How loads and cost react to prior and likelihood."""
+    """How shares and cost react to prior and likelihood."""
 
     rows: list[int]
     """Layers (and groups) that are looked at."""
@@ -87,7 +87,7 @@ class Sensitivity:
 
 
 def power_scaled(reading: Reading) -> Sensitivity | None:
-    """How loads react in the first texts; of many layers, in those with the most mixed routes.
+    """How shares react in the first texts; of many layers, in those with the most mixed routes.
 
     None where nothing varies, the guide has no density, or draws are too few.
     """
@@ -101,9 +101,9 @@ def power_scaled(reading: Reading) -> Sensitivity | None:
     for text in range(min(texts, MOST_TEXTS)):
         tokens = drawn == text
         routes = reading.draws[:, rows][:, :, tokens].astype(float)  # [S, L, T, K]
-        load = routes.mean(2)
+        share = routes.mean(2)
         cost = (routes * reading.costs[tokens]).sum(-1).mean((1, 2))
-        if not np.ptp(load, axis=0).any():
+        if not np.ptp(share, axis=0).any():
             continue
         order = [rng.permutation(S) for _ in range(SHUFFLES)]
         densities = {
@@ -111,7 +111,7 @@ def power_scaled(reading: Reading) -> Sensitivity | None:
             "likelihood": reading.log_likelihood[:, text] / reading.kl_weight,
         }
         for component, density in densities.items():
-            found[component].append(_react(component, density, load, cost, order))
+            found[component].append(_react(component, density, share, cost, order))
     if not found["prior"]:
         return None
     return Sensitivity(
@@ -125,14 +125,14 @@ def step(density: Array) -> float:
 
 
 def _react(
-    component: str, density: Array, load: Array, cost: Array, order: Sequence[Choices]
+    component: str, density: Array, share: Array, cost: Array, order: Sequence[Choices]
 ) -> tuple[Array, Array, float, Array]:
-    """Distances of load [S, L, K] and cost [S] -> [L], chance [n, L], scalar, chance [n]."""
-    dealt = np.stack([load[one] for one in order], 1)  # [S, n, L, K]
+    """Distances of share [S, L, K] and cost [S] -> [L], chance [n, L], scalar, chance [n]."""
+    dealt = np.stack([share[one] for one in order], 1)  # [S, n, L, K]
     costs = np.stack([cost[one] for one in order], 1)
-    figures = {"load": load, "cost": cost, "dealt": dealt, "costs": costs}
+    figures = {"share": share, "cost": cost, "dealt": dealt, "costs": costs}
     dims = {
-        "load": ("layer", "mechanism"),
+        "share": ("layer", "mechanism"),
         "dealt": ("shuffle", "layer", "mechanism"),
         "costs": ("shuffle",),
     }
@@ -143,24 +143,24 @@ def _react(
     data = arviz_versions.from_datasets(groups, {})
     moved = arviz_versions.psense(data, component, list(figures), step(density))
     return (
-        _most(moved["load"], load),
-        _most(moved["dealt"], load),
+        _most(moved["share"], share),
+        _most(moved["dealt"], share),
         float(moved["cost"]) if np.ptp(cost) else float("nan"),
         moved["costs"],
     )
 
 
-def _most(moved: Array, load: Array) -> Array:
-    """The greatest distance over mechanisms, [.., L, K] -> [.., L]; NaN where no load varies."""
-    varies = np.ptp(load, axis=0) > 0  # [L, K]
+def _most(moved: Array, share: Array) -> Array:
+    """The greatest distance over mechanisms, [.., L, K] -> [.., L]; NaN where no share varies."""
+    varies = np.ptp(share, axis=0) > 0  # [L, K]
     most = np.where(varies, moved, -np.inf).max(-1)
     return np.where(varies.any(-1), most, np.nan)
 
 
 def _joined(parts: list[tuple[Array, Array, float, Array]]) -> Reaction:
-    load, dealt, cost, costs = (np.array(part) for part in zip(*parts, strict=True))
+    share, dealt, cost, costs = (np.array(part) for part in zip(*parts, strict=True))
     chance = np.quantile(_mean(dealt), 0.95, axis=0)  # of means over texts, [n, L]
-    return Reaction(load, chance, cost, float(np.quantile(_mean(costs), 0.95)))
+    return Reaction(share, chance, cost, float(np.quantile(_mean(costs), 0.95)))
 
 
 def _mean(by_text: Array) -> Array:
@@ -179,12 +179,12 @@ def _state(moved: float, chance: float) -> bool | None:
 
 
 def verdict(found: Sensitivity | None) -> tuple[str, bool | None, str]:
-    """Answer, whether it is good, and reason, to: does the text, not the prior alone, decide loads?
+    """Answer, whether it is good, and reason: does the text, not the prior alone, decide shares?
 
-    Yes: the likelihood moves the loads of every layer where any moves. No: in some layer the prior
+    Yes: the likelihood moves the shares of every layer where any moves. No: in some layer the prior
     does and the likelihood does not. Undecided: chance would do the same.
     """
-    nothing = "does not apply", None, "no load varies, or there is no density to scale"
+    nothing = "does not apply", None, "no share varies, or there is no density to scale"
     if found is None:
         return nothing
     prior, likelihood = (found.of[component] for component in COMPONENTS)
@@ -194,10 +194,11 @@ def verdict(found: Sensitivity | None) -> tuple[str, bool | None, str]:
     told = [sum(one is True for one in reaction.reacts) for reaction in (prior, likelihood)]
     conflict = sum(pair == (True, True) for pair in pairs)
     reason = (
-        f"a doubling of the prior would move the loads by {_mean(prior.by_layer):.3g} and one "
-        f"of the likelihood by {_mean(likelihood.by_layer):.3g} (distances of distributions, "
-        f"mean over layers; from {SENSITIVE} on they react), beyond chance in {told[0]} and "
-        f"{told[1]} of {len(pairs)} layers; in {conflict} both pull; on {found.texts} texts"
+        f"a doubling of the prior would move the shares by {_mean(prior.by_layer):.3g} and one "
+        f"of the likelihood by {_mean(likelihood.by_layer):.3g} (distances of their distributions "
+        f"over draws, mean over layers; from {SENSITIVE} on they react), beyond chance in "
+        f"{told[0]} and {told[1]} of {len(pairs)} layers; in {conflict} both pull; on "
+        f"{found.texts} texts"
     )
     if any(pair == (True, False) for pair in pairs):
         return "no", False, reason

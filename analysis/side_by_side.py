@@ -140,7 +140,7 @@ def figures(findings: Findings) -> dict[str, Cell]:
         "loss, soft": Figure(run.summary["val_nll_soft"], ".4f"),
         "loss, hard": Figure(run.summary["val_nll_hard"], ".4f"),
         "cost, MACs, hard": Figure(run.summary["cost_macs_hard"], ".3f"),
-        "effective mechanisms, load": _mean(layers, "effective_by_load"),
+        "effective mechanisms, layer": _mean(layers, "effective_by_load"),
         "effective mechanisms, token": _mean(layers, "effective_per_token"),
         "routing information, nats": _mean(layers, "information"),
         "marginal KL, nats": _mean(layers, "marginal_kl"),

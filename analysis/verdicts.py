@@ -118,8 +118,8 @@ def _of_efficiency(question: str, found: Mapping[str, Any]) -> Judgement:
         question,
         median.at_least(EFFICIENT),
         f"effective share of draws for p_w(z | x), the best posterior found that sees what the "
-        f"guide sees: {_told(median, '.2f')} in the median of {found['judged']} "
-        f"{found['of']} (at least {EFFICIENT:g} wanted), KL {found['kl_mean']:.3f} nats",
+        f"guide sees: {_told(median, '.2f')} in the median of {one_token.judged(found)} "
+        f"(at least {EFFICIENT:g} wanted), KL to it {found['kl_mean']:.3f} nats",
     )
 
 
@@ -150,8 +150,10 @@ def _of_indifference(question: str, found: Mapping[str, Any]) -> Judgement:
 
 
 def of_sensitivity(found: Sensitivity | None) -> Judgement:
-    """What loads react to, by power-scaling."""
-    return Judgement("Does the text, not the prior alone, decide loads?", *verdict(found))
+    """What shares of mechanisms react to, by power-scaling."""
+    return Judgement(
+        "Does the text, not the prior alone, decide the shares of mechanisms?", *verdict(found)
+    )
 
 
 def of_hardening(soft: Sequence[float], hard: Sequence[float]) -> Judgement:

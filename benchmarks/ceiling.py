@@ -19,6 +19,7 @@ visits. By what the network is shown:
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyro
@@ -30,11 +31,12 @@ from torch import Tensor, nn
 from pyro_meta.evaluation.beside import PAST
 from pyro_meta.evaluation.spending import visits_at
 from pyro_meta.inference.warm_start import told
-from pyro_meta.pretrained import interface
-from pyro_meta.pretrained.interface import Call
-from pyro_meta.pretrained.network import PretrainedNetwork
 from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.run import Run
+
+if TYPE_CHECKING:  # what needs transformers is imported where it is used
+    from pyro_meta.pretrained.interface import Call
+    from pyro_meta.pretrained.network import PretrainedNetwork
 
 SHOWN = ("nothing", "input", "input, near", "input, true far mass")
 HIDDEN, PASSES, ROWS, RATE, DECAY, LEAST = 48, 3, 512, 3e-3, 0.3, 0.02
@@ -43,7 +45,9 @@ HIDDEN, PASSES, ROWS, RATE, DECAY, LEAST = 48, 3, 512, 3e-3, 0.3, 0.02
 class Seen:
     """Harms [R, N, L, T, G] of late tokens by R drawn labels, and what may be shown of them."""
 
-    def __init__(self, network: PretrainedNetwork, texts: Tensor, labels: int) -> None:
+    def __init__(self, network: "PretrainedNetwork", texts: Tensor, labels: int) -> None:
+        from pyro_meta.pretrained import interface
+
         shape, window = network.shape, network.window_index
         N, T = texts.shape
         late = T - PAST
@@ -78,7 +82,7 @@ class Seen:
         return torch.cat(read, -1).flatten(0, 1)
 
 
-def far_mass(call: Call, network: PretrainedNetwork) -> Tensor:
+def far_mass(call: "Call", network: "PretrainedNetwork") -> Tensor:
     """How much of its attention each query head of a token puts beyond the window, [T, H]."""
     shared = call.query.shape[1] // call.key.shape[1]
     with torch.no_grad():
@@ -115,7 +119,7 @@ def fitted(read: Tensor, harms: Tensor, test: Tensor) -> Tensor:
         return typical * net((test - mean) / scale)[:, 0].exp()
 
 
-def kept(network: PretrainedNetwork, scores: Tensor, harms: Tensor, visits: float) -> float:
+def kept(network: "PretrainedNetwork", scores: Tensor, harms: Tensor, visits: float) -> float:
     """The share of harms [N, L, T, G] that is avoided where full goes by scores like them."""
     N, L, late, G = harms.shape
     seen = visits_at(network, late + PAST)[PAST:]
@@ -141,6 +145,8 @@ def main() -> None:
     parser.add_argument("--budgets", type=a_share, nargs="+", default=[0.33, 0.43])
     parser.add_argument("--json", type=a_file_to_write, required=True)
     options = parser.parse_args()
+    from pyro_meta.pretrained import PretrainedNetwork
+
     torch.manual_seed(0)
     found = measured_by(["python", "benchmarks/ceiling.py", *sys.argv[1:]])
     found["kept"] = {}

@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import peft
 import pyro
 import torch
 from next_full import Windows, documents
@@ -25,13 +24,24 @@ from pyro_meta.evaluation.beside import PAST, routes_beside
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.evaluation.more_full import choices_along, losses_along
 from pyro_meta.inference.elbo import RouteELBO
+from pyro_meta.network.protocol import Network
 from pyro_meta.network.transformer import chosen_by_all
-from pyro_meta.pretrained.network import PretrainedNetwork
 from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.run import Run
 
 RANK, ALPHA = 8, 16
 OF_ADAPTERS, OF_GUIDE = 2e-4, 1e-3  # learning rates
+
+
+def with_adapters(network: Network) -> Any:
+    """The model of a pretrained network with adapters beside q and o, by PEFT."""
+    import peft
+
+    from pyro_meta.pretrained import PretrainedNetwork
+
+    assert isinstance(network, PretrainedNetwork)
+    wanted = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "o_proj"])
+    return peft.get_peft_model(network.hf_model, wanted)
 
 
 def gone_on(
@@ -40,9 +50,7 @@ def gone_on(
     """Rows of a run whose guide has gone on, with adapters or without."""
     model, guide, _, config = Run.open(folder).load()
     network = model.network
-    assert isinstance(network, PretrainedNetwork)
     corpus = config.data.corpus()
-    wanted = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "o_proj"])
     past = min(PAST, windows[0].shape[1] // 2)
     with evaluating(model, guide):
         full = choices_along(network, chosen_by_all(network, "full"), windows)
@@ -50,7 +58,7 @@ def gone_on(
     groups: list[dict[str, Any]] = [{"params": list(guide.parameters()), "lr": OF_GUIDE}]
     unadapted: Callable[[], AbstractContextManager[Any]] = nullcontext
     if adapts:
-        adapted = peft.get_peft_model(network.hf_model, wanted)
+        adapted = with_adapters(network)
         adapters = [one for one in adapted.parameters() if one.requires_grad]
         groups.append({"params": adapters, "lr": OF_ADAPTERS})
         unadapted = adapted.disable_adapter
@@ -91,6 +99,8 @@ def main() -> None:
     parser.add_argument("--budgets", type=a_share, nargs="+", default=[0.33, 0.43])
     parser.add_argument("--json", type=a_file_to_write, required=True)
     options = parser.parse_args()
+    import peft  # noqa: F401 -- refused here, before hours of work
+
     found = measured_by(["python", "benchmarks/lora.py", *sys.argv[1:]])
     found["runs"] = {}
     for folder in options.runs:

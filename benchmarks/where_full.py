@@ -32,8 +32,6 @@ from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.evaluation.more_full import choices_along, visits_of
 from pyro_meta.evaluation.spending import at_price, price_for
 from pyro_meta.guides import mean_route
-from pyro_meta.pretrained.head_kinds import head_kinds
-from pyro_meta.pretrained.network import PretrainedNetwork
 from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.training.run import Run
 
@@ -84,6 +82,9 @@ def shares(
 
 def looked_at(folder: str, where: str, length: int, visits: float) -> dict[str, Any]:
     """All figures of a run."""
+    from pyro_meta.pretrained import PretrainedNetwork  # transformers
+    from pyro_meta.pretrained.head_kinds import head_kinds
+
     model, guide, words, _ = Run.open(folder).load()
     network = model.network
     assert isinstance(network, PretrainedNetwork)

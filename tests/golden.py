@@ -54,6 +54,7 @@ RUNS = {
 LEFT_OUT = {
     "seconds", "tokens_per_second", "device", "versions", "finished", "tokens_per_second_routed",
     "tokens_per_second_full", "speed_up_model", "speed_up_attention", "speed_up_depth", "clock",
+    "clock_noise",
     "commit", "hardware", "folder", "run", "checkpoint", "data", "weights", "one_token",
     "about", "tables", "pictures", "states_by_layer",
 }  # fmt: skip

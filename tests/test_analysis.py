@@ -16,10 +16,10 @@ from pyro_meta.analysis.diversity import (
     effective_number,
     entropy,
     jensen_shannon,
-    load,
     mean_pairwise_divergence,
     quarters,
     routing_information,
+    shares_of,
     spread_between,
 )
 from pyro_meta.analysis.plots.depth_gates import skipped
@@ -35,8 +35,8 @@ def test_entropy_by_hand() -> None:
 
 def test_load_counts_what_runs() -> None:
     means = np.array([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.7, 0.3]])
-    assert load(np.array([0, 1, 1, 1]), means).tolist() == [0.25, 0.75]
-    assert load(np.full(4, -1), means) == pytest.approx([0.5, 0.5]), "a mixture runs"
+    assert shares_of(np.array([0, 1, 1, 1]), means).tolist() == [0.25, 0.75]
+    assert shares_of(np.full(4, -1), means) == pytest.approx([0.5, 0.5]), "a mixture runs"
 
 
 def test_divergence_by_hand() -> None:

@@ -30,6 +30,7 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
+from pyro_meta.evaluation.budget import TOLERANCE, budget_figures, missed
 from pyro_meta.guides import along_means, mean_route, walk
 from pyro_meta.inference.controllers import BudgetController, Step
 from pyro_meta.inference.dual_ascent import DualController
@@ -433,3 +434,55 @@ def test_a_subclass_is_asked_for_its_own_posterior() -> None:
         model.network(tokens, noting)
     for one, decision in zip(found, walked.decisions, strict=True):
         assert torch.equal(one, decision.route)
+
+
+# -- at the end ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cost", ["macs", "nominal", "measured", "[3,2,1]"])
+def test_a_run_that_few_steps_keep_from_its_budget_says_so(
+    tmp_path: Path,
+    cost: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pyro_meta.network.measured_costs.measure_costs", lambda *_: [1.0, 0.8, 2])
+    monkeypatch.setattr("pyro_meta.network.costs.measure_costs", lambda *_: [1.0, 0.8, 2.0])
+    run = tmp_path / "run"
+    asked = {"[3,2,1]": 2.9, "measured": 1.9}.get(cost, 0.95)
+    words = [*options(tmp_path)[:-1], f"--budget={asked}", f"--prior.cost={cost}"]
+    assert train_command.main([*words, "--tighten.end=0.5", f"--out={run}"]) == 0
+    found = json.loads((run / "summary.json").read_text())["budget"]
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert found["asked"] == asked and not found["is_met"]
+    assert found["reached"] == pytest.approx(last["cost_budgeted"], abs=0.15)  # of one batch
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("budget: ")]
+    assert f"{asked:g} asked, {found['reached']:.3f} reached ({found['of']} " in line
+    assert "more than 0.03 apart; what helps: more --steps than 12" in line
+
+
+@pytest.mark.parametrize(
+    ("reached", "of", "tighten_end", "helps"),
+    [
+        (0.62, "MACs of attention", 0.5, None),
+        (0.58, "key visits", 0.0, None),
+        (0.64, "MACs of attention", 0.0, "more --steps than 20"),
+        (0.91, "MACs of attention", 0.5, "more --steps than 20, or a --tighten.end before 0.5"),
+        (0.4, "nominal cost", 0.5, "more --steps than 20"),
+        (
+            0.4, "key visits", 0.5,
+            "more --steps than 20, or without training "
+            "pyro_meta.pretrained.convert(..., budget=0.6)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_helps_to_meet_a_budget(
+    reached: float, of: str, tighten_end: float, helps: str | None
+) -> None:
+    model, _ = build(prior=LoadCategorical, guide=CategoricalGuide)
+    controller = BudgetController(ComputePotential(model.network, "macs"), 0.6)
+    figures = budget_figures(controller, {"cost_macs_hard": reached}, of == "key visits")
+    line = missed(figures | {"of": of}, 20, tighten_end)
+    assert figures["is_met"] == (line is None) == (abs(reached - 0.6) <= TOLERANCE)
+    assert line is None if helps is None else str(line).endswith(f"what helps: {helps}")

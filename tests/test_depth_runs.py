@@ -322,7 +322,7 @@ def test_the_command_leaves_everything_and_resumes_it(words: list[str], tmp_path
     reading = Reading.of(folder)
     runs = reading.runs[:, :PASSAGE_TOKENS]
     assert share == pytest.approx(runs.mean()) and 0 < share < 1
-    together = reading.loads_among(np.ones(reading.runs.shape[1], dtype=bool))
+    together = reading.shares_among(np.ones(reading.runs.shape[1], dtype=bool))
     named = dict(zip(reading.mechanisms, together, strict=True))
     assert named == pytest.approx(summary["load"]), "as in the summary"
     skipped = [row["skipped"] for row in found["depth"]["by_layer"]]

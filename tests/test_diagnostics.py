@@ -16,7 +16,7 @@ from pyro_meta.analysis.collapse import (
     share_at_prior,
     split,
 )
-from pyro_meta.analysis.diversity import load, routing_information
+from pyro_meta.analysis.diversity import routing_information, shares_of
 from pyro_meta.analysis.estimates import State, of_texts, resampled
 from pyro_meta.analysis.importance_weights import k_hat, reliable_below, shape_alone, weigh
 from pyro_meta.analysis.verdicts import of_hardening, of_layers, routing_layers
@@ -27,7 +27,7 @@ def healthy(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def collapsed(means: np.ndarray, kl: np.ndarray) -> list[str]:
-    verdicts = collapse_verdicts(means, kl, load(means.argmax(-1), means))
+    verdicts = collapse_verdicts(means, kl, shares_of(means.argmax(-1), means))
     return [verdict.name for verdict in verdicts if verdict.is_collapsed]
 
 
@@ -41,7 +41,7 @@ def test_each_collapse_is_recognised_and_a_healthy_router_is_not() -> None:
     assert collapsed(blind, kl) == ["token-blind"]
     one = 0.6 * np.eye(3)[0] + 0.4 * means
     assert collapsed(one, kl) == ["one mechanism"]
-    verdict = collapse_verdicts(means, np.zeros_like(kl), load(means.argmax(-1), means))[0]
+    verdict = collapse_verdicts(means, np.zeros_like(kl), shares_of(means.argmax(-1), means))[0]
     assert "is 0 (collapsed below 0.01)" in str(verdict)
 
 

@@ -3,11 +3,13 @@
 import ast
 import importlib
 import inspect
+import math
 import re
 import textwrap
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from commands import run_here
@@ -15,6 +17,7 @@ from notebooks import text_of
 
 import pyro_meta
 from pyro_meta.__main__ import DOORS
+from pyro_meta.posterior.token_figures import divergence, efficiency, ranks
 from pyro_meta.study.description import KEYS, KINDS, Study
 from pyro_meta.study.plan import expand
 from pyro_meta.training.settings import train_parser
@@ -280,6 +283,27 @@ def test_what_opens_a_run_is_named_by_the_page_of_security() -> None:
     for command in HELPFUL:
         is_named = f"`{command}" in listed or (command == "train" and "`--resume`" in listed)
         assert is_named == ("trust" in DEFINED.findall(help_of(command))), command
+
+
+def test_a_line_is_read_aloud_with_its_own_numbers() -> None:
+    """Every figure of the worked reading, from p and q as the page gives them."""
+    page = (ROOT / "docs/how/posterior.md").read_text()
+    section = page.partition("## A line, read aloud\n")[2].partition("\n## ")[0]
+    given = dict(re.findall(r"(\bp|\bq) = \(([\d., ]+)\)", section))
+    p, q = (np.array([float(one) for one in given[name].split(",")]) for name in "pq")
+    assert p.sum() == pytest.approx(1) and q.sum() == pytest.approx(1)
+    cells = [line.strip("| ").split(" | ") for line in section.splitlines() if " | " in line]
+    here, aloud = ({cell[0]: cell[at] for cell in cells} for at in (1, 2))
+    kl = float(divergence(np.log(q), np.log(p)))
+    assert float(here["effective share of draws"]) == round(
+        float(efficiency(np.log(q), np.log(p))), 2
+    )
+    assert float(here["KL to it, nats"]) == round(kl, 2)
+    assert f"e^{kl:.2f} = {math.exp(kl):.2f} times" in aloud["KL to it, nats"]
+    assert float(here["total variation"]) == pytest.approx(np.abs(p - q).sum() / 2)
+    assert int(here["whole routes"]) == 3**4 and "3 mechanisms and 4 lay" in aloud["whole routes"]
+    assert here["rank"] == "2 of 81" and f"a guess has {(81 + 1) // 2}" in aloud["rank"]
+    assert ranks(np.log(q), np.log(p[::-1])) == 2  # another is likelier than its favourite
 
 
 def test_the_readme_is_short() -> None:

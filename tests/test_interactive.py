@@ -429,6 +429,19 @@ def test_options_are_those_of_the_command_line() -> None:
         words_of({"prior": here})
 
 
+@pytest.mark.parametrize("option", ["data", "prior", "guide", "steps", "mechanisms", "data__path"])
+@pytest.mark.parametrize("value", [object(), ["full", object()], print, {1, 2}, b"x", 1j])
+def test_an_object_that_no_option_can_name_is_told_by_its_type(option: str, value: Any) -> None:
+    odd = value[1] if isinstance(value, list) else value
+    with pytest.raises(UsageError) as refused:
+        words_of({option: value})
+    line = str(refused.value)
+    name = option.replace("__", ".")
+    assert line.startswith(f"{name}: an object of type {type(odd).__name__} given; ")
+    assert line.endswith(" allowed") and " at 0x" not in line
+    assert ("a class" in line) == (option in ("data", "prior", "guide"))
+
+
 def test_a_run_is_trained_and_gone_on_with_from_python(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:

@@ -2,15 +2,21 @@
 
 import json
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from processes import finish
+from rich.console import Console
 
 from pyro_meta import Passage, TextELBO
 from pyro_meta.study.job import Job
 from pyro_meta.study.live import watching
+from pyro_meta.terminal import consoles
 from pyro_meta.terminal.consoles import busy, console
 from pyro_meta.terminal.progress import over_training, step_by_step
 
@@ -70,3 +76,71 @@ def test_what_a_cell_ends_with_is_said_in_few_words() -> None:
     means = np.full((2, 500, 3), 1 / 3, np.float32)
     passage = Passage(["a"] * 500, ["layer 0", "layer 1"], ["full", "window", "own"], means, means)
     assert "500 tokens" in repr(passage) and len(repr(passage)) < 200
+
+
+def wait_for(said: Callable[[], str], text: str) -> str:
+    """What was said, once `text` is in it; all of it after ten seconds."""
+    found = ""
+    for _ in range(1000):
+        found += said()
+        if text in found:
+            break
+        time.sleep(0.01)
+    return found
+
+
+RECORD = dict.fromkeys(("loss", "kl", "cost_macs", "hard_share", "tokens_per_second"), 1.0)
+
+
+def reading(out: Console, of: str) -> Iterator[None]:
+    """A busy command that has told how far it is, and then reads for long."""
+    with busy(out, "preparing") as more:
+        more(of)
+        yield
+
+
+def asking(out: Console, of: str) -> Iterator[None]:
+    with step_by_step(3, out) as tell:
+        tell(of)
+        yield
+
+
+def training(out: Console, of: str) -> Iterator[None]:
+    with over_training(1000, 0, out) as watch:
+        watch(RECORD | {"step": 7})
+        yield
+
+
+@pytest.mark.parametrize(
+    ("long", "line"),
+    [(reading, "half [red] (0 s)"), (asking, "step 1/3  half [red]"), (training, "step 7/1000  ")],
+)
+def test_what_takes_long_says_so_now_and_then(
+    long: Callable[[Console, str], Iterator[None]],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    threads = threading.active_count()
+    in_contexts = contextmanager(long)
+    with in_contexts(console(stderr=True), "half [red]"):
+        pass
+    assert not capsys.readouterr().err, "what is quick says nothing"
+    monkeypatch.setattr(consoles, "SILENT_S", 0.02)
+    with in_contexts(console(stderr=True), "half [red]"):
+        found = wait_for(lambda: capsys.readouterr().err, line)
+        assert line in found
+        assert line in wait_for(lambda: capsys.readouterr().err, line), "and again"
+    assert threading.active_count() == threads
+    with in_contexts(console(stderr=True, quiet=True), "half"):
+        time.sleep(0.1)
+    assert not "".join(capsys.readouterr())
+
+
+def test_a_line_that_is_printed_breaks_the_silence_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(consoles, "SILENT_S", 60.0)
+    with over_training(10, 0, console(stderr=True)) as watch:
+        watch(RECORD | {"step": 1})
+    assert capsys.readouterr().err.count("step 1/10") == 1

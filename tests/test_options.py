@@ -11,7 +11,7 @@ import yaml
 from commands import MOMENT, error_line, run, run_here, train
 from pyro.distributions import Dirichlet, LogisticNormal
 
-from pyro_meta import DirichletGuide, Features, UsageError
+from pyro_meta import DirichletGuide, Features, Text, UsageError
 from pyro_meta.study.description import Study
 from pyro_meta.study.plan import expand
 from pyro_meta.terminal.mistakes import shipped
@@ -125,9 +125,45 @@ class Misshapen(DirichletGuide):
         return Dirichlet(super().posterior(layer, features).concentration[:, 0])
 
 
+INSTANCE = Text()
+NUMBERS = [1, 2]
+
+
+class Changeling(Text):
+    """A class that makes something else of itself."""
+
+    def __new__(cls) -> Any:
+        return object()
+
+
+def makes_one() -> Text:
+    return Text()
+
+
+@pytest.mark.parametrize("option", ["data", "prior", "guide"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("INSTANCE", "Text"), ("NUMBERS", "list"), ("makes_one", "function")]
+)
+def test_an_object_in_place_of_a_class_is_told_by_its_type(
+    option: str, name: str, kind: str
+) -> None:
+    line = error_line(run_here("train", f"--{option}=test_options.{name}"))
+    said = f"option --{option}: test_options.{name} is of type {kind}, and no class; allowed are "
+    assert said in line and f"my_file.My{option.title()}" in line
+    assert " object at 0x" not in line
+
+
+def test_data_of_another_kind_is_refused() -> None:
+    line = error_line(run_here("train", "--data=json.JSONDecoder"))
+    assert "option --data: json.JSONDecoder is not a Data; allowed are HuggingFace, " in line
+    line = error_line(run_here("train", "--data=test_options.Changeling"))
+    assert "data: an object of type object given; allowed are HuggingFace, " in line
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--mechanisms", "[full,test_options.NUMBERS]"], "is no class, but of type list"),
         (["--stesp", "3"], "did you mean --steps"),
         (["--prior", "CostDirichle"], "did you mean CostDirichlet"),
         (["--prior", "json.JSONDecoder"], "is not a Prior"),

@@ -156,6 +156,38 @@ def test_text_goes_on(routes: Path) -> None:
     assert found[0].stdout == found[1].stdout
 
 
+def test_a_run_stays_in_the_precision_that_it_was_trained_in(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever machine reads it: `auto` is settled once, when the run begins."""
+    for is_half, settled in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr("pyro_meta.training.config.has_bfloat16", lambda _, half=is_half: half)
+        config, saved = read_options(words(base, tmp_path / "run"))
+        assert config.precision == yaml.safe_load(saved)["precision"] == settled
+        (tmp_path / "saved.yaml").write_text(saved)
+        monkeypatch.setattr("pyro_meta.training.config.has_bfloat16", lambda _, h=is_half: not h)
+        again, _ = read_options([f"--config={tmp_path / 'saved.yaml'}"])
+        assert again.precision == settled
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_converted_model_says_what_its_run_says(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Greedily, in the dtype that the run was trained in."""
+    monkeypatch.setenv("PYRO_META_CACHE", str(tmp_path / "cache"))
+    assert train(*words(base, tmp_path / "run", f"--precision={precision}", "--steps=4")) == 0
+    model, guide, vocabulary, _ = Run.open(tmp_path / "run").load()
+    hf_model: Any = model.network.hf_model  # type: ignore[attr-defined]
+    half = precision == "bf16-mixed"
+    assert hf_model.dtype == (torch.bfloat16 if half else torch.float32)
+    told = run_here("generate", tmp_path / "run", "--prompt=the quick", "--max_tokens=9",
+                    "--greedy=true")  # fmt: skip
+    prompt = torch.from_numpy(vocabulary.encode("the quick"))[None]
+    new = convert(hf_model, guide).generate(prompt, max_new_tokens=9, do_sample=False)
+    assert vocabulary.decode(new[0].tolist()) + "\n" == told.stdout
+
+
 def test_a_report_shows_a_passage_by_group(routes: Path, tmp_path: Path) -> None:
     done = run_here("report", routes, "--out", tmp_path / "report")
     assert done.returncode == 0, done.stderr
@@ -174,7 +206,7 @@ def test_a_report_of_very_many_heads_shows_the_most_mixed_first(
     assert done.returncode == 0, done.stderr
     run = reading.Reading.of(routes)
     assert run.has_many_rows and sorted(run.rows) == list(range(6))
-    mixed = [min(run.loads[row]) for row in run.rows]
+    mixed = [min(run.shares[row]) for row in run.rows]
     assert mixed == sorted(mixed, reverse=True)
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"heads.png", "forest.png", "passage.png"} <= names

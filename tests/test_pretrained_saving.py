@@ -1,6 +1,7 @@
 """Routes in a folder of their own, and beside the adapters of others."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,27 @@ def test_weights_are_known_in_any_precision(saved: Path) -> None:
     known = fingerprint(made)
     for dtype in (torch.float64, torch.bfloat16):
         assert fingerprint(MODELS["Llama"]().to(dtype)) == known
-    load_routes(made.to(torch.bfloat16), saved)
+    with pytest.warns(UserWarning, match="trained in float32, and the model is in bfloat16"):
+        load_routes(made.to(torch.bfloat16), saved)
+
+
+@pytest.mark.parametrize("trained", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("found", [torch.float32, torch.bfloat16, torch.float64])
+def test_routes_know_the_precision_that_they_were_trained_in(
+    tmp_path: Path, trained: torch.dtype, found: torch.dtype
+) -> None:
+    """In another one the text is another, and a line says so; in theirs nothing is said."""
+    saved = save_routes(converted(MODELS["Llama"]().to(trained)), tmp_path / "routes")
+    name = str(trained).removeprefix("torch.")
+    assert json.loads((saved / "routes.json").read_text())["model"]["trained_in"] == name
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        again = load_routes(MODELS["Llama"]().to(found), saved)
+    said = [str(one.message) for one in told]
+    assert deployed(again).network.trained_in == trained
+    assert len(said) == (found != trained)
+    assert all(f"trained in {name}" in one and f"hf_model.to({trained})" in one for one in said)
+    load_routes(restore(again).to(trained), saved)  # as it says
 
 
 @pytest.mark.xfail(strict=True, reason="weights are rounded to bfloat16 from what float16 leaves")

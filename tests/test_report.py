@@ -120,7 +120,7 @@ def test_one_mechanism_two_mechanisms_and_guides_without_density(tmp_path: Path)
         report.main([str(tmp_path / name), "--belief=false"])
         findings = Findings(Reading.of(tmp_path / name))
         assert (findings.judged is None) is (name in ("point", "mixture"))
-        assert findings.reading.loads.sum(-1) == pytest.approx(1)
+        assert findings.reading.shares.sum(-1) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from commands import error_line, run_here
 
 from pyro_meta import checksums, report
 from pyro_meta.analysis import about, of_run, options
+from pyro_meta.analysis.estimates import State
 from pyro_meta.analysis.findings import Findings
-from pyro_meta.analysis.plots import PICTURES, power_scaling, training
+from pyro_meta.analysis.plots import PICTURES, drawing, power_scaling, training
 from pyro_meta.analysis.plots.style import NARROW, narrow, styled
 from pyro_meta.analysis.reading import Reading
 from pyro_meta.folders import write_together
@@ -193,6 +195,54 @@ def test_page_markdown_and_json_hold_the_same(run: Path, tmp_path: Path) -> None
     links = re.findall(r"!\[.*?(?<!\\)\]\((.*?)\)", markdown)
     assert len(links) == len(SHORT) + 1
     assert all((tmp_path / "text" / link).is_file() for link in links)
+
+
+LOAD = re.compile(r"\bloads?\b", re.IGNORECASE)
+
+
+def test_what_is_counted_is_called_a_share(
+    run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A load is the parameter pi of a prior, of which a report says nothing."""
+    written([run, other], tmp_path, "md")
+    pages = {path.name: path.read_text("utf-8") for path in tmp_path.rglob("*.md")}
+    assert len(pages) > 1
+    pictures = [f"{one.title}. {one.how}" for one in PICTURES]
+    says = [one.says for one in drawing.said(Findings(Reading.of(run)), PICTURES)]
+    for text in (*pages.values(), capsys.readouterr().out, *pictures, *says):
+        assert not LOAD.search(text)
+    assert "shares" in " ".join(pictures) and LOAD.search("The load of it"), "this can fail"
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ("yy", "decides which mechanism runs in 2 of 2 layers; of all choices 75% are full, 25% b"),
+        ("yn", "decides which mechanism runs in 1 of 2 layers; "),
+        ("nu", "decides which mechanism runs in none of 2 layers; "),
+        ("y", "decides which mechanism runs; "),
+        ("n", "does not decide which mechanism runs; "),
+    ],
+)
+def test_the_headline_says_what_was_found(states: str, said: str) -> None:
+    layers = len(states)
+    choice = np.zeros((layers, 8), int)
+    choice[:, :2] = 1
+    reading = SimpleNamespace(
+        checks=[SimpleNamespace(states=[STATES[one] for one in states])],
+        means=np.full((layers, 8, 2), 0.5), choice=choice, mechanisms=["full", "b"],
+        facts={"groups": 1}, shares_among=lambda mask: np.array([0.75, 0.25]),
+    )  # fmt: skip
+    findings = Findings(reading)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Findings, "judgements", lambda self: [None])
+        line = findings.headline()
+        assert line.startswith(f"The token {said}") and line.endswith("; no other check failed.")
+        reading.choice = np.full_like(choice, -1)
+        assert "; of a mixture 75% is full, 25% b; " in findings.headline()
+
+
+STATES = {"y": State.YES, "n": State.NO, "u": State.UNDECIDED}
 
 
 def test_tables_are_of_the_raw_figures(run: Path, tmp_path: Path) -> None:

@@ -64,9 +64,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["PYRO_META_CACHE"] = str(folder / "cache")
     done = run("train", *MOMENT, f"--data.path={folder / 'text.txt'}", f"--out={folder / 'run'}")
     assert done.returncode == 0, done.stderr
-    assert "validation" in done.stdout and "load" in done.stdout and "sample" in done.stdout
+    assert "validation" in done.stdout and "sample" in done.stdout
+    assert "share of tokens" in done.stdout
     assert "unigram" in done.stdout and "sha256" in done.stdout
-    assert "times as fast as full, attention alone" in done.stdout
+    timed = ("times as fast as full, attention alone", "too noisy to time")
+    assert any(one in done.stdout for one in timed), "which is a matter of the machine"
     return folder / "run"
 
 

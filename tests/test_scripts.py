@@ -45,8 +45,6 @@ class Seen(BaseException):
 
 
 def main_of(name: str) -> Callable[[], Any]:
-    if name == "lora":
-        pytest.importorskip("peft")
     main = importlib.import_module(name).main
     return (lambda: main(sys.argv[1:])) if name == "exhibit" else main
 

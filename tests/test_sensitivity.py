@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 from pyro_meta.analysis import arviz_versions, sensitivity
-from pyro_meta.analysis.arviz_groups import dataset, of_loads, of_predictions
+from pyro_meta.analysis.arviz_groups import dataset, of_predictions, of_shares
 from pyro_meta.analysis.plots import by_arviz
 from pyro_meta.analysis.plots.power_scaling import power_scaling
 from pyro_meta.analysis.plots.style import as_data_uri, styled
@@ -31,7 +31,7 @@ def reading(rng: np.random.Generator, **given: Any) -> Any:
     draws = np.eye(K)[rng.integers(K, size=(S, L, tokens))].astype(np.float32)
     of_run: dict[str, Any] = {
         "draws": draws,
-        "prior_loads": rng.dirichlet(np.ones(K), (S, L)),
+        "prior_draw_shares": rng.dirichlet(np.ones(K), (S, L)),
         "log_prior": rng.normal(size=(S, TEXTS)),
         "log_likelihood": rng.normal(size=(S, TEXTS)),
         "sequence": np.repeat(np.arange(TEXTS), T),
@@ -92,7 +92,7 @@ def test_sensitivity_is_the_distance_by_hand(component: str) -> None:
     assert alone["z"] == pytest.approx(float(found["z"])), "one variable alone is no special case"
 
 
-def test_loads_and_cost_of_each_text_are_scaled_by_its_own_densities() -> None:
+def test_shares_and_cost_of_each_text_are_scaled_by_its_own_densities() -> None:
     rng = np.random.default_rng(1)
     run = reading(rng)
     found = power_scaled(run)
@@ -110,17 +110,17 @@ def test_loads_and_cost_of_each_text_are_scaled_by_its_own_densities() -> None:
                 by_hand = [
                     slow_distance(of_text[:, layer, :, k].mean(1), density, delta) for k in range(K)
                 ]
-                moved = found.of[component].load[text, layer]
+                moved = found.of[component].share[text, layer]
                 assert moved == pytest.approx(max(by_hand), rel=0.2), "up to smoothing"
             cost = (of_text @ [1.0, 0.3, 0.1]).mean((1, 2))
             assert found.of[component].cost[text] == pytest.approx(
                 slow_distance(cost, density, delta), rel=0.2
             )
     told = found.to_json()
-    assert told["prior"]["load_by_layer"] == pytest.approx(found.of["prior"].load.mean(0))
+    assert told["prior"]["load_by_layer"] == pytest.approx(found.of["prior"].share.mean(0))
 
 
-def test_what_drives_the_loads_is_told_from_what_does_not() -> None:
+def test_what_drives_the_shares_is_told_from_what_does_not() -> None:
     """Texts whose likelihood asks for `full`, and whose prior is noise that nothing follows."""
     rng = np.random.default_rng(2)
     run = reading(rng)
@@ -206,21 +206,28 @@ def test_predictions_from_the_truth_have_level_ranks() -> None:
     assert abs(values.var() - 1 / 12) < 4 * np.sqrt(1 / 180 / len(values))
 
 
-def test_loads_are_those_of_each_draw() -> None:
+def test_shares_are_those_of_each_draw() -> None:
     run = reading(np.random.default_rng(7))
-    data = of_loads(run, [1], [0, 2], str.upper)
-    posterior = data["posterior"]["load"]
+    data = of_shares(run, [1], [0, 2], str.upper)
+    posterior = data["posterior"]["share"]
     assert posterior.dims == ("chain", "draw", "layer", "mechanism")
     assert list(posterior["mechanism"].values) == ["FULL", "LINEAR"]
     for draw in (0, 57):
         by_hand = np.mean([run.draws[draw, 1, t] for t in range(T * TEXTS)], axis=0)[[0, 2]]
         assert posterior.values[0, draw, 0] == pytest.approx(by_hand)
-    assert data["prior"]["load"].values[0, 3, 0] == pytest.approx(run.prior_loads[3, 1, [0, 2]])
+    assert data["prior"]["share"].values[0, 3, 0] == pytest.approx(
+        run.prior_draw_shares[3, 1, [0, 2]]
+    )
 
 
 @pytest.mark.parametrize(
     "draw",
-    [by_arviz.loads, by_arviz.prior_and_posterior, by_arviz.predictive_check, by_arviz.pit],
+    [
+        by_arviz.shares_of_draws,
+        by_arviz.prior_and_posterior,
+        by_arviz.predictive_check,
+        by_arviz.pit,
+    ],
 )
 def test_arviz_draws_it_without_a_window(draw: Any) -> None:
     from matplotlib import pyplot
@@ -234,7 +241,7 @@ def test_arviz_draws_it_without_a_window(draw: Any) -> None:
     assert pyplot.get_fignums() == []
 
 
-def test_layers_without_a_load_that_varies_are_not_compared() -> None:
+def test_layers_without_a_share_that_varies_are_not_compared() -> None:
     run = reading(np.random.default_rng(9))
     run.draws[:, 0] = np.eye(K)[1]
     assert by_arviz.compared_rows(run) == [1]

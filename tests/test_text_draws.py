@@ -243,7 +243,7 @@ def test_a_reading_sums_what_the_file_holds(read_out: Path) -> None:
             expected = float(likelihood[draw, tokens].sum())
             assert reading.log_likelihood[draw, row] == pytest.approx(expected, rel=1e-4)
         prior = stored["prior"]["route"].values[0, draw, :, 0]
-        np.testing.assert_allclose(reading.prior_loads[draw], prior.mean(1), atol=1e-6)
+        np.testing.assert_allclose(reading.prior_draw_shares[draw], prior.mean(1), atol=1e-6)
     np.testing.assert_array_equal(reading.draws, stored["posterior"]["route"].values[0, :, :, 0])
     np.testing.assert_array_equal(reading.means, stored["tokens"]["posterior_mean"].values[:, 0])
     np.testing.assert_array_equal(reading.targets, stored["tokens"]["next_token"][: len(sequence)])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_meta.analysis.arviz_groups import loads_by_draw, of_predictions
+from pyro_meta.analysis.arviz_groups import of_predictions, shares_by_draw
 from pyro_meta.analysis.findings import Findings
 from pyro_meta.analysis.importance_weights import USABLE
 from pyro_meta.analysis.plots import (
@@ -52,11 +52,11 @@ def _percent(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in values.items())
 
 
-def _loads(findings: Findings) -> str:
+def _shares(findings: Findings) -> str:
     run = findings.reading
     by_layer = [
         f"{name}: {_percent(dict(zip(run.mechanisms, row, strict=True)))}"
-        for name, row in zip(run.layer_names, run.loads.tolist(), strict=True)
+        for name, row in zip(run.layer_names, run.shares.tolist(), strict=True)
     ]
     among = "" if run.depth is None else ", of those that run the layer"
     return f"Share of tokens that run each mechanism{among}. " + "; ".join(by_layer) + "."
@@ -76,7 +76,7 @@ def _decided(findings: Findings) -> str:
 
 def _heads(findings: Findings) -> str:
     run = findings.reading
-    name, shares = run.mechanisms[0], run.loads[:, 0]
+    name, shares = run.mechanisms[0], run.shares[:, 0]
     most = [int(row) for row in np.argsort(-shares, kind="stable")[:6]]
     told = ", ".join(f"{run.layer_names[row]} {shares[row]:.0%}" for row in most)
     idle = int((shares < 0.01).sum())
@@ -150,9 +150,9 @@ def _beside(findings: Findings) -> str:
     )
 
 
-def _loads_of_draws(findings: Findings) -> str:
+def _shares_of_draws(findings: Findings) -> str:
     run = findings.reading
-    draws, prior = loads_by_draw(run), run.prior_loads
+    draws, prior = shares_by_draw(run), run.prior_draw_shares
     means = [one[..., 0].mean(0) for one in (draws, prior)]
     told = [
         f"{run.layer_names[row]}: {means[0][row]:.0%} (prior {means[1][row]:.0%})"
@@ -196,7 +196,7 @@ def _sensitive(findings: Findings) -> str:
         )
         for component, reaction in found.of.items()
     ]
-    return "Distance that loads move by per doubling. " + "; ".join(rows) + "."
+    return "Distance that shares of mechanisms move by per doubling. " + "; ".join(rows) + "."
 
 
 def _harm(findings: Findings) -> str:
@@ -220,14 +220,14 @@ def _calibration(findings: Findings) -> str:
 
 PICTURES = (
     Picture(
-        "load_by_layer", "routes", "Load",
+        "load_by_layer", "routes", "Shares of mechanisms",
         "Wide bars say which mechanism tokens run, thin ones what the prior would do: where they "
         "agree, the text has changed nothing.",
-        lambda findings: routes.load_by_layer(findings.reading), _loads,
+        lambda findings: routes.load_by_layer(findings.reading), _shares,
         lambda findings: not findings.reading.has_many_rows,
     ),
     Picture(
-        "heads", "routes", "Load of each head group",
+        "heads", "routes", "Shares of mechanisms by head group",
         "A square is a layer and a group of heads: the stronger its colour, the more tokens run "
         "the mechanism there.",
         lambda findings: routes.heads(findings.reading), _heads,
@@ -250,17 +250,17 @@ PICTURES = (
         lambda findings: _medians(findings),
     ),
     Picture(
-        "loads_of_draws", "uncertainty", "Loads of the draws, by ArviZ",
-        "A dot or the middle of a line is the median load over draws of the posterior, thick lines "
-        "hold half of them and thin ones 90%: how well the load of a layer is known.",
-        lambda findings: by_arviz.loads(findings.reading), _loads_of_draws,
+        "loads_of_draws", "uncertainty", "Shares of mechanisms in draws, by ArviZ",
+        "A dot or the middle of a line is the median share over draws of the posterior, thick "
+        "lines hold half of them and thin ones 90%: how well the share of a mechanism is known.",
+        lambda findings: by_arviz.shares_of_draws(findings.reading), _shares_of_draws,
         lambda findings: len(findings.reading.mechanisms) > 1,
     ),
     Picture(
         "prior_and_posterior", "uncertainty", "Prior against posterior, by ArviZ",
-        "Two humps apart are a load that the text has moved, a narrow one in a broad one a load "
+        "Two humps apart are a share that the text has moved, a narrow one in a broad one a share "
         "that it has settled; one on the other it has said nothing.",
-        lambda findings: by_arviz.prior_and_posterior(findings.reading), _loads_of_draws,
+        lambda findings: by_arviz.prior_and_posterior(findings.reading), _shares_of_draws,
         lambda findings: bool(by_arviz.compared_rows(findings.reading)),
     ),
     Picture(
@@ -300,7 +300,7 @@ PICTURES = (
     ),
     Picture(
         "power_scaling", "belief", "Sensitivity to prior and likelihood",
-        "Dots say how far loads would move if the prior, or the likelihood, counted twice; dots "
+        "Dots say how far shares would move if the prior, or the likelihood, counted twice; dots "
         "left of their black mark are no more than chance.",
         lambda findings: power_scaling.power_scaling(
             findings.reading, _known(findings.sensitivity)

@@ -1,4 +1,4 @@
-"""What ArviZ draws of a run: the loads of its draws, and what they predict.
+"""What ArviZ draws of a run: the shares of mechanisms in its draws, and what they predict.
 
 A figure of a draw is one number, so that ArviZ's plots apply as they are: forest, prior against
 posterior, predictive check and LOO-PIT.
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from pyro_meta.analysis import arviz_versions
-from pyro_meta.analysis.arviz_groups import loads_by_draw, of_loads, of_predictions
+from pyro_meta.analysis.arviz_groups import of_predictions, of_shares, shares_by_draw
 from pyro_meta.analysis.plots.style import INK, is_narrow, short, width
 from pyro_meta.analysis.reading import MOST_ROWS, Reading
 
@@ -21,27 +21,27 @@ MOST_COMPARED = 6
 """Layers (and groups) whose prior and posterior are drawn."""
 
 
-def loads(reading: Reading) -> Figure:
-    """Loads of the draws of the posterior, by layer and mechanism."""
+def shares_of_draws(reading: Reading) -> Figure:
+    """Shares of mechanisms in draws of the posterior, by layer and mechanism."""
     rows, K = reading.rows[: MOST_ROWS // 2], len(reading.mechanisms)
-    data = of_loads(reading, rows, range(K), short)
+    data = of_shares(reading, rows, range(K), short)
     size = (width(), 0.8 + 0.26 * len(rows) * K)
-    return _inked(arviz_versions.plot_forest(data, "load", size))
+    return _inked(arviz_versions.plot_forest(data, "share", size))
 
 
 def compared_rows(reading: Reading) -> list[int]:
-    """Layers (and groups) in which the load of the first mechanism varies, before and after."""
-    both = loads_by_draw(reading)[..., 0], reading.prior_loads[..., 0]
+    """Layers (and groups) in which the share of the first mechanism varies, before and after."""
+    both = shares_by_draw(reading)[..., 0], reading.prior_draw_shares[..., 0]
     varies = np.all([np.ptp(one, axis=0) > 1e-6 for one in both], axis=0)
     return [row for row in reading.rows if varies[row]][:MOST_COMPARED]
 
 
 def prior_and_posterior(reading: Reading) -> Figure:
-    """The load of the first mechanism in draws of the prior and of the posterior, by layer."""
+    """The share of the first mechanism in draws of the prior and of the posterior, by layer."""
     rows = compared_rows(reading)
-    data = of_loads(reading, rows, [0], short)
+    data = of_shares(reading, rows, [0], short)
     size = (width(), 0.4 + 1.3 * len(rows))
-    return _inked(arviz_versions.plot_prior_posterior(data, "load", size, only_both=is_narrow()))
+    return _inked(arviz_versions.plot_prior_posterior(data, "share", size, only_both=is_narrow()))
 
 
 def predictive_check(reading: Reading) -> Figure:

@@ -1,4 +1,4 @@
-"""What loads react to: the prior, the likelihood, or chance."""
+"""What shares of mechanisms react to: the prior, the likelihood, or chance."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ LEAST = 1e-3
 
 
 def power_scaling(reading: Reading, found: Sensitivity) -> Figure:
-    """Distance that the load of each layer moves by, per doubling of prior and of likelihood."""
+    """Distance that the shares of each layer move by, per doubling of prior and of likelihood."""
     figure = canvas(1.0 + 0.34 * len(found.rows))
     axes = figure.subplots()
     most = SENSITIVE

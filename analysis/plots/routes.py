@@ -50,7 +50,7 @@ def certainty(means: Array, chosen: Choices) -> Array:
 
 def load_by_layer(reading: Reading) -> Figure:
     """Share of tokens that run each mechanism, by layer, with the prior's mean beside it."""
-    shares, prior = reading.loads, reading.prior_shares  # [L, K] each
+    shares, prior = reading.shares, reading.prior_shares  # [L, K] each
     figure = canvas(0.9 + 0.55 * len(shares))
     axes = figure.subplots()
     rows = np.arange(len(shares))
@@ -82,7 +82,7 @@ def load_by_layer(reading: Reading) -> Figure:
 def heads(reading: Reading) -> Figure:
     """Share of tokens that run each mechanism but the last, a square for each layer and group."""
     groups = int(reading.facts["groups"])
-    shares = reading.loads.reshape(-1, groups, len(reading.mechanisms))  # [L, G, K]
+    shares = reading.shares.reshape(-1, groups, len(reading.mechanisms))  # [L, G, K]
     layers, shown = len(shares), reading.mechanisms[:-1]
     side = width() / (layers + 4)
     figure = canvas(len(shown) * (0.95 + groups * side))
@@ -165,7 +165,7 @@ def simplex(reading: Reading) -> Figure:
         warnings.simplefilter("ignore")  # mpltern tells of matplotlib's coming changes
         import mpltern  # noqa: F401 -- makes the projection known
 
-        leading = np.sort(np.argsort(-reading.loads.mean(0), kind="stable")[:3])
+        leading = np.sort(np.argsort(-reading.shares.mean(0), kind="stable")[:3])
         rng = np.random.default_rng(0)
         for layer in range(L):
             axes = figure.add_subplot(rows, columns, layer + 1, projection="ternary")

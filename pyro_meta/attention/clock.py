@@ -103,6 +103,15 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def noise(ones: list[float], others: list[float]) -> float:
+    """How much a ratio of times varies between rounds: its interquartile range over its median."""
+    ratios = [one / other for one, other in zip(ones, others, strict=True)]
+    if len(ratios) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return (high - low) / middle
+
+
 def finish(device: torch.device) -> None:
     """Wait for what a device still computes."""
     if device.type == "cuda":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention import is_choice, one_for_all, recorded_attention, routed_attention
-from pyro_meta.attention.clock import interleaved, medians
+from pyro_meta.attention.clock import interleaved, medians, noise
 from pyro_meta.attention.dispatch import AttentionCall
 from pyro_meta.evaluation.figures import batches, evaluating
 from pyro_meta.guides import Guide, mean_route
@@ -28,6 +28,7 @@ CLOCK_FIGURES = (
     "tokens_per_second_full",
     "speed_up_model",
     "speed_up_attention",
+    "clock_noise",
 )
 """The figures that differ from one measurement to the next."""
 
@@ -74,8 +75,9 @@ def executed_figures(
         of all pairs of token and layer in which the token skips the layer; then the clock:
         tokens per second of the whole model, routed and full, and how many times faster the routed
         one is, the whole model and attention alone (on one batch), and with gates the whole model
-        over itself along the same routes with every gate open. Clock figures are None if `full` is
-        not among the mechanisms; that of attention alone also for a mixture, which is not
+        over itself along the same routes with every gate open; `clock_noise`, by how much that of
+        the whole model varies between rounds (`attention.clock.noise`). Clock figures are None if
+        `full` is not among the mechanisms; that of attention alone also for a mixture, which is not
         dispatched.
     """
     network = model.network
@@ -169,7 +171,8 @@ def _clock(
         calls["open"] = walk(lambda *asked: follow(*asked).with_open_gate())
     if "full" in network.mechanism_names:
         calls["full"] = walk(chosen_by_all(network, "full"))
-    times = medians(interleaved(dict(calls), repeats, 1, device, enough_s=ENOUGH_S))
+    seconds = interleaved(dict(calls), repeats, 1, device, enough_s=ENOUGH_S)
+    times = medians(seconds)
     figures["tokens_per_second_routed"] = count / times["routed"]
     if "open" in times:
         figures["speed_up_depth"] = times["open"] / times["routed"]
@@ -177,6 +180,7 @@ def _clock(
         return figures
     figures["tokens_per_second_full"] = count / times["full"]
     figures["speed_up_model"] = times["full"] / times["routed"]
+    figures["clock_noise"] = noise(seconds["full"], seconds["routed"])
     with recorded_attention() as routed:
         network(pieces[0], follow)
     if routed:

@@ -8,6 +8,7 @@ from pyro_meta.errors import UsageError
 from pyro_meta.terminal.naming import public_name
 from pyro_meta.terminal.option_files import as_word
 from pyro_meta.training.options import OF_THE_COMMAND, at_home
+from pyro_meta.training.settings import DEFAULT_CLASSES
 
 AS_IN_FILES = ("class_path", "init_args")
 """Levels that a file has between a class option and its arguments, and a command line has not."""
@@ -22,7 +23,8 @@ def words_of(options: Mapping[str, Any]) -> list[str]:
     Raises
     ------
     UsageError
-        An option is given twice, or a class cannot be imported by others.
+        An option is given twice, a class cannot be imported by others, or an object is given that
+        no option can name.
     """
     found: dict[str, str] = {}
     for name, value in _flat(options):
@@ -59,4 +61,20 @@ def _word(name: str, value: Any) -> str:
             return value
     if hasattr(value, "tolist"):  # of NumPy or torch
         value = value.tolist()
+    if (odd := _unsayable(value)) is not None:
+        allowed = "numbers, texts and lists of them are"
+        if name in DEFAULT_CLASSES:
+            allowed = (
+                f"a class is, or its name, with arguments beside it, as in {name}__NAME=VALUE,"
+            )
+        raise UsageError(f"{name}: an object of type {type(odd).__name__} given; {allowed} allowed")
     return as_word(value)
+
+
+def _unsayable(value: Any) -> Any:
+    """What of a value no word of a command line means; None: all of it can be said."""
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    if isinstance(value, list | tuple):
+        return next((odd for one in value if (odd := _unsayable(one)) is not None), None)
+    return None if value is None or isinstance(value, str | Path | int | float) else value

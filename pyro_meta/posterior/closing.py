@@ -12,6 +12,7 @@ from torch import nn
 
 from pyro_meta.data.corpus import Corpus, identity
 from pyro_meta.evaluation.beside import routes_beside
+from pyro_meta.evaluation.budget import budget_figures, missed
 from pyro_meta.evaluation.causality import prefix_gap
 from pyro_meta.evaluation.executed import as_trained, executed_figures
 from pyro_meta.evaluation.figures import SequenceLosses, evaluate
@@ -20,7 +21,7 @@ from pyro_meta.evaluation.ngrams import ngram_nll
 from pyro_meta.evaluation.spending import measured_spending
 from pyro_meta.generation.sampling import Sampling, continue_tokens
 from pyro_meta.guides import Guide
-from pyro_meta.inference.controllers import Controllers
+from pyro_meta.inference.controllers import BudgetController, Controllers
 from pyro_meta.models import LanguageModel
 from pyro_meta.posterior.readout import Source, write_posterior
 from pyro_meta.terminal.checkout import commit
@@ -80,6 +81,9 @@ def close(
     }
     if learned := controllers.figures():
         summary["prior"] = learned
+    budgeted = next((one for one in controllers if isinstance(one, BudgetController)), None)
+    if budgeted is not None:
+        summary["budget"] = budget_figures(budgeted, figures, is_frozen)
     if truth is not None:
         summary["truth"] = scores
     summary["executed"] = executed
@@ -101,6 +105,10 @@ def close(
         )  # fmt: skip
     run.write_summary(summary)  # the last of all: it says that the others are there
     closing_table(summary, ngrams, gap, out)
+    if budgeted is not None:
+        line = missed(summary["budget"], config.steps, config.tighten.end)
+        if line is not None:
+            out.print(line, markup=False, soft_wrap=True)
     prompt = windows[0][0, :SAMPLE_PROMPT].tolist()
     new = continue_tokens(model, guide, prompt, SAMPLE_TOKENS, Sampling(), config.seed)
     out.print("sample:", style="bold")

@@ -24,7 +24,7 @@ def print_summary(findings: Findings, out: Console) -> None:
         title = f"hard routes executed, sequences of {executed['length']:,} tokens"
         out.print(table_of_pairs(title, executed_rows(executed)))
     columns = {
-        "effective_by_load": "N load",
+        "effective_by_load": "N layer",
         "effective_per_token": "N token",
         "information": "inform.",
         "entropy": "H/log K",
@@ -40,7 +40,8 @@ def print_summary(findings: Findings, out: Console) -> None:
     out.print(table)
     out.print(
         f"{'' if int(reading.facts['groups']) == 1 else '0.1: layer 0, heads 1. '}"
-        "N: effective number of mechanisms, exp H, of the load and of a token's posterior mean. "
+        "N: effective number of mechanisms, exp H, of a layer's shares and of a token's posterior "
+        "mean. "
         "Routing information, uncertainty (total = expected + epistemic) and KL(q||p): nats per "
         "token.",
         style="dim",

@@ -10,14 +10,19 @@
 Needs the extra `pretrained`: pip install 'pyro-meta[pretrained]'.
 """
 
+import sys
+
 from pyro_meta.errors import UsageError
+from pyro_meta.terminal.commands import refuse
+from pyro_meta.terminal.extras import missing
 
 try:
     import transformers  # noqa: F401
-except ImportError as error:  # pragma: no cover
-    raise UsageError(
-        "pretrained: transformers is not installed; pip install 'pyro-meta[pretrained]'"
-    ) from error
+except ModuleNotFoundError as error:
+    refused = UsageError(f"pretrained: {missing(error) or error}")
+    if sys.argv[:1] == ["-m"]:  # Python looks for a module of this package, and runs nothing yet
+        sys.exit(refuse(str(refused)))
+    raise refused from error
 
 from pyro_meta.evaluation.spending import measured_spending
 from pyro_meta.pretrained.conversion import convert, is_converted, restore

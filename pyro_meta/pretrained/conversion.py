@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -27,6 +28,11 @@ def convert(
     of transformers. The guide is not copied. To compile the model into one graph
     (`fullgraph=True`), switch the checks of distributions off first, by
     `pyro.enable_validation(False)`.
+
+    Convert the model in the dtype that its routes were trained in, `network.trained_in`: bfloat16
+    for a run of `--precision bf16-mixed`, which `auto` takes where a machine multiplies in it
+    faster. In another one some choices lie on the other side of their threshold by rounding alone,
+    and the text is another than that of `python -m pyro_meta.generate`; a warning says so.
 
     Parameters
     ----------
@@ -64,6 +70,8 @@ def convert(
         routing = network.routing
         if routing.passing is not None:
             raise UsageError("convert: the model is converted already; restore it first")
+        if hf_model.dtype != network.trained_in:
+            warnings.warn(of_another_dtype(hf_model.dtype, network.trained_in), stacklevel=2)
         price = guide.execution.price.clone()
         if budget is not None:
             move_to(guide, budget)
@@ -81,6 +89,15 @@ def convert(
     routing.passing = passing
     hf_model.register_state_dict_pre_hook(say_that_routes_are_lost)
     return hf_model
+
+
+def of_another_dtype(found: torch.dtype, trained: torch.dtype) -> str:
+    """What a model in another precision than that of its routes leads to."""
+    ours, theirs = (str(one).removeprefix("torch.") for one in (found, trained))
+    return (
+        f"convert: the routes were trained in {theirs}, and the model is in {ours}; rounding turns "
+        f"some choices, and so the text; hf_model.to({trained}) first keeps it"
+    )
 
 
 def move_to(guide: Guide, budget: float) -> None:

@@ -96,6 +96,7 @@ class PretrainedNetwork(nn.Module):
                         "read"
                     )
         self.hf_model = hf_model
+        self.trained_in: torch.dtype = hf_model.dtype
         self.arguments = {
             "mechanisms": list(mechanisms),
             "window": window,

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -52,6 +53,7 @@ def save_routes(routed: PreTrainedModel, folder: str | Path) -> Path:
             "name": routed.config._name_or_path,
             "kind": type(routed).__name__,
             "sha256": fingerprint(routed),
+            "trained_in": str(network.trained_in).removeprefix("torch."),
         },
         "network": network.arguments,
         "prior": _named(model.prior),
@@ -87,7 +89,8 @@ def load_routes(
     Parameters
     ----------
     hf_model
-        The very model that the routes were made for, in float32 or bfloat16 (or float64).
+        The very model that the routes were made for, in float32 or bfloat16 (or float64); best in
+        the dtype that they were trained in, which `routes.json` names `trained_in` (see `convert`).
     folder
         Of `save_routes`.
     trust
@@ -122,6 +125,7 @@ def load_routes(
     with hooked(hf_model):  # and as it was, if anything is wrong
         try:
             network = PretrainedNetwork(hf_model, **found["network"])
+            network.trained_in = _dtype(base.get("trained_in"), network.trained_in)
             model = LanguageModel(network, _made(Prior, found["prior"], network))
             if any(name.startswith("compute.") for name in state):
                 model.charge_compute()
@@ -143,6 +147,16 @@ def load_routes(
                 )
             x.data.copy_(state[name])
         return convert(hf_model, guide, checks, budget)
+
+
+def _dtype(name: object, otherwise: torch.dtype) -> torch.dtype:
+    """The dtype of a name, as float32; of none, as earlier files have it, another."""
+    if name is None:
+        return otherwise
+    found = getattr(torch, str(name), None)
+    if not isinstance(found, torch.dtype):
+        raise UsageError(f"trained_in is {str(name)[:40]!r}, no dtype of torch")
+    return found
 
 
 SAID: Mapping[str, set[str]] = {

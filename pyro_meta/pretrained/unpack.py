@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -88,6 +87,8 @@ def unpack(file: Path, folder: Path) -> Any:
 
 def _origin(file: Path, found: Path) -> str:
     """What the weights are, and under which licences they and their archive come."""
+    from gguf import GGUFReader
+
     said = {}
     for name in ("name", "organization", "license"):
         field = GGUFReader(found).fields.get(f"general.{name}")

@@ -261,7 +261,7 @@ def _print_mechanisms(result: dict[str, Any], out: Console) -> None:
 def _print_routed(result: dict[str, Any], out: Console) -> None:
     """What hard routes of a trained run, and random ones, cost by length and share of full."""
     if trained := result.get("trained_run"):
-        rows = (*executed_rows(trained), *trained_rows(trained))
+        rows = (*executed_rows(trained, hides_noise=False), *trained_rows(trained))
         out.print(table_of_pairs(escape(trained["run"]), rows))
     macs = result["macs_ratio_to_full"]
     shares = sorted(map(float, next(iter(macs.values()))))

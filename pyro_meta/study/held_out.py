@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pyro_meta.data.corpus import Corpus, TokenCorpus, Windows, as_windows
 from pyro_meta.data.files import find_files, read_text
+from pyro_meta.data.preparing import telling
 from pyro_meta.data.retrieval import Retrieval
 from pyro_meta.data.vocabulary import Vocabulary
 from pyro_meta.errors import UsageError
@@ -64,7 +65,8 @@ def compare(options: Namespace, argv: list[str]) -> None:
     out = console()
     with pyro.validation_enabled(False):
         runs, vocabulary = _loaded(options.runs, options.trust)
-        corpus = runs[0].config.data.corpus()
+        with busy(out, "preparing the text") as tell, telling(tell):
+            corpus = runs[0].config.data.corpus()
         lengths = options.lengths or [runs[0].config.context]
         for run in runs:
             _require_known(run, max(lengths))

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pyro_meta.evaluation.beside import FULL, PAST, SOFT, is_random
 from pyro_meta.evaluation.retrieval import Cell
-from pyro_meta.terminal.tables import table_of_figures, table_of_rows
+from pyro_meta.terminal.tables import explain_visits, table_of_figures, table_of_rows
 
 Rows = dict[str, dict[str, Any]]
 
@@ -24,12 +24,14 @@ def table_of_losses(length: int, texts: int, rows: Rows) -> Table:
             error = f"{apart.std(ddof=1) / len(apart) ** 0.5:.4f}" if len(apart) > 1 else ""
         figures = f"{row['loss']:.4f}", f"{row['loss_past']:.4f}"
         cells.append((name, *figures, behind, error, f"{row['visits']:.3f}"))
-    return table_of_rows(
+    table = table_of_rows(
         f"{texts} texts of {length} tokens: loss (nats per token), visits (share of full's)",
         "tokens",
         ("loss", f"past {min(PAST, length // 2)}", "behind full", "+-", "visits"),
         cells,
     )
+    explain_visits(table, rows)
+    return table
 
 
 def table_by_position(rows: Rows) -> Table:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from pyro_meta.analysis import documents
-from pyro_meta.analysis.collapse import BLIND_SPREAD, DOMINANT_LOAD, PRIOR_KL, Verdict
+from pyro_meta.analysis.collapse import BLIND_SPREAD, DOMINANT_SHARE, PRIOR_KL, Verdict
 from pyro_meta.analysis.comparison import (
     Difference,
     Interval,
@@ -287,8 +287,8 @@ alike, so that intervals over text are, if anything, narrow."""
 
 COLLAPSE = f"""Over seeds, with the number of runs that have collapsed: *prior*, mean KL(q || p) per
 layer and token (collapsed below {PRIOR_KL:g} nats); *token-blind*, variance of the posterior means
-over tokens in the layer where it is widest (below {BLIND_SPREAD:g}); *one mechanism*, load of the
-leading mechanism in the layer where it leads least (above {DOMINANT_LOAD:g})."""
+over tokens in the layer where it is widest (below {BLIND_SPREAD:g}); *one mechanism*, share of the
+leading mechanism in the layer where it leads least (above {DOMINANT_SHARE:g})."""
 
 
 def collect(groups: list[Group], jobs: list[Job], cost: str) -> tuple[list[Result], list[str]]:

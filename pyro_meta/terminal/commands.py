@@ -17,6 +17,7 @@ from pyro_meta import __version__
 from pyro_meta.errors import UsageError
 from pyro_meta.own_classes import blame
 from pyro_meta.terminal.consoles import printable
+from pyro_meta.terminal.extras import missing
 from pyro_meta.terminal.help import HelpFormatter, reword
 from pyro_meta.terminal.mistakes import explain, option_strings, unknown
 from pyro_meta.terminal.option_files import bare, harmless, is_null, lenient, require_finite
@@ -56,18 +57,18 @@ def _outcome(command: Callable[[list[str]], int | None], out: Outlet) -> int:
         return INTERRUPTED
     except SystemExit as stop:
         if (blamed := blame(_inside(stop))) is not None:
-            return _refuse(blamed)
+            return refuse(blamed)
         code = stop.code if isinstance(stop.code, int) else USAGE_ERROR
     except BrokenPipeError:
         if out.failure is None:  # some other pipe
-            return _refuse("a process that was talked to has gone")
+            return refuse("a process that was talked to has gone")
         return 0
     except Exception as error:
         if "--debug" in sys.argv or "--debug=true" in sys.argv:
             traceback.print_exc()
-        return _refuse("standard output: " * (out.failure is error) + as_line(_inside(error)))
+        return refuse("standard output: " * (out.failure is error) + as_line(_inside(error)))
     if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
-        return _refuse(f"standard output: {as_line(out.failure)}")
+        return refuse(f"standard output: {as_line(out.failure)}")
     return code
 
 
@@ -77,7 +78,8 @@ def _inside(error: BaseException) -> BaseException:
     return error.with_traceback(trace and trace.tb_next)
 
 
-def _refuse(line: str) -> int:
+def refuse(line: str) -> int:
+    """Say why a command does not run; its exit code."""
     print(f"error: {line}", file=sys.stderr)
     return USAGE_ERROR
 
@@ -94,6 +96,8 @@ def as_line(error: BaseException) -> str:
         text = _of_file(error)
     elif (blamed := blame(error)) is not None:
         text = blamed
+    elif (needed := missing(error)) is not None:
+        text = needed
     elif isinstance(error, OSError):
         text = _of_file(error)
     else:

@@ -1,15 +1,19 @@
 """Consoles that show what they are given: a name with brackets, colons or escapes is a name.
 
 A notebook is no terminal, nor is a file: lines stay where they are written there, and nothing is
-drawn anew.
+drawn anew. What takes long there says so on a line now and then.
 """
 
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.markup import escape
 
+SILENT_S = 30.0
+"""After so long without a line, one is printed where nothing can be drawn anew."""
 JOINERS = "\u200c\u200d\u00ad"
 """Marks within words that have no shape of their own, and do no harm."""
 
@@ -28,13 +32,57 @@ def is_live(console: Console) -> bool:
 
 
 @contextmanager
-def busy(console: Console, what: str) -> Iterator[Callable[[str], None]]:
-    """Say what is being done until it is, where that can be wiped away; gives what says more."""
-    if not is_live(console):
-        yield lambda more: None
+def busy(out: Console, what: str) -> Iterator[Callable[[str], None]]:
+    """Say what is being done until it is, where that can be wiped away; gives what says more.
+
+    Elsewhere it is said on standard error, if it takes long.
+    """
+    if is_live(out):
+        with out.status(what) as status:
+            yield lambda more: status.update(escape(more))
         return
-    with console.status(what) as status:
-        yield lambda more: status.update(escape(more))
+    began, said = time.monotonic(), what
+
+    def note(more: str) -> None:
+        nonlocal said
+        said = more
+
+    def line() -> str:
+        return f"{printable(said)} ({time.monotonic() - began:.0f} s)"
+
+    with breaking_silence(console(stderr=True, quiet=out.quiet), line):
+        yield note
+
+
+@contextmanager
+def breaking_silence(console: Console, line: Callable[[], str]) -> Iterator[Callable[[], None]]:
+    """Print `line()` whenever nothing was printed for `SILENT_S`; nothing on a terminal.
+
+    Gives what is to be called when something else is printed.
+    """
+    if is_live(console):
+        yield lambda: None
+        return
+    printed, is_over = time.monotonic(), threading.Event()
+
+    def note() -> None:
+        nonlocal printed
+        printed = time.monotonic()
+
+    def speak() -> None:
+        while not is_over.wait(max(0.0, printed + SILENT_S - time.monotonic())):
+            if time.monotonic() - printed >= SILENT_S:
+                note()
+                with suppress(OSError, ValueError):  # whoever read it has gone; the work has not
+                    console.print(line(), markup=False, soft_wrap=True)
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield note
+    finally:
+        is_over.set()
+        speaker.join()
 
 
 def printable(text: str) -> str:

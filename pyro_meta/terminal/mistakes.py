@@ -46,15 +46,14 @@ def explain(error: BaseException, parser: ArgumentParser, classes: dict[str, typ
         return f"option --{key}.{missing[2]}: {name} needs it; --{key}.help {name} shows what it is"
     if key in classes:
         base = classes[key]
-        names = _subclass_names(base)
-        allowed = (
-            f"allowed are {', '.join(names)} and import paths such as my_file.My{base.__name__}"
-        )
+        allowed = allowed_classes(base)
         if "to be a subclass" in rest and (wrong := re.search(r"class_path='([^']+)'", rest)):
             return f"option --{key}: {wrong[1]} is not a {base.__name__}; {allowed}"
         if given := re.search(r"(?:Got value:|path string:) (.*)$", rest):
             value = given[1].strip(" '\"")
-            return f"option --{key}: no class {value!r}; {allowed}{near(value, names)}"
+            return (
+                f"option --{key}: no class {value!r}; {allowed}{near(value, _subclass_names(base))}"
+            )
     return f"option --{key}: {_plain(rest)}"
 
 
@@ -168,6 +167,32 @@ def _init_options(message: str) -> list[str]:
     module, _, name = path[1].rpartition(".")
     chosen = getattr(importlib.import_module(module), name)
     return list(inspect.signature(chosen).parameters)
+
+
+def allowed_classes(base: type) -> str:
+    """Which classes an option takes."""
+    names = ", ".join(_subclass_names(base))
+    return f"allowed are {names} and import paths such as my_file.My{base.__name__}"
+
+
+def require_class(option: str, path: str, base: type) -> None:
+    """Raise `UsageError` where an import path leads to something else than a class of a kind.
+
+    What cannot be imported is left to the parser.
+    """
+    module, _, name = path.rpartition(".")
+    if not module:
+        return
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception:  # whatever a person's module raises
+        return
+    if isinstance(found, type) and issubclass(found, base):
+        return
+    what = f"is not a {base.__name__}"
+    if not isinstance(found, type):
+        what = f"is of type {type(found).__name__}, and no class"
+    raise UsageError(f"option --{option}: {path} {what}; {allowed_classes(base)}")
 
 
 def _subclass_names(base: type) -> list[str]:

@@ -63,7 +63,7 @@ def find_class(name: str, known: Mapping[str, type], example: str) -> type:
     except Exception as error:  # whatever a person's module raises
         raise NoSuchClass(f"cannot import {name!r}: {reason_of(error, module)}") from error
     if not isinstance(found, type):
-        raise NoSuchClass(f"{name!r} is no class")
+        raise NoSuchClass(f"{name!r} is no class, but of type {type(found).__name__}")
     return found
 
 

@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pyro_meta.terminal.consoles import is_live, printable
+from pyro_meta.terminal.consoles import breaking_silence, is_live, printable
 
 Tell = Callable[[str], None]
 """Called with what comes next, before it is done."""
@@ -37,15 +37,24 @@ def bar(console: Console) -> Progress:
 def step_by_step(steps: int, console: Console, prints_lines: bool = False) -> Iterator[Tell]:
     """A bar that is told of every step.
 
-    With `prints_lines` each step is a line where there is no terminal to draw on.
+    With `prints_lines` each step is a line where there is no terminal to draw on. Without it, and
+    of a step that takes long, there is one now and then.
     """
-    with bar(console) as progress:
+    told, shown = 0, ""
+
+    def line() -> str:
+        return f"step {told}/{steps}  {shown}"
+
+    with bar(console) as progress, breaking_silence(console, line) as note:
         task = progress.add_task("", total=steps, completed=-1)  # the first is told, not done
 
         def tell(what: str) -> None:
-            progress.update(task, advance=1, description=(shown := printable(what)))
+            nonlocal told, shown
+            told, shown = told + 1, printable(what)
+            progress.update(task, advance=1, description=shown)
             if prints_lines and not is_live(console):
                 console.print(shown, markup=False)
+                note()
 
         yield tell
         progress.update(task, completed=steps, description="done")
@@ -55,9 +64,15 @@ def step_by_step(steps: int, console: Console, prints_lines: bool = False) -> It
 def over_training(steps: int, done: int, console: Console) -> Iterator[Watch]:
     """A bar with loss, KL, cost, hard share and tokens per second, told of every step's record.
 
-    Where there is no terminal to draw on, one line is printed every tenth of the way.
+    Where there is no terminal to draw on, one line is printed every tenth of the way, and now and
+    then where that takes long.
     """
-    with bar(console) as progress:
+    last = "training"
+
+    def line() -> str:
+        return last
+
+    with bar(console) as progress, breaking_silence(console, line) as note:
         task = progress.add_task("", total=steps, completed=done)
 
         def watch(record: dict[str, Any]) -> None:
@@ -67,12 +82,16 @@ def over_training(steps: int, done: int, console: Console) -> Iterator[Watch]:
                 f"{record['tokens_per_second']:,.0f} tok/s"
             )
             progress.update(task, completed=record["step"], description=figures)
+            nonlocal last
+            last = f"step {record['step']}/{steps}  {figures}"
             if "val_nll_hard" in record:
                 console.print(
                     f"step {record['step']}: validation {record['val_nll_soft']:.4f} soft, "
                     f"{record['val_nll_hard']:.4f} hard, macs {record['cost_macs_hard']:.1%}"
                 )
+                note()
             elif not is_live(console) and record["step"] % max(1, steps // 10) == 0:
-                console.print(f"step {record['step']}/{steps}  {figures}")
+                console.print(last)
+                note()
 
         yield watch

@@ -10,6 +10,9 @@ from rich.text import Text
 
 from pyro_meta.terminal.consoles import printable
 
+NOISY = 0.3
+"""Of a ratio of times, by how much of itself it may vary between rounds to be told."""
+
 
 def filled(
     headings: Sequence[str], rows: Sequence[Sequence[str]]
@@ -72,11 +75,11 @@ def closing_table(
     ]
     rows += [*_truth_rows(summary.get("truth", {})), *executed_rows(summary["executed"])]
     console.print(table_of_pairs("validation", rows))
-    loads = table_of_figures("load: share of hard choices", "layer", summary["load"])
+    shares = table_of_figures("share of tokens", "layer", summary["load"])
     for layer, row in enumerate(summary["load_by_layer"]):
-        loads.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
-    loads.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")
-    console.print(loads)
+        shares.add_row(str(layer), *(f"{share:.1%}" for share in row.values()))
+    shares.add_row("all", *(f"{share:.1%}" for share in summary["load"].values()), style="bold")
+    console.print(shares)
     if "beside" in summary:
         console.print(table_beside(summary["beside"]))
 
@@ -89,28 +92,48 @@ def table_beside(rows: dict[str, dict[str, Any]]) -> Table:
         behind = "" if best is None else f"{row['loss_past'] - best:+.4f}"
         losses = f"{row['loss']:.4f}", f"{row['loss_past']:.4f}"
         cells.append((name, *losses, behind, f"{row['visits']:.3f}"))
-    return table_of_rows(
+    table = table_of_rows(
         "loss (nats per token) and key visits (share of full attention's)",
         "tokens",
         ("loss", "past token 256", "behind full", "key visits"),
         cells,
     )
+    explain_visits(table, rows)
+    return table
 
 
-def executed_rows(executed: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Hard routes as they are executed, against the same weights with full attention."""
+def explain_visits(table: Table, rows: dict[str, dict[str, Any]]) -> None:
+    """A caption below rows of which some make more key visits than full attention."""
+    if any(row["visits"] > 1 for row in rows.values()):
+        table.caption = "key visits above 1: a soft mixture runs every mechanism in it"
+        table.caption_justify = "left"
+
+
+def executed_rows(executed: dict[str, Any], hides_noise: bool = True) -> Iterator[tuple[str, str]]:
+    """Hard routes as they are executed, against the same weights with full attention.
+
+    With `hides_noise` times that vary too much are one line, which names the benchmark.
+    """
     share, macs = executed["macs_ratio_attention"], executed["macs_per_token_attention"]
     yield "MACs of attention per token (share of full)", f"{macs:.3g} ({share:.1%})"
     share, macs = executed["macs_ratio_model"], executed["macs_per_token_model"]
     yield "MACs of the model per token, router included", f"{macs:.3g} ({share:.1%})"
+    if "passed_by" in executed:
+        yield "pairs of token and layer skipped", f"{executed['passed_by']:.1%}"
     routed, full = executed["tokens_per_second_routed"], executed["tokens_per_second_full"]
+    noise = executed.get("clock_noise") or 0.0  # a run of before says nothing of it
+    if hides_noise and noise > NOISY:
+        yield (
+            "too noisy to time; bench --run RUN does, on an idle machine",
+            f"\u00b1 {noise / 2:.0%}",
+        )
+        return
     if full is None:
         yield "tokens per second, hard routes", f"{routed:,.0f}"
     else:
         yield "tokens per second, hard routes and all full", f"{routed:,.0f}, {full:,.0f}"
         yield "times as fast as full, the whole model", f"{executed['speed_up_model']:.2f}"
     if "passed_by" in executed:
-        yield "pairs of token and layer skipped", f"{executed['passed_by']:.1%}"
         yield "times as fast as with all gates open", f"{executed['speed_up_depth']:.2f}"
     if executed["speed_up_attention"] is not None:
         yield "times as fast as full, attention alone", f"{executed['speed_up_attention']:.2f}"

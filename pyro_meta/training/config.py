@@ -37,7 +37,7 @@ from pyro_meta.network.shape import Shape
 from pyro_meta.network.transformer import Transformer
 from pyro_meta.own_classes import made, own_classes_named
 from pyro_meta.terminal.commands import parse_exactly, unread_docstrings
-from pyro_meta.terminal.mistakes import explain
+from pyro_meta.terminal.mistakes import allowed_classes, explain
 from pyro_meta.terminal.naming import NoSuchClass, find_class, public_path
 from pyro_meta.terminal.option_files import as_word, bare, dumps
 from pyro_meta.training.bfloat16 import has_bfloat16
@@ -70,6 +70,10 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.data, Data):  # such as what a class of one's own makes of itself
+            raise UsageError(
+                f"data: an object of type {type(self.data).__name__} given; {allowed_classes(Data)}"
+            )
         is_of_weights = _is_of_weights(self.prior) or _is_of_weights(self.guide)
         if self.prior is of_the_others_family:
             self.prior = CostDirichlet if is_of_weights else LoadCategorical
@@ -78,8 +82,9 @@ class Config(Settings):
         if self.pretrained is not None:
             if isinstance(self.data, CutText):
                 self.data.cut_by(self.pretrained_tokenizer)
-            if self.precision == "auto" and has_bfloat16(self.accelerator):
-                self.precision = "bf16-mixed"
+            if self.precision == "auto":
+                is_half = has_bfloat16(self.accelerator)
+                self.precision = "bf16-mixed" if is_half else "32-true"
         found = find_depth_guide(self.depth)
         of_kl = () if found is None else ("run", "strength") if found.pays_kl else ("penalty",)
         self.gate.require_used(
@@ -298,6 +303,8 @@ def _read(words: Sequence[str]) -> tuple[Config, str]:
     except (TypeError, ValueError) as error:
         raise UsageError(explain(error, parser, bases)) from error
     options.pop("out", None)  # a run is repeated in another folder
+    if config.pretrained is not None:
+        options["precision"] = config.precision  # whatever machine reads it: routes are of one
     return config, dumps(options)
 
 

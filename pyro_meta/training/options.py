@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import pyro_meta
 from pyro_meta.errors import UsageError
-from pyro_meta.terminal.mistakes import near
+from pyro_meta.terminal.mistakes import near, require_class
 from pyro_meta.terminal.naming import reason_of
 from pyro_meta.terminal.option_files import (
     as_word,
@@ -127,7 +127,7 @@ class Settled:
         return self._choices[option].chosen
 
     def require_taken(self, bases: Mapping[str, type]) -> None:
-        """Raise `UsageError` for an argument that the class of its option does not take.
+        """Raise `UsageError` for what is no class of its option, or an argument it does not take.
 
         Parameters
         ----------
@@ -135,6 +135,8 @@ class Settled:
             The class options, and what their classes derive from.
         """
         for name, choice in self._choices.items():
+            if choice.is_named:
+                require_class(name, choice.chosen, bases[name])
             if (refused := choice.not_taken()) is not None:
                 found, argument, value = refused
                 source, default = self._sources.get(name), self._defaults[name]
@@ -472,7 +474,8 @@ class _Choice:
         return None
 
     def _found(self) -> Any:
-        return _imported(self.chosen) or getattr(pyro_meta, self.chosen)
+        found = _imported(self.chosen)
+        return getattr(pyro_meta, self.chosen) if found is None else found
 
     def _kinds(self) -> dict[str, Any]:
         """Types of the arguments of its class, as far as it says them."""
@@ -509,12 +512,19 @@ class _Choice:
 
     def _is_same(self, chosen: str) -> bool:
         """Whether `chosen` is the class meant so far; a plain name is one of this package's."""
-        found, current = (_import(path) or path for path in (chosen, self.chosen))
+        found, current = (_import(path) for path in (chosen, self.chosen))
         if isinstance(found, type) and isinstance(current, type):
             return found is current
-        names = {getattr(one, "__name__", one) for one in (found, current)}
-        modules = (getattr(one, "__module__", "pyro_meta.") for one in (found, current))
-        return len(names) == 1 and all(module.startswith("pyro_meta.") for module in modules)
+        pairs = ((found, chosen), (current, self.chosen))
+        return len({_public_name(*pair) or object() for pair in pairs}) == 1
+
+
+def _public_name(found: object, path: str) -> str | None:
+    """The name of a class of this package, of what its path leads to; None of anything else."""
+    if found is None:
+        return path
+    is_ours = isinstance(found, type) and found.__module__.startswith("pyro_meta.")
+    return path.rpartition(".")[2] if is_ours else None
 
 
 def _may_be_none(kind: Any) -> bool:

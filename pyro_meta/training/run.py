@@ -53,6 +53,7 @@ SUMMARY_KEYS = (
 )  # fmt: skip
 OPTIONAL_KEYS = (
     "depth", "truth", "prior", "executed", "load_by_group", "beside", "spending", "commit",
+    "budget",
 )  # fmt: skip
 MISSING = "missing"
 
