@@ -6,6 +6,7 @@ token to full attention (`all full`), which is what the conversion itself costs.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,9 @@ def bench_converted(
             short = windows[0][:, :length], windows[1][:, :length]
             prices[number] = price_for(model, guide, short, 1, budget)
     plain = load_model(config.pretrained, scene.dtype).to(scene.device)
-    routed = convert(network.hf_model.to(scene.device, scene.dtype), guide, checks=False)
+    with warnings.catch_warnings():  # that another precision turns some choices: it is asked for
+        warnings.simplefilter("ignore", UserWarning)
+        routed = convert(network.hf_model.to(scene.device, scene.dtype), guide, checks=False)
     guide.to(scene.device)
     full = copy.deepcopy(routed)
     passing, of_full = _deployed(routed), _deployed(full)
