@@ -13,10 +13,13 @@ PARTS = {
     "decoding": "decoding",
 }
 MIX = 0.1
-"""Share of tokens on full attention; the rest is half window, half linear."""
+"""Share of tokens on full attention; the others share the rest alike."""
+SHARES = [0.1, 0.25, 0.5, 0.75]
+NEW, TWO, OLD = "epyc/routed.json", "epyc_window/routed.json", "xeon/routed.json"
+"""Today's code, among three mechanisms and among two; and an earlier one on another processor."""
 
 
-def speed(points: list[dict[str, Any]], part: str, length: int, share: float) -> str:
+def speed_of(points: list[dict[str, Any]], part: str, length: int, share: float) -> float:
     """Times as fast as full attention."""
     route = f"routed {share:g}"
     (found,) = (
@@ -24,27 +27,73 @@ def speed(points: list[dict[str, Any]], part: str, length: int, share: float) ->
         for point in points
         if (point["part"], point["length"], point["route"]) == (part, length, route)
     )
-    return times(1 / found["ratio_to_full"])
+    return 1 / float(found["ratio_to_full"])
+
+
+def speed(points: list[dict[str, Any]], part: str, length: int, share: float) -> str:
+    return times(speed_of(points, part, length, share))
 
 
 def cpu() -> str:
-    """Two cores: four parts of the work by length."""
-    points = read("xeon/routed.json")["points"]
+    """Two cores: four parts of the work by length, and what MACs alone would give."""
+    found = read(NEW)
+    rows = []
+    for length in LENGTHS:
+        macs = found["macs_ratio_of_parts"][str(length)]
+        cells = (
+            f"{speed(found['points'], part, length, MIX)} ({times(1 / macs[part][f'{MIX:g}'])})"
+            for part in PARTS
+        )
+        rows.append([str(length), *cells])
+    return table(["tokens", *PARTS.values()], rows)
+
+
+def by_share(name: str) -> str:
+    """Attention alone by length and share of full."""
+    points = read(name)["points"]
+    rows = [
+        [str(length), *(speed(points, "attention", length, share) for share in SHARES)]
+        for length in LENGTHS
+    ]
+    return table(["tokens", *(f"{percent(share)} full" for share in SHARES)], rows)
+
+
+def cpu_shares() -> str:
+    """Among full, window and linear attention."""
+    return by_share(NEW)
+
+
+def cpu_shares_of_two() -> str:
+    """Among full attention and a window."""
+    return by_share(TWO)
+
+
+def xeon() -> str:
+    """Two cores of another processor, and code of before."""
+    points = read(OLD)["points"]
     rows = [
         [str(length), *(speed(points, part, length, MIX) for part in PARTS)] for length in LENGTHS
     ]
     return table(["tokens", *PARTS.values()], rows)
 
 
-def cpu_shares() -> str:
-    """Two cores: attention alone by length and share of full."""
-    points = read("xeon/routed.json")["points"]
-    shares = [0.1, 0.25, 0.5, 0.75]
-    rows = [
-        [str(length), *(speed(points, "attention", length, share) for share in shares)]
-        for length in LENGTHS
-    ]
-    return table(["tokens", *(f"{percent(share)} full" for share in shares)], rows)
+ROUTES = {
+    "window": "window", "linear": "linear attention", "routed 0.1": "routes, 10% full",
+    "routed 0.5": "routes, 50% full", "flex window": "`flex_attention`, a sliding window, compiled",
+    "meta-attention": "the public routine of Meta-Attention, 10% full",
+}  # fmt: skip
+
+
+def opponents() -> str:
+    """Attention alone, times as fast as full attention, beside what one would run instead."""
+    points = {(one["route"], one["length"]): one for one in read("epyc/opponents.json")["points"]}
+    lengths = sorted({length for _, length in points})
+    rows = []
+    for route, words in ROUTES.items():
+        cells = (points.get((route, length)) for length in lengths)
+        shown = ("" if one is None else times(1 / one["ratio_to_full"]) for one in cells)
+        rows.append([words, *shown])
+    return table(["", *(f"{length} tokens" for length in lengths)], rows)
 
 
 def gpu() -> str:
@@ -64,57 +113,72 @@ def gpu() -> str:
 
 
 def targets() -> str:
-    """What was wanted of hard routes on two cores, and what was measured."""
-    rows = [
-        [
-            one["target"].replace(", 10% full, 45% window, 45% linear", ""),
-            f"at least {one['at_least']:g}" if "at_least" in one else f"at most {one['at_most']:g}",
-            times(one["measured"]),
-            "yes" if one["met"] else "no",
-        ]
-        for one in read("xeon/routed.json")["targets"]
+    """What was wanted on two cores, what was measured, and what MACs alone would give."""
+    found = read("epyc/targets.json")["targets"]
+    window = [
+        one | {"target": f"{one['target']}, without linear attention"}
+        for one in read("epyc_window/targets.json")["targets"]
+        if one["target"].startswith("attention alone, any share")
     ]
-    return table(["what", "wanted", "measured", "met"], rows)
+    rows = []
+    for one in [*found, *window]:
+        if any(one["target"].startswith(begins) for begins in (*OF_PARTS, "chunk")):
+            continue  # told below, or of mechanisms
+        what = one["target"].replace(", 10% full, 45% window, 45% linear", "")
+        is_least = "at_least" in one
+        bound = one["at_least"] if is_least else one["at_most"]
+        limit = times(one["by_arithmetic"]) if "by_arithmetic" in one else ""
+        wanted = f"at {'least' if is_least else 'most'} {times(bound)}"
+        met = {True: "yes", False: "no", None: ""}[one["met"]]
+        measured = "" if one["measured"] is None else times(one["measured"])
+        rows.append([what, wanted, measured, limit, met])
+    rows += _of_training()
+    return table(["what", "wanted", "measured", "MACs alone", "met"], rows)
+
+
+def _of_training() -> list[list[str]]:
+    """The run of `make train`, of the code of before and today's."""
+    found = read("training_rate.json")
+    rate = {name: found[name]["tokens_per_second"]["median"] for name in ("before", "after")}
+    faster = rate["after"] / rate["before"]
+    met = "yes" if faster >= RATE else "no"
+    what = "`make train`, tokens per second over those before settled routes were run"
+    return [[what, f"at least {times(RATE)}", times(faster), "", met]]
+
+
+RATE = 1.4
+"""What was wanted of the run of `make train`."""
+
+
+OF_PARTS = {
+    "SVI step": "an SVI step over the same step in plain PyTorch",
+    "window: growth": "growth of window attention's time with length, as an exponent",
+    "linear: growth": "growth of linear attention's time with length, as an exponent",
+    "window: forward": "window over full attention, forward, 4096 tokens",
+    "linear: forward": "linear over full attention, forward, 4096 tokens",
+}
 
 
 def parts() -> str:
     """SVI and single mechanisms."""
-    svi, alone = read("svi.json"), read("mechanisms.json")
-    growth, ratio = alone["growth_exponent_forward_backward"], alone["forward_ratio_to_full"]
-    memory = {kind: amount / 1e6 for kind, amount in alone["peak_memory_bytes"]["8192"].items()}
-    wanted_growth = alone["target_growth_exponent_at_most"]
-    wanted_ratio = alone["target_forward_ratio_at_4096_at_most"]
-    rows = [
+    judged = read("epyc/targets.json")["targets"]
+    rows = []
+    for begins, words in OF_PARTS.items():
+        (one,) = (target for target in judged if target["target"].startswith(begins))
+        rows.append([words, f"at most {one['at_most']:.2f}", number(one["measured"], 2)])
+    memory = read("epyc/mechanisms.json")["peak_memory_bytes"]["8192"]
+    rows += [
         [
-            "an SVI step over the same step in plain PyTorch",
-            f"at most {svi['target_ratio_at_most']:.2f}",
-            number(svi["ratio_of_medians"], 2),
-        ],
-        *(
-            [
-                f"growth of {kind} attention's time with length, as an exponent",
-                f"at most {wanted_growth[kind]:.2f}",
-                number(growth[kind], 2),
-            ]
-            for kind in ("window", "linear")
-        ),
-        *(
-            [
-                f"{kind} over full attention, forward, 4096 tokens",
-                f"at most {wanted_ratio[kind]:.2f}",
-                number(ratio["4096"][kind], 2),
-            ]
-            for kind in ("window", "linear")
-        ),
-        *(
-            [f"peak memory of {kind}, forward and backward, 8192 tokens", "", f"{amount:.0f} MB"]
-            for kind, amount in memory.items()
-        ),
-    ]
+            f"peak memory of {kind}, forward and backward, 8192 tokens", "",
+            f"{memory[kind] / 1e6:.0f} MB",
+        ]
+        for kind in ("full", "window", "linear")
+    ]  # fmt: skip
     return table(["what", "wanted", "measured"], rows)
 
 
 TABLES = {
-    "clock_cpu": cpu, "clock_shares": cpu_shares, "clock_gpu": gpu, "clock_targets": targets,
+    "clock_cpu": cpu, "clock_shares": cpu_shares, "clock_shares_of_two": cpu_shares_of_two,
+    "clock_opponents": opponents, "clock_xeon": xeon, "clock_gpu": gpu, "clock_targets": targets,
     "clock_parts": parts,
 }  # fmt: skip

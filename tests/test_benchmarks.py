@@ -219,7 +219,7 @@ def test_all_targets_are_judged_from_the_files_that_are_there(
     bench.main([*words, f"--out={tmp_path}"])
     results = Path(__file__).parents[1] / "benchmarks" / "results" / "current"
     for name in ("svi.json", "mechanisms.json"):
-        shutil.copy(results / name, tmp_path)
+        shutil.copy(results / "epyc" / name, tmp_path)
     monkeypatch.setattr(sys, "argv", ["targets.py", str(tmp_path)])
     targets.main()
     facts = json.loads((tmp_path / "targets.json").read_text())
