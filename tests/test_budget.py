@@ -30,13 +30,13 @@ from pyro_meta import (
     Transformer,
     UsageError,
 )
-from pyro_meta.evaluation.budget import TOLERANCE, budget_figures, missed
 from pyro_meta.guides import along_means, mean_route, walk
 from pyro_meta.inference.controllers import BudgetController, Step
 from pyro_meta.inference.dual_ascent import DualController
 from pyro_meta.inference.elbo import Objective
 from pyro_meta.inference.schedules import KLSchedule, Optimisation, Tightening
 from pyro_meta.models import ComputePotential
+from pyro_meta.posterior.budget import TOLERANCE, budget_figures, missed
 from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.run import Run
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from pyro_meta.data.corpus import Corpus, identity
 from pyro_meta.evaluation.beside import routes_beside
-from pyro_meta.evaluation.budget import budget_figures, missed
 from pyro_meta.evaluation.causality import prefix_gap
 from pyro_meta.evaluation.executed import as_trained, executed_figures
 from pyro_meta.evaluation.figures import SequenceLosses, evaluate
@@ -23,6 +22,7 @@ from pyro_meta.generation.sampling import Sampling, continue_tokens
 from pyro_meta.guides import Guide
 from pyro_meta.inference.controllers import BudgetController, Controllers
 from pyro_meta.models import LanguageModel
+from pyro_meta.posterior.budget import budget_figures, missed
 from pyro_meta.posterior.readout import Source, write_posterior
 from pyro_meta.terminal.checkout import commit
 from pyro_meta.terminal.consoles import busy

@@ -38,7 +38,7 @@ def table_of_rows(
 def table_of_figures(title: str, first: str, headings: Iterable[str]) -> Table:
     """A table without rows; all columns but the first are figures."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(first)
+    table.add_column(first, overflow="fold")
     for heading in headings:
         table.add_column(Text(printable(heading)), justify="right")
     return table
