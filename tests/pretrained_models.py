@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from slow import all_but
 from torch import Tensor, nn
 
 from pyro_meta import (
@@ -102,7 +103,8 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 ROUTED = dict.fromkeys(MODELS, LAYERS) | {"Qwen3 with sliding layers": 2, "Gemma3": 2}
 """How many of their layers can be routed."""
-each_model = pytest.mark.parametrize("name", MODELS)
+EVERY_DAY = ("Llama", "Qwen3 with sliding layers", "Gemma3", "GPT-NeoX", "GPT-2")
+each_model = pytest.mark.parametrize("name", all_but(EVERY_DAY, MODELS))
 
 
 def text(rows: int = 2, length: int = 19, seed: int = 0) -> Tensor:

@@ -258,6 +258,7 @@ def test_a_run_logs_and_keeps_lambda(tmp_path: Path) -> None:
     assert logged(run)[0][1] == 6.0 != logged(run)[-1][1]
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes_with_its_lambda(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

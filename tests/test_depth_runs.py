@@ -353,6 +353,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, Guide
     return model, guide, path
 
 
+@pytest.mark.long
 def test_the_file_holds_gates_beside_routes(file: tuple[LanguageModel, Guide, Path]) -> None:
     model, guide, path = file
     stats, posterior, prior, log_prior = (
@@ -387,6 +388,7 @@ def test_the_file_holds_gates_beside_routes(file: tuple[LanguageModel, Guide, Pa
         assert drawn[:, :, 1:].std() > 0.05
 
 
+@pytest.mark.long
 def test_what_runs_is_that_of_the_hard_walk_before_tokens_are_hard(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, guide = gated()

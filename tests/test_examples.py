@@ -9,6 +9,7 @@ import long_file
 import pytest
 from commands import MOMENT, train
 from processes import finish
+from slow import long
 
 from pyro_meta import UsageError
 from pyro_meta.contracts import contract
@@ -31,9 +32,7 @@ def test_an_example_runs(example: Path) -> None:
     assert done.stdout.strip() and not done.stderr.strip()
 
 
-@pytest.mark.parametrize(
-    "guide", ["DirichletGuide", pytest.param("RandomGuide", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("guide", long("DirichletGuide", "RandomGuide"))
 def test_a_long_file_is_read_by_a_run(
     guide: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

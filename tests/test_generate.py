@@ -140,6 +140,7 @@ def test_a_prompt_is_text_whatever_it_looks_like(
     assert capsys.readouterr().out == f"{prompt}\n"
 
 
+@pytest.mark.long
 def test_the_report_prints_verdicts_and_writes_pictures(trained: Path) -> None:
     done = run("report", trained)
     assert done.returncode == 0, done.stderr

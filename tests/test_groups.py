@@ -327,6 +327,7 @@ def test_figures_are_averages_over_groups() -> None:
         ),
     ],
 )
+@pytest.mark.long
 def test_a_run_with_groups_is_whole(words: list[str], tmp_path: Path) -> None:
     """Trained, read, generated from, and reported."""
     (tmp_path / "text.txt").write_text(TEXT)

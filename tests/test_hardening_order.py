@@ -179,8 +179,7 @@ def test_all_at_once_is_a_jump_half_way() -> None:
 @pytest.mark.parametrize(
     "order",
     [
-        "random",
-        *long("reversed", "all_at_once"),
+        *long("random", "reversed", "all_at_once"),
     ],
 )
 def test_a_killed_run_resumes_in_its_order(

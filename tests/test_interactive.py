@@ -266,6 +266,7 @@ def test_the_elbo_is_pyros_own(name: str) -> None:
     assert ours.as_trained == pytest.approx(-(ours.nll + w * paid), rel=1e-5)
 
 
+@pytest.mark.long
 def test_the_error_of_an_elbo_is_that_of_its_draws() -> None:
     run = by_groups()
     found = [run.elbo(SAID, draws=8, seed=seed).elbo for seed in range(40)]

@@ -325,6 +325,7 @@ def test_its_clock_is_taken(base: Path, routes: Path, tmp_path: Path) -> None:
     assert "--run: a run of a pretrained model" in error_line(run_here("bench", *given))
 
 
+@pytest.mark.long
 def test_its_clock_is_taken_at_a_budget(routes: Path, tmp_path: Path) -> None:
     """Prices are moved length by length, and more visits are more visits."""
     given = ["--what=converted", "--lengths=[24,32]", "--repeats=1", f"--run={routes}"]

@@ -148,6 +148,7 @@ def test_a_broken_file_is_one_line_and_code_two(trained: Path, tmp_path: Path, h
     assert ("--reread" in said) if harm == "of another version" else ("is damaged" in said)
 
 
+@pytest.mark.long
 def test_a_posterior_of_another_version_is_written_anew(trained: Path, tmp_path: Path) -> None:
     import numpy as np
 

@@ -169,7 +169,7 @@ def test_a_guide_of_points_has_no_density() -> None:
     assert not drawn.log_prior["route"].isinf().any()
 
 
-@pytest.mark.parametrize("name", [*long("choices by group"), "weights", "gates"])
+@pytest.mark.parametrize("name", [*long("choices by group", "weights"), "gates"])
 def test_the_file_is_of_one_piece(name: str, tmp_path: Path) -> None:
     """Draws of posterior and prior have the same dimensions, and each number its parts."""
     torch.manual_seed(4)

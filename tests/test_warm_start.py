@@ -7,6 +7,7 @@ import pytest
 import torch
 from pretrained_models import MODELS, refused, text, wrapped
 from scipy.stats import spearmanr
+from slow import long
 
 from pyro_meta import (
     CategoricalGuide,
@@ -62,7 +63,7 @@ def planted(network: Any, tokens: torch.Tensor, reads_near: bool = False) -> Tol
     return Told(one.features, harms)
 
 
-@pytest.mark.parametrize("groups", ["kv", 1])
+@pytest.mark.parametrize("groups", ["kv", *long(1)])
 @pytest.mark.parametrize(
     "kind", [CategoricalGuide, DirichletGuide, LogisticNormalGuide, PointGuide]
 )
