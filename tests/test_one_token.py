@@ -225,6 +225,17 @@ def test_what_is_affordable() -> None:
     assert effort_for(deep.network, 20).whole_places == 0, "3^6 patterns"
 
 
+def test_a_deep_network_is_tried_layer_by_layer() -> None:
+    """Its whole routes could not even be written down: 3^50 of them."""
+    _, guide = build(prior=LoadCategorical, guide=CategoricalGuide, layers=50)
+    guide.harden_below(1.0)
+    effort = effort_for(guide.model.network, 12)
+    assert effort.whole_places == 0
+    found, _ = tried(guide, Effort(texts=1, places=1, whole_places=0, horizon=4))
+    assert found.whole is None and found.log_likelihood.shape == (1, 50, 3)
+    assert np.isfinite(found.log_likelihood).all()
+
+
 # -- figures ---------------------------------------------------------------------------------
 
 

@@ -161,11 +161,11 @@ def try_all(
         for row, (site, shift) in enumerate(itertools.product(range(S), range(1, K))):
             one[row + 1, site] = shift
         is_whole = _spread(len(at), effort.whole_places)
-        every = torch.cartesian_prod(*[torch.arange(K)] * S).view(-1, S)
+        every = _patterns(S, K) if any(is_whole) else None
         likelihoods, of_whole = [], []
         for place, whole in enumerate(is_whole):
             scene.read_up_to(place)
-            if whole:
+            if whole and every is not None:
                 found = scene.try_rows(every, asks=True)
                 of_whole.append((place, *found))
                 likelihoods.append(_slices(found[0], one, K))
@@ -187,6 +187,11 @@ def _spread(count: int, chosen: int) -> list[bool]:
     """`chosen` of `count`, evenly."""
     picked = set(np.linspace(0, count - 1, min(chosen, count) + 2)[1:-1].round().astype(int))
     return [index in picked for index in range(count)]
+
+
+def _patterns(S: int, K: int) -> Tensor:
+    """All K^S of them, [P, S]: of a deep network too many to be written down."""
+    return torch.cartesian_prod(*[torch.arange(K)] * S).view(-1, S)
 
 
 def _slices(every: Tensor, one: Tensor, K: int) -> Tensor:
@@ -351,15 +356,15 @@ class _Scene:
         return torch.cat([-token_nll(self.network.readout(h), y).double().sum(1) for h, y in pairs])
 
     def gathered(
-        self, tables: Tensor, every: Tensor, of_whole: list[tuple[int, Tensor, Tensor]]
+        self, tables: Tensor, every: Tensor | None, of_whole: list[tuple[int, Tensor, Tensor]]
     ) -> Tried:
-        """All of it as arrays; tables [B, n, S, K] are by shift."""
+        """All of it as arrays; tables [B, n, S, K] are by shift. None: no whole route was tried."""
         B, n, S, K = tables.shape
         chosen = self.deployed[:, :, self.at].permute(1, 2, 0, 3).flatten(2)  # [B, n, S]
         back = (torch.arange(K, device=chosen.device) - chosen[..., None]) % K
         likelihood = tables.gather(-1, back)
         whole = None
-        if of_whole:
+        if every is not None:
             whole = self._whole(chosen, every.to(chosen.device), of_whole)
         features = torch.stack(self.features, 2)  # [B, n, L, D]
         return Tried(
