@@ -241,7 +241,7 @@ def markdown(found: dict[str, Any], budgets: list[float]) -> str:
     """The table of one length, for the docs: rows are named, and not tied to a budget if alike."""
     rows = found["rows"]
     heads = [f"behind full at {budget:g}" for budget in budgets]
-    heads += [f"{kind}, at {budgets[0]:g}" for kind in ("code", "prose")]
+    heads += [f"{kind}, at {budgets[0]:g}" for kind in ("Python's documents", "speeches")]
     lines = [
         f"| tokens | {' | '.join(heads)} | seeds |",
         "|---" * (len(heads) + 2) + "|",
