@@ -217,7 +217,10 @@ def test_what_is_counted_is_called_a_share(
 @pytest.mark.parametrize(
     ("states", "said"),
     [
-        ("yy", "decides which mechanism runs in 2 of 2 layers; of all choices 75.0% are full, 25.0% b"),
+        (
+            "yy",
+            "decides which mechanism runs in 2 of 2 layers; of all choices 75.0% are full, 25.0% b",
+        ),
         ("yn", "decides which mechanism runs in 1 of 2 layers; "),
         ("nu", "decides which mechanism runs in none of 2 layers; "),
         ("y", "decides which mechanism runs; "),
