@@ -322,7 +322,7 @@ class Findings:
         leading = np.argsort(-shares, kind="stable")[:MOST_LEADING]
         named = [(shares[k], run.mechanisms[k]) for k in leading if shares[k] >= LEAST_SHARE]
         (most, name), *others = named
-        told = [f"{most:.0%} {verb} {name}", *(f"{share:.0%} {other}" for share, other in others)]
+        told = [f"{most:.1%} {verb} {name}", *(f"{share:.1%} {other}" for share, other in others)]
         return f"of {of} {', '.join(told)}"
 
     def to_json(self) -> dict[str, Any]:

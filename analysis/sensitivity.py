@@ -192,13 +192,14 @@ def verdict(found: Sensitivity | None) -> tuple[str, bool | None, str]:
         return nothing
     pairs = list(zip(prior.reacts, likelihood.reacts, strict=True))
     told = [sum(one is True for one in reaction.reacts) for reaction in (prior, likelihood)]
-    conflict = sum(pair == (True, True) for pair in pairs)
+    moved = [
+        f"the {name} moves the shares by {_mean(one.by_layer):.3g} (chance up to "
+        f"{_mean(one.chance):.3g}), beyond chance in {layers}"
+        for name, one, layers in zip(COMPONENTS, (prior, likelihood), told, strict=True)
+    ]
     reason = (
-        f"a doubling of the prior would move the shares by {_mean(prior.by_layer):.3g} and one "
-        f"of the likelihood by {_mean(likelihood.by_layer):.3g} (distances of their distributions "
-        f"over draws, mean over layers; from {SENSITIVE} on they react), beyond chance in "
-        f"{told[0]} and {told[1]} of {len(pairs)} layers; in {conflict} both pull; on "
-        f"{found.texts} texts"
+        f"per doubling {moved[1]} of {len(pairs)} layers, {moved[0]} (distances of distributions, "
+        f"means over layers; from {SENSITIVE} on shares react; {found.texts} texts)"
     )
     if any(pair == (True, False) for pair in pairs):
         return "no", False, reason

@@ -297,6 +297,7 @@ def picture(folder: Path, length: int, path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main() -> None:

@@ -166,6 +166,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
     right.set_title("Classes of tokens (dotted: all tokens)", fontsize=10)
     right.set_xlabel("mean share of groups that attend fully")
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

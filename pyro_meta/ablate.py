@@ -52,7 +52,10 @@ PAIRED = (
     "; differences of hard losses are paired, below 0 is better, ! leaves out 0 (95%), (1) is of "
     "one seed"
 )
-SETTINGS = "losses of each setting minus those of the reference, paired by seed and sequence"
+SETTINGS = (
+    "losses of each setting minus those of the reference, paired by seed and sequence: below 0 is "
+    "better, and where the interval leaves out 0 it is told apart (95%)"
+)
 NAME_WIDTH = 10  # at least; all figures find room beside it in 80 columns
 
 

@@ -1,6 +1,6 @@
 """What tiny runs compute, to the last bit: golden files that a change of the layout must not move.
 
-    python tests/golden.py            write tests/golden/*.json anew
+    python tests/golden.py            write tests/golden/*.json anew, or those that are named
 
 Eight runs of a few dozen steps, each with the figures of every step, its results, and a text that
 it decodes; and the report.json of the default one. On the machine that wrote them they are equal to
@@ -131,7 +131,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         os.environ |= {"PYRO_META_CACHE": f"{place}/cache", "PYRO_META_PROFILE": "default"}
-        for name in RUNS:
+        for name in sys.argv[1:] or RUNS:
             folder = Path(place) / name
             found = {"machine": machine(), **measure(name, folder)}
             if name == "default":

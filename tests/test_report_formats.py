@@ -217,7 +217,10 @@ def test_what_is_counted_is_called_a_share(
 @pytest.mark.parametrize(
     ("states", "said"),
     [
-        ("yy", "decides which mechanism runs in 2 of 2 layers; of all choices 75% are full, 25% b"),
+        (
+            "yy",
+            "decides which mechanism runs in 2 of 2 layers; of all choices 75.0% are full, 25.0% b",
+        ),
         ("yn", "decides which mechanism runs in 1 of 2 layers; "),
         ("nu", "decides which mechanism runs in none of 2 layers; "),
         ("y", "decides which mechanism runs; "),
@@ -239,7 +242,7 @@ def test_the_headline_says_what_was_found(states: str, said: str) -> None:
         line = findings.headline()
         assert line.startswith(f"The token {said}") and line.endswith("; no other check failed.")
         reading.choice = np.full_like(choice, -1)
-        assert "; of a mixture 75% is full, 25% b; " in findings.headline()
+        assert "; of a mixture 75.0% is full, 25.0% b; " in findings.headline()
 
 
 STATES = {"y": State.YES, "n": State.NO, "u": State.UNDECIDED}

@@ -72,10 +72,10 @@ def routes_beside(
         By name, `routes, hard`, `routes, soft`, `random tokens, the same loads` (the same choices,
         dealt out anew among near tokens of the same sequence, by each layer and group for itself;
         key visits differ by chance alone; none of a mixture, nor where tokens skip layers) and each
-        mechanism alone: `loss` over all tokens; `loss_past`, past token 256, and
-        `by_sequence`, the same of each; `by_position`, from each edge to the next; `visits`, keys
-        that are seen as a share of what full attention sees (of a mixture, of every mechanism in
-        it); `price`, where it was moved.
+        mechanism alone: `loss` over all tokens; `loss_past`, past token `past` (256, or the middle
+        of a shorter text), and `by_sequence`, the same of each; `by_position`, from each edge to
+        the next; `visits`, keys that are seen as a share of what full attention sees (of a mixture,
+        of every mechanism in it); `price`, where it was moved.
     """
     network = model.network
     found: dict[str, dict[str, Any]] = {}
@@ -133,11 +133,13 @@ class _Row:
 
     def figures(self) -> dict[str, Any]:
         T = self.nll.shape[1]
-        past = self.nll[:, min(PAST, T // 2) :]
+        begin = min(PAST, T // 2)
+        past = self.nll[:, begin:]
         edges = [edge for edge in EDGES if edge < T] + [T]
         return {
             "loss": float(self.nll.mean()),
             "loss_past": float(past.mean()),
+            "past": begin,
             "visits": self.visits,
             "by_position": {
                 f"{begin}-{end - 1}": float(self.nll[:, begin:end].mean())

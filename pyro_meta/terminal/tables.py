@@ -95,11 +95,16 @@ def table_beside(rows: dict[str, dict[str, Any]]) -> Table:
     table = table_of_rows(
         "loss (nats per token) and key visits (share of full attention's)",
         "tokens",
-        ("loss", "past token 256", "behind full", "key visits"),
+        ("loss", _past(rows), "behind full", "key visits"),
         cells,
     )
     explain_visits(table, rows)
     return table
+
+
+def _past(rows: dict[str, dict[str, Any]]) -> str:
+    """Which tokens the losses are of that are compared; a run of before has it at 256."""
+    return f"past token {max((row.get('past', 256) for row in rows.values()), default=256)}"
 
 
 def explain_visits(table: Table, rows: dict[str, dict[str, Any]]) -> None:
@@ -124,7 +129,7 @@ def executed_rows(executed: dict[str, Any], hides_noise: bool = True) -> Iterato
     noise = executed.get("clock_noise") or 0.0  # a run of before says nothing of it
     if hides_noise and noise > NOISY:
         yield (
-            "too noisy to time; bench --run RUN does, on an idle machine",
+            "time, unsure here (python -m pyro_meta.bench --run RUN)",
             f"\u00b1 {noise / 2:.0%}",
         )
         return
