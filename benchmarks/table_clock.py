@@ -69,7 +69,7 @@ def cpu_shares_of_two() -> str:
 
 
 def xeon() -> str:
-    """Two cores of another processor, and code of before."""
+    """Two cores of another processor, and earlier code."""
     points = read(OLD)["points"]
     rows = [
         [str(length), *(speed(points, part, length, MIX) for part in PARTS)] for length in LENGTHS
@@ -137,7 +137,7 @@ def targets() -> str:
 
 
 def _of_training() -> list[list[str]]:
-    """The run of `make train`, of the code of before and today's."""
+    """The run of `make train`, of an earlier commit and today's code."""
     found = read("training_rate.json")
     rate = {name: found[name]["tokens_per_second"]["median"] for name in ("before", "after")}
     faster = rate["after"] / rate["before"]

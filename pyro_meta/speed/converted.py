@@ -78,8 +78,9 @@ def bench_converted(
             short = windows[0][:, :length], windows[1][:, :length]
             prices[number] = price_for(model, guide, short, 1, budget)
     plain = load_model(config.pretrained, scene.dtype).to(scene.device)
-    with warnings.catch_warnings():  # that another precision turns some choices: it is asked for
-        warnings.simplefilter("ignore", UserWarning)
+    with warnings.catch_warnings():
+        # another precision than that of training is asked for
+        warnings.filterwarnings("ignore", message="convert: the routes were trained in")
         routed = convert(network.hf_model.to(scene.device, scene.dtype), guide, checks=False)
     guide.to(scene.device)
     full = copy.deepcopy(routed)

@@ -103,7 +103,7 @@ def table_beside(rows: dict[str, dict[str, Any]]) -> Table:
 
 
 def _past(rows: dict[str, dict[str, Any]]) -> str:
-    """Which tokens the losses are of that are compared; a run of before has it at 256."""
+    """Which tokens the losses are of that are compared; an earlier run has it at 256."""
     return f"past token {max((row.get('past', 256) for row in rows.values()), default=256)}"
 
 
@@ -126,7 +126,7 @@ def executed_rows(executed: dict[str, Any], hides_noise: bool = True) -> Iterato
     if "passed_by" in executed:
         yield "pairs of token and layer skipped", f"{executed['passed_by']:.1%}"
     routed, full = executed["tokens_per_second_routed"], executed["tokens_per_second_full"]
-    noise = executed.get("clock_noise") or 0.0  # a run of before says nothing of it
+    noise = executed.get("clock_noise") or 0.0  # an earlier run says nothing of it
     if hides_noise and noise > NOISY:
         yield (
             "time, unsure here (python -m pyro_meta.bench --run RUN)",
