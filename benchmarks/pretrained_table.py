@@ -284,10 +284,12 @@ def picture(folder: Path, length: int, path: Path) -> None:
         names = [name for name in rows.losses if name.startswith(f"{prefix}, at ")]
         points = sorted((rows.mean_visits(name), name) for name in names)
         means = [rows.behind(name).mean() for _, name in points]
-        axes.plot([x for x, _ in points], means, color=colour, marker=mark, label=label)
+        axes.plot(
+            [x for x, _ in points], means, color=colour, marker=mark, markersize=4, label=label
+        )
         for x, name in points:
             of_seeds = rows.behind(name).mean(1)
-            axes.plot([x] * len(of_seeds), of_seeds, ".", color=colour, markersize=4)
+            axes.plot([x] * len(of_seeds), of_seeds, "_", color=colour, markersize=12)
     if "window" in rows.losses:
         near = rows.behind("window").mean()
         axes.axhline(near, color="#777", linestyle=":", linewidth=1)
