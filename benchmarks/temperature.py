@@ -1,0 +1,157 @@
+"""The weight of the KL: where look-ups survive it, and what a refit makes of the same network.
+
+    python benchmarks/temperature.py --workers 2
+    python benchmarks/temperature.py --steps 20 --refit 5 --json /tmp/temperature.json
+
+The runs of `benchmarks/studies/temperature.yaml` are trained, in OUT/trained. The first of them,
+which has the least weight, then lends its network: the guide is fitted anew to it, frozen, at each
+weight of the study, in OUT/refitted. Each run gets its report, and bounds on the evidence of a few
+validation sequences (OUT/figures). What is there is not made again: repeat the command to go on.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import yaml
+from exhibit_figures import Figures, looked_at, threads_for
+from scripts import Parser, a_count, a_file, a_file_to_write, a_folder_to_write
+
+from pyro_meta import ablate
+from pyro_meta.analysis.json_values import plain
+from pyro_meta.errors import UsageError
+from pyro_meta.terminal.commands import run_command
+from pyro_meta.terminal.measured import measured_by, write_measured
+from pyro_meta.terminal.option_files import read_mapping
+
+STUDY = Path("benchmarks") / "studies" / "temperature.yaml"
+RELIABLE = {
+    "reliable": "4 tokens, w = {w:g}, y unknown",
+    "reliable_given_targets": "4 tokens, w = {w:g}",
+}
+"""Shares of blocks whose k-hat is below 0.7, and the target in the report that they are of."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A run of which figures are wanted."""
+
+    weight: float
+    folder: Path
+    is_refitted: bool
+
+    @property
+    def name(self) -> str:
+        return f"{'refitted' if self.is_refitted else 'trained'}-{self.weight:g}"
+
+
+def trained(out: Path) -> list[Fitted]:
+    """The finished runs of the study in `out`, the least weight first."""
+    runs = [one for one in (out / "runs").iterdir() if (one / "summary.json").is_file()]
+    found = [Fitted(_weight(run), run, False) for run in runs]
+    return sorted(found, key=lambda one: one.weight)
+
+
+def refit(source: Fitted, weights: Sequence[float], steps: int, out: Path, workers: int) -> None:
+    """Fit guides to the network of a run, which stays as it is, one at each of the weights.
+
+    Raises
+    ------
+    UsageError
+        A run failed; its last line says why.
+    """
+
+    def train(weight: float) -> None:
+        folder = out / f"w={weight:g}"
+        if (folder / "summary.json").is_file():
+            return
+        if (folder / "checkpoint").is_dir():
+            words = ["--resume", str(folder)]
+        else:
+            words = [
+                "--from", str(source.folder), "--steps", str(steps), "--optim.refit", str(steps),
+                "--kl.weight", f"{weight:g}", "--out", str(folder),
+            ]  # fmt: skip
+        threads = {"OMP_NUM_THREADS": str(threads_for(workers))}
+        done = subprocess.run(
+            [sys.executable, "-m", "pyro_meta.train", *words],
+            env=os.environ | threads, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise UsageError(f"{folder}: {done.stderr.strip().rpartition(chr(10))[2]}")
+        print(f"refitted at {weight:g}", file=sys.stderr)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(train, weights))
+
+
+def _weight(run: Path) -> float:
+    return float(yaml.safe_load((run / "config.yaml").read_text())["kl"]["weight"])
+
+
+def _reliable(one: Fitted) -> Figures:
+    """The shares of `RELIABLE`, as the report of a run gives them."""
+    blocks = read_mapping(one.folder / "report" / "report.json", "report")["belief"]["blocks"]
+    shares = {block["target"]: block["share_below_0.7"] for block in blocks}
+    return {name: shares.get(target.format(w=one.weight)) for name, target in RELIABLE.items()}
+
+
+def look(runs: Sequence[Fitted], kept: Path, workers: int) -> list[dict[str, Any]]:
+    """A row of figures for each run.
+
+    Raises
+    ------
+    UsageError
+        A run cannot be reported.
+    """
+    tasks = [(one.folder, kept / f"{one.name}.json", threads_for(workers)) for one in runs]
+    rows = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for one, (figures, wrong) in zip(runs, pool.map(looked_at, tasks), strict=True):
+            if wrong:
+                raise UsageError(wrong)
+            kind = "refitted" if one.is_refitted else "trained"
+            rows.append({"kl_weight": one.weight, "kind": kind, **figures, **_reliable(one)})
+            print(f"looked at {one.name}", file=sys.stderr)
+    return rows
+
+
+def main(argv: list[str]) -> int:
+    """Train, refit, look and write; 0 when all is done, the code of `ablate` when it is not."""
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=a_folder_to_write, default="studies/temperature")
+    parser.add_argument(
+        "--json", type=a_file_to_write, default="benchmarks/results/current/temperature.json"
+    )
+    parser.add_argument("--workers", type=a_count, default=1, help="Runs at a time.")
+    parser.add_argument("--refit", type=a_count, default=200, help="Steps of each refit.")
+    parser.add_argument("--study", type=a_file, default=STUDY)
+    options, words = parser.parse_known_args(argv)
+    parser.make_folders(options)
+    out = options.out
+    code = ablate.main(
+        [str(options.study), f"--out={out / 'trained'}", f"--workers={options.workers}", *words]
+    )
+    if code:
+        return code
+    runs = trained(out / "trained")
+    weights = [one.weight for one in runs]
+    refit(runs[0], weights, options.refit, out / "refitted", options.workers)
+    refits = [Fitted(weight, out / "refitted" / f"w={weight:g}", True) for weight in weights]
+    rows = look([*runs, *refits], out / "figures", options.workers)
+    facts = measured_by(["python", "benchmarks/temperature.py", *argv])
+    study = read_mapping(options.study, "study")
+    contents = {"study": study, "refit_steps": options.refit, "network_of": weights[0]}
+    write_measured(options.json, plain(facts | contents | {"rows": rows}))
+    print(f"wrote {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
