@@ -1,6 +1,12 @@
 """`python -m pyro_meta.train`: train a routed language model and leave a run.
 
-The module can be called, too: `pyro_meta.train(steps=200)` trains from Python.
+The module can be called, too. It trains as the command does, and gives the run:
+
+    run = pyro_meta.train(steps=200, prior="CostDirichlet", kl={"weight": 0.1}, out="runs/mine")
+    run.routes("a text")
+
+Its options are those of the command. `python -m pyro_meta.train --help` lists them, and
+`help(type(pyro_meta.train).__call__)` says how they are written in Python.
 """
 
 import sys

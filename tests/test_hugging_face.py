@@ -243,9 +243,13 @@ def test_a_dataset_of_the_hub_is_asked_for_by_its_name(
 
 
 @pytest.mark.parametrize("name", ["someone/nothing", "nothing"])
-def test_a_dataset_that_is_nowhere_is_refused(name: str) -> None:
+def test_a_dataset_that_is_nowhere_is_refused(
+    name: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UsageError, match=rf"^data\.path: {name} is not on this disk, and cannot"):
         HuggingFace(name).corpus()
+    assert not caplog.records
+    assert len(capfd.readouterr().err.splitlines()) <= 1, "more than what is looked for was said"
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -254,8 +258,8 @@ def test_a_dataset_that_is_nowhere_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("saved", {"column": "txt"}, r"column: 'txt' given, .*; text, number, other is allowed"),
-        ("rows.jsonl", {"column": "txt"}, r"column: 'txt' given, .*; text, number, other is"),
+        ("saved", {"column": "txt"}, r"column: 'txt' given, .*; text, other is allowed"),
+        ("rows.jsonl", {"column": "txt"}, r"column: 'txt' given, .*; text, other is"),
         ("saved", {"column": "number"}, "column: number of .* holds int; a column of text"),
         ("rows.parquet", {"column": "number"}, "column: number of .* holds int"),
         ("saved", {"split": "test"}, r"split: 'test' given, .*; train is allowed"),

@@ -1,4 +1,4 @@
-"""Softmax laws: densities, closed-form and estimated divergences, means, underflow."""
+"""Softmax distributions: densities, closed-form and estimated divergences, means, underflow."""
 
 import math
 
@@ -18,7 +18,7 @@ from pyro_meta.errors import UsageError
 
 LOC = torch.tensor([[1.0, -0.5, 0.2], [0.0, 3.0, -2.0]], dtype=torch.float64)
 SCALE = torch.tensor([[0.4, 1.3, 0.7], [2.0, 0.3, 0.9]], dtype=torch.float64)
-LAWS = [LogisticNormal(LOC, SCALE), Concrete(0.6, LOC)]
+DISTRIBUTIONS = [LogisticNormal(LOC, SCALE), Concrete(0.6, LOC)]
 
 
 def log_ratios(law: LogisticNormal, reference: int) -> MultivariateNormal:
@@ -62,12 +62,12 @@ def test_draws_of_a_logistic_normal_follow_its_density() -> None:
 
 def test_draws_of_a_concrete_follow_its_density() -> None:
     """The likeliest component of a draw is that of the relaxed choice."""
-    draws = LAWS[1].sample((100_000,))
+    draws = DISTRIBUTIONS[1].sample((100_000,))
     chosen = torch.nn.functional.one_hot(draws.argmax(-1), 3).double()
     assert (z_score(chosen, LOC.softmax(-1)).abs() < 4).all()
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", DISTRIBUTIONS)
 def test_mean_and_entropy_agree_with_draws(law: SoftmaxDistribution) -> None:
     draws = law.sample((200_000,))
     torch.testing.assert_close(law.mean, draws.mean(0), rtol=0, atol=0.02)
@@ -119,7 +119,7 @@ def test_closed_forms_have_the_gradients_of_finite_differences() -> None:
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("q", LAWS)
+@pytest.mark.parametrize("q", DISTRIBUTIONS)
 def test_estimated_divergences_are_the_log_ratio_of_the_draw(q: SoftmaxDistribution) -> None:
     for p in (Dirichlet(torch.tensor([0.5, 1.0, 2.0])).expand([2]), Concrete(0.9, -LOC)):
         draw = q.rsample()
@@ -153,7 +153,7 @@ def test_a_draw_that_underflows_keeps_a_finite_divergence_and_gradient(other) ->
     assert torch.isfinite(law.log_prob(draw.clone())).all()
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", DISTRIBUTIONS)
 def test_expanded_laws_draw_one_row_each(law: SoftmaxDistribution) -> None:
     wide = law.expand([4, 2])
     assert wide.batch_shape == (4, 2) and wide.rsample((5,)).shape == (5, 4, 2, 3)

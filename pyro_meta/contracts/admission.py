@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pyro_meta.contracts import blocks, distributions, guides, mechanisms, priors
-from pyro_meta.contracts.checks import ROUNDING, Broken, quiet_room
+from pyro_meta.contracts.checks import ROUNDING, Broken, DoesNotApply, quiet_room
 from pyro_meta.contracts.subjects import (
     SHAPE,
     BlockSubject,
@@ -60,7 +60,7 @@ OF_BLOCKS = (
 )
 OF_DEPTH = (blocks.a_shut_gate_lets_a_token_skip, blocks.an_open_gate_changes_nothing)
 """Of blocks, where tokens may skip layers."""
-OF_LAWS = (
+OF_DISTRIBUTIONS = (
     distributions.what_is_learned_is_registered,
     distributions.distribution_has_one_weight_per_mechanism,
     distributions.what_is_given_is_left_as_it_is,
@@ -69,9 +69,9 @@ OF_LAWS = (
     distributions.draws_lie_on_the_simplex,
     distributions.evaluation_is_deterministic,
 )
-OF_PRIORS = (*OF_LAWS, priors.prior_is_of_the_position_alone)
+OF_PRIORS = (*OF_DISTRIBUTIONS, priors.prior_is_of_the_position_alone)
 OF_GUIDES = (
-    *OF_LAWS,
+    *OF_DISTRIBUTIONS,
     guides.sequences_do_not_meet,
     guides.later_tokens_move_nothing_earlier,
     guides.cutting_the_text_moves_nothing_earlier,
@@ -104,7 +104,7 @@ def require_sound(model: LanguageModel, guide: Guide) -> None:
     network = cast(Transformer, model.network)
     require_sound_network(network, has_gates=model.depth is not None)
     size = _size_of(model)
-    laws: list[tuple[str, object, type[Router], Clauses]] = [
+    routers: list[tuple[str, object, type[Router], Clauses]] = [
         ("prior", model.prior, PriorSubject, OF_PRIORS),
         ("guide", guide, GuideSubject, OF_GUIDES),
         ("depth", model.depth, DepthPriorSubject, OF_PRIORS),
@@ -112,7 +112,7 @@ def require_sound(model: LanguageModel, guide: Guide) -> None:
     ]
     own: list[type] = [type(one) for one in (*network.mechanisms, network.layers[0]) if is_own(one)]
     with _untouched(model, guide):
-        for option, instance, kind, clauses in laws:
+        for option, instance, kind, clauses in routers:
             if is_own(instance):
                 own.append(type(instance))
                 subject = kind(lambda: (model, guide), size)
@@ -169,6 +169,8 @@ def _require(
         try:
             with quiet_room(dtype):
                 clause(subject)
+        except DoesNotApply:
+            continue
         except BaseException as error:
             reason = _reason(error, clause.__name__)
             if reason is None:

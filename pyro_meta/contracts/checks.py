@@ -22,6 +22,16 @@ class Broken(AssertionError):
     """A clause of the contract does not hold."""
 
 
+class DoesNotApply(Exception):
+    """A clause asks for something that a class need not have, and does not have."""
+
+
+def applies(asked: bool, otherwise: str) -> None:
+    """Raise `DoesNotApply`, and say why in `otherwise`, unless the clause is `asked` of a class."""
+    if not asked:
+        raise DoesNotApply(otherwise)
+
+
 def require(holds: bool, message: str) -> None:
     """Raise `Broken` unless the clause `holds`."""
     __tracebackhide__ = True

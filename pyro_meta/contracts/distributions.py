@@ -58,7 +58,7 @@ def distribution_has_one_weight_per_mechanism(subject: Router) -> None:
         with evaluating(*pair):
             for layer in subject.layers:
                 dist = subject.distribution_at(*pair, layer, features)
-                _require_law(subject, dist, layer, *features.tokens.shape)
+                _require_distribution(subject, dist, layer, *features.tokens.shape)
                 what = f"the mean of {type(dist).__name__}, of layer {layer},"
                 shape = (*dist.batch_shape, *dist.event_shape)
                 require_tensor(_mean_of(dist, layer), shape, features.normed, what)
@@ -67,15 +67,17 @@ def distribution_has_one_weight_per_mechanism(subject: Router) -> None:
             for rows, length in (tokens.shape, (1, 1), (2, min(7, most))):
                 found = subject.distributions(*pair, tokens[:rows, :length])
                 for layer, dist in zip(subject.layers, found, strict=True):
-                    _require_law(subject, dist, layer, rows, length)
+                    _require_distribution(subject, dist, layer, rows, length)
 
 
-def _require_law(subject: Router, dist: object, layer: int, rows: int, length: int) -> None:
+def _require_distribution(
+    subject: Router, dist: object, layer: int, rows: int, length: int
+) -> None:
     __tracebackhide__ = True
     what = f"of layer {layer} for tokens [{rows}, {length}]"
-    is_law = isinstance(dist, Distribution)
+    is_distribution = isinstance(dist, Distribution)
     needed = "a distribution of torch.distributions or pyro.distributions is needed"
-    require(is_law, f"{subject.call} {what} gives {described(dist)}; {needed}")
+    require(is_distribution, f"{subject.call} {what} gives {described(dist)}; {needed}")
     assert isinstance(dist, Distribution)
     allowed = [(rows, length)] if subject.is_of_text else [(length,), ()]
     batch, event = tuple(dist.batch_shape), tuple(dist.event_shape)

@@ -9,7 +9,14 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_meta.contracts import distributions
-from pyro_meta.contracts.checks import ROUNDING, default_dtype, require, require_close, reseed
+from pyro_meta.contracts.checks import (
+    ROUNDING,
+    applies,
+    default_dtype,
+    require,
+    require_close,
+    reseed,
+)
 from pyro_meta.contracts.subjects import Pair, Router
 from pyro_meta.evaluation.figures import evaluating
 from pyro_meta.guides import mean_route
@@ -167,8 +174,7 @@ def posterior_of_own_token_needs_no_other(subject: Router) -> None:
     """
     with default_dtype(subject.size.dtype):
         model, guide = subject.build()
-        if not guide.is_of_own_token:
-            return
+        applies(guide.is_of_own_token, "it is not declared of_own_token")
         tokens = subject.size.text()[0]
         with evaluating(model, guide):
             for hard in subject.size.ways:

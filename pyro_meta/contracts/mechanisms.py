@@ -23,6 +23,7 @@ from pyro_meta.attention.prices import macs_at, require_prices
 from pyro_meta.contracts.checks import (
     EXACT,
     Broken,
+    applies,
     require,
     require_close,
     require_finite,
@@ -213,8 +214,7 @@ def chosen_queries_get_their_rows(subject: MechanismSubject) -> None:
     Also with fewer key-value heads than query heads, which `forward` gets repeated.
     """
     mechanism = subject.build().double().eval()
-    if not serves(mechanism):
-        return
+    applies(serves(mechanism), "it does not define serve()")
     for length in LENGTHS:
         for heads in (2, 1):
             q, k, v = qkv(mechanism.head_width, length)
@@ -249,8 +249,8 @@ def continued_text_gets_its_rows(subject: MechanismSubject) -> None:
     padded; also with fewer key-value heads than query heads, which `forward` gets repeated.
     """
     mechanism = subject.build().double().eval()
-    if not (decodes(mechanism) or recurs(mechanism) or remembers(mechanism)):
-        return
+    continues = decodes(mechanism) or recurs(mechanism) or remembers(mechanism)
+    applies(continues, "it defines none of decode(), new_memory() and state_of()")
     q, k, v, *more = inputs_of(mechanism, LENGTHS[-1])
     for heads in (2, 1):
         k, v = k[:, :heads], v[:, :heads]
@@ -277,8 +277,7 @@ def _continued_by(mechanism: Mechanism) -> str:
 def kicked_momenta_see_no_later_token(subject: MechanismSubject) -> None:
     """`kick`, where it is defined, through three layers: in value, by truncation, in gradient."""
     mechanism = subject.build().double().eval()
-    if not carries(mechanism):
-        return
+    applies(carries(mechanism), "it does not define kick()")
 
     def carried(inputs: list[Tensor]) -> Tensor:
         more = inputs[3:]

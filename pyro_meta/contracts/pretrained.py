@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyro_meta.contracts.checks import require
+from pyro_meta.contracts.checks import applies, require
 from pyro_meta.guides import CategoricalGuide, Guide
 from pyro_meta.models import CostCategorical, LanguageModel
 from pyro_meta.network.route import Decision, Features, Route
@@ -194,8 +194,7 @@ WAYS_OF_WRITING = (
 def all_routes_full_give_the_models_gradients(subject: PretrainedSubject) -> None:
     """In training mode without dropout, also under gradient checkpointing."""
     tokens, made = subject.text(), subject.made
-    if not made.supports_gradient_checkpointing:
-        return
+    applies(made.supports_gradient_checkpointing, "it has no gradient checkpointing")
 
     def learned(checkpoints: bool) -> tuple[Tensor, list[Tensor]]:
         made.requires_grad_(True).train()

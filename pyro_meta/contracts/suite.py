@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_meta.contracts import blocks, guides, mechanisms, priors
-from pyro_meta.contracts.checks import Broken, quiet_room
+from pyro_meta.contracts.checks import Broken, DoesNotApply, quiet_room
 from pyro_meta.contracts.names import find
 from pyro_meta.contracts.pairing import Subject, subject_of
 from pyro_meta.contracts.subjects import (
@@ -42,16 +42,34 @@ class Clause:
     """Or what makes a model of transformers."""
 
     def check(self) -> None:
-        """Raise `Broken` unless the promise is kept; what the class itself raises is told in it."""
+        """Raise `Broken` unless the promise is kept; what the class itself raises is told in it.
+
+        Raises
+        ------
+        DoesNotApply
+            It is a promise of something optional, and the class does not define that.
+        """
         __tracebackhide__ = True
         try:
             with quiet_room():
                 self.promise(self.subject)
+        except DoesNotApply:
+            raise
         except BaseException as error:
             line = blame(error)
             if line is None:
                 raise
             raise Raised(line) from None
+
+    def tested(self) -> None:
+        """The same in pytest, where a promise is skipped that does not apply."""
+        __tracebackhide__ = True
+        import pytest
+
+        try:
+            self.check()
+        except DoesNotApply as reason:
+            pytest.skip(str(reason))
 
     def __str__(self) -> str:
         return self.promise.__name__
@@ -80,7 +98,7 @@ def contract(target: type | str, /, **arguments: Any) -> Callable[..., None]:
     @pytest.mark.parametrize("clause", clauses(target, **arguments), ids=str)
     def test(clause: Clause) -> None:
         __tracebackhide__ = True
-        clause.check()
+        clause.tested()
 
     return test
 
@@ -98,6 +116,8 @@ def broken(target: type | str, /, **arguments: Any) -> dict[str, str]:
     for clause in clauses(target, **arguments):
         try:
             clause.check()
+        except DoesNotApply:
+            continue
         except Exception as error:  # whatever comes of what a person's class gave
             failures[str(clause)] = f"{type(error).__name__}: {error}"
     return failures
@@ -124,6 +144,8 @@ def require_answer(asked: list[Clause]) -> None:
     """
     try:
         asked[0].check()
+    except DoesNotApply:
+        return
     except Broken as error:
         if isinstance(error, Raised):
             raise UsageError(str(error)) from error

@@ -30,6 +30,10 @@ PACKED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}
 """Suffixes of packed files, which are unpacked while they are read."""
 SAVED = {"dataset_dict.json", "state.json"}
 """Files that tell a folder that `save_to_disk` wrote."""
+TALKERS = ("datasets", "huggingface_hub")
+"""Loggers that say what is raised as well."""
+TEXT_TYPES = {"string", "large_string"}
+"""What `datasets` calls text."""
 ROWS = 256
 """To be read at a time."""
 SHARE = 0.1
@@ -234,7 +238,7 @@ class HuggingFace(CutText):
         if self.column not in (known := list(rows.column_names or [self.column])):
             raise UsageError(
                 f"data.column: {self.column!r} given, and {self.path} has not; "
-                f"{', '.join(known)} is allowed"
+                f"{', '.join(_of_text(rows, known))} is allowed"
             )
         try:
             batches = rows.select_columns([self.column]).with_format(None).iter(ROWS)
@@ -290,6 +294,13 @@ def _reader(file: Path) -> str | None:
     return READERS.get(suffixes[-1]) if suffixes else None
 
 
+def _of_text(rows: Any, columns: list[str]) -> list[str]:
+    """Those of `columns` that hold text; all of them where a dataset does not say, or none does."""
+    kinds = rows.features or {}
+    found = [one for one in columns if getattr(kinds.get(one), "dtype", "string") in TEXT_TYPES]
+    return found or columns
+
+
 def _looks_like_a_path(name: str) -> bool:
     """Whether it is no name of the hub, which is one word, or two with a slash between them."""
     is_file = _reader(Path(name)) is not None
@@ -322,14 +333,17 @@ def _library() -> Any:
 
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Keep the library from drawing bars, and from logging what is raised as well."""
+    """Keep the library, and that of the hub, from drawing bars and logging what is raised."""
     has_bars: Callable[[], bool] = datasets.utils.are_progress_bars_disabled
-    was_quiet, level = has_bars(), datasets.logging.get_verbosity()
+    was_quiet, loggers = has_bars(), [logging.getLogger(name) for name in TALKERS]
+    levels = [one.level for one in loggers]
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
+    for one in loggers:
+        one.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        datasets.logging.set_verbosity(level)
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
         if not was_quiet:
             datasets.enable_progress_bars()
