@@ -5,7 +5,7 @@
 
 The runs of `benchmarks/studies/temperature.yaml` are trained, in OUT/trained. The first of them,
 which has the least weight, then lends its network: the guide is fitted anew to it, frozen, at each
-weight of the study, in OUT/refitted. Each run gets its report, and bounds on the evidence of a few
+weight of the study and at 1, in OUT/refitted. Each run gets its report, and bounds on the evidence of a few
 validation sequences (OUT/figures). What is there is not made again: repeat the command to go on.
 """
 
@@ -31,6 +31,8 @@ from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.terminal.option_files import read_mapping
 
 STUDY = Path("benchmarks") / "studies" / "temperature.yaml"
+POSTERIOR = 1.0
+"""The weight at which the objective is the ELBO."""
 RELIABLE = {
     "reliable": "4 tokens, w = {w:g}, y unknown",
     "reliable_given_targets": "4 tokens, w = {w:g}",
@@ -141,7 +143,7 @@ def main(argv: list[str]) -> int:
     if code:
         return code
     runs = trained(out / "trained")
-    weights = [one.weight for one in runs]
+    weights = sorted({*(one.weight for one in runs), POSTERIOR})
     refit(runs[0], weights, options.refit, out / "refitted", options.workers)
     refits = [Fitted(weight, out / "refitted" / f"w={weight:g}", True) for weight in weights]
     rows = look([*runs, *refits], out / "figures", options.workers)
