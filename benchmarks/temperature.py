@@ -5,8 +5,9 @@
 
 The runs of `benchmarks/studies/temperature.yaml` are trained, in OUT/trained. The first of them,
 which has the least weight, then lends its network: the guide is fitted anew to it, frozen, at each
-weight of the study and at 1, in OUT/refitted. Each run gets its report, and bounds on the evidence of a few
-validation sequences (OUT/figures). What is there is not made again: repeat the command to go on.
+weight of the study and at 1, in OUT/refitted. Each run gets its report, and bounds on the evidence
+of a few validation sequences (OUT/figures). What is there is not made again: repeat the command to
+go on.
 """
 
 import os
