@@ -2,8 +2,8 @@
 
 Pages link to the files of the checkout by relative paths, as a forge shows them. Here each such
 file gets a place on the site, under `repository/`: Markdown as a page, code and figures as a page
-that shows them, pictures as they are. Of a link to a folder the words are left. A link to what is
-not there stops the build.
+that shows them, pictures and HTML as they are. Of a link to a folder the words are left. A link to
+what is not there stops the build.
 """
 
 import re
@@ -20,7 +20,7 @@ HERE = "repository"
 """Folder of the site for what lies outside docs/."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 BLOCK = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
-PICTURES = {".png", ".svg"}
+AS_THEY_ARE = {".png", ".svg", ".html"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 NAMED_BY_NAVIGATION = ["CONTRIBUTING.md"]
 QUIET = "---\nsearch:\n  exclude: true\n---\n"
@@ -43,7 +43,7 @@ def on_files(files: Files, config: Any) -> Files:
         seen.add(path)
         if not found.exists():
             raise PluginError(f"{path}: a page links to it, and it is not there")
-        if found.suffix in PICTURES:
+        if found.suffix in AS_THEY_ARE:
             files.append(File.generated(config, place(path), abs_src_path=str(found)))
             continue
         files.append(File.generated(config, place(path), content=shown(found, path)))
@@ -95,7 +95,7 @@ def target(link: str, page: str) -> str:
 
 def place(path: str) -> str:
     """Where a file of the checkout lies on the site."""
-    is_itself = Path(path).suffix in {*PICTURES, ".md"}
+    is_itself = Path(path).suffix in {*AS_THEY_ARE, ".md"}
     return f"{HERE}/{path}" if is_itself else f"{HERE}/{path}.md"
 
 
