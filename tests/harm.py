@@ -64,7 +64,7 @@ def harmed(data: bytes, rng: random.Random, head: int) -> bytes:
     return bytes(out)
 
 
-COUNTS = {"posterior.nc": 100, "summary.json": 25, "sequences.json": 20, "metrics.jsonl": 25}
+COUNTS = {"posterior.nc": 60, "summary.json": 15, "sequences.json": 10, "metrics.jsonl": 15}
 
 
 def damages(folder: Path) -> Iterator[tuple[str, bytes]]:

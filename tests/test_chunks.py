@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import chunk_attention as slow_chunks
 from reference import softmax_attention as slow_softmax
+from slow import long
 from test_attention import _Elements
 from torch import Tensor
 
@@ -119,8 +120,11 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 @kinds
 @pytest.mark.parametrize(
     ("length", "chunk", "recent"),
-    [(1, 4, None), (63, 1, None), (70, 4, None), (150, 7, None), (100, 16, 1), (100, 5, 12)],
-)
+    [
+        (1, 4, None), (63, 1, None), (70, 4, None), (100, 16, 1), (100, 5, 12),
+        *long((150, 7, None)),
+    ],
+)  # fmt: skip
 def test_equals_the_slow_reference_in_value_and_gradient(
     kind: type[Chunk], length: int, chunk: int, recent: int | None
 ) -> None:

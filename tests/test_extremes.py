@@ -29,8 +29,7 @@ EXTREMES: dict[str, list[str]] = {
     "bf16 on a CPU": ["--precision=bf16-mixed"],
     "gates that all skip": ["--depth=beta", "--gate.price=50"],
 }  # fmt: skip
-EVERY_DAY = {"learning rate 10", "KL weight 1e6", "one mechanism", "context 2", "bf16 on a CPU",
-             "gates that all skip"}  # fmt: skip
+EVERY_DAY = {"KL weight 1e6", "context 2", "gates that all skip"}
 REFUSED: dict[str, list[str]] = {
     "KL weight 0": ["--kl.weight=0"],
     "temperature 0": ["--guide=ConcreteGuide", "--guide.temperature=0"],

@@ -160,6 +160,7 @@ def test_the_report_prints_verdicts_and_writes_pictures(trained: Path) -> None:
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20, "not blank"
 
 
+@pytest.mark.long
 def test_a_run_of_before_hard_routes_were_timed_is_read(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +231,7 @@ def test_damaged_results_are_refused(
         Reading.of(folder)
 
 
+@pytest.mark.long
 def test_without_a_prompt_a_character_model_still_speaks(tmp_path: Path) -> None:
     (tmp_path / "ab.txt").write_text("ab ba " * 300)
     options = [*MOMENT, f"--data.path={tmp_path / 'ab.txt'}", "--data.tokens=char"]

@@ -12,7 +12,7 @@ TOLERANCE = 1e-4
 """Nats, on another machine than the one that wrote the files."""
 
 
-EVERY_DAY = {"default", "budget"}
+EVERY_DAY = {"default"}
 
 
 @pytest.mark.parametrize("name", all_but(EVERY_DAY, golden.RUNS))

@@ -436,6 +436,7 @@ def test_what_cannot_be_is_told_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_guide_that_has_begun_starts_warm_no_more(
     base: Path, routes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

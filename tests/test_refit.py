@@ -125,6 +125,7 @@ def test_a_run_may_be_a_refit_of_another_alone(both: tuple[Path, Path], tmp_path
     assert [one["kl_weight"] for one in records(folder)] == [0.5] * 6
 
 
+@pytest.mark.long
 def test_a_refit_under_a_budget_moves_the_price(tmp_path: Path, text_file: Path) -> None:
     words = [*MOMENT, *REFIT, "--budget=0.5", f"--data.path={text_file}"]
     assert train(*words, f"--out={tmp_path / 'run'}") == 0

@@ -87,6 +87,7 @@ def unsealed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # -- the disk -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_error_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from conftest import build
 from conftest import text as own_text
 from pretrained_models import MODELS, guide_of, logits_of, refused, text, wrapped
+from slow import long
 from torch import Tensor
 
 from pyro_meta import (
@@ -47,7 +48,7 @@ def routed(name: str = "Llama", kind: Any = CategoricalGuide, **more: Any) -> Gu
     return guide_of(wrapped(MODELS[name]()), kind, **more)
 
 
-@pytest.mark.parametrize("name", ["Llama", "GPT-2"])
+@pytest.mark.parametrize("name", ["Llama", *long("GPT-2")])
 @pytest.mark.parametrize("kind", [CategoricalGuide, DirichletGuide, PointGuide, LoadGuide])
 def test_visits_along_the_curve_are_those_that_routes_make(name: str, kind: Any) -> None:
     guide, windows = routed(name, kind), pair(text(4, 41))

@@ -65,7 +65,7 @@ def planted(network: Any, tokens: torch.Tensor, reads_near: bool = False) -> Tol
 
 @pytest.mark.parametrize("groups", ["kv", *long(1)])
 @pytest.mark.parametrize(
-    "kind", [CategoricalGuide, DirichletGuide, LogisticNormalGuide, PointGuide]
+    "kind", [CategoricalGuide, *long(DirichletGuide, LogisticNormalGuide), PointGuide]
 )
 def test_log_odds_follow_what_a_token_tells_of_its_harm(
     kind: Any, groups: Any, monkeypatch: pytest.MonkeyPatch
