@@ -14,9 +14,9 @@ import torch
 import pyro_meta.report
 from pyro_meta import checksums
 from pyro_meta.analysis.json_values import plain
-from pyro_meta.errors import UsageError
 from pyro_meta.folders import write_whole
 from pyro_meta.inference.elbo import RouteELBO
+from pyro_meta.own_classes import said
 from pyro_meta.posterior.bounds import DRAWS, GRADIENTS, bounds, gradient_noise
 from pyro_meta.training.run import Run
 
@@ -155,8 +155,8 @@ def looked_at(task: tuple[Path, Path, int]) -> tuple[Figures, str]:
     torch.set_num_threads(threads)
     try:
         return figures_of(folder, kept), ""
-    except (UsageError, OSError, ValueError, KeyError) as error:
-        return {}, f"{folder.name}: {error}"
+    except Exception as error:  # of one run; the others are looked at all the same
+        return {}, f"{folder.name}: {said(error)}"
 
 
 def threads_for(workers: int) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import build, text
+from conftest import PAIRS, PRIORS, build, text
 from conjugate import K, conjugate
 from scipy import stats
 from slow import long
@@ -15,6 +15,7 @@ from pyro_meta import (
     LogisticNormalGuide,
     LogisticNormalPrior,
     PointGuide,
+    Prior,
     PriorGuide,
     SymmetricDirichlet,
 )
@@ -158,7 +159,7 @@ def test_blocks_weigh_what_a_whole_walk_weighs(threshold: float) -> None:
     assert max(map(float, wide)) > 0
 
 
-def test_laws_without_density_are_passed_over() -> None:
+def test_guides_without_density_are_passed_over() -> None:
     model, guide = build(guide=PointGuide)
     with evaluating(model, guide):
         assert list(block_terms(model, guide, text(2, 20), draws=5)) == []
@@ -166,7 +167,7 @@ def test_laws_without_density_are_passed_over() -> None:
         assert beside_truth(Handful(guide, tokens[0], targets[0], 1, 0.1)) is None
 
 
-def test_other_laws_are_weighed_too() -> None:
+def test_other_distributions_are_weighed_too() -> None:
     model, guide = build(prior=LogisticNormalPrior, guide=LogisticNormalGuide)
     guide.harden_below(1.0)
     tokens, targets = text(1, 9)
@@ -176,6 +177,20 @@ def test_other_laws_are_weighed_too() -> None:
     beside = beside_truth(Handful(guide, tokens[0], targets[0], 1, 0.1), draws=50, steps=10)
     assert beside is not None and beside.method == "enumeration"
     assert np.isfinite([beside.guide, beside.best, beside.optimum]).all()
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_every_prior_can_be_held_beside_the_truth(prior: type[Prior]) -> None:
+    """Also one with parameters of its own: they learn nothing where a posterior is sought."""
+    (kind, *_) = (one for given, one in PAIRS if given is prior and one.pays_kl)
+    model, guide = build(prior=prior, guide=kind)
+    guide.harden_below(1.0)
+    tokens, targets = text(1, 9)
+    with evaluating(model, guide), torch.enable_grad():
+        beside = beside_truth(Handful(guide, tokens[0], targets[0], 1, 0.1), draws=20, steps=4)
+    assert beside is not None
+    assert np.isfinite([beside.guide, beside.best, beside.optimum]).all()
+    assert all(one.grad is None for one in [*model.parameters(), *guide.parameters()])
 
 
 def test_simulation_based_calibration_of_the_conjugate_toy() -> None:

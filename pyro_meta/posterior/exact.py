@@ -87,12 +87,13 @@ class Handful:
         self.means = torch.stack([q.mean[0, -count:] for q in posteriors])  # [L, n, K]
         self.gates = torch.stack([gate.mean[0, -count:] for _, gate in walked.posteriors])  # [L, n]
         self.newest = torch.arange(len(tokens), device=tokens.device)[-count:]
-        self.priors = [  # by layer, batch [n]
-            self.model.route_dist(layer, self.newest, walked.loads[layer]).expand(
-                torch.Size([count])
-            )
-            for layer in range(len(posteriors))
-        ]
+        with torch.no_grad():  # the prior may have learned, and learns nothing here
+            self.priors = [  # by layer, batch [n]
+                self.model.route_dist(layer, self.newest, walked.loads[layer]).expand(
+                    torch.Size([count])
+                )
+                for layer in range(len(posteriors))
+            ]
 
     @property
     def shape(self) -> tuple[int, int, int]:
