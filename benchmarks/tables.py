@@ -19,6 +19,7 @@ import table_layers
 import table_pretrained
 import table_studies
 import table_summary
+import table_variational
 from results_read import CURRENT
 from scripts import Parser, run_script
 from table_blocks import BlockError, filled, named
@@ -36,6 +37,7 @@ TABLES = {
     **table_layers.TABLES,
     **table_pretrained.TABLES,
     **table_clock.TABLES,
+    **table_variational.TABLES,
 }
 
 
