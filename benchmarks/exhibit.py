@@ -11,14 +11,14 @@ the command to go on.
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import yaml
-from exhibit_figures import TEXTS, looked_at, threads_for
+from exhibit_figures import TEXTS, Figures, looked_at, threads_for
 from exhibit_page import render
 from exhibit_pairs import Pair, Pairs, find_pairs
 from exhibit_rows import MOST_COST, Row, at_equal_cost, fill_gaps
@@ -34,7 +34,17 @@ from pyro_meta.training.config import Config, read_options
 from pyro_meta.training.options import layered
 from pyro_meta.training.settings import DEFAULT_CLASSES
 
-STUDY = Path("benchmarks") / "studies" / "exhibit.yaml"
+
+def study_parser(doc: str | None, name: str) -> Parser:
+    """A parser of where a study of `benchmarks/studies` is read, and where it and its JSON go."""
+    parser = Parser(doc)
+    parser.add_argument("--out", type=a_folder_to_write, default=f"studies/{name}")
+    parser.add_argument(
+        "--json", type=a_file_to_write, default=f"benchmarks/results/current/{name}.json"
+    )
+    parser.add_argument("--workers", type=a_count, default=1, help="Runs at a time.")
+    parser.add_argument("--study", type=a_file, default=f"benchmarks/studies/{name}.yaml")
+    return parser
 
 
 def run_study(
@@ -56,19 +66,30 @@ def collect(rows: dict[str, Row], out: Path, kept: Path, workers: int) -> None:
         if run["state"] == "failed" and run["group"] in rows:
             rows[run["group"]].failed = f"seed {run['seed']}: {run['note']}"
     done = [run for run in runs if run["state"] == "finished" and run["group"] in rows]
-    threads = threads_for(workers)
-    tasks = [
-        (out / run["folder"], kept / f"{Path(run['folder']).name}.json", threads) for run in done
-    ]
+    places = [(out / run["folder"], kept / f"{Path(run['folder']).name}.json") for run in done]
+    for run, (figures, wrong) in zip(done, look_at(places, workers), strict=True):
+        if wrong:
+            rows[run["group"]].failed = wrong
+        else:
+            rows[run["group"]].figures[run["seed"]] = figures
+
+
+def look_at(places: Sequence[tuple[Path, Path]], workers: int) -> Iterator[tuple[Figures, str]]:
+    """The figures of runs in order, and what went wrong with each, some at a time.
+
+    Parameters
+    ----------
+    places
+        Of each run its folder, and the file that keeps its figures.
+    workers
+        How many at a time.
+    """
+    tasks = [(folder, kept, threads_for(workers)) for folder, kept in places]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for number, (run, (figures, wrong)) in enumerate(
-            zip(done, pool.map(looked_at, tasks), strict=True), start=1
-        ):
-            if wrong:
-                rows[run["group"]].failed = wrong
-            else:
-                rows[run["group"]].figures[run["seed"]] = figures
-            print(f"looked at {number} of {len(done)} runs: {run['name']}", file=sys.stderr)
+        for number, found in enumerate(pool.map(looked_at, tasks), start=1):
+            name = places[number - 1][0].name
+            print(f"looked at {number} of {len(places)} runs: {name}", file=sys.stderr)
+            yield found
 
 
 def write(rows: Sequence[Row], pairs: Pairs, facts: dict[str, Any], path: Path) -> None:
@@ -101,14 +122,8 @@ def _facts(study: dict[str, Any], config: Config, argv: Sequence[str]) -> dict[s
 
 def main(argv: list[str]) -> int:
     """Train, look and write; 0 when all pairs were trained, 1 when one failed, 130 stopped."""
-    parser = Parser(__doc__)
-    parser.add_argument("--out", type=a_folder_to_write, default="studies/exhibit")
-    parser.add_argument(
-        "--json", type=a_file_to_write, default="benchmarks/results/current/exhibit.json"
-    )
-    parser.add_argument("--workers", type=a_count, default=1, help="Runs at a time.")
+    parser = study_parser(__doc__, "exhibit")
     parser.add_argument("--best", type=a_whole, default=6, help="Pairs that get all seeds.")
-    parser.add_argument("--study", type=a_file, default=STUDY)
     options, words = parser.parse_known_args(argv)
     study = read_mapping(options.study, "study")
     base, (first, *others) = study["base"], study["seeds"]

@@ -14,15 +14,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import yaml
-from exhibit_figures import Figures, looked_at, threads_for
-from scripts import Parser, a_count, a_file, a_file_to_write, a_folder_to_write
+from exhibit import look_at, study_parser
+from exhibit_figures import Figures, threads_for
+from scripts import a_count
 
 from pyro_meta import ablate
 from pyro_meta.analysis.json_values import plain
@@ -30,8 +29,8 @@ from pyro_meta.errors import UsageError
 from pyro_meta.terminal.commands import run_command
 from pyro_meta.terminal.measured import measured_by, write_measured
 from pyro_meta.terminal.option_files import read_mapping
+from pyro_meta.training.run import Run
 
-STUDY = Path("benchmarks") / "studies" / "temperature.yaml"
 POSTERIOR = 1.0
 """The weight at which the objective is the ELBO."""
 RELIABLE = {
@@ -74,7 +73,7 @@ def refit(source: Fitted, weights: Sequence[float], steps: int, out: Path, worke
         folder = out / f"w={weight:g}"
         if (folder / "summary.json").is_file():
             return
-        if (folder / "checkpoint").is_dir():
+        if folder.exists():  # begun before
             words = ["--resume", str(folder)]
         else:
             words = [
@@ -95,7 +94,7 @@ def refit(source: Fitted, weights: Sequence[float], steps: int, out: Path, worke
 
 
 def _weight(run: Path) -> float:
-    return float(yaml.safe_load((run / "config.yaml").read_text())["kl"]["weight"])
+    return Run.open(run).config().kl.weight
 
 
 def _reliable(one: Fitted) -> Figures:
@@ -113,28 +112,20 @@ def look(runs: Sequence[Fitted], kept: Path, workers: int) -> list[dict[str, Any
     UsageError
         A run cannot be reported.
     """
-    tasks = [(one.folder, kept / f"{one.name}.json", threads_for(workers)) for one in runs]
+    places = [(one.folder, kept / f"{one.name}.json") for one in runs]
     rows = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for one, (figures, wrong) in zip(runs, pool.map(looked_at, tasks), strict=True):
-            if wrong:
-                raise UsageError(wrong)
-            kind = "refitted" if one.is_refitted else "trained"
-            rows.append({"kl_weight": one.weight, "kind": kind, **figures, **_reliable(one)})
-            print(f"looked at {one.name}", file=sys.stderr)
+    for one, (figures, wrong) in zip(runs, look_at(places, workers), strict=True):
+        if wrong:
+            raise UsageError(wrong)
+        kind = "refitted" if one.is_refitted else "trained"
+        rows.append({"kl_weight": one.weight, "kind": kind, **figures, **_reliable(one)})
     return rows
 
 
 def main(argv: list[str]) -> int:
     """Train, refit, look and write; 0 when all is done, the code of `ablate` when it is not."""
-    parser = Parser(__doc__)
-    parser.add_argument("--out", type=a_folder_to_write, default="studies/temperature")
-    parser.add_argument(
-        "--json", type=a_file_to_write, default="benchmarks/results/current/temperature.json"
-    )
-    parser.add_argument("--workers", type=a_count, default=1, help="Runs at a time.")
+    parser = study_parser(__doc__, "temperature")
     parser.add_argument("--refit", type=a_count, default=200, help="Steps of each refit.")
-    parser.add_argument("--study", type=a_file, default=STUDY)
     options, words = parser.parse_known_args(argv)
     parser.make_folders(options)
     out = options.out

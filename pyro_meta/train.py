@@ -6,7 +6,7 @@ The module can be called, too. It trains as the command does, and gives the run:
     run.routes("a text")
 
 Its options are those of the command. `python -m pyro_meta.train --help` lists them, and
-`help(type(pyro_meta.train).__call__)` says how they are written in Python.
+`help(pyro_meta.train.__call__)` says how they are written in Python.
 """
 
 import sys

@@ -20,6 +20,8 @@ NAMES = sorted(
     for path in FOLDER.glob("*.py")
     if '\nif __name__ == "__main' in path.read_text("utf-8")
 )
+OF_STUDIES = {"exhibit", "temperature"}
+"""Scripts that hand words on to `ablate`, and are run as the commands of the package are."""
 FREE = {"--command", "--pretrained", "--precision", "--only", "--parts"}
 """Options that take any text, or have choices."""
 BAD = {
@@ -46,7 +48,7 @@ class Seen(BaseException):
 
 def main_of(name: str) -> Callable[[], Any]:
     main = importlib.import_module(name).main
-    return (lambda: main(sys.argv[1:])) if name == "exhibit" else main
+    return (lambda: main(sys.argv[1:])) if name in OF_STUDIES else main
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -124,7 +126,7 @@ def test_a_word_that_is_no_option_is_refused(
     for one in needed:
         kind = getattr(one.type, "__name__", "nothing")
         words += [*one.option_strings[:1], sound(kind)]
-    if name not in ("exhibit", "report_memory"):  # which hand further words on
+    if name not in (*OF_STUDIES, "report_memory"):  # which hand further words on
         line = refused(name, [*words, "--nothing=1"], monkeypatch, capsys)
         assert line.startswith("unknown option --nothing")
 
