@@ -4,7 +4,7 @@ from typing import Any
 
 from results_read import read
 from table_cells import number, percent, spread, table
-from table_studies import answers, loss, macs, rows_of, seeds
+from table_studies import answers, loss, macs, mean, rows_of, seeds
 
 OF_PAIRS = {
     "cost": ("MACs", 3), "kl": ("KL", 2), "information": ("information", 2), "elbo": ("ELBO", 2),
@@ -41,6 +41,28 @@ def _of_pair(row: dict[str, Any]) -> list[str]:
         spread(figures["loss_hard"]) if count > 1 else "", percent(figures["answers"]["mean"], 1),
         *(spread(figures.get(name), digits) for name, (_, digits) in OF_PAIRS.items()), str(count),
     ]  # fmt: skip
+
+
+BESIDE = {
+    "the default pair": "routed",
+    "full attention alone": "full alone",
+    "window alone": "window alone",
+    "linear attention alone": "linear alone",
+    "learned split, the same for all tokens": "static split",
+    "random tokens, with the loads of the default pair": "random loads of routed",
+    "the prior": "PriorGuide",
+    "the router without a prior": "PointGuide",
+}
+
+
+def beside() -> str:
+    """What stands beside the exhibit, trained alike."""
+    named = {words: ("exhibit_beside", group) for words, group in BESIDE.items()}
+    rows = [
+        [words, loss(group), number(mean(group, "val_nll_soft")), answers(group), macs(group)]
+        for words, _, group in rows_of(named)
+    ]
+    return table(["seed 0", "loss, hard", "soft", "answers", "MACs"], rows)
 
 
 OF_WEIGHTS = {
@@ -103,5 +125,6 @@ def _against(group: str) -> str:
 
 
 TABLES = {
-    "exhibit_best": best, "temperature": temperature, "refitted": refitted, "hardening": hardening,
+    "exhibit_best": best, "exhibit_beside": beside, "temperature": temperature,
+    "refitted": refitted, "hardening": hardening,
 }  # fmt: skip
