@@ -459,3 +459,16 @@ def test_a_run_is_trained_and_gone_on_with_from_python(
     with pytest.raises(UsageError, match="devices: 2 given"):
         pyro_meta.train(devices=2)
     assert sys.modules["pyro_meta.train"] is pyro_meta.train
+
+
+def test_a_short_text_is_a_narrow_figure() -> None:
+    """A line of a letter each: as wide as its text, with room for the names of mechanisms."""
+    sizes = []
+    for count in (1, 40, 60, 80, 200):
+        means = np.full((1, count, 2), 0.5, np.float32)
+        passage = Passage(["a"] * count, ["layer 0"], ["full", "window"], means, means)
+        figure = passage.figure()
+        sizes.append((*figure.get_size_inches(), figure.axes[0].get_images()[0].get_array().shape))
+    widths = [width for width, _, _ in sizes]
+    assert widths == [pytest.approx(11 * columns / 80) for columns in (37, 40, 60, 80, 80)]
+    assert [shape[:2] for _, _, shape in sizes] == [(1, 37), (1, 40), (1, 60), (1, 80), (3, 80)]

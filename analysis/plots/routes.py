@@ -29,6 +29,7 @@ from pyro_meta.analysis.reading import MOST_ROWS, Reading
 from pyro_meta.analysis.visible import SIGNS, visible
 
 LINE_WIDTH, PASSAGE_LINES, MOST_CHARACTERS = 80, 4, 8
+LEAST_INCHES, MOST_INCHES = 5, 11  # wide is a figure of a text
 MOST_BLOCKS = 8
 """Of a passage, where layers and groups are very many."""
 CLOUD = 1500
@@ -225,6 +226,8 @@ def coloured(
 ) -> Figure:
     """Pieces of text on the colours of their choices, a block for each row.
 
+    A short text is a narrow figure, in which the names of the mechanisms still have room.
+
     Parameters
     ----------
     pieces
@@ -242,9 +245,11 @@ def coloured(
     """
     if cell is None:
         cell = min(MOST_CHARACTERS, max(map(len, pieces)))
-    columns = LINE_WIDTH // max(1, cell)
+    most = LINE_WIDTH // max(1, cell)
+    columns = min(most, max(len(pieces), -(-most * LEAST_INCHES // MOST_INCHES)))
     lines, rows = -(-len(pieces) // columns), len(names)
-    figure = Figure(figsize=(11, 0.7 + rows * (0.32 + 0.25 * lines)), layout="constrained")
+    size = MOST_INCHES * columns / most, 0.7 + rows * (0.32 + 0.25 * lines)
+    figure = Figure(figsize=size, layout="constrained")
     labels = [_cell(piece, cell) for piece in pieces]
     for row, axes in enumerate(np.atleast_1d(figure.subplots(rows, 1))):
         _colour_block(axes, labels, chosen[row], strong[row], (lines, columns))
