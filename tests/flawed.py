@@ -126,6 +126,14 @@ class ServesTheWrongRows(Sound):
         return Queries(queries.sequence, place).of(self(v, v, v))
 
 
+class GroupsOtherwise(Sound):
+    """What shares a key-value head gets less of it."""
+
+    def grouped(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        sharing = q.shape[1] // v.shape[1]
+        return self(q, q, v.repeat_interleave(sharing, 1)) / sharing
+
+
 class CountsPadding(Sound):
     """Its state is the sum of values and their number, of places without a token too."""
 
@@ -336,6 +344,7 @@ MECHANISMS: dict[type[Mechanism], set[str]] = {
     IsRandom: {"evaluation_is_deterministic", "checkpoint_round_trip_changes_nothing"},
     IsNotSaved: {"checkpoint_round_trip_changes_nothing"},
     ServesTheWrongRows: {"chosen_queries_get_their_rows"},
+    GroupsOtherwise: {"grouped_queries_get_their_rows"},
     CountsPadding: {"continued_text_gets_its_rows"},
     PaysByTheText: {"macs_are_a_price_of_the_position"},
 }

@@ -208,6 +208,24 @@ def test_a_window_with_sinks_sees_every_key_once(length: int, window: int, sinks
     assert macs.tolist() == (2 * 8 * is_seen.sum(1)).tolist()
 
 
+@pytest.mark.parametrize(("window", "sinks"), [(7, 0), (7, 4), (100, 4), (300, 0)])
+@pytest.mark.parametrize("length", [1, 63, 200])
+def test_window_attention_of_grouped_queries(length: int, window: int, sinks: int) -> None:
+    """Six query heads on two key-value heads, in value and in gradient."""
+    generator = torch.Generator().manual_seed(length)
+    q, k, v = (
+        torch.randn(2, H, length, 8, dtype=torch.float64, generator=generator).requires_grad_()
+        for H in (6, 2, 2)
+    )
+
+    def repeated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return slow_softmax(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), window, sinks)
+
+    found = gradients(lambda *x: window_attention(*x, window, sinks), [q, k, v])
+    for ours, truth in zip(found, gradients(repeated, [q, k, v]), strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
+
+
 def test_without_sinks_nothing_is_computed_otherwise() -> None:
     """Bit for bit; likewise where the window holds the sinks of all queries."""
     inputs = qkv(150, torch.float32)

@@ -56,8 +56,8 @@ def test_every_row_has_its_own_reach(data: Any) -> None:
         for heads in (H, G, G, H)
     )
     kind = torch.randint(len(reaches), (B, T), generator=draw)
-    blocks = data.draw(st.sampled_from([(4, 8, 1 << 20), (3, 3, 50), (128, 256, 1 << 22)]))
-    names = ("LEAST_ROWS", "MOST_ROWS", "MASK_NUMBERS")
+    blocks = data.draw(st.sampled_from([(8, 1 << 20), (3, 50), (256, 1 << 22)]))
+    names = ("ROWS", "MASK_NUMBERS")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in zip(names, blocks, strict=True):
             patch.setattr(masked, name, value)
@@ -113,10 +113,10 @@ def test_no_mask_outlives_its_call(
     kind = (torch.arange(300) % 2)[None]
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         out = masked_attention(*read, kind, [300, 5], [0, 1])
-    assert len(made) == 3 and not any(one() is not None for one in made)
+    assert len(made) == 2 and not any(one() is not None for one in made)
     weight = torch.randn_like(out)
     found = torch.autograd.grad((out * weight).sum(), read)
-    assert len(made) == 6
+    assert len(made) == 4
     truth = slow(*read, kind, [300, 5], [0, 1])
     expected = torch.autograd.grad((truth * weight).sum(), read)
     for one, other in zip(found, expected, strict=True):
@@ -148,7 +148,7 @@ def test_the_profile_chooses_between_three_ways(
 
 def test_a_mask_costs_more_where_few_heads_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """With 4 pairs of a mask for each MAC of one head it pays with many heads alone."""
-    profile = replace(DENSE, masked_cost=0.5, mask_macs=16.0)
+    profile = replace(DENSE, masked_cost=0.5, mask_macs=16.0, window_cost=1.0, placed_macs=0.0)
     calls: list[int] = []
 
     def noting(*args: Any) -> Tensor:

@@ -16,7 +16,18 @@ from test_dispatch import Case, assert_same, refuse
 import pyro_meta.bench
 import pyro_meta.generate
 from pyro_meta import UsageError
-from pyro_meta.attention import Full, Linear, Window, clock, profile, ways
+from pyro_meta.attention import (
+    Full,
+    Inputs,
+    Linear,
+    Sizes,
+    Window,
+    build_mechanisms,
+    clock,
+    profile,
+    routed_attention,
+    ways,
+)
 from pyro_meta.attention.masked_trials import SIZES, MaskedTimes
 from pyro_meta.attention.ops import masked
 from pyro_meta.attention.profile import (
@@ -116,7 +127,7 @@ def test_a_fit_finds_the_profile_that_the_times_are_of(monkeypatch: pytest.Monke
 
 def test_masked_work_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """5 tokens in rows of 2, 2 and 1 meet 2, 4 and 5 keys; 2 sequences of 3 heads, d = 4."""
-    monkeypatch.setattr(masked, "LEAST_ROWS", 2)
+    monkeypatch.setattr(masked, "ROWS", 2)
     pairs = 2 * (2 * 2 + 2 * 4 + 1 * 5)
     work = MaskedWork.of(2, 3, 5, 4)
     assert work == MaskedWork(macs=2 * 4 * 3 * pairs, numbers=pairs)
@@ -136,6 +147,25 @@ def test_a_fit_finds_what_a_masked_call_costs() -> None:
     nothing = [MaskedTimes(0.0, 0.0, 0.0)] * len(SIZES)
     least = (profile.LEAST_COST, profile.LEAST_COST, profile.LEAST_MASK_MACS)
     assert fit_masked(SIZES, nothing) == least
+
+
+def test_mechanisms_are_weighed_beside_each_other_by_what_a_mac_of_each_takes() -> None:
+    one = replace(DEFAULT, window_cost=3.0)
+    assert [one.unit(kind(8, 4)) for kind in (Full, Window, Linear)] == [1.0, 3.0, 1.0]
+
+
+def test_a_dear_window_makes_one_masked_call_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it costs little by itself, each mechanism is run by itself."""
+    calls = []
+    run = ways.masked_attention
+    monkeypatch.setattr(ways, "masked_attention", lambda *x: calls.append(x) or run(*x))
+    inputs = Inputs(*torch.randn(5, 1, 2, 512, 8))
+    choice = (torch.arange(512) % 2)[None]
+    mechanisms = build_mechanisms(("full", "window"), Sizes(8, 16))
+    for cost, expected in ((1e-3, 0), (1e3, 1)):
+        with profiled(replace(DEFAULT, window_cost=cost)), torch.no_grad():
+            routed_attention(list(mechanisms), torch.ones(2, 16), choice, inputs)
+        assert len(calls) == expected
 
 
 def test_what_is_measured_is_finite_and_positive() -> None:

@@ -37,7 +37,15 @@ from pyro_meta.attention.dispatch import (
     unfolded,
 )
 from pyro_meta.attention.inputs import Inputs, names_read_by
-from pyro_meta.attention.mechanisms import Mechanism, carries, decodes, recurs, remembers, serves
+from pyro_meta.attention.mechanisms import (
+    Mechanism,
+    attend_all,
+    carries,
+    decodes,
+    recurs,
+    remembers,
+    serves,
+)
 from pyro_meta.attention.newest import attend_newest, is_softmax
 from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.queries import Queries
@@ -327,9 +335,8 @@ class LayerCache:
         queries = _queries(span, own, q.device)
         if self._serves[index]:
             return mechanism.serve(_rows_of(q, span, own), k, v, queries, *more)
-        H = q.shape[1]
         q = self.kept[self._names[index].q].read(span.end)
-        return queries.of(mechanism(q, with_heads(k, H), with_heads(v, H), *more))
+        return queries.of(attend_all(mechanism, q, k, v, *more))
 
     def _seen_by(self, index: int, inputs: Inputs, end: int) -> tuple[Tensor, ...]:
         """New queries, all keys and values, and what else a mechanism reads, as it reads them."""

@@ -21,6 +21,7 @@ from pyro_meta.attention.ops.dense import (
     linear_state,
     window_attention,
 )
+from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.attention.sizes import Sizes
 from pyro_meta.errors import UsageError
@@ -39,6 +40,7 @@ class Abilities(NamedTuple):
     recurs: bool
     carries: bool
     remembers: bool
+    groups: bool
 
 
 class Mechanism(nn.Module):
@@ -109,6 +111,25 @@ class Mechanism(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [B, H, T, d] -> [B, H, T, d]; row t must depend on rows 0..t alone."""
+        raise NotImplementedError
+
+    def grouped(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`forward` of grouped queries: query head h reads key-value head h // (H / G).
+
+        Optional. Else keys and values are repeated for every query head.
+
+        Parameters
+        ----------
+        q
+            [B, H, T, d].
+        k, v
+            [B, G, T, d].
+
+        Returns
+        -------
+        Tensor
+            [B, H, T, d].
+        """
         raise NotImplementedError
 
     def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
@@ -308,6 +329,9 @@ class Window(Mechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return window_attention(q, k, v, self.window, self.sinks)
 
+    def grouped(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.forward(q, k, v)
+
     def serve(self, q: Tensor, k: Tensor, v: Tensor, queries: Queries) -> Tensor:
         if uses_flex(q.device.type, q.shape[-1]):
             return flex.softmax_attention_of(q, k, v, queries, self.window, self.sinks)
@@ -378,6 +402,18 @@ def remembers(mechanism: Mechanism) -> bool:
     return mechanism.abilities.remembers
 
 
+def attend_all(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, *more: Tensor) -> Tensor:
+    """What `mechanism` gives all tokens, [B, H, T, d], of q [B, H, T, d], k and v [B, G, T, d].
+
+    `more` is whatever else it reads.
+    """
+    H = q.shape[1]
+    if k.shape[1] < H and mechanism.abilities.groups:
+        return mechanism.grouped(q, k, v)
+    found: Tensor = mechanism(q, with_heads(k, H), with_heads(v, H), *more)
+    return found
+
+
 def _abilities(kind: type[Mechanism]) -> Abilities:
     """What `kind` can do, by the methods that are defined beside its `forward`."""
     return Abilities(
@@ -386,6 +422,7 @@ def _abilities(kind: type[Mechanism]) -> Abilities:
         recurs=_is_of_forward(kind, "resume") and _is_of_forward(kind, "state_of"),
         carries=_is_of_forward(kind, "kick"),
         remembers=_is_of_forward(kind, "new_memory"),
+        groups=_is_of_forward(kind, "grouped"),
     )
 
 

@@ -14,6 +14,7 @@ agree to the last bit take `DEFAULT` on both.
 
 import math
 import os
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ class MaskedWork(NamedTuple):
 @dataclass(frozen=True)
 class Profile:
     """What `ways` weighs; the unit of time is that of one multiply-accumulate (MAC) of a
-    mechanism that runs on all tokens."""
+    mechanism that runs on all tokens. Beside each other, mechanisms are weighed by `unit`."""
 
     gathered_cost: float = 1.4
     """A MAC on gathered queries, where no gradient is asked for."""
@@ -109,6 +110,11 @@ class Profile:
     """Likewise, forward and backward."""
     mask_macs: float = 25.0
     """What a number of a mask costs, in MACs."""
+    window_cost: float = 2.8
+    """A MAC of window attention on all tokens, with gradients or without: in small products."""
+    placed_macs: float = 150.0
+    """What it takes to gather a number of q, and to put what it attends to in its place, where
+    mechanisms run apart. A rough estimate, not measured."""
     launch_macs: float = 2e10
     """MACs in the time in which the kernels that gather a mechanism's queries are launched. On CUDA
     alone; a rough estimate, not measured."""
@@ -118,8 +124,12 @@ class Profile:
         cost = self.gathered_cost_with_gradients if with_gradients else self.gathered_cost
         return work.on_keys + cost * work.own + self.sequence_macs * work.sequences
 
+    def unit(self, mechanism: Mechanism) -> float:
+        """What a MAC of `mechanism` takes over one of full attention, both on all tokens."""
+        return self.window_cost if isinstance(mechanism, Window) else 1.0
+
     def masking(self, work: MaskedWork, with_gradients: bool) -> float:
-        """What one masked call takes on a CPU, in the same unit."""
+        """What one masked call takes on a CPU, in MACs of full attention on all tokens."""
         cost = self.masked_cost_with_gradients if with_gradients else self.masked_cost
         return cost * work.macs + self.mask_macs * work.numbers
 
@@ -224,7 +234,7 @@ def trials() -> list[Trial]:
 
 
 def measure() -> Profile:
-    """Time some trials on a CPU and fit a profile to them: about three seconds on one core.
+    """Time some trials on a CPU and fit a profile to them: about four seconds on one core.
 
     With as many threads as PyTorch is set to. Both ways of a trial are timed by turns, and what
     counts is the median of their ratios. Fields that are not measured are those of `DEFAULT`.
@@ -243,6 +253,7 @@ def measure() -> Profile:
         masked_cost=masked,
         masked_cost_with_gradients=masked_with_gradients,
         mask_macs=mask,
+        window_cost=statistics.fmean(tried_window(*size) for size in SIZES),
     )
 
 
@@ -290,6 +301,26 @@ def fit_masked(
 
 def _dot(x: Sequence[float], y: Sequence[float]) -> float:
     return sum(a * b for a, b in zip(x, y, strict=True))
+
+
+def tried_window(B: int, T: int) -> float:
+    """What a MAC of window attention takes over one of full attention, both on all tokens.
+
+    The mean of forward, and of forward and backward.
+    """
+    full, window = Full(WIDTH, WINDOW), Window(WIDTH, WINDOW)
+    draw = torch.Generator().manual_seed(0)
+    read = list(torch.randn((3, B, HEADS, T, WIDTH), generator=draw, dtype=torch.float32))
+    with torch.no_grad():
+        plain = ratio(lambda: window(*read), lambda: full(*read))
+    with torch.enable_grad():
+        read = [x.requires_grad_() for x in read]
+        traced = ratio(
+            lambda: torch.autograd.grad(window(*read).sum(), read),
+            lambda: torch.autograd.grad(full(*read).sum(), read),
+        )
+    of_full, of_window = (everyone(one, B, HEADS, T, WIDTH) for one in (full, window))
+    return (plain + traced) / 2 * of_full / of_window
 
 
 def tried(trial: Trial) -> tuple[Work, tuple[float, float]]:

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from pyro_meta.attention.inputs import Inputs
-from pyro_meta.attention.mechanisms import Full, Mechanism, Window, serves
+from pyro_meta.attention.mechanisms import Full, Mechanism, Window, attend_all, serves
 from pyro_meta.attention.ops.backend import is_forced, masks
-from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.masked import masked_attention
 from pyro_meta.attention.ops.queries import Queries
 from pyro_meta.attention.prices import macs_at
@@ -148,12 +147,14 @@ def _together(
     if is_forced() or len(softmax) < 2 or inputs.q.is_cuda:
         return []
     profile, with_gradients = current(), torch.is_grad_enabled()
-    apart = 0.0
-    for share in softmax:
-        q = inputs.q if share.sequences is None else inputs.q[: len(share.sequences)]
-        work = Work.of(mechanisms[share.index], share.queries(), q, profile.gathered_block)
-        apart += min(work.everyone, profile.serving(work, with_gradients))
     B, H, T, d = inputs.q.shape
+    apart = profile.placed_macs * sum(len(share.own) for share in softmax) * H * d
+    for share in softmax:
+        mechanism = mechanisms[share.index]
+        q = inputs.q if share.sequences is None else inputs.q[: len(share.sequences)]
+        work = Work.of(mechanism, share.queries(), q, profile.gathered_block)
+        least = min(work.everyone, profile.serving(work, with_gradients))
+        apart += profile.unit(mechanism) * least
     shown = _shown(softmax)
     masked = MaskedWork.of(B if shown is None else len(shown), H, T, d)
     return softmax if profile.masking(masked, with_gradients) < apart else []
@@ -183,6 +184,8 @@ def _masked(
         q, k, v, choice = (x.index_select(0, shown) for x in (q, k, v, choice))
     rows = masked_attention(q, k, v, kinds[choice], (*reaches, 1), (*sinks, 0))
     rows = rows.transpose(1, 2).flatten(0, 1)
+    if sum(len(share.own) for share in shares) == len(rows) and shown is None:
+        return Part(torch.arange(len(rows), device=rows.device), rows, choice.flatten())
     if len(shares) == 1:
         own, kind = shares[0].own, shares[0].index
     else:
@@ -216,9 +219,7 @@ def attend(mechanism: Mechanism, read: Sequence[Tensor], own: Tensor) -> Tensor:
 
 def _on_all(mechanism: Mechanism, read: Sequence[Tensor]) -> Tensor:
     """Rows [B T, H, d] of a mechanism that runs on all tokens."""
-    q, k, v, *more = read
-    H = q.shape[1]
-    return mechanism(q, with_heads(k, H), with_heads(v, H), *more).transpose(1, 2).flatten(0, 1)
+    return attend_all(mechanism, *read).transpose(1, 2).flatten(0, 1)
 
 
 def pays(mechanism: Mechanism, queries: Queries, q: Tensor) -> bool:

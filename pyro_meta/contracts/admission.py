@@ -45,6 +45,7 @@ OF_MECHANISMS = (
     mechanisms.cutting_the_text_moves_nothing_earlier,
     mechanisms.training_mixes_no_tokens,
     mechanisms.chosen_queries_get_their_rows,
+    mechanisms.grouped_queries_get_their_rows,
     mechanisms.continued_text_gets_its_rows,
     mechanisms.kicked_momenta_see_no_later_token,
 )

@@ -242,6 +242,32 @@ def chosen_queries_get_their_rows(subject: MechanismSubject) -> None:
                     )
 
 
+def grouped_queries_get_their_rows(subject: MechanismSubject) -> None:
+    """`grouped`, where it is defined, gives the rows of `forward`, in value and in gradient.
+
+    That gets key-value heads repeated for every query head.
+    """
+    mechanism = subject.build().double().eval()
+    applies(mechanism.abilities.groups, "it does not define grouped()")
+    for length in LENGTHS:
+        q, k, v = qkv(mechanism.head_width, length)
+        inputs = [x.requires_grad_() for x in (q, k[:, :1].clone(), v[:, :1].clone())]
+        q, k, v = inputs
+        expected = mechanism(q, *(x.repeat_interleave(2, 1) for x in (k, v)))
+        found = mechanism.grouped(q, k, v)
+        what = f"of {length} tokens and 1 of 2 key-value heads"
+        require_tensor(found, expected.shape, v, f"the output of grouped() {what}")
+        require_close(found, expected, EXACT, f"grouped() gives other rows than forward() {what}")
+        if expected.requires_grad:
+            weight = torch.randn_like(expected)
+            ours, theirs = (
+                torch.autograd.grad((x * weight).sum(), inputs, materialize_grads=True)
+                for x in (found, expected)
+            )
+            for name, one, other in zip("qkv", ours, theirs, strict=True):
+                require_close(one, other, EXACT, f"grouped() has another gradient of {name} {what}")
+
+
 def continued_text_gets_its_rows(subject: MechanismSubject) -> None:
     """`decode`, `new_memory`, `state_of` and `resume`, where defined, give the rows of `forward`.
 
@@ -371,6 +397,7 @@ CLAUSES = (
     cutting_the_text_moves_nothing_earlier,
     gradients_reach_no_later_input,
     chosen_queries_get_their_rows,
+    grouped_queries_get_their_rows,
     continued_text_gets_its_rows,
     kicked_momenta_see_no_later_token,
     evaluation_is_deterministic,

@@ -30,8 +30,8 @@ from pyro_meta.attention import (
     carries,
     is_choice,
 )
+from pyro_meta.attention.mechanisms import attend_all
 from pyro_meta.attention.mixing import mixed_attention
-from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.errors import UsageError
 from pyro_meta.network.asking import asked, asked_of_new, require_call
 from pyro_meta.network.route import Decision, Features, Near, Raised, Route
@@ -382,9 +382,7 @@ def near_of_text(network: PretrainedNetwork, layer: int, inputs: Inputs) -> Tens
     """What window attention gives the tokens of a whole text, [B, T, H d]."""
     window = network.mechanisms_of(layer)[network.window_index]
     with torch.no_grad():
-        q, k, v, *_ = inputs.read_by(window)
-        H = q.shape[1]
-        return window(q, with_heads(k, H), with_heads(v, H)).transpose(1, 2).flatten(2)
+        return attend_all(window, *inputs.read_by(window)).transpose(1, 2).flatten(2)
 
 
 def without_gate(decision: Decision) -> Tensor:

@@ -46,35 +46,40 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int = 
     """Causal softmax attention over the last `window` keys, the token itself included.
 
     The first `sinks` keys of the text are seen as well; a key that is among both counts once.
-    Queries are cut into chunks of C = max(W, 64); each chunk meets its own C + W - 1 keys, the
-    sinks, and no others, so that time and memory are O(T (W + S + 64)). A dense T x T mask would
-    cost more than full attention.
+    Queries are cut into chunks of C; each chunk meets its own C + W - 1 keys, the sinks, and no
+    others, so that time and memory are O(T (W + S + C)). A dense T x T mask would cost more than
+    full attention. Query heads that share a key-value head meet one copy of its chunks.
 
     Parameters
     ----------
-    q, k, v
+    q
         [B, H, T, d].
+    k, v
+        [B, G, T, d].
     window
         W >= 1: how many of the last keys a query sees, itself included.
     sinks
         S >= 0: how many of the first keys it sees as well, as far as they are past.
     """
     B, H, T, d = q.shape
+    G = k.shape[1]
+    R = H // G
     W = min(window, T)
     S = min(sinks, T - W)  # later ones are in the window of every query that sees them
-    C = min(max(W, WINDOW_CHUNK), T)
+    C = min(max(W // 4, WINDOW_CHUNK), T)
     n = -(-T // C)
     tail = n * C - T
     past = W - 1
-    chunks_q = F.pad(q, (0, 0, 0, tail)).reshape(B * H, n, C, d)
+    chunks_q = F.pad(q, (0, 0, 0, tail)).unflatten(2, (n, C)).unflatten(1, (G, R))
+    chunks_q = chunks_q.transpose(2, 3).reshape(B * G, n, R * C, d)
 
     def keys_of_chunks(x: Tensor) -> Tensor:
-        padded = F.pad(x, (0, 0, past, tail))  # [B, H, past + n C, d]
-        chunks = padded.unfold(2, C + past, C).transpose(-1, -2)  # [B, H, n, C + past, d]
+        padded = F.pad(x, (0, 0, past, tail))  # [B, G, past + n C, d]
+        chunks = padded.unfold(2, C + past, C).transpose(-1, -2)  # [B, G, n, C + past, d]
         if S:
-            first = x[:, :, None, :S].expand(B, H, n, S, d)
+            first = x[:, :, None, :S].expand(B, G, n, S, d)
             chunks = torch.cat([first, chunks], 3)
-        return chunks.reshape(B * H, n, S + C + past, d)
+        return chunks.reshape(B * G, n, S + C + past, d)
 
     # Query i of a chunk sits at padded position i + past and sees padded keys i .. i + past.
     i = torch.arange(C, device=q.device)[:, None]
@@ -87,9 +92,9 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int = 
         is_behind = torch.arange(S, device=q.device) <= starts + i - W  # [n, C, S]
         is_seen = torch.cat([is_behind, is_seen], -1)
     out = F.scaled_dot_product_attention(
-        chunks_q, keys_of_chunks(k), keys_of_chunks(v), attn_mask=is_seen[None]
+        chunks_q, keys_of_chunks(k), keys_of_chunks(v), attn_mask=is_seen.repeat(1, R, 1)[None]
     )
-    return out.reshape(B, H, n * C, d)[:, :, :T]
+    return out.view(B * G, n, R, C, d).transpose(1, 2).reshape(B, H, n * C, d)[:, :, :T]
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from pyro_meta.attention.ops.queries import Blocks, Queries
 from pyro_meta.attention.ops.slices import Slice, slices
 
 FULL_CHUNK, WINDOW_CHUNK = 64, 64  # queries; the more, the more keys that only some of them see
+MANY, CHUNK_OF_MANY = 1024, 192  # full queries of a sequence: more at once, in larger products
 WINDOW_REACH = 256  # positions that a chunk of a window's queries may span
 LINEAR_BLOCK = 64  # P
 LINEAR_CACHE = 1 << 17  # numbers of phi(k) at a time: they fit a processor's cache
@@ -73,7 +74,10 @@ def _chunks(
     queries: Queries, sequences: int, length: int, window: int | None, sinks: int = 0
 ) -> list[_Chunk]:
     reach = length if window is None else max(window, WINDOW_REACH)
-    most = FULL_CHUNK if window is None else WINDOW_CHUNK
+    if window is not None:
+        most = WINDOW_CHUNK
+    else:
+        most = FULL_CHUNK if len(queries.position) < MANY * sequences else CHUNK_OF_MANY
     past = length if window is None else window - 1
     chunks = []
     for size, sequence, first, last in queries.neighbours(sequences, length, reach, most):

@@ -23,7 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from pyro_meta.attention.ops.slices import Slice, slices
 
 FAR = -1e38  # below every score, and finite: a block of keys that a query does not see at all
-LEAST_ROWS, MOST_ROWS = 128, 256  # of a block, and in between an eighth of the text
+ROWS = 256  # of a block
 SPARE_ROWS = 16  # of a block whose mask would else be too large
 MASK_NUMBERS = 1 << 22  # of a block's mask, in all sequences: 16 MiB of float32
 
@@ -93,9 +93,7 @@ def _made_again(mask: Tensor, make: Callable[[], Tensor]) -> saved_tensors_hooks
 
 def row_blocks(sequences: int, length: int) -> list[tuple[int, int]]:
     """First row of each block, and the one behind its last."""
-    rows = max(LEAST_ROWS, min(MOST_ROWS, length // 8))
-    if sequences * rows * length > MASK_NUMBERS:
-        rows = max(SPARE_ROWS, min(rows, MASK_NUMBERS // (sequences * length)))
+    rows = min(ROWS, max(SPARE_ROWS, MASK_NUMBERS // (sequences * length)))
     return [(begin, min(begin + rows, length)) for begin in range(0, length, rows)]
 
 
