@@ -25,6 +25,8 @@ from pyro_meta.attention import (
     mean_attention,
     window_attention,
 )
+from pyro_meta.attention.ops import dense
+from pyro_meta.attention.ops.dense import last_row_of_attention
 from pyro_meta.attention.rotary import rotate, rotation
 from pyro_meta.errors import UsageError
 
@@ -302,3 +304,42 @@ def test_linear_attention_compiles_as_one_graph() -> None:
     q, k, v = torch.randn(3, 1, 2, 20, 4)
     compiled = torch.compile(linear_attention, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(q, k, v), linear_attention(q, k, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "groups"), [(1, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_long_text_is_read_in_pieces_by_its_newest_token(
+    dtype: torch.dtype, rows: int, groups: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many for each thread; keys are views of a cache with room behind them."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(dense, "LONG", 16)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(rows, heads, length, 8, generator=generator, dtype=torch.float64).to(dtype)
+        for heads, length in ((2 * groups, 1), (groups, 40), (groups, 40))
+    )
+    for length in (1, 15, 16, 17, 37):
+        seen = [x[:, :, :length] for x in (k, v)]
+        with torch.no_grad():
+            found = last_row_of_attention(q, *seen)
+        truth = slow_softmax(
+            q.double().expand(-1, -1, length, -1),
+            *(x.double().repeat_interleave(2, 1) for x in seen),
+        )[:, :, -1:]
+        assert found.dtype == dtype
+        most = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+        torch.testing.assert_close(found.double(), truth, rtol=0, atol=most)
+
+
+def test_a_gradient_asks_for_no_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(dense, "LONG", 4)
+    q, k, v = (torch.randn(1, 1, length, 4, requires_grad=True) for length in (1, 9, 9))
+    found = torch.autograd.grad(last_row_of_attention(q, k, v).sum(), (q, k, v))
+    truth = torch.autograd.grad(
+        slow_softmax(q.expand(-1, -1, 9, -1), k, v)[:, :, -1].sum(), (q, k, v)
+    )
+    for ours, expected in zip(found, truth, strict=True):
+        torch.testing.assert_close(ours, expected)

@@ -20,6 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pyro_meta.pretrained.growing import give_room
+
 NAME = "pyro_meta"
 """Of our attention function, in the registries of transformers."""
 SITE = "pyro_meta_site"  # the attribute of an attention module
@@ -181,13 +183,19 @@ class SeeNormed:
 
 @dataclass
 class SeeState:
-    """Pre-hook of the layer around an attention module: keeps the residual stream."""
+    """Pre-hook of the layer around an attention module: keeps the residual stream.
+
+    That of the first layer also has the cache grow in place.
+    """
 
     site: Site
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.site.routing.passing is not None:
-            self.site.state = hidden_states(args, kwargs)
+        if self.site.routing.passing is None:
+            return
+        self.site.state = hidden_states(args, kwargs)
+        if self.site.index == 0 and not torch.compiler.is_compiling():
+            give_room(*args, *kwargs.values())
 
 
 def hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

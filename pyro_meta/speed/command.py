@@ -321,8 +321,10 @@ def _print_converted(result: dict[str, Any], out: Console) -> None:
     rows = []
     for row in result["points"]:
         speed = row["times_as_fast"]
-        for way in ("routed", "all full"):
-            cells = (f"{speed[part][way]:.2f}" if way in speed[part] else "" for part in speed)
+        for way in speed["decoding"]:
+            cells = (
+                f"{speed[part][way]:.2f}" if way in speed[part] else "" for part in headings[2:]
+            )
             visits = f"{row['visits']:.3f}" if way == "routed" else "1"
             rows.append((way, f"{row['length']:,}", visits, *cells))
     out.print(table_of_rows("times as fast as sdpa", "", headings, rows))

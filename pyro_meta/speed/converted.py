@@ -2,7 +2,9 @@
 
 The opponent is the same model of transformers with its own `sdpa`, loaded beside. Three ways: as it
 was (`sdpa`), along the routes of a run (`routed`), and by a guide that is asked and sends every
-token to full attention (`all full`), which is what the conversion itself costs.
+token to full attention (`all full`), which is what the conversion itself costs. A converted model's
+cache grows in place, which has nothing to do with routes. So a fourth way of decoding is the model
+as it was with such a cache (`sdpa, in place`).
 """
 
 import copy
@@ -20,6 +22,7 @@ from pyro_meta.errors import UsageError
 from pyro_meta.evaluation.spending import price_for
 from pyro_meta.pretrained.conversion import convert
 from pyro_meta.pretrained.deployed import Deployed
+from pyro_meta.pretrained.growing import give_room
 from pyro_meta.pretrained.interface import Call, Site
 from pyro_meta.pretrained.loading import load_model
 from pyro_meta.pretrained.network import PretrainedNetwork
@@ -29,6 +32,8 @@ from pyro_meta.training.run import Run
 LENGTHS = [1024, 2048, 4096, 8192]
 DECODED = 8
 """Tokens in one timed piece of decoding."""
+IN_PLACE = "sdpa, in place"
+"""The model as it was, with a cache that grows in place: a way of decoding."""
 
 
 def bench_converted(
@@ -132,6 +137,9 @@ def _of_length(
         calls = _recorded(routed, passing, tokens)
         prefill: Calls = {name: _prefill(one, tokens) for name, one in ways.items()}
         decode: Calls = {name: _decode(one, tokens) for name, one in ways.items()}
+        decode[IN_PLACE] = _decode(plain, tokens, in_place=True)
+        newest = _recorded_newest(routed, passing, tokens)
+        of_newest: Calls = {"sdpa": lambda: [call.plain() for _, call, _ in newest]}
         attention: Calls = {
             "sdpa": lambda: [call.plain() for _, call, _ in calls],
             "routed": lambda: [passing.along(site, call, route) for site, call, route in calls],
@@ -140,10 +148,13 @@ def _of_length(
             "prefill": medians(scene.time(prefill)),
             "attention": medians(scene.time(attention)),
             "decoding": {name: one / DECODED for name, one in medians(scene.time(decode)).items()},
+            "attention of a decoded token": medians(scene.time(of_newest)),
         }
+    last = [(site, call, route[:, -DECODED:]) for site, call, route in calls]
     return {
         "length": tokens.shape[1],
         "visits": _visits(passing.network, calls),
+        "visits_of_the_last": _visits(passing.network, last),
         "seconds": seconds,
         "times_as_fast": {
             part: {name: of["sdpa"] / one for name, one in of.items() if name != "sdpa"}
@@ -156,25 +167,35 @@ def _prefill(model: PreTrainedModel, tokens: Tensor) -> Callable[[], object]:
     return lambda: model(input_ids=tokens, use_cache=False, logits_to_keep=1)
 
 
-def _decode(model: PreTrainedModel, tokens: Tensor) -> Callable[[], object]:
-    """Read `DECODED` tokens one by one behind all the others, ever anew."""
+def _decode(model: PreTrainedModel, tokens: Tensor, in_place: bool = False) -> Callable[[], object]:
+    """Read the last `DECODED` of the tokens one by one, ever again behind all that was read."""
     kept = DynamicCache(config=model.config)
     length = tokens.shape[1] - DECODED
     model(input_ids=tokens[:, :length], cache=kept, use_cache=True, logits_to_keep=1)
+    if in_place:
+        give_room(kept)
 
     def decode() -> None:
         for place in range(length, length + DECODED):
             one = tokens[:, place : place + 1]
             model(input_ids=one, cache=kept, use_cache=True, logits_to_keep=1)
-        kept.crop(-DECODED)
 
     return decode
 
 
-def _recorded(
+def _recorded_newest(
     routed: PreTrainedModel, passing: Deployed, tokens: Tensor
 ) -> list[tuple[Site, Call, Tensor]]:
-    """What every routed layer is asked for, and its choices [B, T, n]."""
+    """What every routed layer is asked for by the last token alone, and its choices."""
+    kept = DynamicCache(config=routed.config)
+    routed(input_ids=tokens[:, :-1], cache=kept, use_cache=True, logits_to_keep=1)
+    return _recorded(routed, passing, tokens[:, -1:], kept)
+
+
+def _recorded(
+    routed: PreTrainedModel, passing: Deployed, tokens: Tensor, kept: DynamicCache | None = None
+) -> list[tuple[Site, Call, Tensor]]:
+    """What every routed layer is asked for, and its choices [B, T, n], behind what is `kept`."""
     calls: list[tuple[Site, Call, Tensor]] = []
     execute = passing.execute
 
@@ -184,16 +205,17 @@ def _recorded(
 
     passing.execute = noting  # type: ignore[method-assign]
     try:
-        routed(input_ids=tokens, use_cache=False, logits_to_keep=1)
+        routed(input_ids=tokens, cache=kept, use_cache=kept is not None, logits_to_keep=1)
     finally:
         del passing.execute
     return calls
 
 
 def _visits(network: PretrainedNetwork, calls: list[tuple[Site, Call, Tensor]]) -> float:
-    """Keys that are seen, as a share of what full attention sees."""
-    T = calls[0][2].shape[1]
-    positions = torch.arange(T, dtype=torch.float64)
+    """Keys that the last tokens of a text see, of which there are routes, as a share of what
+    full attention sees."""
+    T, S = calls[0][2].shape[1], calls[0][1].key.shape[2]
+    positions = torch.arange(S - T, S, dtype=torch.float64)
     macs = torch.stack([macs_at(one, positions) for one in network.mechanisms], -1)  # [T, K]
     full = 2.0 * network.shape.head_width * (positions + 1)
     seen = 0.0

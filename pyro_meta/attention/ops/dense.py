@@ -5,6 +5,8 @@ All functions take q, k, v of shape [B, H, T, d] and return [B, H, T, d]; row t 
 rows 0..t alone.
 """
 
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -19,6 +21,12 @@ WINDOW_CHUNK = 64
 LINEAR_CHUNK = 64
 SUM_GROUP = 32
 WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_FLASH: Callable[..., tuple[Tensor, Tensor]] | None = getattr(
+    torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None
+)
+"""The kernel of PyTorch that also gives the logarithm of the sum of weights; None: it has none."""
+LONG = 4096
+"""Keys from which the newest token reads them in pieces: fewer are read as fast in one."""
 HEADS_AT_ONCE = 1 << 17
 """Numbers of q that a scan works on at a time: what is in between then fits a processor's cache."""
 
@@ -33,13 +41,46 @@ def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None =
 
     q [B, H, 1, d], k and v [B, G, T, d] -> [B, H, 1, d]. The query heads that share a key-value
     head are its rows, so that no key is copied. On a GPU without cuDNN, which plans anew for every
-    length, and so for every token.
+    length, and so for every token. On a CPU a long text is read in pieces, if its key-value heads
+    alone would leave some threads idle.
     """
     B, H, _, d = q.shape
     rows = q.reshape(B, k.shape[1], -1, d)  # [B, G, H / G, d]
+    if seen is None and (pieces := _pieces(k)) > 1:
+        return _by_pieces(rows, k, v, pieces).reshape(B, H, 1, d)
     with sdpa_kernel(WITHOUT_PLANS) if q.is_cuda else nullcontext():
         mask = None if seen is None else seen[:, None, None]
         return F.scaled_dot_product_attention(rows, k, v, mask).reshape(B, H, 1, d)
+
+
+def _pieces(k: Tensor) -> int:
+    """Into how many pieces keys [B, G, T, d] are cut, for all threads to have as many."""
+    B, G, T, _ = k.shape
+    if k.device.type != "cpu" or T < LONG or torch.is_grad_enabled() or _FLASH is None:
+        return 1
+    threads = torch.get_num_threads()
+    return threads // math.gcd(B * G, threads)
+
+
+def _by_pieces(q: Tensor, k: Tensor, v: Tensor, pieces: int) -> Tensor:
+    """Softmax attention of rows [B, G, R, d] to all keys [B, G, T, d], piece by piece.
+
+    Each piece gives a mean of its values and log sum_s exp(q . k_s / sqrt(d)), the weight of that
+    mean among all pieces (FlashDecoding, Dao et al. 2023).
+    """
+    assert _FLASH is not None
+    B, G, R, d = q.shape
+    size = k.shape[2] // pieces
+    whole, rest = pieces * size, k.shape[2] % pieces
+    rows = q.reshape(B * G, 1, R, d)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)
+    met = [[x[:, :whole].unflatten(1, (pieces, size)) for x in (k, v)]]  # [B G, pieces, size, d]
+    if rest:
+        met.append([x[:, None, whole:] for x in (k, v)])
+    found = [_FLASH(rows.expand(-1, one[0].shape[1], -1, -1), *one) for one in met]
+    means, sums = (torch.cat([one[at] for one in found], 1) for at in (0, 1))
+    weights = sums.softmax(1)[..., None]  # [B G, pieces, R, 1], in float32 at least
+    return (means * weights).sum(1).to(q.dtype).view(B, G, R, d)
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int = 0) -> Tensor:
