@@ -321,7 +321,7 @@ def _print_converted(result: dict[str, Any], out: Console) -> None:
     rows = []
     for row in result["points"]:
         speed = row["times_as_fast"]
-        for way in speed["decoding"]:
+        for way in dict.fromkeys(way for part in speed.values() for way in part):
             cells = (
                 f"{speed[part][way]:.2f}" if way in speed[part] else "" for part in headings[2:]
             )
