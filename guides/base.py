@@ -348,5 +348,6 @@ class HeadsGuide(Guide):
 
         Of several groups it is [B, T, G, outputs].
         """
-        out: Tensor = self.heads[layer]((read - self.centre[layer]) / self.scale[layer])
+        # divided in place: of a long text it is a large tensor, and a second one takes its time
+        out: Tensor = self.heads[layer]((read - self.centre[layer]).div_(self.scale[layer]))
         return out if self._groups == 1 else out.unflatten(-1, (self._groups, -1))
