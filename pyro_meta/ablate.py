@@ -438,9 +438,13 @@ def _hours(jobs: "list[Job]", out: Path) -> str:
         place_known(jobs, Shelf(out / "runs"))
     left = [job for job in jobs if job.state != State.FINISHED]
     finished = f"{len(jobs) - len(left)} finished; " if len(left) < len(jobs) else ""
+    is_busy = (
+        hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1) / 2
+    )  # before the timing is the load
     seconds = seconds_of(groups) if left else {}
     hours = sum(seconds[job.group.label] * (1 - job.step / job.steps) for job in left) / 3600
-    return f"{finished}about {hours:.2g} hours on this machine, one after the other"
+    beside = "; timed beside other work, without which they take less" if is_busy and left else ""
+    return f"{finished}about {hours:.2g} hours on this machine, one after the other{beside}"
 
 
 def _words_on(study: Study, out: Path) -> list[str]:

@@ -372,7 +372,7 @@ def _negative(q: Dirichlet, p: Dirichlet) -> Tensor:
 
 
 class Estimated(TorchDistribution):
-    """A Dirichlet whose KL nobody knows, so that it is estimated from a draw; a sound law."""
+    """A Dirichlet whose KL nobody knows, so that it is estimated from a draw; it is sound."""
 
     arg_constraints = {}
     support = constraints.simplex
@@ -415,8 +415,8 @@ class SoundPrior(CostDirichlet):
 
 class PriorOffTheSimplex(SoundPrior):
     def forward(self, layer: int, positions: Tensor) -> Any:
-        law = OffTheSimplex(super().base(layer, positions).concentration, validate_args=False)
-        return Estimated(law)
+        dist = OffTheSimplex(super().base(layer, positions).concentration, validate_args=False)
+        return Estimated(dist)
 
 
 class PriorWithAnotherMean(SoundPrior):

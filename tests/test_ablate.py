@@ -701,8 +701,12 @@ def test_hours_leave_out_what_is_there(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("pyro_meta.study.shelf.place_known", placed)
     monkeypatch.setattr(estimate, "seconds_of", lambda groups: {"routed": 7200.0})
     runs.mkdir()
-    said = HOURS(jobs, tmp_path)
-    assert said == "1 finished; about 5.5 hours on this machine, one after the other"
+    told = "1 finished; about 5.5 hours on this machine, one after the other"
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.9, 5.0, 5.0))
+    assert HOURS(jobs, tmp_path) == told
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.1, 0.0, 0.0))
+    assert HOURS(jobs, tmp_path) == f"{told}; timed beside other work, without which they take less"
 
 
 def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,11 +74,11 @@ def test_nuts_finds_the_conjugate_posterior(w: float) -> None:
     handful = Handful(exact, tokens[0], targets[0], 2, w)
     with frozen(exact.model):
         chain = nuts.sample(handful, handful.means, warmup=150, samples=400)
-    law = Dirichlet(exact.exact(targets)[0, -2:].double())
-    error = law.variance.sqrt() / chain.effective**0.5
+    dist = Dirichlet(exact.exact(targets)[0, -2:].double())
+    error = dist.variance.sqrt() / chain.effective**0.5
     assert chain.effective > 100 and chain.split_r_hat < 1.05
-    assert float(((chain.moments.mean[0] - law.mean) / error).abs().max()) < 4
-    spread = chain.moments.deviation[0] / law.variance.sqrt()
+    assert float(((chain.moments.mean[0] - dist.mean) / error).abs().max()) < 4
+    spread = chain.moments.deviation[0] / dist.variance.sqrt()
     assert float((spread - 1).abs().max()) < 4 / (2 * chain.effective) ** 0.5 + 0.05
 
 

@@ -146,8 +146,8 @@ def test_the_cost_of_a_block_is_counted_by_hand() -> None:
     assert float(found) == pytest.approx((beside + attention) / unit, rel=1e-12)
     everywhere = model.depth.costs(torch.arange(24), torch.tensor([1.0, 0.0, 0.0]))
     assert float(everywhere.mean()) == pytest.approx(1.0, rel=1e-12)
-    law = model.depth(1, torch.arange(24), shares)
-    total = law.concentration1 + law.concentration0
+    dist = model.depth(1, torch.arange(24), shares)
+    total = dist.concentration1 + dist.concentration0
     torch.testing.assert_close(total, torch.full((24,), 1.1))
 
 

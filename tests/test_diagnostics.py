@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats as laws
+from scipy import stats
 
 from pyro_meta.analysis.calibration import by_uncertainty, calibration, risk_coverage
 from pyro_meta.analysis.collapse import (
@@ -168,7 +168,7 @@ def test_k_hat_of_a_known_tail(shape: float) -> None:
     """Generalised Pareto weights: the shape is what is estimated, to its sampling error."""
     rng = np.random.default_rng(2)
     found = [
-        k_hat(np.log(laws.genpareto.rvs(shape, loc=1, size=2000, random_state=rng)))
+        k_hat(np.log(stats.genpareto.rvs(shape, loc=1, size=2000, random_state=rng)))
         for _ in range(20)
     ]
     z = (np.mean(found) - shape) / (np.std(found) / np.sqrt(len(found)))
@@ -195,7 +195,7 @@ def test_the_tail_that_shapes_force_is_the_tail_that_is_found() -> None:
     assert shape_alone(np.array([2.0, 1.0]), np.array([0.5, 1.0])) == pytest.approx(0.75)
     assert shape_alone(np.array([1.0, 1.0]), np.array([2.0, 3.0])) == 0, "wider than the prior"
     draws = np.random.default_rng(0).beta(2.0, 1.0, 100_000)
-    log_r = laws.beta.logpdf(draws, 0.5, 1) - laws.beta.logpdf(draws, 2, 1)
+    log_r = stats.beta.logpdf(draws, 0.5, 1) - stats.beta.logpdf(draws, 2, 1)
     assert k_hat(log_r) == pytest.approx(0.75, abs=0.1)
 
 

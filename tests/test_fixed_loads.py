@@ -86,12 +86,12 @@ def test_random_routes_depend_on_the_prefix_alone(model: LanguageModel, tokens: 
 def test_a_table_knows_the_token_and_nothing_else(model: LanguageModel) -> None:
     guide = TokenTableGuide(model)
     tokens = torch.tensor([[3, 5, 3, 5, 5]])
-    law = guide.posterior(0, features(tokens))
-    assert torch.equal(law.mean[0, 0], law.mean[0, 2])
-    assert not torch.equal(law.mean[0, 0], law.mean[0, 1])
-    assert (law.mean.argmax(-1) == 0).all()
+    dist = guide.posterior(0, features(tokens))
+    assert torch.equal(dist.mean[0, 0], dist.mean[0, 2])
+    assert not torch.equal(dist.mean[0, 0], dist.mean[0, 1])
+    assert (dist.mean.argmax(-1) == 0).all()
     torch.testing.assert_close(
-        law.concentration.sum(-1), torch.full((1, 5), 5.15), rtol=0.2, atol=0
+        dist.concentration.sum(-1), torch.full((1, 5), 5.15), rtol=0.2, atol=0
     )
 
 

@@ -21,15 +21,15 @@ from pyro_meta.network.costs import costs_at
 
 def posteriors(guide: Guide, tokens: Tensor) -> list[Distribution]:
     """The posterior of each layer along the mean route."""
-    laws: list[Distribution] = []
+    dists: list[Distribution] = []
     follow = mean_route(guide, hard=False)
 
     def route(layer: int, features: Features) -> Decision:
-        laws.append(guide.posterior(layer, features))
+        dists.append(guide.posterior(layer, features))
         return follow(layer, features)
 
     guide.model.network(tokens, route)
-    return laws
+    return dists
 
 
 @pytest.mark.parametrize("guide", GUIDES)
@@ -77,8 +77,8 @@ def test_the_prefix_gap_is_rounding_unless_a_guide_leaks() -> None:
 def divergences(guide: Guide) -> Iterator[tuple[Distribution, Distribution]]:
     """The posterior and the prior of each layer."""
     prior = guide.model.prior
-    for layer, law in enumerate(posteriors(guide, text()[0])):
-        yield law, prior(layer, torch.arange(20)).expand(law.batch_shape)
+    for layer, dist in enumerate(posteriors(guide, text()[0])):
+        yield dist, prior(layer, torch.arange(20)).expand(dist.batch_shape)
 
 
 @pytest.mark.parametrize(("prior", "guide"), [pair for pair in PAIRS if pair not in ESTIMATED])
@@ -117,13 +117,13 @@ def test_the_default_guide_starts_undecided_on_full_attention_first_then_on_wind
         model.network.mechanism_names.index(n) for n in ("full", "window", "linear")
     )
     first, *others = posteriors(guide, text()[0])
-    for law in (first, *others):
-        assert isinstance(law, Dirichlet)
-        assert 3 < law.concentration.sum(-1).median() < 9
-        assert (law.mean[..., window] > 3 * law.mean[..., linear]).float().mean() > 0.95
+    for dist in (first, *others):
+        assert isinstance(dist, Dirichlet)
+        assert 3 < dist.concentration.sum(-1).median() < 9
+        assert (dist.mean[..., window] > 3 * dist.mean[..., linear]).float().mean() > 0.95
     assert (first.mean[..., full] > 1.3 * first.mean[..., window]).float().mean() > 0.95
-    for law in others:
-        assert (law.mean[..., window] > 5 * law.mean[..., full]).float().mean() > 0.95
+    for dist in others:
+        assert (dist.mean[..., window] > 5 * dist.mean[..., full]).float().mean() > 0.95
 
 
 def test_a_single_mechanism_needs_no_choice() -> None:

@@ -289,28 +289,28 @@ def changed(base: type, method: str, change: Callable[..., Any], name: str = "Mi
     return made
 
 
-def of_nan(law: Any, *given: Any) -> Any:
-    return Dirichlet(law.concentration * math.nan, validate_args=False)
+def of_nan(dist: Any, *given: Any) -> Any:
+    return Dirichlet(dist.concentration * math.nan, validate_args=False)
 
 
 LAWS: dict[str, Callable[..., Any]] = {
-    "None": lambda law, *_: None,
-    "a tensor": lambda law, *_: law.concentration,
-    "a draw": lambda law, *_: law.rsample(),
-    "a tuple": lambda law, *_: (law, law),
-    "a class": lambda law, *_: Dirichlet,
-    "words": lambda law, *_: "Dirichlet",
-    "another event": lambda law, *_: Dirichlet(law.concentration[..., :-1]),
-    "no event": lambda law, *_: Normal(law.concentration, 1.0),
+    "None": lambda dist, *_: None,
+    "a tensor": lambda dist, *_: dist.concentration,
+    "a draw": lambda dist, *_: dist.rsample(),
+    "a tuple": lambda dist, *_: (dist, dist),
+    "a class": lambda dist, *_: Dirichlet,
+    "words": lambda dist, *_: "Dirichlet",
+    "another event": lambda dist, *_: Dirichlet(dist.concentration[..., :-1]),
+    "no event": lambda dist, *_: Normal(dist.concentration, 1.0),
     "NaN": of_nan,
-    "another precision": lambda law, *_: Dirichlet(law.concentration.double()),
-    "a part of the batch": lambda law, *_: Dirichlet(law.concentration[..., :-1, :]),
-    "one more batch": lambda law, *_: Dirichlet(law.concentration[None]),
-    "random": lambda law, *_: Dirichlet(law.concentration + torch.rand(())),
-    "on another device": lambda law, *_: Dirichlet(
-        law.concentration.to("meta"), validate_args=False
+    "another precision": lambda dist, *_: Dirichlet(dist.concentration.double()),
+    "a part of the batch": lambda dist, *_: Dirichlet(dist.concentration[..., :-1, :]),
+    "one more batch": lambda dist, *_: Dirichlet(dist.concentration[None]),
+    "random": lambda dist, *_: Dirichlet(dist.concentration + torch.rand(())),
+    "on another device": lambda dist, *_: Dirichlet(
+        dist.concentration.to("meta"), validate_args=False
     ),
-    "choices": lambda law, *_: Choice(logits=law.concentration.log()),
+    "choices": lambda dist, *_: Choice(logits=dist.concentration.log()),
 }
 ROWS: dict[str, Callable[..., Any]] = {
     "None": lambda out, *_: None,
@@ -346,12 +346,12 @@ RETURNS: list[tuple[str, str, str, Callable[..., Any]]] = [
     *(("guide", "posterior", why, change) for why, change in LAWS.items()),
     *(("mechanisms", "forward", why, change) for why, change in ROWS.items()),
     *(("block", "look", why, change) for why, change in BLOCK_ROWS.items()),
-    ("depth", "posterior", "None", lambda law, *_: None),
-    ("depth", "posterior", "a number", lambda law, *_: 0.5),
-    ("depth", "posterior", "an event", lambda law, *_: law.to_event(1)),
-    ("depth", "posterior", "NaN", lambda law, *_: Beta(
-        law.concentration1 * math.nan, law.concentration0, validate_args=False)),
-    ("depth", "posterior", "one number", lambda law, *_: Beta(1.0, 1.0)),
+    ("depth", "posterior", "None", lambda dist, *_: None),
+    ("depth", "posterior", "a number", lambda dist, *_: 0.5),
+    ("depth", "posterior", "an event", lambda dist, *_: dist.to_event(1)),
+    ("depth", "posterior", "NaN", lambda dist, *_: Beta(
+        dist.concentration1 * math.nan, dist.concentration0, validate_args=False)),
+    ("depth", "posterior", "one number", lambda dist, *_: Beta(1.0, 1.0)),
     ("block", "advance", "None", lambda stream, *_: None),
     ("block", "advance", "a tensor", lambda stream, *_: stream.state),
     ("block", "advance", "NaN", lambda stream, *_: Stream(stream.state * math.nan)),
@@ -730,14 +730,16 @@ def test_what_is_raised_in_the_middle_of_training_is_told(text_file: Path, tmp_p
 
 
 def test_own_code_that_is_no_method_is_told() -> None:
-    class Law(Dirichlet):
+    class NanDraws(Dirichlet):
         def rsample(self, sample_shape: Any = ()) -> Tensor:
             raise LookupError("no draw")
 
     line = refusal(
-        guide=changed(PlainGuide, "posterior", lambda law, *_: Law(law.concentration), "Mine")
+        guide=changed(
+            PlainGuide, "posterior", lambda dist, *_: NanDraws(dist.concentration), "Mine"
+        )
     )
-    assert line.startswith("guide: Mine: ") and "Law.rsample(" in line
+    assert line.startswith("guide: Mine: ") and "NanDraws.rsample(" in line
 
 
 # -- every door -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Priors are the laws that their docstrings say, and refuse what would make them none."""
+"""Priors are the distributions that their docstrings say, and refuse what would make them none."""
 
 from dataclasses import replace
 

@@ -21,12 +21,12 @@ SCALE = torch.tensor([[0.4, 1.3, 0.7], [2.0, 0.3, 0.9]], dtype=torch.float64)
 DISTRIBUTIONS = [LogisticNormal(LOC, SCALE), Concrete(0.6, LOC)]
 
 
-def log_ratios(law: LogisticNormal, reference: int) -> MultivariateNormal:
-    """The law of log(alpha_k / alpha_reference), k != reference."""
-    others = [k for k in range(law.loc.shape[-1]) if k != reference]
-    variance = law.scale**2
+def log_ratios(dist: LogisticNormal, reference: int) -> MultivariateNormal:
+    """The dist of log(alpha_k / alpha_reference), k != reference."""
+    others = [k for k in range(dist.loc.shape[-1]) if k != reference]
+    variance = dist.scale**2
     covariance = torch.diag_embed(variance[..., others]) + variance[..., reference, None, None]
-    return MultivariateNormal(law.loc[..., others] - law.loc[..., [reference]], covariance)
+    return MultivariateNormal(dist.loc[..., others] - dist.loc[..., [reference]], covariance)
 
 
 def z_score(draws: Tensor, expected: Tensor) -> Tensor:
@@ -47,11 +47,11 @@ def test_logistic_normal_is_the_law_of_its_log_ratios(reference: int) -> None:
 
 
 def test_concrete_has_the_density_of_torch() -> None:
-    law = Concrete(0.6, LOC)
-    alpha = law.rsample()
+    dist = Concrete(0.6, LOC)
+    alpha = dist.rsample()
     temperature = torch.tensor(0.6, dtype=torch.float64)
     expected = RelaxedOneHotCategorical(temperature, logits=LOC).log_prob(alpha)
-    torch.testing.assert_close(law.log_prob(alpha), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(dist.log_prob(alpha), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_draws_of_a_logistic_normal_follow_its_density() -> None:
@@ -67,12 +67,12 @@ def test_draws_of_a_concrete_follow_its_density() -> None:
     assert (z_score(chosen, LOC.softmax(-1)).abs() < 4).all()
 
 
-@pytest.mark.parametrize("law", DISTRIBUTIONS)
-def test_mean_and_entropy_agree_with_draws(law: SoftmaxDistribution) -> None:
-    draws = law.sample((200_000,))
-    torch.testing.assert_close(law.mean, draws.mean(0), rtol=0, atol=0.02)
-    torch.testing.assert_close(expected_entropy(law), entropy(draws).mean(0), rtol=0, atol=0.03)
-    torch.testing.assert_close(law.mean.sum(-1), torch.ones(2).double())
+@pytest.mark.parametrize("dist", DISTRIBUTIONS)
+def test_mean_and_entropy_agree_with_draws(dist: SoftmaxDistribution) -> None:
+    draws = dist.sample((200_000,))
+    torch.testing.assert_close(dist.mean, draws.mean(0), rtol=0, atol=0.02)
+    torch.testing.assert_close(expected_entropy(dist), entropy(draws).mean(0), rtol=0, atol=0.03)
+    torch.testing.assert_close(dist.mean.sum(-1), torch.ones(2).double())
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_mean_and_entropy_agree_with_draws(law: SoftmaxDistribution) -> None:
 )
 def test_the_mean_is_deterministic_fair_and_differentiable(make) -> None:  # type: ignore[no-untyped-def]
     z = torch.zeros(4, 5, 3, requires_grad=True)
-    law = make(z)
-    assert torch.equal(law.mean, make(z).mean)
-    torch.testing.assert_close(law.mean, torch.full((4, 5, 3), 1 / 3))
-    law.mean[..., 0].sum().backward()
+    dist = make(z)
+    assert torch.equal(dist.mean, make(z).mean)
+    torch.testing.assert_close(dist.mean, torch.full((4, 5, 3), 1 / 3))
+    dist.mean[..., 0].sum().backward()
     assert z.grad is not None and (z.grad[..., 0] > 0).all() and (z.grad[..., 1:] < 0).all()
     order = torch.randn(50, 3)
     assert torch.equal(make(order).mean.argmax(-1), order.argmax(-1))
@@ -128,8 +128,8 @@ def test_estimated_divergences_are_the_log_ratio_of_the_draw(q: SoftmaxDistribut
 
 
 def test_a_concrete_diverges_from_itself_by_nothing() -> None:
-    law = Concrete(0.5, LOC)
-    assert divergence(law, law.expand([2])).tolist() == [0.0, 0.0]
+    dist = Concrete(0.5, LOC)
+    assert divergence(dist, dist.expand([2])).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -143,32 +143,32 @@ def test_a_concrete_diverges_from_itself_by_nothing() -> None:
 def test_a_draw_that_underflows_keeps_a_finite_divergence_and_gradient(other) -> None:  # type: ignore[no-untyped-def]
     """Logits so far apart that float32 holds 0 for two components."""
     logits = torch.tensor([[0.0, 90.0, -90.0]], requires_grad=True)
-    law = Concrete(0.5, logits)
-    draw = law.rsample()
+    dist = Concrete(0.5, logits)
+    draw = dist.rsample()
     assert draw.tolist() == [[0.0, 1.0, 0.0]]
-    kl = divergence(law, other.expand([1]), draw)
+    kl = divergence(dist, other.expand([1]), draw)
     kl.sum().backward()
     assert torch.isfinite(kl).all()
     assert logits.grad is not None and torch.isfinite(logits.grad).all()
-    assert torch.isfinite(law.log_prob(draw.clone())).all()
+    assert torch.isfinite(dist.log_prob(draw.clone())).all()
 
 
-@pytest.mark.parametrize("law", DISTRIBUTIONS)
-def test_expanded_laws_draw_one_row_each(law: SoftmaxDistribution) -> None:
-    wide = law.expand([4, 2])
+@pytest.mark.parametrize("dist", DISTRIBUTIONS)
+def test_expanded_laws_draw_one_row_each(dist: SoftmaxDistribution) -> None:
+    wide = dist.expand([4, 2])
     assert wide.batch_shape == (4, 2) and wide.rsample((5,)).shape == (5, 4, 2, 3)
     assert wide.rsample().unique(dim=0).shape[0] == 4
-    torch.testing.assert_close(wide.mean[0], law.mean)
+    torch.testing.assert_close(wide.mean[0], dist.mean)
 
 
 def test_one_mechanism_leaves_nothing_to_choose() -> None:
-    for law in (
+    for dist in (
         LogisticNormal(torch.zeros(2, 1), torch.ones(2, 1)),
         Concrete(0.5, torch.ones(2, 1)),
     ):
-        assert law.mean.tolist() == law.rsample().tolist() == [[1.0], [1.0]]
-        torch.testing.assert_close(law.log_prob(law.rsample()), torch.zeros(2))
-        kl = divergence(law, Dirichlet(torch.ones(2, 1)))
+        assert dist.mean.tolist() == dist.rsample().tolist() == [[1.0], [1.0]]
+        torch.testing.assert_close(dist.log_prob(dist.rsample()), torch.zeros(2))
+        kl = divergence(dist, Dirichlet(torch.ones(2, 1)))
         torch.testing.assert_close(kl, torch.zeros(2), rtol=0, atol=1e-6)
 
 
