@@ -730,16 +730,14 @@ def test_what_is_raised_in_the_middle_of_training_is_told(text_file: Path, tmp_p
 
 
 def test_own_code_that_is_no_method_is_told() -> None:
-    class NanDraws(Dirichlet):
+    class NoDraw(Dirichlet):
         def rsample(self, sample_shape: Any = ()) -> Tensor:
             raise LookupError("no draw")
 
     line = refusal(
-        guide=changed(
-            PlainGuide, "posterior", lambda dist, *_: NanDraws(dist.concentration), "Mine"
-        )
+        guide=changed(PlainGuide, "posterior", lambda dist, *_: NoDraw(dist.concentration), "Mine")
     )
-    assert line.startswith("guide: Mine: ") and "NanDraws.rsample(" in line
+    assert line.startswith("guide: Mine: ") and "NoDraw.rsample(" in line
 
 
 # -- every door -----------------------------------------------------------------------------------
