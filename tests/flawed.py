@@ -127,11 +127,10 @@ class ServesTheWrongRows(Sound):
 
 
 class GroupsOtherwise(Sound):
-    """What shares a key-value head gets less of it."""
+    """Query heads read the key-value heads in turn."""
 
     def grouped(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        sharing = q.shape[1] // v.shape[1]
-        return self(q, q, v.repeat_interleave(sharing, 1)) / sharing
+        return self(q, q, v.repeat(1, q.shape[1] // v.shape[1], 1, 1))
 
 
 class CountsPadding(Sound):

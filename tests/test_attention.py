@@ -212,11 +212,17 @@ def test_a_window_with_sinks_sees_every_key_once(length: int, window: int, sinks
 
 @pytest.mark.parametrize(("window", "sinks"), [(7, 0), (7, 4), (100, 4), (300, 0)])
 @pytest.mark.parametrize("length", [1, 63, 200])
-def test_window_attention_of_grouped_queries(length: int, window: int, sinks: int) -> None:
-    """Six query heads on two key-value heads, in value and in gradient."""
+@pytest.mark.parametrize("width", [2, 16])
+def test_window_attention_of_grouped_queries(
+    length: int, window: int, sinks: int, width: int
+) -> None:
+    """Six query heads on two key-value heads, in value and in gradient.
+
+    Narrow heads have their keys copied, and wide ones the mask.
+    """
     generator = torch.Generator().manual_seed(length)
     q, k, v = (
-        torch.randn(2, H, length, 8, dtype=torch.float64, generator=generator).requires_grad_()
+        torch.randn(2, H, length, width, dtype=torch.float64, generator=generator).requires_grad_()
         for H in (6, 2, 2)
     )
 
@@ -331,6 +337,22 @@ def test_a_long_text_is_read_in_pieces_by_its_newest_token(
         assert found.dtype == dtype
         most = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
         torch.testing.assert_close(found.double(), truth, rtol=0, atol=most)
+
+
+def test_pieces_are_for_what_their_kernel_does_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast, types that differ, and keys whose numbers lie apart are PyTorch's own."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(dense, "LONG", 4)
+    q, k, v = (torch.randn(1, 1, length, 16) for length in (1, 9, 9))
+    apart = k.transpose(2, 3).contiguous().transpose(2, 3)
+    with torch.no_grad():
+        truth = last_row_of_attention(q, k, v)
+        torch.testing.assert_close(last_row_of_attention(q, apart, v), truth)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = last_row_of_attention(q, k, v.bfloat16())
+            same = last_row_of_attention(q, k, v)
+    assert mixed.dtype == same.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), truth, rtol=0, atol=3e-2)
 
 
 def test_a_gradient_asks_for_no_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

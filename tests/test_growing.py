@@ -1,8 +1,10 @@
 """A cache of transformers that grows in place gives what one gives that is copied every time."""
 
 import copy
+import weakref
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,15 +99,43 @@ def test_a_token_is_written_where_there_is_room() -> None:
         assert layer.keys.data_ptr() not in places
 
 
-def test_what_has_a_gradient_is_not_written_over() -> None:
+def test_a_graph_keeps_what_it_needs() -> None:
+    """Also where keys need no gradient, and what looks at them does."""
     layer = GrowingLayer()
-    first = torch.randn(1, 1, 3, 2, requires_grad=True)
-    layer.update(first, first)
+    with torch.no_grad():
+        for _ in range(3):
+            layer.update(*torch.randn(2, 1, 1, 2, 4))
+    weight = torch.randn(1, 1, 1, 4, requires_grad=True)
+    total, expected = torch.zeros(()), torch.zeros(4)
     for _ in range(3):
-        keys, _ = layer.update(first[:, :, :1], first[:, :, :1])
-    (found,) = torch.autograd.grad((keys**2).sum(), first)
-    weight = torch.tensor([4.0, 1.0, 1.0])[:, None]
-    torch.testing.assert_close(found, 2 * first.detach() * weight)
+        keys, _ = layer.update(*torch.randn(2, 1, 1, 1, 4))
+        total = total + (keys * weight).sum()
+        expected = expected + keys.sum((0, 1, 2))
+    (found,) = torch.autograd.grad(total, weight)
+    torch.testing.assert_close(found.flatten(), expected)
+
+
+def test_another_batch_is_refused_and_changes_nothing() -> None:
+    layer = GrowingLayer()
+    with torch.no_grad():
+        for _ in range(2):
+            layer.update(*torch.randn(2, 2, 1, 3, 4))
+        with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+            layer.update(*torch.randn(2, 1, 1, 1, 4))
+    assert layer.get_seq_length() == layer.values.shape[2] == 6
+
+
+def test_room_goes_with_the_tensor_that_has_it() -> None:
+    """Choosing beams, resetting and copying leave nothing behind."""
+    layer = GrowingLayer()
+    with torch.no_grad():
+        for _ in range(2):
+            layer.update(*torch.randn(2, 2, 1, 3, 4))
+        room = weakref.ref(layer.keys.pyro_meta_room)
+        copied = copy.copy(layer)
+        assert copied.keys.untyped_storage().nbytes() == 4 * layer.keys.numel()
+        layer.reorder_cache(torch.tensor([1, 0]))
+    assert room() is None
 
 
 def test_room_is_given_to_plain_layers_alone() -> None:
@@ -113,11 +143,11 @@ def test_room_is_given_to_plain_layers_alone() -> None:
         """One of a user."""
 
     cache = DynamicCache()
-    cache.layers = [DynamicLayer(), Own(), GrowingLayer()]
-    own, growing = cache.layers[1:]
+    before = [DynamicLayer(), Own(), GrowingLayer()]
+    cache.layers = list(before)
     give_room(cache)
-    assert type(cache.layers[0]) is GrowingLayer
-    assert cache.layers[1:] == [own, growing]
+    assert cache.layers == before
+    assert [type(layer) for layer in before] == [GrowingLayer, Own, GrowingLayer]
     moved = DynamicCache()
     moved.layers, moved.offloading = [DynamicLayer()], True
     give_room(moved)

@@ -116,7 +116,8 @@ class Mechanism(nn.Module):
     def grouped(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`forward` of grouped queries: query head h reads key-value head h // (H / G).
 
-        Optional. Else keys and values are repeated for every query head.
+        Optional. Else keys and values are repeated for every query head; and always for one that
+        reads separators.
 
         Parameters
         ----------
@@ -422,7 +423,7 @@ def _abilities(kind: type[Mechanism]) -> Abilities:
         recurs=_is_of_forward(kind, "resume") and _is_of_forward(kind, "state_of"),
         carries=_is_of_forward(kind, "kick"),
         remembers=_is_of_forward(kind, "new_memory"),
-        groups=_is_of_forward(kind, "grouped"),
+        groups=_is_of_forward(kind, "grouped") and not kind.reads_separators,
     )
 
 

@@ -251,11 +251,11 @@ def grouped_queries_get_their_rows(subject: MechanismSubject) -> None:
     applies(mechanism.abilities.groups, "it does not define grouped()")
     for length in LENGTHS:
         q, k, v = qkv(mechanism.head_width, length)
-        inputs = [x.requires_grad_() for x in (q, k[:, :1].clone(), v[:, :1].clone())]
+        inputs = [x.requires_grad_() for x in (torch.cat([q, q.roll(1, 3)], 1), k, v)]
         q, k, v = inputs
         expected = mechanism(q, *(x.repeat_interleave(2, 1) for x in (k, v)))
         found = mechanism.grouped(q, k, v)
-        what = f"of {length} tokens and 1 of 2 key-value heads"
+        what = f"of {length} tokens, 4 heads and 2 key-value heads"
         require_tensor(found, expected.shape, v, f"the output of grouped() {what}")
         require_close(found, expected, EXACT, f"grouped() gives other rows than forward() {what}")
         if expected.requires_grad:

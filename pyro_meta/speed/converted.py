@@ -32,6 +32,8 @@ from pyro_meta.training.run import Run
 LENGTHS = [1024, 2048, 4096, 8192]
 DECODED = 8
 """Tokens in one timed piece of decoding."""
+PIECES = 8
+"""So many are read before the same tokens are read again."""
 IN_PLACE = "sdpa, in place"
 """The model as it was, with a cache that grows in place: a way of decoding."""
 
@@ -168,14 +170,19 @@ def _prefill(model: PreTrainedModel, tokens: Tensor) -> Callable[[], object]:
 
 
 def _decode(model: PreTrainedModel, tokens: Tensor, in_place: bool = False) -> Callable[[], object]:
-    """Read the last `DECODED` of the tokens one by one, ever again behind all that was read."""
+    """Read `DECODED` more tokens one by one, up to the last; then the same ones again."""
     kept = DynamicCache(config=model.config)
-    length = tokens.shape[1] - DECODED
-    model(input_ids=tokens[:, :length], cache=kept, use_cache=True, logits_to_keep=1)
+    pieces = max(1, min(PIECES, (tokens.shape[1] - 1) // DECODED))
+    begin = tokens.shape[1] - pieces * DECODED
+    model(input_ids=tokens[:, :begin], cache=kept, use_cache=True, logits_to_keep=1)
     if in_place:
         give_room(kept)
 
     def decode() -> None:
+        length = kept.get_seq_length()
+        if length == tokens.shape[1]:
+            kept.crop(begin - length)
+            length = begin
         for place in range(length, length + DECODED):
             one = tokens[:, place : place + 1]
             model(input_ids=one, cache=kept, use_cache=True, logits_to_keep=1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_meta.attention.ops.backend import uses_triton
+from pyro_meta.attention.ops.heads import with_heads
 from pyro_meta.attention.ops.precision import at_least_float32, without_autocast
 
 WINDOW_CHUNK = 64
@@ -46,17 +47,25 @@ def last_row_of_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None =
     """
     B, H, _, d = q.shape
     rows = q.reshape(B, k.shape[1], -1, d)  # [B, G, H / G, d]
-    if seen is None and (pieces := _pieces(k)) > 1:
+    if seen is None and (pieces := _pieces(q, k, v)) > 1:
         return _by_pieces(rows, k, v, pieces).reshape(B, H, 1, d)
     with sdpa_kernel(WITHOUT_PLANS) if q.is_cuda else nullcontext():
         mask = None if seen is None else seen[:, None, None]
         return F.scaled_dot_product_attention(rows, k, v, mask).reshape(B, H, 1, d)
 
 
-def _pieces(k: Tensor) -> int:
-    """Into how many pieces keys [B, G, T, d] are cut, for all threads to have as many."""
+def _pieces(q: Tensor, k: Tensor, v: Tensor) -> int:
+    """Into how many pieces keys [B, G, T, d] are cut, for all threads to have as many.
+
+    One where the kernel does not do what PyTorch's own attention does besides: gradients, autocast,
+    tensors of several types, rows that are not laid out one number behind the other.
+    """
     B, G, T, _ = k.shape
-    if k.device.type != "cpu" or T < LONG or torch.is_grad_enabled() or _FLASH is None:
+    if k.device.type != "cpu" or T < LONG or _FLASH is None or torch.compiler.is_compiling():
+        return 1
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return 1
+    if not q.dtype == k.dtype == v.dtype or {x.stride(-1) for x in (q, k, v)} != {1}:
         return 1
     threads = torch.get_num_threads()
     return threads // math.gcd(B * G, threads)
@@ -89,7 +98,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int = 
     The first `sinks` keys of the text are seen as well; a key that is among both counts once.
     Queries are cut into chunks of C; each chunk meets its own C + W - 1 keys, the sinks, and no
     others, so that time and memory are O(T (W + S + C)). A dense T x T mask would cost more than
-    full attention. Query heads that share a key-value head meet one copy of its chunks.
+    full attention. Query heads that share a key-value head meet one copy of its chunks, by a mask
+    that is repeated for each of them; or, where that would be the larger, copies of their own.
 
     Parameters
     ----------
@@ -103,11 +113,13 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int = 
         S >= 0: how many of the first keys it sees as well, as far as they are past.
     """
     B, H, T, d = q.shape
-    G = k.shape[1]
-    R = H // G
     W = min(window, T)
     S = min(sinks, T - W)  # later ones are in the window of every query that sees them
     C = min(max(W // 4, WINDOW_CHUNK), T)
+    if B * k.shape[1] * d < C:
+        k, v = with_heads(k, H), with_heads(v, H)
+    G = k.shape[1]
+    R = H // G
     n = -(-T // C)
     tail = n * C - T
     past = W - 1

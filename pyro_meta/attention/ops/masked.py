@@ -93,7 +93,7 @@ def _made_again(mask: Tensor, make: Callable[[], Tensor]) -> saved_tensors_hooks
 
 def row_blocks(sequences: int, length: int) -> list[tuple[int, int]]:
     """First row of each block, and the one behind its last."""
-    rows = min(ROWS, max(SPARE_ROWS, MASK_NUMBERS // (sequences * length)))
+    rows = min(ROWS, max(SPARE_ROWS, MASK_NUMBERS // max(1, sequences * length)))
     return [(begin, min(begin + rows, length)) for begin in range(0, length, rows)]
 
 
