@@ -88,8 +88,9 @@ def _has_places(whole: Tensor, end: int) -> bool:
 
 
 def _without_room(value: object) -> object:
-    has_room = isinstance(value, Tensor) and hasattr(value, ROOM)
-    return value.clone(memory_format=torch.contiguous_format) if has_room else value
+    if isinstance(value, Tensor) and hasattr(value, ROOM):
+        return value.clone(memory_format=torch.contiguous_format)
+    return value
 
 
 def give_room(*given: object) -> None:
