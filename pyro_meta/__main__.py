@@ -1,6 +1,8 @@
 """`python -m pyro_meta`, or `pyro-meta`: which commands there are, and each of them by its name."""
 
 import importlib
+import os
+import sys
 
 from pyro_meta.errors import UsageError
 from pyro_meta.terminal.commands import VERSION, run_command
@@ -51,7 +53,10 @@ def usage() -> str:
 
 
 def run() -> None:
-    """The console script `pyro-meta`."""
+    """The console script `pyro-meta`: like `python -m`, it finds modules where one is."""
+    here = os.getcwd()
+    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
     run_command(main)
 
 

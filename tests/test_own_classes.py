@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pyro.distributions import Beta, Dirichlet, Normal
 from torch import Tensor, nn
 
+import pyro_meta.__main__
 from pyro_meta import (
     BetaDepthGuide,
     CategoricalGuide,
@@ -846,3 +847,17 @@ def test_a_class_of_the_same_name_does_not_hide_ours(text_file: Path) -> None:
     words = [f"--data.path={text_file}", "--prior=CostDirichlet", "--prior.rate=2"]
     written = read_options(words)[1]
     assert "class_path: pyro_meta.CostDirichlet" in written and len(kept) == 2
+
+
+def test_the_console_script_finds_classes_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `python -m` does; where that is asked not to, neither does it."""
+    monkeypatch.chdir(tmp_path)
+    elsewhere = [folder for folder in sys.path if folder not in ("", str(tmp_path))]
+    seen: list[str] = []
+    monkeypatch.setattr("pyro_meta.__main__.run_command", lambda main: seen.append(sys.path[0]))
+    for path in (elsewhere, ["", *elsewhere]):
+        monkeypatch.setattr(sys, "path", list(path))
+        pyro_meta.__main__.run()
+    assert seen == [str(tmp_path), ""]
