@@ -29,7 +29,7 @@ from pyro_meta.analysis.reading import MOST_ROWS, Reading
 from pyro_meta.analysis.visible import SIGNS, visible
 
 LINE_WIDTH, PASSAGE_LINES, MOST_CHARACTERS = 80, 4, 8
-LEAST_INCHES, MOST_INCHES = 5, 11  # wide is a figure of a text
+LEAST_INCHES, MOST_INCHES = 5, 11  # width of a figure of text
 MOST_BLOCKS = 8
 """Of a passage, where layers and groups are very many."""
 CLOUD = 1500

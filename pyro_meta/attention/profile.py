@@ -234,7 +234,7 @@ def trials() -> list[Trial]:
 
 
 def measure() -> Profile:
-    """Time some trials on a CPU and fit a profile to them: some five seconds on one core.
+    """Time some trials on a CPU and fit a profile to them: some four seconds on two cores.
 
     With as many threads as PyTorch is set to. Both ways of a trial are timed by turns, and what
     counts is the median of their ratios. Fields that are not measured are those of `DEFAULT`.

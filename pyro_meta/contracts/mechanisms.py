@@ -230,16 +230,7 @@ def chosen_queries_get_their_rows(subject: MechanismSubject) -> None:
             what = f"for {len(expected)} of 2 x {length} queries and {heads} of 2 key-value heads"
             require(found.shape == expected.shape, f"serve() gives {list(found.shape)} {what}")
             require_close(found, expected, EXACT, f"serve() gives other rows than forward() {what}")
-            if expected.requires_grad:
-                weight = torch.randn_like(expected)
-                ours, theirs = (
-                    torch.autograd.grad((x * weight).sum(), inputs, materialize_grads=True)
-                    for x in (found, expected)
-                )
-                for name, one, other in zip("qkv", ours, theirs, strict=True):
-                    require_close(
-                        one, other, EXACT, f"serve() has another gradient of {name} {what}"
-                    )
+            _require_same_gradients(found, expected, inputs, f"serve() has {{}} {what}")
 
 
 def grouped_queries_get_their_rows(subject: MechanismSubject) -> None:
@@ -258,14 +249,22 @@ def grouped_queries_get_their_rows(subject: MechanismSubject) -> None:
         what = f"of {length} tokens, 4 heads and 2 key-value heads"
         require_tensor(found, expected.shape, v, f"the output of grouped() {what}")
         require_close(found, expected, EXACT, f"grouped() gives other rows than forward() {what}")
-        if expected.requires_grad:
-            weight = torch.randn_like(expected)
-            ours, theirs = (
-                torch.autograd.grad((x * weight).sum(), inputs, materialize_grads=True)
-                for x in (found, expected)
-            )
-            for name, one, other in zip("qkv", ours, theirs, strict=True):
-                require_close(one, other, EXACT, f"grouped() has another gradient of {name} {what}")
+        _require_same_gradients(found, expected, inputs, f"grouped() has {{}} {what}")
+
+
+def _require_same_gradients(
+    found: Tensor, expected: Tensor, inputs: list[Tensor], words: str
+) -> None:
+    """Of a random projection, for q, k and v; `words` has a place for what is wrong."""
+    if not expected.requires_grad:
+        return
+    weight = torch.randn_like(expected)
+    ours, theirs = (
+        torch.autograd.grad((x * weight).sum(), inputs, materialize_grads=True)
+        for x in (found, expected)
+    )
+    for name, one, other in zip("qkv", ours, theirs, strict=True):
+        require_close(one, other, EXACT, words.format(f"another gradient of {name}"))
 
 
 def continued_text_gets_its_rows(subject: MechanismSubject) -> None:
